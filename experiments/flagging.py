@@ -1,0 +1,58 @@
+"""Flags from a factory's signature: a default lives in one place."""
+
+from collections.abc import Callable
+import inspect
+import re
+import types
+import typing
+
+from absl import flags
+
+
+def keywords(factory: Callable) -> dict[str, inspect.Parameter]:
+  """The keyword-only parameters of a factory: its hyper-parameters."""
+  parameters = inspect.signature(factory).parameters
+  return {
+    name: parameter
+    for name, parameter in parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+  }
+
+
+def argument_help(factory: Callable) -> dict[str, str]:
+  """What the docstring's `Args:` says of each parameter."""
+  text = inspect.getdoc(factory) or ''
+  section = re.search(r'\nArgs:\n(.*?)(\n\S|\Z)', text, re.DOTALL)
+  entries = re.split(r'\n  (?=\w+: )', '\n' + section.group(1))[1:]
+  pairs = (entry.split(': ', 1) for entry in entries)
+  return {name: ' '.join(words.split()) for name, words in pairs}
+
+
+def define(*factories: Callable) -> None:
+  """Defines a flag for every hyper-parameter of the factories, once each."""
+  for factory in factories:
+    texts = argument_help(factory)
+    hints = typing.get_type_hints(factory)
+    for name, parameter in keywords(factory).items():
+      if name not in flags.FLAGS:
+        _define(name, hints[name], parameter.default, texts[name])
+
+
+def _define(name: str, hint, default, text: str) -> None:
+  if isinstance(hint, types.UnionType):  # `float | None`
+    hint = typing.get_args(hint)[0]
+  if typing.get_origin(hint) is typing.Literal:
+    flags.DEFINE_enum(name, default, typing.get_args(hint), text)
+    return
+  makers = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+  }
+  makers[hint](name, default, text)
+
+
+def given(factory: Callable) -> dict:
+  """The values the flags give to a factory's hyper-parameters."""
+  return {name: flags.FLAGS[name].value for name in keywords(factory)}

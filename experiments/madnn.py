@@ -1,0 +1,13 @@
+"""MA-DNN beside the supervised baseline.
+
+python experiments/madnn.py
+python experiments/madnn.py --flagfile=experiments/presets/madnn.mnist-100.flags
+"""
+
+import common
+
+from ssljax.methods.madnn import madnn
+from ssljax.methods.supervised import supervised
+
+if __name__ == '__main__':
+  common.main('madnn', {'supervised': supervised, 'madnn': madnn})

@@ -1,0 +1,92 @@
+"""What a run reports: `result.json` and the table at its end."""
+
+import pathlib
+import statistics
+
+from ssljax import evaluate, workdir
+from ssljax.train import Progress
+
+
+def begin(dataset: str, labels: str, drawn) -> dict:
+  """A result without a number yet."""
+  return {
+    'method': None,
+    'dataset': dataset,
+    'labels': labels,
+    'seeds': [split.seed for split in drawn],
+    'splits': [split.digest for split in drawn],
+    'complete': False,
+    'arms': {},
+  } | workdir.provenance()
+
+
+def add(result: dict, arm: str, progress: Progress) -> None:
+  """Adds the seeds of a finished job to its arm.
+
+  The arm that is run last is the method itself: its numbers stand at the top
+  of the result too.
+  """
+  errors = evaluate.summarize(progress.evaluations)
+  entry = result['arms'].setdefault(
+    arm, {'steps': progress.step, 'seconds': 0.0, 'test_error': {}}
+  )
+  entry['seconds'] = round(entry['seconds'] + progress.seconds, 1)
+  for name, values in errors.items():
+    entry['test_error'].setdefault(name, []).extend(values)
+  result.update(method=arm, **entry)
+
+
+def opening(dataset, drawn, folder: pathlib.Path) -> str:
+  """What a run says before it starts."""
+  labelled, unlabelled = len(drawn[0].labelled), len(drawn[0].unlabelled)
+  shared = unlabelled + labelled + len(drawn[0].validation) > len(
+    dataset.train.labels
+  )
+  return (
+    f'{dataset.name}: {len(dataset.train.labels)} training images '
+    f'{"x".join(map(str, dataset.train.shape))}, {labelled} labelled, '
+    f'{unlabelled} seen as unlabelled ({"with" if shared else "without"} the '
+    f'labelled ones), {len(drawn[0].validation)} held out, '
+    f'{len(dataset.test.labels)} to test on\n'
+    f'seeds {drawn[0].seed}..{drawn[-1].seed}, run folder {folder}'
+  )
+
+
+def mean_std(values: list[float]) -> str:
+  """'4.12 ± 0.30': mean and sample standard deviation."""
+  mean = statistics.fmean(values)
+  if len(values) == 1:
+    return f'{mean:.2f}'
+  return f'{mean:.2f} ± {statistics.stdev(values):.2f}'
+
+
+def table(result: dict, folder: pathlib.Path) -> str:
+  """The arms side by side, test error in percent over the seeds."""
+  columns = ['last', 'median_last', 'averaged']
+  head = ['method', 'last step', 'median of last', 'averaged weights']
+  rows = [[*head, 'steps', 'seconds']]
+  for arm, entry in result['arms'].items():
+    errors = entry['test_error']
+    cells = [mean_std(errors[c]) if c in errors else '-' for c in columns]
+    rows.append([arm, *cells, str(entry['steps']), f'{entry["seconds"]:.0f}'])
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    '  '.join(
+      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    )
+    for row in rows
+  ]
+  labels = result['labels']
+  per_seed = [
+    f'{arm} by seed: '
+    + ' '.join(
+      f'{v:.2f}'
+      for v in entry['test_error'].get('averaged', entry['test_error']['last'])
+    )
+    for arm, entry in result['arms'].items()
+  ]
+  title = (
+    f'test error in % on {result["dataset"]}, {labels} labels per class, '
+    f'{len(result["seeds"])} seeds'
+  )
+  return '\n'.join([title, *lines, *per_seed, f'run folder: {folder}'])

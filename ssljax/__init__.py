@@ -1,0 +1,1 @@
+"""Deep semi-supervised image classification in JAX."""

@@ -1,0 +1,179 @@
+"""The rows of every step, and the two feeds that bring their images.
+
+Order is arithmetic: the rows of step t are a pure function of (split, draw,
+stage, t), so a resume needs a number and a process its own share. `resident`
+keeps uint8 images on the devices and gathers inside the compiled step;
+`stream` decodes them on the host, ahead of the step. Same rows, same keys.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ssljax import augment
+from ssljax.core import Draw, require
+from ssljax.splits import Split, generator
+
+# Random streams of `epoch_rows`: above those of `splits`.
+_LABELLED, _OTHER = 10, 11
+
+
+def endless(rows, seed, stream, epoch, size) -> np.ndarray:
+  """The first `size` of shuffle after shuffle of `rows [M]`."""
+  shuffles = -(-size // len(rows))
+  draws = generator(seed, stream, epoch)
+  return np.concatenate([draws.permutation(rows) for _ in range(shuffles)])[
+    :size
+  ]
+
+
+class Order:
+  """The rows of each step of a stage under one split."""
+
+  def __init__(self, draw: Draw, split: Split, stage: int = 0):
+    """Checks that the split can serve the draw.
+
+    Args:
+      draw: what a step sees.
+      split: the rows there are.
+      stage: number of the stage, so that no two stages share an order.
+    """
+    self.draw, self.split = draw, split
+    self._stream = 100 * stage
+    labelled, other = len(split.labelled), len(split.unlabelled)
+    require(
+      draw.labelled <= labelled,
+      f'--batch_labelled={draw.labelled} is larger than the {labelled} '
+      'labelled images: give a smaller one, or more --labels',
+    )
+    require(
+      draw.other <= other,
+      f'--batch_unlabelled={draw.other} is larger than the {other} unlabelled '
+      'images: give a smaller one, or --unlabelled=all',
+    )
+    self.epoch_steps = (
+      other // draw.other if draw.other else labelled // draw.labelled
+    )
+    self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+  def _make_epoch(self, epoch: int) -> np.ndarray:
+    """Rows `[epoch_steps, B]`.
+
+    The other part (or the labelled one, where it is alone) is one shuffle,
+    each row at most once: what is left over at the end is less than a batch.
+    """
+    steps, (labelled, other) = self.epoch_steps, self.draw
+    seed = self.split.seed
+    parts = []
+    for pool, stream, size in (
+      (self.split.labelled, _LABELLED, labelled),
+      (self.split.unlabelled, _OTHER, other),
+    ):
+      if size:
+        stream += self._stream
+        rows = endless(pool, seed, stream, epoch, steps * size)
+        parts.append(rows.reshape(steps, size))
+    return np.concatenate(parts, axis=1).astype(np.int32)
+
+  def rows(self, step: int) -> np.ndarray:
+    """Rows `[B]` of a step, counted from the stage's first."""
+    epoch, position = divmod(step, self.epoch_steps)
+    return self._epoch(epoch)[position]
+
+
+class Feed(NamedTuple):
+  """Images of one data set, on their way to the compiled step."""
+
+  size: int  # N
+  shape: tuple[int, int, int]  # H, W, c
+  gather: Callable  # (pixels, rows [B]) -> uint8 [B, H, W, c], traced
+  pixels_are_shared: bool  # one array for all seeds, or one per batch
+  batches: Callable  # (rows of a call, calls) -> iterator of (pixels, rows)
+
+
+def resident(images: np.ndarray, place: Callable) -> Feed:
+  """All images `[N, H, W, c]` uint8 on the devices, whole on each.
+
+  Args:
+    images: of the whole data set.
+    place: `(array, batch axis or None) -> jax.Array` on the devices.
+  """
+  pixels = place(images, None)
+
+  def batches(rows_of: Callable, calls: Iterable) -> Iterator:
+    for call in calls:
+      rows = rows_of(call)
+      yield pixels, place(rows, rows.ndim - 1)
+
+  return Feed(
+    len(images),
+    images.shape[1:],
+    lambda pixels, rows: pixels[rows],
+    True,
+    batches,
+  )
+
+
+def stream(source, place: Callable, *, threads: int = 16) -> Feed:
+  """Images decoded on the host while the devices work, by Grain.
+
+  Args:
+    source: a `datasets.Source`.
+    place: `(array, batch axis or None) -> jax.Array` on the devices.
+    threads: that read and decode ahead.
+  """
+  import grain  # Slow to import, and the resident feed has no need of it.
+
+  def load(rows: np.ndarray):  # [..., B]
+    pixels = source.read(rows.reshape(-1))
+    return pixels.reshape(*rows.shape, *source.shape), rows
+
+  def batches(rows_of: Callable, calls: Iterable) -> Iterator:
+    options = grain.ReadOptions(
+      num_threads=threads, prefetch_buffer_size=2 * threads
+    )
+    ahead = (
+      grain.MapDataset.source(list(calls))
+      .map(lambda call: load(rows_of(call)))
+      .to_iter_dataset(options)
+    )
+    for pixels, rows in ahead:
+      yield place(pixels, rows.ndim - 1), place(rows, rows.ndim - 1)
+
+  return Feed(
+    len(source.labels),
+    source.shape,
+    lambda pixels, rows: pixels,
+    False,
+    batches,
+  )
+
+
+def reader(feed: Feed, preprocess, augmentation: Callable | None) -> Callable:
+  """What the compiled step calls for its images.
+
+  Every row is augmented under its own key, folded from the step's key and the
+  row's number, so that a row looks the same in any batch layout.
+
+  Args:
+    feed: brings uint8 pixels.
+    preprocess: a `Preprocess`, applied before the augmentation.
+    augmentation: `(key, image) -> image`, or None.
+
+  Returns:
+    `((pixels, fitted), rows [B], key) -> [B, H, W, c] float32`.
+  """
+
+  def read(source: tuple[Any, Any], rows, key):
+    pixels, fitted = source
+    image = augment.to_float(feed.gather(pixels, rows))
+    image = jax.vmap(preprocess.apply, (None, 0))(fitted, image)
+    if augmentation is None:
+      return image
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    return jax.vmap(augmentation)(keys, image)
+
+  return read

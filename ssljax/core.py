@@ -1,0 +1,191 @@
+"""The abstraction every method shares: state, stages, and the train step.
+
+A semi-supervised method is a scalar to descend, a memory it updates, and
+something it redoes between epochs. `Stage` holds these as data, `Method` is a
+sequence of stages, and `make_step` is the only train step there is.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import optax
+
+UNLABELLED = -1  # scikit-learn's convention
+
+
+class InputError(ValueError):
+  """What a user gave cannot work: one line that names it and the way out."""
+
+
+def require(condition: bool, message: str) -> None:
+  """Raises `InputError(message)` unless `condition` holds."""
+  if not condition:
+    raise InputError(message)
+
+
+def positive(**flags: float) -> None:
+  """Refuses, by name, a value that is not finite or not above 0."""
+  for name, value in flags.items():
+    good = math.isfinite(value) and value > 0
+    require(good, f'--{name}={value}: give a number above 0')
+
+
+def non_negative(**flags: float) -> None:
+  """Refuses, by name, a value that is not finite or below 0."""
+  for name, value in flags.items():
+    good = math.isfinite(value) and value >= 0
+    require(good, f'--{name}={value}: give 0 or a number above it')
+
+
+def fraction(**flags: float) -> None:
+  """Refuses, by name, a value outside [0, 1)."""
+  for name, value in flags.items():
+    require(0 <= value < 1, f'--{name}={value}: give a number in [0, 1)')
+
+
+@struct.dataclass
+class TrainState:
+  """Everything a run carries; N training images, C classes.
+
+  While several seeds train at once every field has a leading axis [S]; the
+  functions of a `Stage` never see that axis.
+  """
+
+  step: jax.Array  # [] int32, counts over all stages
+  key: jax.Array  # [] folded with `step`, never consumed
+  params: Any
+  stats: Any  # batch-norm running averages
+  opt_state: Any
+  labels: jax.Array  # [N] int32, UNLABELLED until given or acquired
+  memory: Any  # the method's own: slots, pseudo-logits, bank, teacher
+
+
+class Batch(NamedTuple):
+  """What a step sees: row numbers and images, never labels."""
+
+  rows: jax.Array  # [B] int32 in 0..N-1
+  image: jax.Array  # [B, H, W, c] float32
+  given: jax.Array  # [B] bool, the row's label may be used
+
+
+class Draw(NamedTuple):
+  """Which rows a step sees: the first `labelled`, then `other`."""
+
+  labelled: int  # drawn from the rows that have a label
+  other: int = 0  # drawn from the rows the run admits, labels unused
+
+
+class Spec(NamedTuple):
+  """The sizes a memory may depend on."""
+
+  rows: int  # N training images
+  classes: int  # C
+  embedding: int  # D
+
+
+def keep(state: TrainState, observed: Any) -> TrainState:
+  """The refresh of a stage that re-estimates nothing."""
+  del observed
+  return state
+
+
+class Stage(NamedTuple):
+  """One phase of training, as data."""
+
+  name: str
+  steps: int
+  tx: optax.GradientTransformation
+  draw: Draw
+  loss: Callable  # (params, state, batch, key) -> scalar, (state, metrics)
+  observe: Callable | None = None  # (state, image, key) -> pytree of [B, ...]
+  refresh: Callable = keep  # (state, observed [N, ...]) -> state
+  every: int = 1  # epochs between observe and refresh
+
+
+def raw_weights(state: TrainState) -> tuple[Any, Any]:
+  """The weights as they are trained: (params, stats)."""
+  return state.params, state.stats
+
+
+class Method(NamedTuple):
+  """A named sequence of stages over one memory."""
+
+  name: str
+  stages: tuple[Stage, ...]
+  init: Callable = lambda key, params, stats, spec: ()  # -> memory
+  layout: Any = P()  # PartitionSpec prefix tree of the memory
+  weights: Callable = raw_weights  # state -> (params, stats) to evaluate
+
+
+def given_labels(state: TrainState, batch: Batch) -> jax.Array:
+  """Labels `[B]` a loss may use: UNLABELLED in the batch's other part."""
+  return jnp.where(batch.given, state.labels[batch.rows], UNLABELLED)
+
+
+def reveal(state: TrainState, rows: jax.Array, labels: jax.Array) -> TrainState:
+  """Writes `labels [Q]` of `rows [Q]` into the table: shapes stay."""
+  chex.assert_equal_shape((rows, labels))
+  return state.replace(labels=state.labels.at[rows].set(labels))
+
+
+def init_state(method, net, key, labels, image) -> TrainState:
+  """A fresh state, before its first stage.
+
+  Args:
+    method: the `Method` to train.
+    net: the `Network` it trains.
+    key: random key of this seed.
+    labels: `[N]` int32 label table.
+    image: `[B, H, W, c]` float32 images for data-dependent initialisation.
+  """
+  net_key, memory_key, train_key = jax.random.split(key, 3)
+  params, stats = net.init(net_key, image)
+  outputs = jax.eval_shape(net.infer, params, stats, image)
+  spec = Spec(
+    labels.shape[0], outputs.logits.shape[-1], outputs.embedding.shape[-1]
+  )
+  memory = method.init(memory_key, params, stats, spec)
+  step = jnp.zeros([], jnp.int32)
+  return TrainState(step, train_key, params, stats, (), labels, memory)
+
+
+def enter(stage: Stage, state: TrainState) -> TrainState:
+  """Enters a stage: the optimiser's state is made anew."""
+  return state.replace(opt_state=stage.tx.init(state.params))
+
+
+def make_step(stage: Stage, read: Callable) -> Callable:
+  """The train step of a stage.
+
+  Args:
+    stage: the stage to step.
+    read: `(source, rows [B], key) -> images [B, H, W, c]`, augmented.
+
+  Returns:
+    `(state, source, rows [B]) -> state, metrics`; metrics are scalars, with
+    the descended one as `loss`.
+  """
+
+  def step(state, source, rows):
+    key = jax.random.fold_in(state.key, state.step)
+    read_key, loss_key = jax.random.split(key)
+    given = jnp.arange(rows.shape[0]) < stage.draw.labelled
+    batch = Batch(rows, read(source, rows, read_key), given)
+    descend = jax.value_and_grad(stage.loss, has_aux=True)
+    (loss, (state, metrics)), slopes = descend(
+      state.params, state, batch, loss_key
+    )
+    updates, opt_state = stage.tx.update(slopes, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = state.replace(
+      step=state.step + 1, params=params, opt_state=opt_state
+    )
+    return state, metrics | {'loss': loss}
+
+  return step

@@ -1,0 +1,60 @@
+"""Test error of the trained weights and of the averaged ones."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from ssljax.core import Method
+
+
+def predictor(net, method: Method) -> Callable:
+  """The classes a state predicts, to be swept over images.
+
+  Returns:
+    `(state, image, key) -> {'last': [B] int32}`, and 'averaged' where the
+    method evaluates other weights than it trains.
+  """
+
+  def predict(state, image, key):
+    del key
+    weights = {'last': (state.params, state.stats)}
+    params, stats = method.weights(state)
+    if params is not state.params:
+      weights['averaged'] = (params, stats)
+    return {
+      name: jnp.argmax(net.infer(*pair, image).logits, -1).astype(jnp.int32)
+      for name, pair in weights.items()
+    }
+
+  return predict
+
+
+def error(predicted: np.ndarray, truth: np.ndarray) -> list[float]:
+  """Error in percent, per seed, of `predicted [S, M]` against `truth [M]`."""
+  wrong = predicted != truth[None]
+  return [100.0 * float(share) for share in wrong.mean(axis=1)]
+
+
+def summarize(evaluations: list[dict], last: int = 5) -> dict:
+  """What `result.json` reports of a run.
+
+  Args:
+    evaluations: in order, each `{'step': int, name: [S] percent}` with names
+      'last', and 'averaged' where the method averages weights.
+    last: how many evaluations the median is over.
+
+  Returns:
+    {'last', 'median_last', maybe 'averaged'}: lists over seeds. 'last' and
+    'averaged' are of the last step; 'median_last' is the median of the last
+    five evaluations of the weights as trained.
+  """
+  final = evaluations[-1]
+  history = np.array([e['last'] for e in evaluations[-last:]])
+  summary = {
+    'last': final['last'],
+    'median_last': np.median(history, axis=0).tolist(),
+  }
+  if 'averaged' in final:
+    summary['averaged'] = final['averaged']
+  return summary

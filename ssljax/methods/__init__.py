@@ -1,0 +1,1 @@
+"""One file per paper: a method is a `NamedTuple` of pure functions."""

@@ -1,0 +1,49 @@
+"""Supervised training on the labelled rows alone: the common baseline.
+
+  descend  mean over the labelled rows of CE(y, softmax f(x))
+
+with the network, optimiser and steps of the method it is compared with.
+"""
+
+from ssljax import losses, optimizers
+from ssljax.core import (
+  UNLABELLED,
+  Draw,
+  Method,
+  Stage,
+  fraction,
+  given_labels,
+  positive,
+)
+
+
+def supervised_loss(net, *, smoothing: float = 0.0):
+  """The loss of a `Stage`: cross-entropy of the batch's labelled rows."""
+
+  def loss(params, state, batch, key):
+    outputs, stats = net.train(params, state.stats, batch.image, key)
+    labels = given_labels(state, batch)
+    terms = losses.cross_entropy(outputs.logits, labels, smoothing=smoothing)
+    mean = losses.mean_where(terms, labels != UNLABELLED)
+    return mean, (state.replace(stats=stats), {'cross_entropy': mean})
+
+  return loss
+
+
+def supervised(
+  net, tx, draw: Draw, steps: int, *, smoothing: float = 0.0
+) -> Method:
+  """Trains on the labelled part of the draw.
+
+  Args:
+    net: the `Network`.
+    tx: optimiser of all `steps` steps.
+    draw: `draw.other` is left out, since nothing is learned from it.
+    steps: length of the only stage.
+    smoothing: label smoothing of the cross-entropy.
+  """
+  positive(steps=steps, batch_labelled=draw.labelled)
+  fraction(smoothing=smoothing)
+  loss = supervised_loss(net, smoothing=smoothing)
+  stage = Stage('supervised', steps, tx, Draw(draw.labelled), loss)
+  return Method('supervised', (stage,), weights=optimizers.weights)

@@ -1,0 +1,1 @@
+"""One file per architecture, behind one small interface."""

@@ -1,0 +1,52 @@
+"""Small networks for grey digits: seconds on a laptop core."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from ssljax.networks import conv, layers, network
+
+
+class Small(nn.Module):
+  """Per width: two 3×3 blocks, pool, drop; then a VALID block and the mean."""
+
+  classes: int
+  widths: tuple[int, ...]
+  embedding: int
+  momentum: float
+  dropout: float
+
+  @nn.compact
+  def __call__(self, image, *, train: bool, dropout: bool):
+    """Maps images `[B, H, W, c]` to `Outputs` with D = embedding."""
+    x = image
+    block = lambda width, padding='SAME': layers.ConvBlock(
+      width, padding=padding, momentum=self.momentum
+    )
+    for width in self.widths:
+      x = block(width)(x, train=train)
+      x = block(width)(x, train=train)
+      x = conv.max_pool(x, 2, 2, 'SAME')
+      x = nn.Dropout(self.dropout)(x, deterministic=not dropout)
+    x = block(self.embedding, 'VALID')(x, train=train)
+    embedding = jnp.mean(x, (1, 2))
+    init = nn.initializers.normal(0.05)
+    logits = nn.Dense(self.classes, kernel_init=init)(embedding)
+    return network.Outputs(logits, embedding)
+
+
+def small(
+  classes: int,
+  *,
+  widths: tuple[int, ...] = (32, 64),
+  embedding: int = 128,
+  momentum: float = 0.99,
+  dropout: float = 0.5,
+) -> network.Network:
+  """A small network; every width halves the image once.
+
+  The defaults suit MNIST; `widths=(32,), embedding=64` suits 8×8 digits.
+  """
+  # The last block is a VALID 3×3: 3 pixels must be left after the poolings.
+  smallest = 2 ** (len(widths) + 1) + 1
+  module = Small(classes, widths, embedding, momentum, dropout)
+  return network.from_linen(module, smallest)

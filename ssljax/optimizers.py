@@ -1,0 +1,111 @@
+"""Optimisers as the papers use them, and the averaged weights to evaluate."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssljax.core import TrainState, fraction, non_negative, positive
+
+Decay = Literal['constant', 'linear', 'half_linear', 'cosine']
+
+
+class AverageState(NamedTuple):
+  """The state of `average_weights`."""
+
+  count: jax.Array  # [] int32, updates so far
+  average: optax.Params
+
+
+def average_weights(decay: float) -> optax.GradientTransformation:
+  """Carries w̄ ← d·w̄ + (1−d)·w with d = min(decay, (1+t)/(10+t)).
+
+  Stands last in a chain: w are the weights after the update it is given, t
+  the updates before it (TensorFlow's `ExponentialMovingAverage`).
+  """
+
+  def init(params):
+    # A copy: the weights' own buffers are donated to the next step.
+    return AverageState(
+      jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params)
+    )
+
+  def update(updates, state, params):
+    t = state.count.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + t) / (10 + t))
+    weights = optax.apply_updates(params, updates)
+    average = jax.tree.map(
+      lambda old, new: (d * old + (1 - d) * new).astype(old.dtype),
+      state.average,
+      weights,
+    )
+    return updates, AverageState(state.count + 1, average)
+
+  return optax.GradientTransformation(init, update)
+
+
+def weights(state: TrainState):
+  """(params, stats) to evaluate: averaged where the optimiser averages."""
+  found = optax.tree_utils.tree_get_all_with_path(state.opt_state, 'average')
+  return (found[0][1] if found else state.params), state.stats
+
+
+def kernels(params: optax.Params):
+  """True for the leaves named 'kernel': what weight decay applies to."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == 'kernel', params
+  )
+
+
+def schedule(decay: Decay, learning_rate: float, steps: int) -> optax.Schedule:
+  """Learning rate over `steps`.
+
+  'linear' and 'cosine' fall to 0 from the first step; 'half_linear' is
+  constant for the first half, then linear to 0 (MA-DNN's code on CIFAR).
+  """
+  if decay == 'constant':
+    return optax.constant_schedule(learning_rate)
+  if decay == 'cosine':
+    return optax.cosine_decay_schedule(learning_rate, steps)
+  begin = steps // 2 if decay == 'half_linear' else 0
+  return optax.linear_schedule(learning_rate, 0.0, steps - begin, begin)
+
+
+def optimizer(
+  steps: int,
+  *,
+  optimizer: Literal['sgd', 'adam'] = 'sgd',
+  learning_rate: float = 0.1,
+  decay: Decay = 'half_linear',
+  momentum: float = 0.9,
+  weight_decay: float = 4e-5,
+  clip: float = 2.0,
+  average: float = 0.9999,
+) -> optax.GradientTransformation:
+  """The optimiser of a stage of `steps` steps; defaults are MA-DNN's code.
+
+  Args:
+    steps: length of the stage, over which the learning rate decays.
+    optimizer: 'sgd' is Nesterov's momentum, 'adam' has optax's defaults.
+    learning_rate: at the first step.
+    decay: see `schedule`.
+    momentum: of 'sgd', and β₁ of 'adam'.
+    weight_decay: coefficient of ½‖kernel‖² added to the loss; kernels only.
+    clip: bound on the absolute value of each gradient entry, weight decay
+      included; 0 clips nothing.
+    average: largest decay of the averaged weights; 0 averages nothing.
+  """
+  positive(learning_rate=learning_rate)
+  non_negative(weight_decay=weight_decay, clip=clip)
+  fraction(momentum=momentum, average=average)
+  rate = schedule(decay, learning_rate, steps)
+  if optimizer == 'sgd':
+    descend = optax.sgd(rate, momentum or None, nesterov=momentum > 0)
+  else:
+    descend = optax.adam(rate, b1=momentum)
+  parts = [optax.add_decayed_weights(weight_decay, mask=kernels)]
+  parts += [optax.clip(clip)] if clip else []
+  parts += [descend]
+  parts += [average_weights(average)] if average else []
+  return optax.chain(*parts)

@@ -1,0 +1,71 @@
+"""Devices: the mesh, where things lie on it, and compiling onto it."""
+
+from collections.abc import Callable, Sequence
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from ssljax.core import TrainState
+
+
+def make_mesh(batches: Sequence[int] = ()) -> Mesh:
+  """A ('data',) mesh over as many devices as divide every batch size."""
+  whole = math.gcd(*batches) if batches else 0
+  count = jax.device_count()
+  while whole % count:
+    count -= 1
+  return jax.make_mesh(
+    (count,),
+    ('data',),
+    axis_types=(AxisType.Auto,),
+    devices=jax.devices()[:count],
+  )
+
+
+def placer(mesh: Mesh) -> Callable:
+  """`(array, batch axis or None) -> jax.Array`, split or whole on each."""
+
+  def place(array: np.ndarray, axis: int | None) -> jax.Array:
+    spec = P() if axis is None else P(*[None] * axis, 'data')
+    return jax.device_put(array, NamedSharding(mesh, spec))
+
+  return place
+
+
+def state_sharding(mesh: Mesh, layout) -> TrainState:
+  """Where a state [S, ...] lies: the memory by layout, the rest whole."""
+  whole = NamedSharding(mesh, P())
+  memory = jax.tree.map(
+    lambda spec: NamedSharding(mesh, P(None, *spec)),
+    layout,
+    is_leaf=lambda leaf: isinstance(leaf, P),
+  )
+  return TrainState(whole, whole, whole, whole, whole, whole, memory)
+
+
+def over_seeds(f: Callable, seeds: int, in_axes: tuple) -> Callable:
+  """Maps `f` over the leading axis [S] of the arguments that have one.
+
+  One seed is not vmapped but stripped of the axis: a convolution under vmap
+  becomes a grouped one, which some backends run badly.
+  """
+  if seeds > 1:
+    return jax.vmap(f, in_axes)
+
+  def single(*args):
+    stripped = jax.tree.map(
+      lambda axis, arg: arg if axis is None else jax.tree.map(_first, arg),
+      in_axes,
+      args,
+      is_leaf=lambda axis: axis is None,
+    )
+    return jax.tree.map(lambda x: x[None], f(*stripped))
+
+  return single
+
+
+def _first(x: jax.Array) -> jax.Array:
+  return x[0]

@@ -1,0 +1,64 @@
+"""What a run leaves behind while it trains: JSON lines, events, a bar."""
+
+import json
+import os
+import pathlib
+
+import tensorboardX
+import tqdm
+
+# Fields that say how fast, not what: they differ between identical runs.
+TIMING = ('seconds', 'images_per_second')
+
+
+class Recorder:
+  """Appends measurements to `metrics.jsonl` and to TensorBoard events."""
+
+  def __init__(self, folder: str | pathlib.Path):
+    """Opens the run's folder, made if absent."""
+    self.folder = pathlib.Path(folder)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self._file = open(self.folder / 'metrics.jsonl', 'ab')
+    self._events = {}
+
+  def write(self, job: str, measurement: dict) -> None:
+    """Adds one measurement: at least 'step', 'seed' and numbers."""
+    line = {'job': job} | measurement
+    self._file.write(json.dumps(line).encode() + b'\n')
+    name = f'{job}/seed-{measurement["seed"]}'
+    if name not in self._events:
+      self._events[name] = tensorboardX.SummaryWriter(
+        str(self.folder / 'events' / name)
+      )
+    for key, value in measurement.items():
+      if isinstance(value, float):
+        self._events[name].add_scalar(key, value, measurement['step'])
+
+  def flush(self) -> int:
+    """Brings everything to disk; returns the length of the file in bytes."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    for writer in self._events.values():
+      writer.flush()
+    return self._file.tell()
+
+  def rewind(self, length: int) -> None:
+    """Forgets what was written after the file was `length` bytes long."""
+    self._file.flush()
+    if self._file.tell() > length:
+      self._file.truncate(length)
+      self._file.seek(length)
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    self.flush()
+    self._file.close()
+    for writer in self._events.values():
+      writer.close()
+
+
+def progress_bar(name: str, done: int, total: int) -> tqdm.tqdm:
+  """A progress bar over `total` steps, `done` of which are behind us."""
+  return tqdm.tqdm(
+    desc=name, initial=done, total=total, unit='step', dynamic_ncols=True
+  )

@@ -1,0 +1,46 @@
+"""A function of the state over every image of a data set, in batches."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssljax import parallel
+from ssljax.batches import Feed
+
+
+def make_sweep(
+  observe: Callable, feed: Feed, read: Callable, *, seeds: int, batch: int
+) -> Callable:
+  """Compiles `observe` once and sweeps it over any rows of a feed.
+
+  Args:
+    observe: `(state, image [B, H, W, c], key) -> pytree of [B, ...]`.
+    feed: brings the images.
+    read: `(source, rows, key) -> images`, usually without augmentation.
+    seeds: S, length of the state's leading axis.
+    batch: images per call; the last one is padded and cut off again.
+
+  Returns:
+    `(state, fitted, rows [M]) -> pytree of [S, M, ...]`.
+  """
+
+  def one(state, source, rows):
+    read_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    return observe(state, read(source, rows, read_key), key)
+
+  compiled = jax.jit(parallel.over_seeds(one, seeds, (0, None, None)))
+
+  def sweep(state, fitted, rows: np.ndarray):
+    padded = np.resize(rows, -(-len(rows) // batch) * batch).astype(np.int32)
+    chunks = padded.reshape(-1, batch)
+    observed = [
+      compiled(state, (pixels, fitted), chunk)
+      for pixels, chunk in feed.batches(lambda i: chunks[i], range(len(chunks)))
+    ]
+    return jax.tree.map(
+      lambda *parts: jnp.concatenate(parts, axis=1)[:, : len(rows)], *observed
+    )
+
+  return sweep

@@ -1,0 +1,241 @@
+"""`fit`: the only training loop.
+
+A job trains one method under the splits of one or more seeds. The loop runs
+from stop to stop: between two stops only compiled steps run; at a stop the
+metrics come to the host, and what is due is done in this order: refresh,
+record, evaluate, checkpoint. So a checkpoint is always of a finished stop, and
+what comes after it does not depend on whether the process is the same one.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import itertools
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ssljax import checkpoint, record
+from ssljax.core import InputError, Method, TrainState, require
+from ssljax.program import Data, Job, Program
+
+
+class Options(NamedTuple):
+  """How a job is run; nothing here changes what is learned."""
+
+  evaluate_every: int  # steps
+  record_every: int  # steps
+  checkpoint_seconds: float = 60.0
+  steps_per_call: int = 1
+  batch: int = 500  # images per call of a sweep
+
+
+class DivergedError(InputError):
+  """A loss that is not finite."""
+
+
+class Progress(NamedTuple):
+  """Where a job is, beside its state; goes into every checkpoint."""
+
+  stage: int = 0
+  step: int = 0  # over all stages
+  evaluations: tuple = ()  # {'step', 'last': [S], ...} of the test images
+  seconds: float = 0.0  # in compiled steps, interrupted runs together
+  metrics_bytes: int = 0  # length of metrics.jsonl
+
+
+def total_steps(method: Method) -> int:
+  """Steps of all stages."""
+  return sum(stage.steps for stage in method.stages)
+
+
+def stops(start: int, stop: int, periods: Sequence[int]) -> Iterator[int]:
+  """The multiples of each period in (start, stop], and `stop`."""
+  while start < stop:
+    start = min([(start // p + 1) * p for p in periods] + [stop])
+    yield start
+
+
+def calls(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+  """Spans of `most` steps, then of one, that cover start..stop."""
+  while start < stop:
+    size = most if start + most <= stop else 1
+    yield start, start + size
+    start += size
+
+
+def fit(
+  job: Job,
+  data: Data,
+  options: Options,
+  recorder: record.Recorder,
+  checkpoints: checkpoint.Checkpoints,
+  mesh,
+) -> tuple[TrainState, Progress]:
+  """Trains a job to its end, from its newest checkpoint if there is one.
+
+  Returns:
+    The last state, with a leading axis [S] of seeds, and the progress.
+
+  Raises:
+    DivergedError: a loss is not finite; the last good checkpoint is kept.
+    InputError: the checkpoint is of other splits.
+  """
+  program = Program(job, data, mesh, options.batch)
+  loop = _Loop(program, options, recorder, checkpoints)
+  loop.begin()
+  total = total_steps(job.method)
+  with record.progress_bar(job.name, loop.progress.step, total) as bar:
+    for number in range(loop.progress.stage, len(job.method.stages)):
+      loop.run_stage(number, bar)
+  checkpoints.wait()
+  return loop.state, loop.progress
+
+
+class _Loop:
+  """The state of a job, and what is done to it."""
+
+  state: TrainState
+  progress: Progress
+
+  def __init__(self, program, options, recorder, checkpoints):
+    self.program, self.options = program, options
+    self.recorder, self.checkpoints = recorder, checkpoints
+    self.job = program.job
+    self.digests = [split.digest for split in self.job.splits]
+
+  def begin(self):
+    """Takes up the newest checkpoint, or a fresh state."""
+    shapes = jax.eval_shape(self.program.initial)
+    like = checkpoint.abstract(shapes, self.program.sharding)
+    restored = self.checkpoints.restore(like)
+    if restored is None:
+      self.progress = Progress(metrics_bytes=self.recorder.flush())
+      self.state = self.program.initial()
+      return
+    self.state, saved = restored
+    require(
+      saved.pop('splits') == self.digests,
+      f'--workdir: the checkpoint in {self.checkpoints.folder} is of another '
+      'label split: give another --workdir, or --overwrite',
+    )
+    self.progress = Progress(**saved)
+    if self.progress.step < total_steps(self.job.method):
+      self.recorder.rewind(self.progress.metrics_bytes)
+
+  def run_stage(self, number: int, bar):
+    """Runs what is left of a stage."""
+    stage = self.job.method.stages[number]
+    first = sum(s.steps for s in self.job.method.stages[:number])
+    if self.progress.stage < number:
+      self.state = self.program.enter(number, self.state)
+      self.progress = self.progress._replace(stage=number)
+    redo = self.program.orders[number][0].epoch_steps * stage.every
+    done = self.progress.step - first
+    spans, fetched = self.fetch(number, done, redo)
+
+    saved = time.monotonic()
+    for span in spans:
+      start, here = span[0][0], span[-1][1]
+      metrics, seconds = self.advance(number, span, fetched, first)
+      self.progress = self.progress._replace(
+        step=first + here, seconds=self.progress.seconds + seconds
+      )
+      if stage.observe is not None and here % redo == 0:
+        self.state = self.program.refresh(stage, self.state)
+      self.record(stage, metrics, (here - start) * sum(stage.draw) / seconds)
+      if here % self.options.evaluate_every == 0 or here == stage.steps:
+        self.evaluate(stage)
+      due = time.monotonic() - saved > self.options.checkpoint_seconds
+      if due or here == stage.steps:
+        self.save()
+        saved = time.monotonic()
+      bar.update(here - start)
+      bar.set_postfix(loss=f'{np.mean(metrics["loss"]):.4f}')
+
+  def fetch(self, number: int, done: int, redo: int):
+    """The calls of each span between stops, and the feed of all of them."""
+    stage, options = self.job.method.stages[number], self.options
+    periods = [options.record_every, options.evaluate_every]
+    if stage.observe is not None:
+      periods.append(redo)
+    points = [done, *stops(done, stage.steps, periods)]
+    spans = [
+      list(calls(start, stop, options.steps_per_call))
+      for start, stop in itertools.pairwise(points)
+    ]
+    fetched = self.program.data.train.batches(
+      functools.partial(self.program.rows, number),
+      list(itertools.chain(*spans)),
+    )
+    return spans, fetched
+
+  def advance(self, number: int, span, fetched, first: int):
+    """Steps through a span: metrics `[S]` of its last step, and seconds."""
+    program, losses = self.program, []
+    began = time.monotonic()
+    with jax.transfer_guard('disallow'):
+      for _ in span:
+        pixels, rows = next(fetched)
+        self.state, metrics = program.steps[number](
+          self.state, (pixels, program.fitted), rows
+        )
+        losses.append(metrics['loss'])
+    losses, metrics = jax.device_get((losses, metrics))
+    by_step = lambda x: np.reshape(x, [-1, program.seeds])
+    self.refuse_infinite(
+      np.concatenate([by_step(x) for x in losses]), first + span[0][0]
+    )
+    last = {name: by_step(value)[-1] for name, value in metrics.items()}
+    return last, time.monotonic() - began
+
+  def refuse_infinite(self, losses: np.ndarray, before: int):
+    """Raises at the first loss of `[steps, S]` that is not finite."""
+    bad = np.argwhere(~np.isfinite(losses))
+    if len(bad):
+      step, seed = bad[0]
+      raise DivergedError(
+        f'--learning_rate: the loss of {self.job.name} is '
+        f'{losses[step, seed]} at step {before + step + 1} (seed '
+        f'{self.job.splits[seed].seed}): stopped before saving it, the last '
+        'checkpoint is good; lower the learning rate'
+      )
+
+  def record(self, stage, metrics, rate: float):
+    """One line per seed: every term of the loss at this step."""
+    speed = {
+      'images_per_second': rate * self.program.seeds,
+      'seconds': self.progress.seconds,
+    }
+    for i, split in enumerate(self.job.splits):
+      terms = {name: float(value[i]) for name, value in metrics.items()}
+      self.write(stage, split, terms | speed)
+
+  def write(self, stage, split, values: dict):
+    """One measurement of one seed."""
+    where = {'step': self.progress.step, 'stage': stage.name}
+    self.recorder.write(
+      self.job.method.name, where | {'seed': split.seed} | values
+    )
+
+  def evaluate(self, stage):
+    """Measures the errors, writes them, and adds them to the progress."""
+    errors = self.program.evaluate(self.state)
+    for i, split in enumerate(self.job.splits):
+      by_name = {
+        f'{images}_error_{weights}': values[i]
+        for images, by_weights in errors.items()
+        for weights, values in by_weights.items()
+      }
+      self.write(stage, split, by_name)
+    evaluation = {'step': self.progress.step} | errors['test']
+    self.progress = self.progress._replace(
+      evaluations=(*self.progress.evaluations, evaluation)
+    )
+
+  def save(self):
+    """Writes a checkpoint of everything up to here, in the background."""
+    self.progress = self.progress._replace(metrics_bytes=self.recorder.flush())
+    saved = self.progress._asdict() | {'splits': self.digests}
+    self.checkpoints.save(self.progress.step, self.state, saved)

@@ -1,0 +1,344 @@
+"""Augmentations against slow NumPy, SciPy and colorsys versions of them."""
+
+import colorsys
+import functools
+
+import dm_pix as pix
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from ssljax import augment, core
+
+
+def picture(*shape, seed=0):
+  """Float32 noise in [0, 1): no two of its shifts agree."""
+  return np.random.default_rng(seed).random(shape, np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _many(augmentation, image, n):
+  keys = jax.random.split(jax.random.key(7), n)
+  return jax.vmap(augmentation, (0, None))(keys, image)
+
+
+def many(augmentation, image, n):
+  """The results [n, H, W, c] of n keys on one image."""
+  return np.asarray(_many(augmentation, image, n))
+
+
+def crops(image, pad):
+  """Every crop [(2 pad + 1)², H, W, c] of the image padded by reflection."""
+  height, width, _ = image.shape
+  padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode='reflect')
+  return np.stack(
+    [
+      padded[i : i + height, j : j + width]
+      for i in range(2 * pad + 1)
+      for j in range(2 * pad + 1)
+    ]
+  )
+
+
+def which(results, candidates):
+  """For each result the number of the candidate that it equals, or -1."""
+  same = (results[:, None] == candidates[None]).all(axis=(2, 3, 4))
+  return np.where(same.any(axis=1), same.argmax(axis=1), -1)
+
+
+def test_bytes_become_floats_between_0_and_1():
+  given = np.array([[0, 51, 255]], np.uint8)
+  np.testing.assert_allclose(augment.to_float(given), [[0, 0.2, 1]], rtol=1e-6)
+  assert augment.to_float(given).dtype == jnp.float32
+
+
+def test_floats_are_not_divided_again():
+  with pytest.raises(AssertionError):
+    augment.to_float(np.ones((2, 2, 1), np.float32))
+
+
+def test_flip_mirrors_half_of_the_images():
+  image = picture(3, 4, 2)
+  choice = which(
+    many(augment.flip, image, 1000), np.stack([image, image[:, ::-1]])
+  )
+  assert (choice >= 0).all()
+  # 1000 fair coins: a deviation of 4 √(.25 / 1000) = .063 has chance 6e-5.
+  assert abs(choice.mean() - 0.5) < 0.063
+
+
+@pytest.mark.parametrize('amount', [0, 2, 4])
+def test_translation_reaches_every_shift_equally_often(amount):
+  image = picture(6, 7, 2)
+  choice = which(
+    many(augment.translate(amount), image, 4000), crops(image, amount)
+  )
+  assert (choice >= 0).all()
+  cells = (2 * amount + 1) ** 2
+  counts = np.bincount(choice, minlength=cells)
+  # A count is binomial with deviation below √(n / cells); 5 of them, for each
+  # of at most 81 cells, has chance 81 * 6e-7.
+  assert abs(counts - 4000 / cells).max() <= 5 * (4000 / cells) ** 0.5
+
+
+def bilinear(image, height, width):
+  """Resizes [H, W, c] pixel by pixel, aligning centres."""
+  out = np.zeros((height, width, image.shape[2]))
+  for i in range(height):
+    for j in range(width):
+      y = np.clip((i + 0.5) * image.shape[0] / height - 0.5, 0, None)
+      x = np.clip((j + 0.5) * image.shape[1] / width - 0.5, 0, None)
+      a, b = int(y), int(x)
+      c, d = min(a + 1, image.shape[0] - 1), min(b + 1, image.shape[1] - 1)
+      out[i, j] = (1 - y + a) * (
+        (1 - x + b) * image[a, b] + (x - b) * image[a, d]
+      ) + (y - a) * ((1 - x + b) * image[c, b] + (x - b) * image[c, d])
+  return out
+
+
+def test_half_of_the_images_are_cropped_and_half_are_zoomed():
+  image = picture(6, 7, 3)
+  results = many(augment.crop_or_resize(2), image, 1000)
+  choice = which(results, crops(image, 2))
+  padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode='reflect')
+  zoomed = results[choice < 0]
+  np.testing.assert_allclose(
+    zoomed, np.broadcast_to(bilinear(padded, 6, 7), zoomed.shape), atol=1e-6
+  )
+  assert abs(len(zoomed) / 1000 - 0.5) < 0.063  # as for the flip
+  # 25 crops in about 500 draws: one is missed with chance 25 (24/25)^500 = 3e-8.
+  assert set(choice) == set(range(-1, 25))
+
+
+def test_a_turn_by_0_changes_nothing():
+  image = picture(5, 8, 3)
+  np.testing.assert_allclose(augment.turn(image, 0.0), image, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [5, 8])
+def test_a_quarter_turn_is_rot90(size):
+  image = picture(size, size, 3)
+  np.testing.assert_allclose(
+    augment.turn(image, np.pi / 2), np.rot90(image), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize('angle', [-0.2, 0.13])
+def test_a_turn_is_scipys_with_zeros_outside(angle):
+  image = picture(9, 12, 3)
+  expected = scipy.ndimage.rotate(
+    image, np.rad2deg(angle), reshape=False, order=1, mode='grid-constant'
+  )
+  np.testing.assert_allclose(augment.turn(image, angle), expected, atol=1e-5)
+
+
+def test_angles_are_uniform_within_the_bound():
+  # Interpolation is exact on a ramp: x' = cos x - sin y about the centre, so
+  # the steps to the right and down at the centre are cos and -sin.
+  ramp = np.tile(np.arange(7, dtype=np.float32), (7, 1))[..., None]
+  turned = many(augment.rotate(0.2), ramp, 1000)[..., 0]
+  angle = np.arctan2(
+    turned[:, 3, 3] - turned[:, 4, 3], turned[:, 3, 4] - turned[:, 3, 3]
+  )
+  assert abs(angle).max() <= 0.2 + 1e-5
+  # U(-a, a) has deviation a / √3: the mean of 1000 is within 4 * .00365 but
+  # for 6e-5; none of 1000 above .97 a has chance .97^1000 = 6e-14 (.985 per
+  # side: 3e-7).
+  assert abs(angle.mean()) < 0.0146
+  assert angle.max() > 0.194 and angle.min() < -0.194
+
+
+def test_noise_has_the_given_deviation():
+  image = picture(4, 4, 3)
+  added = many(augment.noise(0.15), image, 1000) - image
+  # n = 48,000 values: the mean has deviation σ/√n, the deviation σ/√(2n).
+  n = added.size
+  assert abs(added.mean()) < 4 * 0.15 / n**0.5
+  assert abs(added.std() - 0.15) < 4 * 0.15 / (2 * n) ** 0.5
+
+
+def test_noise_of_0_changes_nothing():
+  image = picture(4, 4, 3)
+  np.testing.assert_array_equal(
+    augment.noise(0)(jax.random.key(0), image), image
+  )
+
+
+def slow_saturation(image, factor):
+  """By way of hue, pixel by pixel; a pixel without a positive value is grey."""
+  out = np.empty(image.shape)
+  for place in np.ndindex(image.shape[:2]):
+    pixel = image[place]
+    if pixel.max() <= 0:
+      out[place] = pixel.max()
+      continue
+    hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
+    out[place] = colorsys.hsv_to_rgb(hue, min(1, saturation * factor), value)
+  return out
+
+
+def slow_recolour(image, order, brightness, saturation, contrast):
+  """The steps of an order, one after the other."""
+  image = image.astype(np.float64)
+  for step in order:
+    if step == 'brightness':
+      image = image + brightness
+    elif step == 'saturation':
+      image = slow_saturation(image, saturation)
+    else:
+      mean = image.mean(axis=(0, 1))
+      image = contrast * (image - mean) + mean
+  return image
+
+
+recolour = jax.jit(augment.recolour)
+
+
+@pytest.mark.parametrize('order', range(6))
+@pytest.mark.parametrize(
+  'factors',
+  [
+    (-0.24, 1.7, 1.6),  # leaves [0, 1] at both ends before saturation
+    (0.2, 0.3, 1.8),
+    (-0.1, 1.8, 0.3),
+  ],
+)
+def test_every_order_of_the_colour_changes(order, factors):
+  image = picture(4, 5, 3)
+  expected = slow_recolour(image, augment.ORDERS[order], *factors)
+  np.testing.assert_allclose(
+    recolour(image, order, *factors), expected, atol=2e-6
+  )
+
+
+def test_the_orders_are_all_different():
+  assert len(set(augment.ORDERS)) == 6
+
+
+def test_saturation_is_that_of_pix():
+  image = picture(8, 8, 3)
+  with jax.numpy_dtype_promotion('standard'):
+    expected = pix.adjust_saturation(image, 1.5)
+  np.testing.assert_allclose(augment.saturate(image, 1.5), expected, atol=1e-6)
+
+
+def test_a_grey_image_has_no_saturation_to_change():
+  image = picture(4, 5, 1)
+  np.testing.assert_array_equal(augment.saturate(image, 0.3), image)
+  mean = image.mean()
+  for order in range(6):
+    np.testing.assert_allclose(
+      recolour(image, order, 0.1, 0.2, 1.5),
+      1.5 * (image - mean) + mean + 0.1,
+      atol=1e-6,
+    )
+
+
+def test_colours_stay_between_0_and_1_and_follow_the_drawn_factors():
+  image = picture(4, 5, 3)
+  results = many(augment.distort, image, 40)
+  assert results.min() >= 0 and results.max() <= 1
+  keys = jax.random.split(jax.random.key(7), 40)
+  drawn = jax.jit(jax.vmap(augment.draw_colours))(keys)
+  for result, order, *factors in zip(results, *map(np.asarray, drawn)):
+    expected = slow_recolour(image, augment.ORDERS[order], *factors)
+    np.testing.assert_allclose(result, expected.clip(0, 1), atol=2e-6)
+
+
+def test_colour_changes_are_drawn_uniformly():
+  keys = jax.random.split(jax.random.key(3), 3000)
+  order, *drawn = map(np.asarray, jax.jit(jax.vmap(augment.draw_colours))(keys))
+  # 3000 draws among 6: deviation √(3000 * 5/36) = 20.4 of each count.
+  assert abs(np.bincount(order, minlength=6) - 500).max() < 4.5 * 20.4
+  for values, low, high in zip(
+    drawn, (-63 / 255, 0.2, 0.2), (63 / 255, 1.8, 1.8), strict=True
+  ):
+    assert low <= values.min() and values.max() <= high
+    deviation = (high - low) / 12**0.5
+    assert abs(values.mean() - (low + high) / 2) < 4 * deviation / 3000**0.5
+    # The deviation of a uniform sample itself deviates by about .45 / √n.
+    assert abs(values.std() / deviation - 1) < 4 * 0.45 / 3000**0.5
+
+
+def test_an_empty_chain_is_the_identity():
+  image = picture(4, 4, 3)
+  assert augment.chain()(jax.random.key(0), image) is image
+
+
+def test_a_chain_gives_each_part_its_own_share_of_the_key():
+  image, key = picture(4, 4, 3), jax.random.key(5)
+  noise = augment.noise(0.3)
+  chained = augment.chain(noise, augment.flip, noise)(key, image)
+  first, second, third = jax.random.split(key, 3)
+  np.testing.assert_array_equal(
+    chained, noise(third, augment.flip(second, noise(first, image)))
+  )
+  # Independent parts do not repeat each other's numbers.
+  assert abs(noise(first, image) - noise(third, image)).max() > 0.1
+
+
+EVERYTHING = augment.chain(
+  augment.flip,
+  augment.translate(1),
+  augment.rotate(),
+  augment.crop_or_resize(1),
+  augment.distort,
+  augment.noise(),
+)
+
+
+def test_a_row_does_not_depend_on_the_batch_it_is_in():
+  images = picture(6, 5, 5, 3)
+  keys = jax.random.split(jax.random.key(1), 6)
+  batched = jax.vmap(EVERYTHING)
+  whole = jax.jit(batched)(keys, images)
+  alone = jax.jit(EVERYTHING)
+  for row in range(6):
+    np.testing.assert_allclose(
+      alone(keys[row], images[row]), whole[row], atol=1e-6
+    )
+  split = jax.jit(jax.vmap(batched))(
+    keys.reshape(2, 3), images.reshape(2, 3, 5, 5, 3)
+  )
+  np.testing.assert_allclose(split.reshape(whole.shape), whole, atol=1e-6)
+  turned = jax.jit(batched)(keys[::-1], images[::-1])[::-1]
+  np.testing.assert_array_equal(turned, whole)
+  assert whole.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_shape_and_type_stay(channels):
+  image = jax.ShapeDtypeStruct((28, 30, channels), jnp.float32)
+  result = jax.eval_shape(EVERYTHING, jax.random.key(0), image)
+  assert (result.shape, result.dtype) == (image.shape, image.dtype)
+
+
+def test_keys_of_either_kind_do():
+  image = picture(4, 4, 3)
+  np.testing.assert_array_equal(
+    augment.noise()(jax.random.PRNGKey(0), image),
+    augment.noise()(jax.random.key(0), image),
+  )
+
+
+@pytest.mark.parametrize(
+  'factory, name',
+  [
+    (augment.translate, 'amount'),
+    (augment.crop_or_resize, 'pad'),
+    (augment.rotate, 'angle'),
+    (augment.noise, 'sigma'),
+  ],
+)
+@pytest.mark.parametrize('value', [-1, float('nan'), float('inf')])
+def test_a_number_that_cannot_be_is_refused_by_name(factory, name, value):
+  with pytest.raises(core.InputError, match=name):
+    factory(value)
+
+
+@pytest.mark.parametrize('factory', [augment.translate, augment.crop_or_resize])
+def test_part_of_a_pixel_is_refused(factory):
+  with pytest.raises(core.InputError, match='whole number'):
+    factory(1.5)
