@@ -132,7 +132,9 @@ def main(binary: str, arms: Mapping[str, Callable]) -> None:
     if not any(arg.lstrip('-').startswith('flagfile') for arg in argv):
       argv = [argv[0], f'--flagfile={preset}', *argv[1:]]
     try:
-      return FLAGS(argv)
+      rest = FLAGS(argv)
+      prefer_command_line(argv[1:], 'steps', 'epochs')
+      return rest
     except flags.Error as error:
       fail(binary, f'{error} (--help lists the flags)')
 
@@ -149,6 +151,18 @@ def main(binary: str, arms: Mapping[str, Callable]) -> None:
       fail(binary, error)
 
   app.run(run, flags_parser=parse)
+
+
+def prefer_command_line(args, *alternatives: str) -> None:
+  """Of flags that exclude each other, one on the command line wins."""
+  given = [
+    name
+    for name in alternatives
+    if any(arg.lstrip('-').split('=')[0] == name for arg in args)
+  ]
+  if len(given) == 1:
+    for name in set(alternatives) - set(given):
+      FLAGS[name].value = None
 
 
 def fail(binary: str, error) -> None:

@@ -199,18 +199,37 @@ def _open(name: str, data_dir: str | None):
 
   root = _root(name, data_dir)
   try:
-    builder = tfds.builder(name, data_dir=root)
+    builder = _builder(name, root)
+    prepared = builder.is_prepared() and bool(builder.info.splits)
   except tfds.core.DatasetNotFoundError as error:
     raise InputError(_unknown_name(name, root)) from error
   except Exception as error:  # its parsers and imports raise nearly anything
-    raise InputError(f'--dataset={name}: {_line(error)}') from error
-  if builder.is_prepared():
-    return builder
-  # The class may want a newer version than the one that was prepared.
-  newest = None if ':' in name else _newest(root, builder)
-  if newest is not None:
+    raise InputError(
+      f'--dataset={name}: TFDS cannot open it in --data_dir={root} '
+      f'({_line(_cause(error))}); give it as name, name/config or '
+      "name:version, prepare it again, or pip install 'ssljax[prepare]'"
+    ) from error
+  return builder if prepared else _prepared(name, root, builder)
+
+
+def _builder(name: str, root):
+  """The class's own version, else the newest on disk, else unprepared."""
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder(name, data_dir=str(root))
+  except tfds.core.DatasetNotFoundError:
+    raise
+  except Exception:  # a class may import what only preparing it needs
+    newest = _newest(root / name)
+    if newest is None:
+      raise
     return tfds.builder_from_directory(newest)
-  return _prepared(name, root, builder)
+  if builder.is_prepared() or ':' in name:
+    return builder
+  config = builder.builder_config
+  newest = _newest(root / builder.name / (config.name if config else ''))
+  return tfds.builder_from_directory(newest) if newest else builder
 
 
 def _root(name: str, data_dir: str | None):
@@ -236,13 +255,10 @@ def _root(name: str, data_dir: str | None):
   return root
 
 
-def _newest(root, builder):
-  """The folder of the newest version of a data set under `root`, or None."""
+def _newest(folder):
+  """The folder of the newest version of a data set in `folder`, or None."""
   import tensorflow_datasets as tfds
 
-  folder = root / builder.name
-  if builder.builder_config:
-    folder /= builder.builder_config.name
   if not folder.is_dir():
     return None
   found = [
@@ -354,8 +370,9 @@ def _only(name: str, kind: str, found: list[str], supervised) -> str:
     return supervised
   require(
     len(found) == 1,
-    f'--dataset={name}: it has several {kind} features ({_names(found)}) and '
-    'no supervised_keys to choose by; prepare it again with them',
+    f'--dataset={name}: it has several {kind} features '
+    f'({_names(sorted(found))}) and no supervised_keys to choose by; prepare '
+    'it again with them',
   )
   return found[0]
 
@@ -366,9 +383,8 @@ def _field(features, key: str, encoded: bool = False) -> Callable[[bytes], Any]:
 
   alone = tfds.features.FeaturesDict({key: features[key]})
   decoders = {key: tfds.decode.SkipDecoding()} if encoded else None
-  return lambda record: alone.deserialize_example_np(record, decoders=decoders)[
-    key
-  ]
+  parse = alone.deserialize_example_np
+  return lambda record: parse(record, decoders=decoders)[key]
 
 
 def _shape(name: str, feature, image_size) -> tuple[int, int, int]:
@@ -573,7 +589,16 @@ def _names(names) -> str:
   return ', '.join(map(str, names)) or 'nothing'
 
 
+def _cause(error: BaseException) -> BaseException:
+  """The error at the bottom of a chain of them."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  return error
+
+
 def _line(error: BaseException) -> str:
   """What an error says, in at most one short line."""
-  text = ' '.join(str(error).split()) or type(error).__name__
+  text = re.sub(' <[^<>]* at 0x[0-9a-f]+>', '', str(error))
+  text = ' '.join(text.split()) or type(error).__name__
+  text = re.sub('^Failed to construct dataset .*?}": ', '', text)
   return text if len(text) <= 200 else text[:197] + '...'

@@ -88,9 +88,9 @@ def standardize() -> Preprocess:
 def gcn(scale: float = 55.0) -> Preprocess:
   """Global contrast normalisation: scale (x - x̄) / ‖x - x̄‖, per image.
 
-  x̄ and the norm are over H, W and c. Goodfellow's scale 55 makes the values of a
-  32x32x3 image about one: 55 / √3072 = 0.99 (MT on CIFAR-10, before `zca`). A
-  constant image becomes 0.
+  x̄ and the norm are over H, W and c. Goodfellow's scale 55 makes the values of
+  a 32x32x3 image about one: 55 / √3072 = 0.99 (MT on CIFAR-10, before `zca`).
+  A constant image becomes 0.
   """
   core.positive(scale=scale)
   return Preprocess(_nothing, lambda _, image: _with_norm(image, float(scale)))

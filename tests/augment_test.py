@@ -18,7 +18,13 @@ def picture(*shape, seed=0):
   return np.random.default_rng(seed).random(shape, np.float32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+# Nearly all of the time is compilation; unoptimised it takes a third.
+compiled = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+
+@functools.partial(compiled, static_argnums=(0, 2))
 def _many(augmentation, image, n):
   keys = jax.random.split(jax.random.key(7), n)
   return jax.vmap(augmentation, (0, None))(keys, image)
@@ -108,7 +114,8 @@ def test_half_of_the_images_are_cropped_and_half_are_zoomed():
     zoomed, np.broadcast_to(bilinear(padded, 6, 7), zoomed.shape), atol=1e-6
   )
   assert abs(len(zoomed) / 1000 - 0.5) < 0.063  # as for the flip
-  # 25 crops in about 500 draws: one is missed with chance 25 (24/25)^500 = 3e-8.
+  # 25 crops in about 500 draws: one is missed with chance
+  # 25 (24/25)^500 = 3e-8.
   assert set(choice) == set(range(-1, 25))
 
 
@@ -193,7 +200,7 @@ def slow_recolour(image, order, brightness, saturation, contrast):
   return image
 
 
-recolour = jax.jit(augment.recolour)
+recolour = compiled(augment.recolour)
 
 
 @pytest.mark.parametrize('order', range(6))
@@ -241,15 +248,19 @@ def test_colours_stay_between_0_and_1_and_follow_the_drawn_factors():
   results = many(augment.distort, image, 40)
   assert results.min() >= 0 and results.max() <= 1
   keys = jax.random.split(jax.random.key(7), 40)
-  drawn = jax.jit(jax.vmap(augment.draw_colours))(keys)
-  for result, order, *factors in zip(results, *map(np.asarray, drawn)):
+  drawn = compiled(jax.vmap(augment.draw_colours))(keys)
+  for result, order, *factors in zip(
+    results, *map(np.asarray, drawn), strict=True
+  ):
     expected = slow_recolour(image, augment.ORDERS[order], *factors)
     np.testing.assert_allclose(result, expected.clip(0, 1), atol=2e-6)
 
 
 def test_colour_changes_are_drawn_uniformly():
   keys = jax.random.split(jax.random.key(3), 3000)
-  order, *drawn = map(np.asarray, jax.jit(jax.vmap(augment.draw_colours))(keys))
+  order, *drawn = map(
+    np.asarray, compiled(jax.vmap(augment.draw_colours))(keys)
+  )
   # 3000 draws among 6: deviation √(3000 * 5/36) = 20.4 of each count.
   assert abs(np.bincount(order, minlength=6) - 500).max() < 4.5 * 20.4
   for values, low, high in zip(
@@ -279,39 +290,38 @@ def test_a_chain_gives_each_part_its_own_share_of_the_key():
   assert abs(noise(first, image) - noise(third, image)).max() > 0.1
 
 
-EVERYTHING = augment.chain(
-  augment.flip,
-  augment.translate(1),
-  augment.rotate(),
-  augment.crop_or_resize(1),
-  augment.distort,
-  augment.noise(),
-)
+PIPELINES = {
+  'te': augment.chain(augment.translate(1), augment.flip, augment.noise()),
+  'madnn': augment.chain(
+    augment.rotate(), augment.crop_or_resize(1), augment.distort
+  ),
+}
 
 
-def test_a_row_does_not_depend_on_the_batch_it_is_in():
+@pytest.mark.parametrize('name', PIPELINES)
+def test_a_row_does_not_depend_on_the_batch_it_is_in(name):
   images = picture(6, 5, 5, 3)
   keys = jax.random.split(jax.random.key(1), 6)
-  batched = jax.vmap(EVERYTHING)
-  whole = jax.jit(batched)(keys, images)
-  alone = jax.jit(EVERYTHING)
+  batched = jax.vmap(PIPELINES[name])
+  whole = compiled(batched)(keys, images)
+  alone = compiled(PIPELINES[name])
   for row in range(6):
     np.testing.assert_allclose(
       alone(keys[row], images[row]), whole[row], atol=1e-6
     )
-  split = jax.jit(jax.vmap(batched))(
+  split = compiled(jax.vmap(batched))(
     keys.reshape(2, 3), images.reshape(2, 3, 5, 5, 3)
   )
   np.testing.assert_allclose(split.reshape(whole.shape), whole, atol=1e-6)
-  turned = jax.jit(batched)(keys[::-1], images[::-1])[::-1]
+  turned = compiled(batched)(keys[::-1], images[::-1])[::-1]
   np.testing.assert_array_equal(turned, whole)
-  assert whole.dtype == jnp.float32
 
 
+@pytest.mark.parametrize('name', PIPELINES)
 @pytest.mark.parametrize('channels', [1, 3])
-def test_shape_and_type_stay(channels):
+def test_shape_and_type_stay(name, channels):
   image = jax.ShapeDtypeStruct((28, 30, channels), jnp.float32)
-  result = jax.eval_shape(EVERYTHING, jax.random.key(0), image)
+  result = jax.eval_shape(PIPELINES[name], jax.random.key(0), image)
   assert (result.shape, result.dtype) == (image.shape, image.dtype)
 
 

@@ -621,7 +621,7 @@ def test_several_labels_need_supervised_keys(tmp_path):
     fake_tfds.write(
       tmp_path, name, flat(2), [0, 0], 1, features=other, supervised_keys=keys
     )
-  assert 'label, other' in error('none', tmp_path)
+  assert '(label, other)' in error('none', tmp_path)
   data = datasets.load('second', str(tmp_path))
   np.testing.assert_array_equal(data.train.labels, [2, 1])
 
@@ -652,8 +652,23 @@ def test_missing_and_damaged_files_are_one_line(tmp_path):
   assert 'split train are missing or damaged' in error('pets', tmp_path)
   file.unlink()
   assert 'split train are missing or damaged' in error('pets', tmp_path)
-  (folder / 'dataset_info.json').write_text('{')
-  assert '--dataset=pets' in error('pets', tmp_path)
+
+
+def test_a_class_that_cannot_be_made_here_is_read_from_its_folder(tmp_path):
+  # TFDS's class of coco needs TensorFlow to be made; its data do not.
+  assert '--dataset=coco' in error('coco', tmp_path)
+  fake_tfds.write(tmp_path, 'coco', flat(2), [1, 0], 2)
+  data = datasets.load('coco', str(tmp_path))
+  np.testing.assert_array_equal(data.train.labels, [1, 0])
+
+
+def test_damaged_metadata_are_one_line(tmp_path):
+  for name, version in (('pets', '1.0.0'), ('mnist', '3.0.1')):
+    folder = fake_tfds.write(
+      tmp_path, name, flat(1, (28, 28, 1)), [0], 10, version=version
+    )
+    (folder / 'dataset_info.json').write_text('{')
+    assert f'--dataset={name}' in error(name, tmp_path)
 
 
 def test_importing_is_light_and_reading_needs_no_tensorflow(tmp_path):

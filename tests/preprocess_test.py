@@ -124,8 +124,8 @@ def test_whitened_images_have_the_identity_as_covariance():
   images = photographs(2000)
   result = processed(preprocess.zca(1e-7), images, images).reshape(2000, -1)
   covariance = np.cov(result.T.astype(np.float64), bias=True)
-  # W Σ W has eigenvalues λ / (λ + ε), and λ > 1e-4 here.
-  assert np.linalg.eigvalsh(np.cov(flat(images).T)).min() > 1e-4
+  # W Σ W has eigenvalues λ / (λ + ε), and λ > 5e-5 here: 1 - .002 at least.
+  assert np.linalg.eigvalsh(np.cov(flat(images).T)).min() > 5e-5
   np.testing.assert_allclose(covariance, np.eye(PIXELS), atol=2e-3)
 
 
@@ -223,9 +223,8 @@ def test_what_is_fitted_is_float32_and_a_row_depends_on_itself_alone(name):
   ],
 )
 def test_only_bytes_of_images_are_fitted(name, images):
-  if name != 'identity':
-    with pytest.raises(core.InputError, match='uint8 images'):
-      EVERY[name].fit(images)
+  with pytest.raises(core.InputError, match='uint8 images'):
+    EVERY[name].fit(images)
 
 
 def test_whitening_of_large_images_is_refused_before_it_starts():

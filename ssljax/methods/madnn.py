@@ -174,8 +174,8 @@ def madnn(
       'divergence': jnp.mean(divergences),
     }
     memory_loss = (
-      model_entropy * metrics['model_entropy']
-      + divergence * metrics['divergence']
+      float(model_entropy) * metrics['model_entropy']
+      + float(divergence) * metrics['divergence']
     )
     state = state.replace(stats=stats, memory=slots)
     total = metrics['cross_entropy'] + weight * memory_loss

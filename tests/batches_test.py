@@ -1,0 +1,116 @@
+from collections import Counter
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import tiny
+from ssljax import batches, datasets, parallel, preprocess, splits
+from ssljax.core import Draw, InputError
+
+TRUTH = np.arange(60, dtype=np.int32) % 3
+SPLIT = splits.draw_split(TRUTH, 3, per_class=4, seed=0)  # 12 and 48 rows
+
+
+def epoch(order, number):
+  steps = order.epoch_steps
+  return np.stack([order.rows(number * steps + i) for i in range(steps)])
+
+
+def test_the_first_rows_are_labelled_and_the_others_admitted():
+  rows = epoch(batches.Order(Draw(5, 8), SPLIT), 0)
+  assert rows.shape == (6, 13) and rows.dtype == np.int32
+  assert set(rows[:, :5].ravel()) <= set(SPLIT.labelled)
+  assert set(rows[:, 5:].ravel()) <= set(SPLIT.unlabelled)
+
+
+def test_an_epoch_visits_each_unlabelled_row_once():
+  order = batches.Order(Draw(5, 8), SPLIT)
+  for number in (0, 3):
+    others = epoch(order, number)[:, 5:].ravel()
+    assert sorted(others) == sorted(SPLIT.unlabelled)
+
+
+def test_labelled_rows_come_round_evenly():
+  # 6 steps of 5 are two and a half rounds of the 12 labelled rows.
+  counts = Counter(epoch(batches.Order(Draw(5, 8), SPLIT), 0)[:, :5].ravel())
+  assert set(counts) == set(SPLIT.labelled)
+  assert set(counts.values()) == {2, 3}
+
+
+def test_without_the_other_part_an_epoch_is_of_the_labelled_rows():
+  order = batches.Order(Draw(4), SPLIT)
+  assert order.epoch_steps == 3
+  assert sorted(epoch(order, 2).ravel()) == sorted(SPLIT.labelled)
+
+
+def test_rows_are_a_function_of_split_stage_and_step():
+  order = batches.Order(Draw(5, 8), SPLIT)
+  again = batches.Order(Draw(5, 8), SPLIT)
+  # Asked for in another order, the rows are the same.
+  later = [again.rows(step) for step in (17, 3, 30)]
+  np.testing.assert_array_equal(
+    later, [order.rows(step) for step in (17, 3, 30)]
+  )
+  assert not np.array_equal(order.rows(0), order.rows(order.epoch_steps))
+  other_stage = batches.Order(Draw(5, 8), SPLIT, stage=1)
+  assert not np.array_equal(order.rows(0), other_stage.rows(0))
+  other_seed = batches.Order(Draw(5, 8), SPLIT._replace(seed=1))
+  assert not np.array_equal(order.rows(0), other_seed.rows(0))
+
+
+@pytest.mark.parametrize(
+  ('draw', 'flag'),
+  [(Draw(13, 8), '--batch_labelled=13'), (Draw(4, 49), '--batch_unlabelled=49')],
+)
+def test_a_batch_larger_than_the_set_is_refused(draw, flag):
+  with pytest.raises(InputError, match=flag):
+    batches.Order(draw, SPLIT)
+
+
+def make_source(images):
+  return datasets.Source(
+    np.zeros(len(images), np.int32), images.shape[1:], lambda rows: images[rows]
+  )
+
+
+def test_both_feeds_bring_the_same_rows_and_images():
+  images, _ = tiny.images()
+  place = parallel.placer(parallel.make_mesh([1]))
+  order = batches.Order(tiny.DRAW, tiny.make_splits()[0])
+  rows_of = lambda call: order.rows(call[0])[None]
+  calls = [(i, i + 1) for i in range(7)]
+  feeds = [
+    batches.resident(images, place),
+    batches.stream(make_source(images), place, threads=2),
+  ]
+  seen = []
+  for feed in feeds:
+    fetched = list(feed.batches(rows_of, calls))
+    pick = jax.vmap(feed.gather, (None if feed.pixels_are_shared else 0, 0))
+    seen.append([(pick(pixels, rows), rows) for pixels, rows in fetched])
+  chex.assert_trees_all_equal(*seen)
+  np.testing.assert_array_equal(seen[0][3][1][0], order.rows(3))
+
+
+def test_a_row_is_augmented_alike_in_any_batch():
+  images, _ = tiny.images()
+  place = parallel.placer(parallel.make_mesh([1]))
+  feed = batches.resident(images, place)
+  read = batches.reader(feed, preprocess.identity(), tiny.brighten)
+  source, key = (images, ()), jax.random.key(3)
+  whole = read(source, np.arange(10, dtype=np.int32), key)
+  part = read(source, np.array([7, 2], np.int32), key)
+  chex.assert_trees_all_close(part, whole[np.array([7, 2])], rtol=1e-6)
+  assert not np.allclose(part, read(source, np.array([7, 2]), jax.random.key(4)))
+
+
+def test_an_error_while_reading_ahead_reaches_the_loop():
+  def broken(rows):
+    raise InputError('--corrupt: image 3 is broken')
+
+  source = datasets.Source(np.zeros(9, np.int32), (4, 4, 1), broken)
+  feed = batches.stream(source, parallel.placer(parallel.make_mesh([1])))
+  with pytest.raises(InputError, match='image 3'):
+    list(feed.batches(lambda call: np.zeros([1, 4], np.int32), [(0, 1)]))

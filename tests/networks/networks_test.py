@@ -1,0 +1,176 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax.core import InputError
+from ssljax.networks import convlarge, layers, network, small
+
+
+def count(params):
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def shapes(net, side, channels, batch=2):
+  image = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.float32)
+  params, stats = jax.eval_shape(net.init, jax.random.key(0), image)
+  return params, stats, jax.eval_shape(net.infer, params, stats, image)
+
+
+# The nine kernels of the docstring, k·k·c_in·c_out each: 3.1 million.
+KERNELS = (
+  9 * 3 * 128 + 2 * 9 * 128 * 128 + 9 * 128 * 256 + 2 * 9 * 256 * 256
+  + 9 * 256 * 512 + 512 * 256 + 256 * 128
+)
+NORMS = 3 * 128 + 3 * 256 + 512 + 256 + 128  # channels of the nine layers
+
+
+@pytest.mark.parametrize(
+  ('norm', 'parameters'),
+  [
+    # Two per channel; a classifier with bias.
+    ('batch', KERNELS + 2 * NORMS + 128 * 10 + 10),
+    # A scale and an offset per channel, the classifier's ten included.
+    ('weight', KERNELS + 2 * NORMS + 128 * 10 + 2 * 10),
+  ],
+)
+def test_convlarge_has_its_parameters_and_a_128_d_embedding(norm, parameters):
+  params, _, outputs = shapes(convlarge.convlarge(10, norm=norm), 32, 3)
+  assert count(params) == parameters
+  assert outputs.logits.shape == (2, 10)
+  assert outputs.embedding.shape == (2, 128)
+
+
+@pytest.mark.parametrize(('side', 'channels'), [(9, 1), (28, 1), (48, 3)])
+def test_convlarge_takes_any_size_from_its_smallest_on(side, channels):
+  _, _, outputs = shapes(convlarge.convlarge(7), side, channels)
+  assert outputs.logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+  ('net', 'smallest'),
+  [
+    (convlarge.convlarge(10), 9),
+    (small.small(10), 9),
+    (small.small(10, widths=(32,), embedding=64), 5),
+  ],
+)
+def test_an_image_too_small_is_refused_by_flag(net, smallest):
+  assert net.smallest == smallest
+  shapes(net, smallest, 1)
+  with pytest.raises(InputError, match=r'--network.*--image_size'):
+    shapes(net, smallest - 1, 1)
+
+
+def tiny_net(**more):
+  return small.small(3, widths=(4,), embedding=6, **more)
+
+
+def test_train_infer_and_sample_differ_as_they_should():
+  net = tiny_net()
+  image = jax.random.uniform(jax.random.key(0), [8, 6, 6, 1])
+  params, stats = net.init(jax.random.key(1), image)
+  keys = jax.random.split(jax.random.key(2))
+  trained, after = jax.jit(net.train)(params, stats, image, keys[0])
+  chex.assert_shape(trained.embedding, (8, 6))
+  chex.assert_trees_all_equal_structs(stats, after)
+  assert not np.allclose(
+    after['ConvBlock_0']['BatchNorm_0']['mean'], 0
+  )
+  sample = jax.jit(net.sample)
+  one, other = (sample(params, after, image, key) for key in keys)
+  again = sample(params, after, image, keys[0])
+  chex.assert_trees_all_equal(one, again)
+  assert not np.allclose(one.logits, other.logits)
+  # Inference does not look at the rest of the batch.
+  infer = jax.jit(net.infer)
+  chex.assert_trees_all_close(
+    infer(params, after, image).logits[:1],
+    infer(params, after, image[:1]).logits, rtol=1e-5, atol=1e-6,
+  )
+
+
+def test_running_statistics_are_useful_after_one_step():
+  # Debiased: after a step on one batch they are exactly its statistics,
+  # whatever the momentum.
+  norm = layers.BatchNorm(momentum=0.9999)
+  x = 3 + 2 * jax.random.normal(jax.random.key(0), [64, 5])
+  variables = norm.init(jax.random.key(1), x, train=True)
+  y, after = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+  variables = {'params': variables['params'], **after}
+  chex.assert_trees_all_close(
+    norm.apply(variables, x, train=False), y, rtol=1e-3, atol=1e-4
+  )
+
+
+def test_batch_norm_by_hand_over_two_steps():
+  # Means 1 then 3 with momentum 0.9: sums 0.1 and 0.39, weights 0.1, 0.19.
+  norm = layers.BatchNorm(momentum=0.9, epsilon=0.0)
+  batches = [jnp.array([[0.0], [2.0]]), jnp.array([[1.0], [5.0]])]
+  variables = norm.init(jax.random.key(0), batches[0], train=True)
+  stats = variables['batch_stats']
+  for x in batches:
+    y, after = norm.apply(
+      {'params': variables['params'], 'batch_stats': stats}, x, train=True,
+      mutable=['batch_stats'],
+    )
+    stats = after['batch_stats']
+    np.testing.assert_allclose(y, [[-1.0], [1.0]], rtol=1e-5)
+  np.testing.assert_allclose(stats['mean'] / stats['weight'], [0.39 / 0.19],
+                             rtol=1e-5)
+  # Variances 1 and 4: 0.9·0.1·1 + 0.1·4 = 0.49.
+  np.testing.assert_allclose(stats['var'] / stats['weight'], [0.49 / 0.19],
+                             rtol=1e-5)
+
+
+def test_mean_only_batch_norm_leaves_the_scale():
+  norm = layers.BatchNorm(mean_only=True)
+  x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+  variables = norm.init(jax.random.key(0), x, train=True)
+  y, _ = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+  np.testing.assert_allclose(y, [[-1.0, -10.0], [1.0, 10.0]])
+  assert set(variables['params']) == {'bias'}
+
+
+def test_weight_norm_starts_with_unit_variance_on_its_data():
+  layer = layers.WeightNorm(6, (3, 3), 'VALID')
+  x = 5 * jax.random.normal(jax.random.key(0), [16, 7, 7, 2]) + 3
+  variables = layer.init(jax.random.key(1), x)
+  y = layer.apply(variables, x)
+  np.testing.assert_allclose(jnp.std(y, (0, 1, 2)), np.ones(6), rtol=1e-4)
+  # The direction's length has no effect.
+  doubled = jax.tree.map(lambda w: w, variables['params'])
+  doubled['kernel'] = 2 * doubled['kernel']
+  chex.assert_trees_all_close(
+    layer.apply({'params': doubled}, x), y, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_the_weight_norm_variant_is_initialised_from_the_images():
+  net = convlarge.convlarge(3, norm='weight')
+  image = jax.random.uniform(jax.random.key(0), [4, 9, 9, 1])
+  params, _ = jax.jit(net.init)(jax.random.key(1), image)
+  other, _ = jax.jit(net.init)(jax.random.key(1), 10 * image)
+  first = lambda p: p['ConvBlock_0']['WeightNorm_0']
+  np.testing.assert_array_equal(first(params)['kernel'], first(other)['kernel'])
+  np.testing.assert_allclose(
+    first(params)['scale'], 10 * first(other)['scale'], rtol=1e-3
+  )
+
+
+def test_from_linen_hides_no_statistics_of_a_module_without_any():
+  from flax import linen as nn
+
+  class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, image, *, train, dropout):
+      x = image.reshape(len(image), -1)
+      return network.Outputs(nn.Dense(2)(x), x)
+
+  net = network.from_linen(Plain())
+  image = jnp.ones([3, 2, 2, 1])
+  params, stats = net.init(jax.random.key(0), image)
+  outputs, after = net.train(params, stats, image, jax.random.key(1))
+  assert stats == after == {}
+  chex.assert_trees_all_equal(outputs, net.infer(params, stats, image))

@@ -1,0 +1,84 @@
+"""A tiny problem that every test of training shares: seconds to compile."""
+
+from flax import linen as nn
+import jax
+import numpy as np
+import optax
+
+from ssljax import batches, parallel, preprocess, splits
+from ssljax.core import Draw
+from ssljax.methods.madnn import madnn
+from ssljax.methods.supervised import supervised
+from ssljax.networks import layers, network
+from ssljax.program import Data, Job
+
+CLASSES, ROWS, SIDE = 3, 61, 4
+DRAW = Draw(4, 12)
+
+
+class Net(nn.Module):
+  """Dense, batch norm, leaky ReLU, dropout, classifier."""
+
+  @nn.compact
+  def __call__(self, image, *, train, dropout):
+    x = nn.Dense(5)(image.reshape(image.shape[0], -1))
+    x = layers.leaky_relu(layers.BatchNorm(0.9)(x, train=train))
+    x = nn.Dropout(0.2)(x, deterministic=not dropout)
+    return network.Outputs(nn.Dense(CLASSES)(x), x)
+
+
+NET = network.from_linen(Net(), smallest=2)
+
+
+def images(seed=0, rows=ROWS):
+  """uint8 `[rows, 4, 4, 1]` of three classes that differ in brightness."""
+  rng = np.random.default_rng(seed)
+  labels = rng.permutation(np.arange(rows) % CLASSES).astype(np.int32)
+  noise = rng.integers(0, 80, (rows, SIDE, SIDE, 1))
+  return (noise + 80 * labels[:, None, None, None]).astype(np.uint8), labels
+
+
+def brighten(key, image):
+  """A random augmentation."""
+  return image + 0.1 * jax.random.normal(key)
+
+
+METHODS = {
+  'supervised': lambda tx, steps: supervised(NET, tx, DRAW, steps),
+  'madnn': lambda tx, steps: madnn(NET, tx, DRAW, steps),
+}
+
+
+def make_splits(seeds=(0,), validation=0):
+  """One split per seed, 4 labels per class."""
+  _, labels = images()
+  return [
+    splits.draw_split(
+      labels, CLASSES, per_class=4, seed=seed, validation=validation
+    )
+    for seed in seeds
+  ]
+
+
+def make_job(name, steps=6, seeds=(0,), tx=None, validation=0):
+  """A job of a method of the table above."""
+  method = METHODS[name](tx or optax.sgd(0.1, 0.9), steps)
+  return Job(name, method, NET, make_splits(seeds, validation))
+
+
+def make_data(devices=1, make_feed=batches.resident):
+  """(data, mesh) over that many devices."""
+  mesh = parallel.make_mesh([devices])  # gcd decides
+  place = parallel.placer(mesh)
+  train, labels = images()
+  test, truth = images(1, 20)
+  data = Data(
+    make_feed(train, place),
+    make_feed(test, place),
+    truth,
+    labels[make_splits(validation=9)[0].validation],
+    preprocess.identity(),
+    (),
+    brighten,
+  )
+  return data, mesh
