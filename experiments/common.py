@@ -1,6 +1,7 @@
 """What every experiment shares: flags, and the assembly of a run from them."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import functools
 import json
 import math
@@ -83,6 +84,7 @@ def define_flags() -> None:
     'unlabelled', 'rest', '"rest", "all", or how many images of the rest.'
   )
   flags.DEFINE_integer('validation', 0, 'Images held out for validation.')
+  flags.DEFINE_bool('baseline', True, 'Run the supervised baseline too.')
   flags.DEFINE_integer('seeds', 1, 'How many label splits.')
   flags.DEFINE_integer('seed', 0, 'Number of the first split.')
   flags.DEFINE_integer('seeds_at_once', 1, 'Splits trained in one program.')
@@ -122,10 +124,11 @@ def main(binary: str, arms: Mapping[str, Callable]) -> None:
     arms: name -> method factory; the last is the binary's own method, those
       before it the baselines it is compared with.
   """
-  flags.disclaim_key_flags()
+  known = set(FLAGS)
+  flags.disclaim_key_flags()  # They are the calling program's.
   define_flags()
   flagging.define(*reversed(arms.values()), optimizers.optimizer)
-  names = [flag.name for flag in FLAGS.get_key_flags_for_module('__main__')]
+  names = sorted(set(FLAGS) - known)
 
   def parse(argv):
     preset = pathlib.Path(__file__).parent / f'presets/{binary}.digits.flags'
@@ -303,6 +306,8 @@ def make_jobs(arms, dataset, drawn) -> dict[str, list[train.Job]]:
   steps = FLAGS.steps or max(1, round(FLAGS.epochs * epoch))
   size = FLAGS.seeds_at_once
   groups = [drawn[i : i + size] for i in range(0, len(drawn), size)]
+  if not FLAGS.baseline:
+    arms = dict([list(arms.items())[-1]])
   jobs = {}
   for arm, factory in arms.items():
     tx = optimizers.optimizer(steps, **flagging.given(optimizers.optimizer))
@@ -359,10 +364,11 @@ def run_jobs(jobs, dataset, folder: pathlib.Path) -> dict:
   for arm, group in jobs.items():
     for job in group:
       where = folder / 'checkpoints' / arm / f'seed-{seed_range(job.splits)}'
-      checkpoints = checkpoint.Checkpoints(where)
       options = make_options(job.method.stages)
-      _, progress = train.fit(job, data, options, recorder, checkpoints, mesh)
-      checkpoints.close()
+      with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
+        _, progress = train.fit(
+          job, data, options, recorder, checkpoints, mesh
+        )
       report.add(result, arm, progress)
       workdir.write_json(folder / 'result.json', result)
   recorder.close()

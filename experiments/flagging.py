@@ -30,6 +30,7 @@ def argument_help(factory: Callable) -> dict[str, str]:
 
 def define(*factories: Callable) -> None:
   """Defines a flag for every hyper-parameter of the factories, once each."""
+  flags.disclaim_key_flags()  # They are the calling program's.
   for factory in factories:
     texts = argument_help(factory)
     hints = typing.get_type_hints(factory)

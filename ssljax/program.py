@@ -46,7 +46,8 @@ class Program:
       mesh: of `parallel.make_mesh`.
       batch: images per call of a sweep.
     """
-    self.job, self.data, self.batch = job, data, batch
+    self.job, self.data = job, data
+    self.batch = -(-batch // mesh.size) * mesh.size  # divides the devices
     self.seeds = len(job.splits)
     self.place = parallel.placer(mesh)
     self.sharding = parallel.state_sharding(mesh, job.method.layout)

@@ -14,6 +14,7 @@ import time
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ssljax import checkpoint, record
@@ -91,6 +92,13 @@ def fit(
       loop.run_stage(number, bar)
   checkpoints.wait()
   return loop.state, loop.progress
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+  """Whether every number `[]` of a tree is finite."""
+  leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(leaves))
 
 
 class _Loop:
@@ -195,12 +203,17 @@ class _Loop:
     bad = np.argwhere(~np.isfinite(losses))
     if len(bad):
       step, seed = bad[0]
-      raise DivergedError(
-        f'--learning_rate: the loss of {self.job.name} is '
-        f'{losses[step, seed]} at step {before + step + 1} (seed '
-        f'{self.job.splits[seed].seed}): stopped before saving it, the last '
-        'checkpoint is good; lower the learning rate'
+      self.diverged(
+        f'the loss of {self.job.name} is {losses[step, seed]} at step '
+        f'{before + step + 1} (seed {self.job.splits[seed].seed})'
       )
+
+  def diverged(self, what: str):
+    """Stops the run; what is on disk is good."""
+    raise DivergedError(
+      f'--learning_rate: {what}: stopped without saving it, the last '
+      'checkpoint is good; lower the learning rate'
+    )
 
   def record(self, stage, metrics, rate: float):
     """One line per seed: every term of the loss at this step."""
@@ -236,6 +249,11 @@ class _Loop:
 
   def save(self):
     """Writes a checkpoint of everything up to here, in the background."""
+    if not _all_finite((self.state.params, self.state.memory)):
+      self.diverged(
+        f'weights or memory of {self.job.name} are not finite after step '
+        f'{self.progress.step}'
+      )
     self.progress = self.progress._replace(metrics_bytes=self.recorder.flush())
     saved = self.progress._asdict() | {'splits': self.digests}
     self.checkpoints.save(self.progress.step, self.state, saved)

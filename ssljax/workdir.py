@@ -81,7 +81,8 @@ def claim(folder: pathlib.Path, flags: dict[str, str], overwrite: bool):
 
   Args:
     folder: made if absent.
-    flags: name -> `--name=value` of every flag that decides the result.
+    flags: name -> `--name=value`, or '' where it is unset, of every flag that
+      decides the result.
     overwrite: removes what an earlier run left, and nothing else.
 
   Returns:
@@ -102,7 +103,8 @@ def claim(folder: pathlib.Path, flags: dict[str, str], overwrite: bool):
       not strange,
       f'--workdir={folder}: is not empty and holds no run; give another folder',
     )
-    write_atomically(path, '\n'.join(flags.values()) + '\n')
+    lines = [line for line in flags.values() if line]  # '' where it is unset
+    write_atomically(path, '\n'.join(lines) + '\n')
   result = read_result(folder)
   return result if result and result['complete'] else None
 
@@ -119,15 +121,12 @@ def clear(folder: pathlib.Path) -> None:
 
 def refuse_other(folder: pathlib.Path, text: str, flags: dict[str, str]):
   """Raises `InputError` naming the flags in which two runs differ."""
-  there = {
+  by_name = lambda lines: {
     line.split('=')[0].removeprefix('--no').removeprefix('--'): line
-    for line in text.splitlines()
-  }
-  here = {
-    line.split('=')[0].removeprefix('--no').removeprefix('--'): line
-    for line in flags.values()
+    for line in lines
     if line
   }
+  there, here = by_name(text.splitlines()), by_name(flags.values())
   differ = [
     f'{there.get(name, "no --" + name)} there, '
     f'{here.get(name, "no --" + name)} here'

@@ -13,7 +13,7 @@ from ssljax.networks import layers, network
 from ssljax.program import Data, Job
 
 CLASSES, ROWS, SIDE = 3, 61, 4
-DRAW = Draw(4, 12)
+DRAW = Draw(8, 8)
 
 
 class Net(nn.Module):
@@ -50,11 +50,11 @@ METHODS = {
 
 
 def make_splits(seeds=(0,), validation=0):
-  """One split per seed, 4 labels per class."""
+  """One split per seed, 8 labels per class."""
   _, labels = images()
   return [
     splits.draw_split(
-      labels, CLASSES, per_class=4, seed=seed, validation=validation
+      labels, CLASSES, per_class=8, seed=seed, validation=validation
     )
     for seed in seeds
   ]
@@ -68,7 +68,7 @@ def make_job(name, steps=6, seeds=(0,), tx=None, validation=0):
 
 def make_data(devices=1, make_feed=batches.resident):
   """(data, mesh) over that many devices."""
-  mesh = parallel.make_mesh([devices])  # gcd decides
+  mesh = parallel.make_mesh([devices])
   place = parallel.placer(mesh)
   train, labels = images()
   test, truth = images(1, 20)

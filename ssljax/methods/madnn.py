@@ -55,7 +55,7 @@ def empty_slots(classes: int, embedding: int) -> Slots:
   """Keys 0 and uniform values: no prior knowledge."""
   return Slots(
     jnp.zeros([classes, embedding]),
-    jnp.full([classes, classes], 1 / classes),
+    jnp.full([classes, classes], 1 / classes, jnp.float32),
   )
 
 

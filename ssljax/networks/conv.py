@@ -182,7 +182,7 @@ def _kernel_gradient(x, g, *, shape, strides, pads, precision):
   Returns:
     Gradient of the kernel [k, l, I, O].
   """
-  total = jnp.promote_types(x.dtype, jnp.float32)
+  total = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
   images = _images_per_chunk(g, math.prod(shape[:3]) * x.dtype.itemsize)
   x = x.reshape(images, -1, *x.shape[1:])  # Chunks lie on axis 1, so that a
   g = g.reshape(images, -1, *g.shape[1:])  # batch split over devices stays so.
@@ -237,6 +237,25 @@ def _patches(x, window, strides, pads, size):
     ],
     axis=-1,
   )
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+  """Options for `jax.jit` of programs with convolutions; {} off the CPU.
+
+  By default XLA gives float convolutions to YNNPACK, which runs those of fewer
+  than 128 channels on one core. Eigen runs all of them on every core; products
+  and sums stay with YNNPACK. An XLA that doesn't know the option goes without.
+  """
+  if jax.default_backend() != 'cpu':
+    return {}
+  kept = 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE'
+  options = {'xla_cpu_experimental_ynn_fusion_type': kept}
+  try:
+    jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+  except jax.errors.JaxRuntimeError:
+    return {}
+  return options
 
 
 def max_pool(x, window, strides, padding='VALID'):
@@ -308,37 +327,37 @@ _pool.defvjp(_pool_forward, _pool_backward)
 
 
 def _pool_gradient(x, y, g, *, window, pads):
-  """g at the first maximum of each window, 0 elsewhere.
+  """The slope at the first maximum of each window, 0 elsewhere.
 
   Args:
     x: images [B, H, W, C].
     y: their maxima [B, H', W', C].
     g: gradient of the maxima [B, H', W', C].
-    window: (k, l).
+    window: (m, n).
     pads: of the pooling.
 
   Returns:
     Gradient of the images [B, H, W, C].
   """
-  (k, l), (batch, height, width, channels) = window, y.shape
+  (m, n), (batch, height, width, channels) = window, y.shape
   # What the windows cover: padded where they stick out, cut where they end.
   cover = (
     (0, 0, 0),
-    (pads[0][0], height * k - x.shape[1] - pads[0][0], 0),
-    (pads[1][0], width * l - x.shape[2] - pads[1][0], 0),
+    (pads[0][0], height * m - x.shape[1] - pads[0][0], 0),
+    (pads[1][0], width * n - x.shape[2] - pads[1][0], 0),
     (0, 0, 0),
   )
   x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), cover)
-  x = x.reshape(batch, height, k, width, l, channels)
+  x = x.reshape(batch, height, m, width, n, channels)
   free = jnp.ones(y.shape, bool)
   rows = []
-  for i in range(k):
+  for i in range(m):
     row = []
-    for j in range(l):
+    for j in range(n):
       hit = free & (x[:, :, i, :, j] == y)
       free &= ~hit
       row.append(jnp.where(hit, g, jnp.zeros_like(g)))
     rows.append(jnp.stack(row, axis=3))
-  dx = jnp.stack(rows, axis=2).reshape(batch, height * k, width * l, channels)
+  dx = jnp.stack(rows, axis=2).reshape(batch, height * m, width * n, channels)
   back = tuple((-low, -high, 0) for low, high, _ in cover)
   return lax.pad(dx, jnp.zeros((), dx.dtype), back)

@@ -1,0 +1,334 @@
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import binary
+import common
+import fake_tfds
+import flagging
+from ssljax import workdir
+from ssljax.methods.madnn import madnn
+from ssljax.optimizers import optimizer
+
+EXPERIMENTS = pathlib.Path(common.__file__).parent
+PRESETS = sorted((EXPERIMENTS / 'presets').glob('*.flags'))
+# Compiles in a second.
+TINY = ('--network=digits', '--batch_labelled=8', '--batch_unlabelled=8')
+SHORT = (*TINY, '--steps=4', '--seeds=2', '--evaluate_every=2')
+
+
+@pytest.mark.parametrize('name', binary.ARMS)
+def test_the_scripts_run_the_methods_they_are_named_after(name):
+  assert binary.script_arms(name) == (name, binary.ARMS[name])
+
+
+def test_a_run_leaves_what_the_contract_names(tmp_path, capsys):
+  folder = tmp_path / 'run'
+  assert binary.run(*SHORT, f'--workdir={folder}') == 0
+  out = capsys.readouterr().out
+  assert '1197 seen as unlabelled (without the labelled ones)' in out
+  assert str(folder) in out
+  result = json.loads((folder / 'result.json').read_text())
+  assert result['method'] == 'madnn' and result['dataset'] == 'digits'
+  assert result['labels'] == '10' and result['seeds'] == [0, 1]
+  assert result['steps'] == 4 and result['complete'] is True
+  for key in ('seconds', 'device', 'versions', 'commit', 'command'):
+    assert result[key]
+  for arm in ('supervised', 'madnn'):
+    errors = result['arms'][arm]['test_error']
+    assert set(errors) == {'last', 'median_last', 'averaged'}
+    assert all(len(v) == 2 for v in errors.values())
+    row = re.search(rf'^{arm} +([\d.]+) ± ([\d.]+)', out, re.M)
+    last = errors['last']
+    assert float(row[1]) == pytest.approx(np.mean(last), abs=0.006)
+    assert float(row[2]) == pytest.approx(np.std(last, ddof=1), abs=0.006)
+  split = json.loads((folder / 'split.json').read_text())
+  assert [len(s['labelled']) for s in split['splits']] == [100, 100]
+  assert split['splits'][0]['hash'] == result['splits'][0]
+  metrics = (folder / 'metrics.jsonl').read_text().splitlines()
+  assert {json.loads(m)['seed'] for m in metrics} == {0, 1}
+  assert list(folder.glob('checkpoints/madnn/seed-1/4'))
+  assert list(folder.glob('events/madnn/seed-0/*tfevents*'))
+
+  # Again: it says that it is complete, and changes nothing.
+  before = {p: p.stat().st_mtime_ns for p in folder.rglob('*')}
+  assert binary.run(*SHORT, f'--workdir={folder}') == 0
+  again = capsys.readouterr().out
+  assert 'complete' in again and out.split('test error')[1] in again
+  assert before == {p: p.stat().st_mtime_ns for p in folder.rglob('*')}
+
+  # Other flags: refused by name, nothing changed.
+  line = binary.refused(capsys, *SHORT, f'--workdir={folder}', '--eta=0.3')
+  assert '--eta=0.5 there, --eta=0.3 here' in line and '--overwrite' in line
+  assert before == {p: p.stat().st_mtime_ns for p in folder.rglob('*')}
+
+  # Its flags.txt is a --flagfile that runs the same again.
+  assert (
+    binary.run(f'--flagfile={folder}/flags.txt', f'--workdir={tmp_path}/2') == 0
+  )
+  same = json.loads((tmp_path / '2' / 'result.json').read_text())
+  assert same['test_error'] == result['test_error']
+
+  # Only --overwrite starts anew, and leaves a stranger's file alone.
+  (folder / 'notes.md').write_text('mine')
+  assert binary.run(*SHORT, f'--workdir={folder}', '--eta=0.3', '--overwrite',
+                    '--steps=2') == 0
+  assert json.loads((folder / 'result.json').read_text())['steps'] == 2
+  assert (folder / 'notes.md').read_text() == 'mine'
+
+
+def test_seeds_at_once_changes_no_result(tmp_path):
+  for at_once in (1, 2):
+    folder = tmp_path / str(at_once)
+    binary.run(*SHORT, f'--workdir={folder}', f'--seeds_at_once={at_once}')
+  one, two = (
+    json.loads((tmp_path / n / 'result.json').read_text()) for n in '12'
+  )
+  assert one['test_error'] == two['test_error']
+
+
+def test_epochs_are_passes_over_the_unlabelled_images(tmp_path):
+  # 1197 unlabelled images in batches of 399: half an epoch is 1.5 steps.
+  binary.run(*TINY, '--batch_unlabelled=399', '--epochs=0.7', '--seeds=1',
+             f'--workdir={tmp_path}/run')
+  assert json.loads((tmp_path / 'run/result.json').read_text())['steps'] == 2
+
+
+def write_sets(folder):
+  """Small real data sets under the official names."""
+  rng = np.random.default_rng(0)
+  for name, side, channels, classes in (
+    ('mnist', 28, 1, 10),
+    ('svhn_cropped', 32, 3, 10),
+    ('cifar10', 32, 3, 10),
+    ('cifar100', 32, 3, 100),
+  ):
+    labels = np.arange(2 * classes + 60) % classes
+    images = rng.integers(0, 256, (len(labels), side, side, channels))
+    write_official(folder, name, images.astype(np.uint8), labels)
+
+
+@pytest.fixture(scope='module')
+def sets(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tensorflow_datasets')
+  write_sets(folder)
+  return folder
+
+
+def write_official(folder, name, images, labels):
+  fake_tfds.write(folder, name, list(images), labels)
+
+
+@pytest.mark.parametrize('preset', PRESETS, ids=lambda p: p.stem)
+def test_every_preset_parses_and_takes_two_steps(
+  preset, sets, tmp_path, capsys
+):
+  name = preset.stem.split('.')[0]
+  header = preset.read_text()
+  # Its header says what the paper has and what was measured here.
+  assert re.search(r'^# +paper:', header, re.M), preset
+  assert re.search(r'^# +ours:', header, re.M), preset
+  small = '--network=digits'  # ConvLarge is compiled in its own test
+  status = binary.run(
+    f'--flagfile={preset}', f'--data_dir={sets}', small, '--steps=2',
+    '--labels=1', '--batch_labelled=8', '--batch_unlabelled=8', '--seeds=1',
+    f'--workdir={tmp_path}/run', binary=name,
+  )
+  assert status == 0, capsys.readouterr().err
+  result = json.loads((tmp_path / 'run/result.json').read_text())
+  assert result['steps'] == 2 and result['method'] == name
+
+
+@pytest.mark.parametrize('network', ['convlarge', 'convlarge_weightnorm'])
+def test_convlarge_takes_a_step_from_the_command_line(
+  network, tmp_path, capsys
+):
+  # 9×9 is the smallest image it takes.
+  status = binary.run(
+    f'--network={network}', '--image_size=9', '--steps=1', '--labels=1',
+    '--batch_labelled=8', '--seeds=1', f'--workdir={tmp_path}/run',
+    binary='supervised',
+  )
+  assert status == 0, capsys.readouterr().err
+
+
+def test_both_feeds_train_alike_from_the_command_line(sets, tmp_path):
+  losses = []
+  for feed in ('resident', 'stream'):
+    folder = tmp_path / feed
+    assert binary.run(
+      *TINY, '--dataset=cifar10', f'--data_dir={sets}', '--labels=1',
+      '--steps=3', '--seeds=1', '--record_every=1', f'--feed={feed}',
+      '--augment=flip,translate', '--preprocess=standardize',
+      f'--workdir={folder}',
+    ) == 0
+    lines = (folder / 'metrics.jsonl').read_text().splitlines()
+    losses.append([
+      m['loss'] for m in map(json.loads, lines) if 'loss' in m
+    ])
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_flag_of_a_hyper_parameter_comes_from_the_signature():
+  assert set(flagging.keywords(madnn)) == {
+    'eta', 'weight', 'distance', 'model_entropy', 'divergence', 'values',
+    'smoothing',
+  }
+  for factory in (madnn, optimizer):
+    texts = flagging.argument_help(factory)
+    assert set(flagging.keywords(factory)) <= set(texts)
+  assert flagging.argument_help(madnn)['eta'].startswith('η of Eq. 3')
+
+
+def test_help_shows_the_flags_of_the_program_first():
+  # The real script, as a user would ask it.
+  shown = subprocess.run(
+    [sys.executable, EXPERIMENTS / 'madnn.py', '--help'],
+    capture_output=True, text=True,
+  ).stdout
+  assert '--eta:' in shown and '(default: \'0.5\')' in shown
+  assert shown.index('flags:') < shown.index('madnn.py:') < shown.index('--eta')
+  assert 'absl' not in shown
+
+
+BAD = {
+  '--dataset=mnits': '--dataset',
+  '--dataset=mnist': '--data_dir',
+  '--dataset=mnist --data_dir=/nonexistent': '--data_dir',
+  '--dataset=mnist --data_dir={empty}': '--data_dir',
+  '--labels=500': '--labels=500',
+  '--labels=0': '--labels=0',
+  '--labels=-1': '--labels=-1',
+  '--labels=many': '--labels=many',
+  '--labels=all': '--unlabelled=all',
+  '--unlabelled=2000': '--unlabelled=2000',
+  '--validation=5000': '--validation=5000',
+  '--batch_labelled=101': '--batch_labelled=101',
+  '--batch_unlabelled=5000': '--batch_unlabelled=5000',
+  '--batch_labelled=0': '--batch_labelled=0',
+  '--learning_rate=0': '--learning_rate=0',
+  '--learning_rate=-1': '--learning_rate=-1',
+  '--learning_rate=nan': '--learning_rate=nan',
+  '--eta=0': '--eta=0',
+  '--eta=nan': '--eta=nan',
+  '--weight=-1': '--weight=-1',
+  '--smoothing=1': '--smoothing=1',
+  '--momentum=nan': '--momentum=nan',
+  '--weight_decay=-1': '--weight_decay=-1',
+  '--clip=-2': '--clip=-2',
+  '--average=1': '--average=1',
+  '--dropout=1': '--dropout=1',
+  '--bn_momentum=nan': '--bn_momentum=nan',
+  '--steps=0': '--steps=0',
+  '--steps=-5': '--steps=-5',
+  '--epochs=nan': '--epochs=nan',
+  '--steps=5 --epochs=2': '--steps, --epochs',
+  '--seeds=0': '--seeds=0',
+  '--seed=-1': '--seed=-1',
+  '--seeds_at_once=0': '--seeds_at_once=0',
+  '--evaluate_every=0': '--evaluate_every=0',
+  '--network=convlarge': '--network',
+  '--network=resnet': '--network',
+  '--augment=spin': '--augment=spin',
+  '--eat=3': 'eat',
+  '--eta=much': 'eta',
+  'madnn': 'is not a flag',
+  '--flagfile=/nonexistent.flags': 'nonexistent.flags',
+}
+
+
+@pytest.mark.parametrize('arguments', BAD)
+def test_bad_input_is_one_line_that_names_the_flag(
+  arguments, tmp_path, capsys
+):
+  (tmp_path / 'empty').mkdir()
+  args = arguments.format(empty=tmp_path / 'empty').split()
+  folder = tmp_path / 'run'
+  line = binary.refused(capsys, *args, f'--workdir={folder}')
+  assert BAD[arguments] in line
+  assert not folder.exists()  # nothing was begun
+
+
+def test_a_set_that_is_not_prepared_says_how_without_tensorflow(
+  tmp_path, capsys
+):
+  (tmp_path / 'something').mkdir()
+  line = binary.refused(
+    capsys, '--dataset=mnist', f'--data_dir={tmp_path}',
+    f'--workdir={tmp_path}/run',
+  )
+  assert 'prepare' in line
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+  (tmp_path / 'file').touch()
+  line = binary.refused(capsys, *SHORT, f'--workdir={tmp_path}/file/run')
+  assert '--workdir' in line
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path, capsys):
+  (tmp_path / 'thesis.tex').write_text('years of work')
+  line = binary.refused(capsys, *SHORT, f'--workdir={tmp_path}')
+  assert '--workdir' in line and 'no run' in line
+  line = binary.refused(capsys, *SHORT, f'--workdir={tmp_path}', '--overwrite')
+  assert (tmp_path / 'thesis.tex').read_text() == 'years of work'
+
+
+@pytest.mark.skipif(
+  not os.path.exists('/dev/full'), reason='needs a device that is always full'
+)
+def test_a_full_disk_is_one_line(tmp_path):
+  with pytest.raises(workdir.InputError, match='--workdir.*disk is full'):
+    with workdir.disk_errors(tmp_path):
+      with open('/dev/full', 'w') as file:
+        file.write('x')
+
+
+def test_another_split_in_the_folder_is_refused(tmp_path, capsys):
+  folder = tmp_path / 'run'
+  assert binary.run(*SHORT, f'--workdir={folder}') == 0
+  result = json.loads((folder / 'result.json').read_text())
+  (folder / 'result.json').write_text(json.dumps(result | {'complete': False}))
+  split = json.loads((folder / 'split.json').read_text())
+  split['splits'][1]['hash'] = 'of other images'
+  (folder / 'split.json').write_text(json.dumps(split))
+  line = binary.refused(capsys, *SHORT, f'--workdir={folder}')
+  assert '--workdir' in line and 'split.json' in line
+
+
+def test_a_loss_that_diverges_is_one_line_and_keeps_the_checkpoint(
+  tmp_path, capsys
+):
+  line = binary.refused(
+    capsys, *TINY, '--steps=40', '--seeds=1', '--record_every=1',
+    '--learning_rate=1e25', '--clip=0', '--decay=constant',
+    '--checkpoint_seconds=0', f'--workdir={tmp_path}/run', binary='supervised',
+  )
+  assert '--learning_rate' in line and re.search(r'step \d+', line)
+
+
+def test_a_corrupt_image_stops_a_streamed_run_unless_tolerated(
+  tmp_path, capsys
+):
+  rng = np.random.default_rng(0)
+  labels = np.arange(40) % 2
+  images = list(rng.integers(0, 256, (40, 8, 8, 1)).astype(np.uint8))
+  images[17] = b'no image at all'
+  fake_tfds.write(
+    tmp_path / 'sets', 'broken', images, labels, splits={
+      'train': 40, 'test': list(range(10))}, file_names=None,
+  )
+  common_args = (
+    *TINY, '--dataset=broken', f'--data_dir={tmp_path}/sets', '--labels=6',
+    '--batch_unlabelled=20', '--steps=4', '--seeds=1', '--feed=stream',
+  )
+  line = binary.refused(capsys, *common_args, f'--workdir={tmp_path}/1')
+  assert '17' in line and '--corrupt' in line
+  assert binary.run(
+    *common_args, '--corrupt=1', f'--workdir={tmp_path}/2') == 0

@@ -1,0 +1,91 @@
+"""A run that is killed again and again ends as if it never had been."""
+
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+import common
+from contract_test import lines
+
+SCRIPT = pathlib.Path(common.__file__).parent / 'madnn.py'
+STEPS = 400
+FLAGS = (
+  '--network=digits', '--batch_labelled=8', '--batch_unlabelled=24',
+  f'--steps={STEPS}', '--seeds=1', '--record_every=5', '--evaluate_every=50',
+  '--checkpoint_seconds=0', '--baseline=false',
+)
+
+
+def start(folder):
+  return subprocess.Popen(
+    [sys.executable, SCRIPT, *FLAGS, f'--workdir={folder}'],
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )
+
+
+def finish(folder):
+  process = start(folder)
+  out, error = process.communicate(timeout=300)
+  assert process.returncode == 0, error
+  return out + error
+
+
+def saved_steps(folder):
+  where = folder / 'checkpoints' / 'madnn' / 'seed-0'
+  return [int(p.name) for p in where.glob('*') if p.name.isdecimal()]
+
+
+def kill_after_another_checkpoint(folder, wait):
+  """SIGKILLs the run some time after it has got further than before."""
+  before = max(saved_steps(folder), default=-1)
+  process = start(folder)
+  deadline = time.monotonic() + 120
+  while max(saved_steps(folder), default=-1) <= before:
+    if process.poll() is not None:
+      break  # it has reached its end
+    assert time.monotonic() < deadline, 'no checkpoint within two minutes'
+    time.sleep(0.01)
+  time.sleep(wait)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  return process.returncode
+
+
+def arrays(folder):
+  """Every array of the last checkpoint, as it lies on disk."""
+  newest = folder / 'checkpoints' / 'madnn' / 'seed-0' / str(STEPS) / 'state'
+  return ocp.StandardCheckpointer().restore(newest.absolute())
+
+
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
+  whole, folder = tmp_path / 'whole', tmp_path / 'killed'
+  finish(whole)
+  moments = random.Random(int(time.time()))
+  for _ in range(3):
+    wait = moments.uniform(0.0, 0.3)
+    assert kill_after_another_checkpoint(folder, wait) == -signal.SIGKILL
+
+  # The newest checkpoint is truncated too: the one before it is taken.
+  newest = max(saved_steps(folder))
+  assert newest < STEPS and len(saved_steps(folder)) > 1
+  where = folder / 'checkpoints' / 'madnn' / 'seed-0'
+  for path in (where / str(newest) / 'state').rglob('d/*'):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  said = finish(folder)
+  assert f'step {newest} cannot be read' in said
+  assert (where / f'damaged-{newest}').is_dir()
+
+  assert lines(folder) == lines(whole)
+  jax.tree.map(np.testing.assert_array_equal, arrays(folder), arrays(whole))
+  ours, theirs = (
+    json.loads((f / 'result.json').read_text()) for f in (folder, whole)
+  )
+  assert ours['test_error'] == theirs['test_error']

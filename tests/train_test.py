@@ -1,0 +1,241 @@
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tiny
+from contract_test import OPTIONS, comparable, fit, lines
+from ssljax import checkpoint, evaluate, record, train
+from ssljax.core import Stage, TrainState
+from ssljax.program import Program
+
+
+def test_stops_are_multiples_of_each_period_and_the_end():
+  assert list(train.stops(0, 10, [4, 5])) == [4, 5, 8, 10]
+  # From a resumed step the same stops follow.
+  assert list(train.stops(5, 10, [4, 5])) == [8, 10]
+  assert list(train.stops(0, 3, [10])) == [3]
+
+
+def test_calls_cover_a_span_without_overlap():
+  assert list(train.calls(3, 10, 3)) == [(3, 6), (6, 9), (9, 10)]
+  assert list(train.calls(0, 2, 1)) == [(0, 1), (1, 2)]
+
+
+def test_every_term_of_the_loss_is_recorded_for_every_seed(tmp_path):
+  fit(tmp_path, 'madnn', seeds=(3, 4))
+  measured = [m for m in lines(tmp_path) if 'loss' in m]
+  assert [(m['step'], m['seed']) for m in measured] == [
+    (step, seed) for step in (2, 3, 4, 6) for seed in (3, 4)
+  ]
+  for m in measured:
+    total = m['cross_entropy'] + m['model_entropy'] + m['divergence']
+    assert m['loss'] == pytest.approx(total, rel=1e-5)
+  tested = [m for m in lines(tmp_path) if 'test_error_last' in m]
+  assert [m['step'] for m in tested] == [3, 3, 6, 6]
+  assert list(tmp_path.glob('events/madnn/seed-3/*tfevents*'))
+
+
+def diverging(after):
+  """An optimiser whose update number `after` is infinite."""
+  return optax.sgd(lambda count: jnp.where(count < after - 1, 0.1, jnp.inf))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+  # Stops are at 2, 3, 4, 6: the fifth loss is seen at the stop after it.
+  options = OPTIONS._replace(checkpoint_seconds=0.0)
+  with pytest.raises(train.DivergedError, match=r'madnn is nan at step 6 '):
+    fit(tmp_path, 'madnn', steps=12, tx=diverging(5), options=options)
+  assert (tmp_path / 'checkpoints' / '4').is_dir()
+  assert not (tmp_path / 'checkpoints' / '6').exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+  # The losses up to step 4 are finite, the weights after it are not.
+  options = OPTIONS._replace(checkpoint_seconds=0.0)
+  with pytest.raises(train.DivergedError, match=r'weights .* after step 4:'):
+    fit(tmp_path, 'madnn', steps=12, tx=diverging(4), options=options)
+  assert (tmp_path / 'checkpoints' / '3').is_dir()
+  assert not (tmp_path / 'checkpoints' / '4').exists()
+
+
+def test_the_same_weights_give_the_error_counted_by_hand(tmp_path):
+  state, progress = fit(tmp_path, 'supervised')
+  data, _ = tiny.make_data()
+  test, truth = tiny.images(1, 20)
+  params, stats = jax.tree.map(lambda x: x[0], (state.params, state.stats))
+  logits = tiny.NET.infer(params, stats, test.astype(np.float32) / 255).logits
+  wrong = sum(int(np.argmax(logits[i])) != truth[i] for i in range(20))
+  assert progress.evaluations[-1]['last'] == [100 * wrong / 20]
+
+
+def test_averaged_weights_are_evaluated_beside_the_trained_ones(tmp_path):
+  from ssljax import optimizers
+
+  # A weight average that hardly moves stays where training began.
+  tx = optax.chain(optax.sgd(0.05), optimizers.average_weights(0.0))
+  _, progress = fit(tmp_path, 'madnn', steps=30, tx=tx)
+  final = progress.evaluations[-1]
+  # Decay 0: the average is the last weights themselves.
+  assert final['averaged'] == final['last']
+
+
+def test_validation_images_are_evaluated_too(tmp_path):
+  fit(tmp_path, 'supervised', validation=9)
+  tested = [m for m in lines(tmp_path) if 'test_error_last' in m]
+  # Nine images: the error is a multiple of 1/9.
+  for m in tested:
+    share = m['validation_error_last'] * 9 / 100
+    assert share == pytest.approx(round(share), abs=1e-6)
+
+
+def test_a_summary_takes_the_last_step_and_the_median_of_five():
+  errors = [9.0, 5.0, 1.0, 2.0, 8.0, 3.0]
+  evaluations = [
+    {'step': i, 'last': [e, 0.0], 'averaged': [e + 1, 1.0]}
+    for i, e in enumerate(errors)
+  ]
+  assert evaluate.summarize(evaluations) == {
+    'last': [3.0, 0.0],
+    'median_last': [3.0, 0.0],  # of 5 1 2 8 3
+    'averaged': [4.0, 1.0],
+  }
+
+
+def with_refresh(job):
+  """Counts in the memory how often, and over what, a refresh has run."""
+
+  def observe(state, image, key):
+    return {'brightness': image.mean((1, 2, 3))}
+
+  def refresh(state, observed):
+    return state.replace(memory=state.memory + observed['brightness'])
+
+  stage = job.method.stages[0]._replace(observe=observe, refresh=refresh)
+  return job._replace(
+    method=job.method._replace(
+      stages=(stage, stage._replace(name='again', every=2)),
+      init=lambda key, params, stats, spec: jax.numpy.zeros(spec.rows),
+    )
+  )
+
+
+def test_a_refresh_sees_all_images_in_order_every_so_many_epochs(tmp_path):
+  data, mesh = tiny.make_data()
+  job = with_refresh(tiny.make_job('supervised', steps=12))  # epochs of 3
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
+  recorder = record.Recorder(tmp_path)
+  state, progress = train.fit(
+    job, data, OPTIONS, recorder, checkpoints, mesh
+  )
+  # Four epochs refreshed after each, then four after every second.
+  images, _ = tiny.images()
+  brightness = images.mean((1, 2, 3)) / 255
+  np.testing.assert_allclose(state.memory[0], 6 * brightness, rtol=1e-5)
+  assert progress.step == 24 == int(state.step[0])
+
+
+def test_optimiser_state_is_made_anew_on_entering_a_stage(tmp_path):
+  data, mesh = tiny.make_data()
+  job = with_refresh(tiny.make_job('supervised', tx=optax.sgd(lambda count: 0.1)))
+  program = Program(job, data, mesh, 8)
+  state = program.initial()
+  rows = program.rows(0, (0, 1))
+  pixels, rows = next(iter(data.train.batches(lambda _: rows, [0])))
+  state, _ = program.steps[0](state, (pixels, program.fitted), rows)
+  count = lambda state: int(optax.tree_utils.tree_get(state.opt_state, 'count')[0])
+  assert count(state) == 1
+  assert count(program.enter(1, state)) == 0
+
+
+def damage(path, how):
+  content = path.read_bytes()
+  if how == 'truncated':
+    path.write_bytes(content[: len(content) // 2])
+  elif how == 'flipped':
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 0xFF])
+    path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+  else:
+    path.unlink()
+
+
+@pytest.mark.parametrize('how', ['truncated', 'flipped', 'missing'])
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, how, caplog):
+  always = OPTIONS._replace(checkpoint_seconds=0.0)
+  whole, _ = fit(tmp_path, 'madnn', options=always)
+  metrics = lines(tmp_path)
+  newest = tmp_path / 'checkpoints' / '6'
+  for path in newest.rglob('d/*'):  # all files that hold arrays
+    damage(path, how)
+  again, progress = fit(tmp_path, 'madnn', options=always)
+  assert 'step 6 cannot be read' in caplog.text
+  assert newest.with_name('damaged-6').is_dir()
+  assert progress.step == 6
+  chex.assert_trees_all_equal(comparable(again), comparable(whole))
+  assert lines(tmp_path) == metrics
+
+
+# TensorStore's background reads complain about what they could not read.
+@pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+@pytest.mark.parametrize('how', ['truncated', 'flipped', 'missing'])
+def test_no_damaged_file_goes_unnoticed(tmp_path, how):
+  state, _ = fit(tmp_path / 'run', 'madnn')
+  saved = tmp_path / 'run' / 'checkpoints'
+  like = checkpoint.abstract(state, state.step.sharding)
+  files = [p for p in saved.rglob('*') if p.is_file()]
+  noticed = 0
+  for number, path in enumerate(files):
+    copy = tmp_path / f'{how}-{number}'
+    shutil.copytree(saved, copy)
+    damage(copy / path.relative_to(saved), how)
+    checkpoints = checkpoint.Checkpoints(copy)
+    restored = checkpoints.restore(like)
+    checkpoints.close()
+    if restored is None:
+      noticed += 1
+    else:  # Nothing that mattered was in that file.
+      chex.assert_trees_all_equal(comparable(restored[0]), comparable(state))
+      assert restored[1]['step'] == 6
+  assert noticed > 0
+
+
+def test_a_checkpoint_of_another_split_is_refused(tmp_path):
+  from ssljax.core import InputError
+
+  fit(tmp_path, 'madnn', seeds=(0,))
+  with pytest.raises(InputError, match=r'--workdir.*another label split'):
+    fit(tmp_path, 'madnn', seeds=(1,))
+
+
+def test_metrics_survive_a_write_that_was_cut_short(tmp_path):
+  recorder = record.Recorder(tmp_path)
+  recorder.write('job', {'step': 1, 'seed': 0, 'loss': 1.0})
+  length = recorder.flush()
+  recorder.write('job', {'step': 2, 'seed': 0, 'loss': 2.0})
+  recorder.close()
+  with open(tmp_path / 'metrics.jsonl', 'ab') as file:
+    file.write(b'{"step": 3, "lo')
+  recorder = record.Recorder(tmp_path)
+  recorder.rewind(length)
+  recorder.write('job', {'step': 2, 'seed': 0, 'loss': 5.0})
+  recorder.close()
+  read = [
+    json.loads(line)
+    for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  ]
+  assert [(m['step'], m['loss']) for m in read] == [(1, 1.0), (2, 5.0)]
+
+
+def test_the_state_is_a_pytree_with_the_designs_fields():
+  assert [f for f in TrainState.__dataclass_fields__] == [
+    'step', 'key', 'params', 'stats', 'opt_state', 'labels', 'memory',
+  ]
+  assert Stage._field_defaults['every'] == 1
