@@ -366,9 +366,7 @@ def run_jobs(jobs, dataset, folder: pathlib.Path) -> dict:
       where = folder / 'checkpoints' / arm / f'seed-{seed_range(job.splits)}'
       options = make_options(job.method.stages)
       with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
-        _, progress = train.fit(
-          job, data, options, recorder, checkpoints, mesh
-        )
+        _, progress = train.fit(job, data, options, recorder, checkpoints, mesh)
       report.add(result, arm, progress)
       workdir.write_json(folder / 'result.json', result)
   recorder.close()

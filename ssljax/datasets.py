@@ -8,11 +8,8 @@ of a split, B rows of one read, H x W x c the size of an image.
 
 from collections.abc import Callable
 from concurrent import futures
-import difflib
-import importlib.util
 import io
 import os
-import re
 import threading
 from typing import Any, NamedTuple
 
@@ -21,16 +18,12 @@ import numpy as np
 import PIL.Image
 import tqdm
 
-from ssljax import core
-
-UNLABELLED = core.UNLABELLED
-InputError = core.InputError
-require = core.require
+from ssljax import prepared
+from ssljax.core import UNLABELLED, InputError, non_negative, positive, require
 
 _CHUNK = 512  # rows of one task of a thread
 _MANY = 10_000  # rows from which on the wait deserves a progress bar
 _DIGITS_TEST = 50  # test images of each digit
-_FILE_NAMES = ('file_name', 'filename', 'image/filename')
 
 
 class Source(NamedTuple):
@@ -77,9 +70,9 @@ def load(
   Raises:
     InputError: what was asked for cannot be read.
   """
-  core.non_negative(corrupt=corrupt)
+  non_negative(corrupt=corrupt)
   if image_size is not None:
-    core.positive(image_size=image_size)
+    positive(image_size=image_size)
   if name == 'digits':
     return _digits(train_split, test_split or 'test', image_size)
   return _prepared_set(
@@ -155,8 +148,8 @@ def _prepared_set(
   name, data_dir, train_split, test_split, image_size, corrupt
 ) -> Dataset:
   """Opens a set in the TFDS layout; the arguments are those of `load`."""
-  builder = _open(name, data_dir)
-  columns = _columns(name, builder.info)
+  builder = prepared.open_builder(name, data_dir)
+  columns = prepared.find_columns(name, builder.info)
   shape = _shape(name, columns.feature, image_size)
   test_split = test_split or _test_split(name, builder, columns)
   tolerance = _Tolerance(corrupt)
@@ -176,7 +169,7 @@ def _prepared_set(
 
   train = source('train_split', train_split)
   test = source('test_split', test_split)
-  splits = _names(builder.info.splits)
+  splits = prepared.listed(builder.info.splits)
   require(
     (train.labels != UNLABELLED).any(),
     f'--train_split={train_split}: none of its images has a label; name a '
@@ -191,200 +184,6 @@ def _prepared_set(
 
 
 # Finding a prepared data set, or preparing it.
-
-
-def _open(name: str, data_dir: str | None):
-  """The TFDS builder of a prepared data set."""
-  import tensorflow_datasets as tfds  # slow to import; `digits` needs none
-
-  root = _root(name, data_dir)
-  try:
-    builder = _builder(name, root)
-    prepared = builder.is_prepared() and bool(builder.info.splits)
-  except tfds.core.DatasetNotFoundError as error:
-    raise InputError(_unknown_name(name, root)) from error
-  except Exception as error:  # its parsers and imports raise nearly anything
-    raise InputError(
-      f'--dataset={name}: TFDS cannot open it in --data_dir={root} '
-      f'({_line(_cause(error))}); give it as name, name/config or '
-      "name:version, prepare it again, or pip install 'ssljax[prepare]'"
-    ) from error
-  return builder if prepared else _prepared(name, root, builder)
-
-
-def _builder(name: str, root):
-  """The class's own version, else the newest on disk, else unprepared."""
-  import tensorflow_datasets as tfds
-
-  try:
-    builder = tfds.builder(name, data_dir=str(root))
-  except tfds.core.DatasetNotFoundError:
-    raise
-  except Exception:  # a class may import what only preparing it needs
-    newest = _newest(root / name)
-    if newest is None:
-      raise
-    return tfds.builder_from_directory(newest)
-  if builder.is_prepared() or ':' in name:
-    return builder
-  config = builder.builder_config
-  newest = _newest(root / builder.name / (config.name if config else ''))
-  return tfds.builder_from_directory(newest) if newest else builder
-
-
-def _root(name: str, data_dir: str | None):
-  """`data_dir` as an existing folder; cloud addresses work too."""
-  from etils import epath
-
-  if not data_dir:
-    import tensorflow_datasets as tfds
-
-    known = tfds.list_builders(with_community_datasets=False)
-    plain = re.split('[/:]', name)[0]
-    require(plain in known, _unknown_name(name, None))
-    raise InputError(
-      f'--data_dir: --dataset={name} needs it; give the folder that holds '
-      'prepared TFDS data sets, e.g. --data_dir=~/tensorflow_datasets'
-    )
-  root = epath.Path(data_dir).expanduser()
-  require(
-    root.is_dir(),
-    f'--data_dir={data_dir}: there is no such folder; give one that holds '
-    'prepared TFDS data sets, or make it',
-  )
-  return root
-
-
-def _newest(folder):
-  """The folder of the newest version of a data set in `folder`, or None."""
-  import tensorflow_datasets as tfds
-
-  if not folder.is_dir():
-    return None
-  found = [
-    path
-    for path in folder.iterdir()
-    if tfds.core.Version.is_valid(path.name)
-    and (path / 'dataset_info.json').exists()
-    and (path / 'features.json').exists()
-  ]
-  return max(found, key=lambda p: tfds.core.Version(p.name), default=None)
-
-
-def _prepared(name: str, root, builder):
-  """Downloads and prepares a data set, which TensorFlow has to be there for."""
-  require(
-    _tensorflow_is_there(),
-    f'--dataset={name}: it is not prepared in --data_dir={root} (there: '
-    f'{_names(_on_disk(root))}), and preparing it needs TensorFlow; '
-    "pip install 'ssljax[prepare]' and run this again, or copy in a prepared "
-    'one (array_record)',
-  )
-  logging.info('preparing %s in %s', name, root)
-  try:
-    builder.download_and_prepare(file_format='array_record')
-  except Exception as error:  # the network, the disk, a manual download
-    raise InputError(
-      f'--dataset={name}: it could not be prepared in --data_dir={root}: '
-      f'{_line(error)}; see https://www.tensorflow.org/datasets/catalog/'
-      f'{builder.name}'
-    ) from error
-  return builder
-
-
-def _tensorflow_is_there() -> bool:
-  return importlib.util.find_spec('tensorflow') is not None
-
-
-def _on_disk(root) -> list[str]:
-  """The data sets that seem to be under `root`."""
-  if root is None:
-    return []
-  hidden = ('.', '_')
-  paths = [p for p in root.iterdir() if not p.name.startswith(hidden)]
-  return sorted(p.name for p in paths if p.is_dir() and p.name != 'downloads')
-
-
-def _unknown_name(name: str, root) -> str:
-  import tensorflow_datasets as tfds
-
-  there = ['digits', *_on_disk(root)]
-  known = [*there, *tfds.list_builders(with_community_datasets=False)]
-  near = dict.fromkeys(difflib.get_close_matches(name, known, n=5))
-  hint = f'did you mean {_names(near)}?' if near else f'try {_names(there)}'
-  place = f' and not in --data_dir={root}' if root else ''
-  return f'--dataset={name}: not a TFDS data set{place}; {hint}'
-
-
-# Which features are the image and the label, and which splits there are.
-
-
-class _Columns(NamedTuple):
-  """How to take an example's parts out of a record."""
-
-  feature: Any  # the image's TFDS feature
-  classes: tuple[str, ...]  # [C]
-  image: Callable[[bytes], bytes]  # the encoded image
-  label: Callable[[bytes], int]
-  title: Callable[[bytes], str]  # the example's file name, '' without one
-
-
-def _columns(name: str, info) -> _Columns:
-  """Finds image and label among the features of a data set."""
-  from tensorflow_datasets import features as kinds
-
-  features = info.features
-  require(
-    isinstance(features, kinds.FeaturesDict),
-    f'--dataset={name}: not an image classification set; name one with an '
-    'image and a label',
-  )
-  images = [k for k, f in features.items() if type(f) is kinds.Image]
-  labels = [k for k, f in features.items() if isinstance(f, kinds.ClassLabel)]
-  keys = info.supervised_keys or (None, None)
-  image = _only(name, 'image', images, keys[0])
-  label = _only(name, 'label', labels, keys[1])
-  require(
-    bool(features[label].num_classes),
-    f'--dataset={name}: its label {label!r} states no classes; prepare it '
-    'again with num_classes or names',
-  )
-  title = next((k for k in _FILE_NAMES if k in features), None)
-  return _Columns(
-    features[image],
-    tuple(features[label].names),
-    _field(features, image, encoded=True),
-    _field(features, label),
-    _field(features, title) if title else lambda record: '',
-  )
-
-
-def _only(name: str, kind: str, found: list[str], supervised) -> str:
-  """The one feature of a kind, or the one the data set names for learning."""
-  require(
-    bool(found),
-    f'--dataset={name}: not an image classification set, it has no {kind} '
-    'feature; name one with an image and a label',
-  )
-  if isinstance(supervised, str) and supervised in found:
-    return supervised
-  require(
-    len(found) == 1,
-    f'--dataset={name}: it has several {kind} features '
-    f'({_names(sorted(found))}) and no supervised_keys to choose by; prepare '
-    'it again with them',
-  )
-  return found[0]
-
-
-def _field(features, key: str, encoded: bool = False) -> Callable[[bytes], Any]:
-  """A function that parses one feature of a record and leaves the others."""
-  import tensorflow_datasets as tfds
-
-  alone = tfds.features.FeaturesDict({key: features[key]})
-  decoders = {key: tfds.decode.SkipDecoding()} if encoded else None
-  parse = alone.deserialize_example_np
-  return lambda record: parse(record, decoders=decoders)[key]
 
 
 def _shape(name: str, feature, image_size) -> tuple[int, int, int]:
@@ -406,7 +205,7 @@ def _shape(name: str, feature, image_size) -> tuple[int, int, int]:
   return height, width, channels
 
 
-def _test_split(name: str, builder, columns: _Columns) -> str:
+def _test_split(name: str, builder, columns: prepared.Columns) -> str:
   """'test', or 'validation' where the labels of 'test' are not published."""
   splits = builder.info.splits
   for split in ('test', 'validation'):
@@ -418,13 +217,13 @@ def _test_split(name: str, builder, columns: _Columns) -> str:
         return split
   raise InputError(
     f'--test_split: --dataset={name} has no labelled split test or '
-    f'validation; name one of {_names(splits)}, or slices: '
+    f'validation; name one of {prepared.listed(splits)}, or slices: '
     '--train_split=train[:90%] --test_split=train[90%:]'
   )
 
 
 def _unknown_split(flag: str, split: str, splits) -> str:
-  return f'--{flag}={split}: no such split; there are {_names(splits)}'
+  return f'--{flag}={split}: no such split; there are {prepared.listed(splits)}'
 
 
 # Reading.
@@ -442,7 +241,7 @@ def _records(name: str, builder, flag: str, split: str):
   require(
     count > 0,
     f'--{flag}={split}: no images in this split of --dataset={name}; name '
-    f'another of {_names(splits)}, or prepare the data set again',
+    f'another of {prepared.listed(splits)}, or prepare the data set again',
   )
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   try:
@@ -464,7 +263,7 @@ def _fetch(name: str, split: str, records, rows: slice, field) -> list:
   except Exception as error:  # whatever a missing or damaged file makes
     raise InputError(
       f'--dataset={name}: the files of its split {split} are missing or '
-      f'damaged ({_line(error)}); prepare or copy it again'
+      f'damaged ({prepared.one_line(error)}); prepare or copy it again'
     ) from error
 
 
@@ -504,8 +303,9 @@ class _Tolerance:
         return
       if len(self._seen) >= self._limit:
         raise InputError(
-          f'{which} ({_line(error)}); repair it, or have up to n such images '
-          f'read as zeros: --corrupt=n, here at least {self._limit + 1}'
+          f'{which} ({prepared.one_line(error)}); repair it, or have up to '
+          'n such images read as zeros: --corrupt=n, here at least '
+          f'{self._limit + 1}'
         ) from error
       self._seen.add((where, row))
       logging.warning(
@@ -521,7 +321,7 @@ class _Reader(NamedTuple):
 
   where: str  # the data set and split, for messages
   records: Any  # the split's serialized examples
-  columns: _Columns
+  columns: prepared.Columns
   shape: tuple[int, int, int]  # H, W, c
   image_size: int | None
   tolerance: _Tolerance
@@ -583,22 +383,3 @@ def _by_chunk(fill: Callable[[slice], None], count: int, unit: str) -> None:
   with bar, futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
     for chunk, _ in zip(chunks, pool.map(fill, chunks), strict=True):
       bar.update(chunk.stop - chunk.start)
-
-
-def _names(names) -> str:
-  return ', '.join(map(str, names)) or 'nothing'
-
-
-def _cause(error: BaseException) -> BaseException:
-  """The error at the bottom of a chain of them."""
-  while error.__cause__ is not None:
-    error = error.__cause__
-  return error
-
-
-def _line(error: BaseException) -> str:
-  """What an error says, in at most one short line."""
-  text = re.sub(' <[^<>]* at 0x[0-9a-f]+>', '', str(error))
-  text = ' '.join(text.split()) or type(error).__name__
-  text = re.sub('^Failed to construct dataset .*?}": ', '', text)
-  return text if len(text) <= 200 else text[:197] + '...'

@@ -9,6 +9,7 @@ import numpy as np
 
 from ssljax import batches, evaluate, parallel, sweep
 from ssljax.core import Method, Stage, TrainState, enter, init_state, make_step
+from ssljax.networks import conv
 from ssljax.networks.network import Network
 from ssljax.splits import Split
 
@@ -116,6 +117,7 @@ class Program:
     return jax.jit(
       call,
       donate_argnums=0,
+      compiler_options=conv.compiler_options(),
       out_shardings=(self.sharding, None),
     )
 

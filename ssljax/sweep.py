@@ -8,6 +8,7 @@ import numpy as np
 
 from ssljax import parallel
 from ssljax.batches import Feed
+from ssljax.networks import conv
 
 
 def make_sweep(
@@ -30,7 +31,10 @@ def make_sweep(
     read_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
     return observe(state, read(source, rows, read_key), key)
 
-  compiled = jax.jit(parallel.over_seeds(one, seeds, (0, None, None)))
+  compiled = jax.jit(
+    parallel.over_seeds(one, seeds, (0, None, None)),
+    compiler_options=conv.compiler_options(),
+  )
 
   def sweep(state, fitted, rows: np.ndarray):
     padded = np.resize(rows, -(-len(rows) // batch) * batch).astype(np.int32)

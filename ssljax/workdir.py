@@ -91,16 +91,17 @@ def claim(folder: pathlib.Path, flags: dict[str, str], overwrite: bool):
   Raises:
     InputError: the folder holds another run, or something else.
   """
-  if overwrite:
-    clear(folder)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / 'flags.txt'
+  held = path.exists()
+  if held and overwrite:
+    clear(folder)
   if path.exists():
     refuse_other(folder, path.read_text(), flags)
   else:
     strange = [p.name for p in folder.iterdir() if p.suffix != '.partial']
     require(
-      not strange,
+      held or not strange,
       f'--workdir={folder}: is not empty and holds no run; give another folder',
     )
     lines = [line for line in flags.values() if line]  # '' where it is unset

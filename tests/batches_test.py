@@ -4,8 +4,8 @@ import chex
 import jax
 import numpy as np
 import pytest
-
 import tiny
+
 from ssljax import batches, datasets, parallel, preprocess, splits
 from ssljax.core import Draw, InputError
 
@@ -62,7 +62,10 @@ def test_rows_are_a_function_of_split_stage_and_step():
 
 @pytest.mark.parametrize(
   ('draw', 'flag'),
-  [(Draw(13, 8), '--batch_labelled=13'), (Draw(4, 49), '--batch_unlabelled=49')],
+  [
+    (Draw(13, 8), '--batch_labelled=13'),
+    (Draw(4, 49), '--batch_unlabelled=49'),
+  ],
 )
 def test_a_batch_larger_than_the_set_is_refused(draw, flag):
   with pytest.raises(InputError, match=flag):
@@ -103,7 +106,9 @@ def test_a_row_is_augmented_alike_in_any_batch():
   whole = read(source, np.arange(10, dtype=np.int32), key)
   part = read(source, np.array([7, 2], np.int32), key)
   chex.assert_trees_all_close(part, whole[np.array([7, 2])], rtol=1e-6)
-  assert not np.allclose(part, read(source, np.array([7, 2]), jax.random.key(4)))
+  assert not np.allclose(
+    part, read(source, np.array([7, 2]), jax.random.key(4))
+  )
 
 
 def test_an_error_while_reading_ahead_reaches_the_loop():

@@ -1,15 +1,17 @@
 """Runs an experiment binary in this process, as its command line would."""
 
+import functools
 import importlib
 import sys
 from unittest import mock
 
 from absl import flags
 import array_record.python.array_record_data_source  # noqa: F401 (has flags)
+import common
 import grain  # noqa: F401 (has flags)
 import pytest
 
-import common
+from ssljax import parallel
 from ssljax.methods.madnn import madnn
 from ssljax.methods.supervised import supervised
 
@@ -22,11 +24,16 @@ ARMS = {
 def run(*args, binary='madnn'):
   """The exit status of `python experiments/BINARY.py *args`."""
   known = set(flags.FLAGS)
+  one_device = functools.partial(parallel.make_mesh, [1])
   argv = [f'{binary}.py', *map(str, args)]
   try:
-    with mock.patch.object(sys, 'argv', argv):
-      with pytest.raises(SystemExit) as stopped:
-        common.main(binary, ARMS[binary])
+    with (
+      mock.patch.object(sys, 'argv', argv),
+      # Eight virtual devices on two cores take their time.
+      mock.patch.object(parallel, 'make_mesh', lambda _: one_device()),
+      pytest.raises(SystemExit) as stopped,
+    ):
+      common.main(binary, ARMS[binary])
   finally:
     for name in set(flags.FLAGS) - known:
       delattr(flags.FLAGS, name)

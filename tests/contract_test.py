@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 import tiny
+
 from ssljax import batches, checkpoint, datasets, record, train
 from ssljax.core import Batch
 from ssljax.program import Program
@@ -58,7 +58,9 @@ def test_the_loss_touches_only_stats_and_memory(name):
   program, before, source, rows = step_once(name)
   state = jax.tree.map(lambda x: x[0], before)
   image = program.plain(source, rows[0], state.key)
-  batch = jax.tree.map(jnp.asarray, (rows[0], image, jnp.arange(rows.shape[1]) < 8))
+  batch = jax.tree.map(
+    jnp.asarray, (rows[0], image, jnp.arange(rows.shape[1]) < 8)
+  )
   batch = Batch(*batch)
   loss = program.job.method.stages[0].loss
   _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
@@ -103,9 +105,7 @@ def test_seeds_vmapped_equal_seeds_apart(name, tmp_path):
     chex.assert_trees_all_close(
       comparable(one), comparable(alone), rtol=1e-4, atol=1e-5
     )
-    for a, b in zip(
-      progress.evaluations, single.evaluations, strict=True
-    ):
+    for a, b in zip(progress.evaluations, single.evaluations, strict=True):
       assert a['last'][i] == b['last'][0]
 
 
@@ -129,7 +129,7 @@ def test_many_steps_per_call_equal_one(name, tmp_path):
   )
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
   """Stands in for whatever ends a process."""
 
 
@@ -146,11 +146,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     if self.progress.step == 6 and not (tmp_path / 'stopped').exists():
       (tmp_path / 'stopped').touch()
       self.checkpoints.wait()
-      raise Stopped
+      raise StoppedError
     real(self, stage)
 
   monkeypatch.setattr(train._Loop, 'evaluate', evaluate)
-  with pytest.raises(Stopped):
+  with pytest.raises(StoppedError):
     fit(tmp_path / 'parts', name, options=always)
   resumed, again = fit(tmp_path / 'parts', name, options=always)
   chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
@@ -162,9 +162,7 @@ def lines(folder):
   found = []
   for line in (folder / 'metrics.jsonl').read_text().splitlines():
     values = json.loads(line)
-    found.append(
-      {k: v for k, v in values.items() if k not in record.TIMING}
-    )
+    found.append({k: v for k, v in values.items() if k not in record.TIMING})
   return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ssljax import datasets
+from ssljax import datasets, prepared
 from ssljax.core import UNLABELLED, InputError
 
 GARBAGE = b'\xff\xd8 this is no image'
@@ -21,7 +21,7 @@ GARBAGE = b'\xff\xd8 this is no image'
 @pytest.fixture(autouse=True)
 def no_tensorflow(monkeypatch):
   # The errors must not depend on what is installed here.
-  monkeypatch.setattr(datasets, '_tensorflow_is_there', lambda: False)
+  monkeypatch.setattr(prepared, 'tensorflow_is_there', lambda: False)
 
 
 def flat(count, shape=(4, 4, 3)):
@@ -532,7 +532,7 @@ def test_tensorflow_prepares_what_is_not_there(tmp_path, monkeypatch):
     self.info.set_file_format(file_format, override=True)
     self.info.read_from_directory(self.data_dir)
 
-  monkeypatch.setattr(datasets, '_tensorflow_is_there', lambda: True)
+  monkeypatch.setattr(prepared, 'tensorflow_is_there', lambda: True)
   monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', prepare)
   for _ in range(2):
     data = datasets.load('mnist', str(tmp_path))
@@ -548,7 +548,7 @@ def test_a_failed_preparation_is_one_line_with_the_catalogue(
   def fail(self, **kwargs):
     raise AssertionError('put the file\n in manual_dir')
 
-  monkeypatch.setattr(datasets, '_tensorflow_is_there', lambda: True)
+  monkeypatch.setattr(prepared, 'tensorflow_is_there', lambda: True)
   monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fail)
   message = error('imagenet2012', tmp_path, image_size=8)
   assert 'put the file in manual_dir' in message and 'catalog' in message
@@ -675,7 +675,7 @@ def test_importing_is_light_and_reading_needs_no_tensorflow(tmp_path):
   fake_tfds.write(tmp_path, 'pets', flat(2), [0, 0], 1)
   script = f"""
 import sys
-from ssljax import datasets
+from ssljax import datasets, prepared
 assert not {{'tensorflow_datasets', 'sklearn'}} & set(sys.modules)
 datasets.arrays(datasets.load('pets', {str(tmp_path)!r}).train)
 assert 'tensorflow' not in sys.modules

@@ -5,13 +5,13 @@ import re
 import subprocess
 import sys
 
-import numpy as np
-import pytest
-
 import binary
 import common
 import fake_tfds
 import flagging
+import numpy as np
+import pytest
+
 from ssljax import workdir
 from ssljax.methods.madnn import madnn
 from ssljax.optimizers import optimizer
@@ -77,8 +77,12 @@ def test_a_run_leaves_what_the_contract_names(tmp_path, capsys):
 
   # Only --overwrite starts anew, and leaves a stranger's file alone.
   (folder / 'notes.md').write_text('mine')
-  assert binary.run(*SHORT, f'--workdir={folder}', '--eta=0.3', '--overwrite',
-                    '--steps=2') == 0
+  assert (
+    binary.run(
+      *SHORT, f'--workdir={folder}', '--eta=0.3', '--overwrite', '--steps=2'
+    )
+    == 0
+  )
   assert json.loads((folder / 'result.json').read_text())['steps'] == 2
   assert (folder / 'notes.md').read_text() == 'mine'
 
@@ -95,8 +99,13 @@ def test_seeds_at_once_changes_no_result(tmp_path):
 
 def test_epochs_are_passes_over_the_unlabelled_images(tmp_path):
   # 1197 unlabelled images in batches of 399: half an epoch is 1.5 steps.
-  binary.run(*TINY, '--batch_unlabelled=399', '--epochs=0.7', '--seeds=1',
-             f'--workdir={tmp_path}/run')
+  binary.run(
+    *TINY,
+    '--batch_unlabelled=399',
+    '--epochs=0.7',
+    '--seeds=1',
+    f'--workdir={tmp_path}/run',
+  )
   assert json.loads((tmp_path / 'run/result.json').read_text())['steps'] == 2
 
 
@@ -136,9 +145,16 @@ def test_every_preset_parses_and_takes_two_steps(
   assert re.search(r'^# +ours:', header, re.M), preset
   small = '--network=digits'  # ConvLarge is compiled in its own test
   status = binary.run(
-    f'--flagfile={preset}', f'--data_dir={sets}', small, '--steps=2',
-    '--labels=1', '--batch_labelled=8', '--batch_unlabelled=8', '--seeds=1',
-    f'--workdir={tmp_path}/run', binary=name,
+    f'--flagfile={preset}',
+    f'--data_dir={sets}',
+    small,
+    '--steps=2',
+    '--labels=1',
+    '--batch_labelled=8',
+    '--batch_unlabelled=8',
+    '--seeds=1',
+    f'--workdir={tmp_path}/run',
+    binary=name,
   )
   assert status == 0, capsys.readouterr().err
   result = json.loads((tmp_path / 'run/result.json').read_text())
@@ -151,8 +167,13 @@ def test_convlarge_takes_a_step_from_the_command_line(
 ):
   # 9×9 is the smallest image it takes.
   status = binary.run(
-    f'--network={network}', '--image_size=9', '--steps=1', '--labels=1',
-    '--batch_labelled=8', '--seeds=1', f'--workdir={tmp_path}/run',
+    f'--network={network}',
+    '--image_size=9',
+    '--steps=1',
+    '--labels=1',
+    '--batch_labelled=8',
+    '--seeds=1',
+    f'--workdir={tmp_path}/run',
     binary='supervised',
   )
   assert status == 0, capsys.readouterr().err
@@ -162,22 +183,35 @@ def test_both_feeds_train_alike_from_the_command_line(sets, tmp_path):
   losses = []
   for feed in ('resident', 'stream'):
     folder = tmp_path / feed
-    assert binary.run(
-      *TINY, '--dataset=cifar10', f'--data_dir={sets}', '--labels=1',
-      '--steps=3', '--seeds=1', '--record_every=1', f'--feed={feed}',
-      '--augment=flip,translate', '--preprocess=standardize',
-      f'--workdir={folder}',
-    ) == 0
+    assert (
+      binary.run(
+        *TINY,
+        '--dataset=cifar10',
+        f'--data_dir={sets}',
+        '--labels=1',
+        '--steps=3',
+        '--seeds=1',
+        '--record_every=1',
+        f'--feed={feed}',
+        '--augment=flip,translate',
+        '--preprocess=standardize',
+        f'--workdir={folder}',
+      )
+      == 0
+    )
     lines = (folder / 'metrics.jsonl').read_text().splitlines()
-    losses.append([
-      m['loss'] for m in map(json.loads, lines) if 'loss' in m
-    ])
+    losses.append([m['loss'] for m in map(json.loads, lines) if 'loss' in m])
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_a_flag_of_a_hyper_parameter_comes_from_the_signature():
   assert set(flagging.keywords(madnn)) == {
-    'eta', 'weight', 'distance', 'model_entropy', 'divergence', 'values',
+    'eta',
+    'weight',
+    'distance',
+    'model_entropy',
+    'divergence',
+    'values',
     'smoothing',
   }
   for factory in (madnn, optimizer):
@@ -190,9 +224,10 @@ def test_help_shows_the_flags_of_the_program_first():
   # The real script, as a user would ask it.
   shown = subprocess.run(
     [sys.executable, EXPERIMENTS / 'madnn.py', '--help'],
-    capture_output=True, text=True,
+    capture_output=True,
+    text=True,
   ).stdout
-  assert '--eta:' in shown and '(default: \'0.5\')' in shown
+  assert '--eta:' in shown and "(default: '0.5')" in shown
   assert shown.index('flags:') < shown.index('madnn.py:') < shown.index('--eta')
   assert 'absl' not in shown
 
@@ -244,9 +279,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('arguments', BAD)
-def test_bad_input_is_one_line_that_names_the_flag(
-  arguments, tmp_path, capsys
-):
+def test_bad_input_is_one_line_that_names_the_flag(arguments, tmp_path, capsys):
   (tmp_path / 'empty').mkdir()
   args = arguments.format(empty=tmp_path / 'empty').split()
   folder = tmp_path / 'run'
@@ -260,7 +293,9 @@ def test_a_set_that_is_not_prepared_says_how_without_tensorflow(
 ):
   (tmp_path / 'something').mkdir()
   line = binary.refused(
-    capsys, '--dataset=mnist', f'--data_dir={tmp_path}',
+    capsys,
+    '--dataset=mnist',
+    f'--data_dir={tmp_path}',
     f'--workdir={tmp_path}/run',
   )
   assert 'prepare' in line
@@ -284,7 +319,7 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path, capsys):
   not os.path.exists('/dev/full'), reason='needs a device that is always full'
 )
 def test_a_full_disk_is_one_line(tmp_path):
-  with pytest.raises(workdir.InputError, match='--workdir.*disk is full'):
+  with pytest.raises(workdir.InputError, match=r'--workdir.*disk is full'):
     with workdir.disk_errors(tmp_path):
       with open('/dev/full', 'w') as file:
         file.write('x')
@@ -306,9 +341,17 @@ def test_a_loss_that_diverges_is_one_line_and_keeps_the_checkpoint(
   tmp_path, capsys
 ):
   line = binary.refused(
-    capsys, *TINY, '--steps=40', '--seeds=1', '--record_every=1',
-    '--learning_rate=1e25', '--clip=0', '--decay=constant',
-    '--checkpoint_seconds=0', f'--workdir={tmp_path}/run', binary='supervised',
+    capsys,
+    *TINY,
+    '--steps=40',
+    '--seeds=1',
+    '--record_every=1',
+    '--learning_rate=1e25',
+    '--clip=0',
+    '--decay=constant',
+    '--checkpoint_seconds=0',
+    f'--workdir={tmp_path}/run',
+    binary='supervised',
   )
   assert '--learning_rate' in line and re.search(r'step \d+', line)
 
@@ -321,14 +364,23 @@ def test_a_corrupt_image_stops_a_streamed_run_unless_tolerated(
   images = list(rng.integers(0, 256, (40, 8, 8, 1)).astype(np.uint8))
   images[17] = b'no image at all'
   fake_tfds.write(
-    tmp_path / 'sets', 'broken', images, labels, splits={
-      'train': 40, 'test': list(range(10))}, file_names=None,
+    tmp_path / 'sets',
+    'broken',
+    images,
+    labels,
+    splits={'train': 40, 'test': list(range(10))},
+    file_names=None,
   )
   common_args = (
-    *TINY, '--dataset=broken', f'--data_dir={tmp_path}/sets', '--labels=6',
-    '--batch_unlabelled=20', '--steps=4', '--seeds=1', '--feed=stream',
+    *TINY,
+    '--dataset=broken',
+    f'--data_dir={tmp_path}/sets',
+    '--labels=6',
+    '--batch_unlabelled=20',
+    '--steps=4',
+    '--seeds=1',
+    '--feed=stream',
   )
   line = binary.refused(capsys, *common_args, f'--workdir={tmp_path}/1')
   assert '17' in line and '--corrupt' in line
-  assert binary.run(
-    *common_args, '--corrupt=1', f'--workdir={tmp_path}/2') == 0
+  assert binary.run(*common_args, '--corrupt=1', f'--workdir={tmp_path}/2') == 0

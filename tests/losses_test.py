@@ -1,7 +1,7 @@
 import chex
 import jax
-import jax.test_util
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 
@@ -73,7 +73,9 @@ def test_slopes_equal_numerical_ones():
 
   def total(logits):
     p = jax.nn.softmax(logits)
-    cross = losses.cross_entropy(logits, jnp.array([0, 1, 2, -1]), smoothing=0.1)
+    cross = losses.cross_entropy(
+      logits, jnp.array([0, 1, 2, -1]), smoothing=0.1
+    )
     return jnp.mean(cross + losses.entropy(p) + losses.kl_divergence(p, q))
 
   jax.test_util.check_grads(total, (logits,), order=1, modes=['rev'], rtol=1e-2)

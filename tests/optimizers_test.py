@@ -24,8 +24,12 @@ def run(tx, slopes, params=PARAMS, steps=1):
 
 def plain(steps=10, **more):
   defaults = dict(
-    decay='constant', learning_rate=0.1, momentum=0.0, weight_decay=0.0,
-    clip=0.0, average=0.0,
+    decay='constant',
+    learning_rate=0.1,
+    momentum=0.0,
+    weight_decay=0.0,
+    clip=0.0,
+    average=0.0,
   )
   return optimizers.optimizer(steps, **(defaults | more))
 

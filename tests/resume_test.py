@@ -1,6 +1,7 @@
 """A run that is killed again and again ends as if it never had been."""
 
 import json
+import os
 import pathlib
 import random
 import signal
@@ -8,34 +9,44 @@ import subprocess
 import sys
 import time
 
+import common
+from contract_test import lines
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-import common
-from contract_test import lines
-
 SCRIPT = pathlib.Path(common.__file__).parent / 'madnn.py'
 STEPS = 400
 FLAGS = (
-  '--network=digits', '--batch_labelled=8', '--batch_unlabelled=24',
-  f'--steps={STEPS}', '--seeds=1', '--record_every=5', '--evaluate_every=50',
-  '--checkpoint_seconds=0', '--baseline=false',
+  '--network=digits',
+  '--batch_labelled=8',
+  '--batch_unlabelled=24',
+  f'--steps={STEPS}',
+  '--seeds=1',
+  '--record_every=5',
+  '--evaluate_every=50',
+  '--checkpoint_seconds=0',
+  '--baseline=false',
 )
 
 
 def start(folder):
-  return subprocess.Popen(
-    [sys.executable, SCRIPT, *FLAGS, f'--workdir={folder}'],
-    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-  )
+  """The run as a process; what it says goes to a file beside its folder."""
+  with open(f'{folder}.log', 'a') as log:
+    return subprocess.Popen(
+      [sys.executable, SCRIPT, *FLAGS, f'--workdir={folder}'],
+      stdout=log,
+      stderr=log,
+      env=os.environ | {'XLA_FLAGS': ''},  # one device
+    )
 
 
 def finish(folder):
-  process = start(folder)
-  out, error = process.communicate(timeout=300)
-  assert process.returncode == 0, error
-  return out + error
+  """Lets the run come to its end; everything that it has said so far."""
+  status = start(folder).wait(timeout=300)
+  said = pathlib.Path(f'{folder}.log').read_text()
+  assert status == 0, said
+  return said
 
 
 def saved_steps(folder):
@@ -55,8 +66,7 @@ def kill_after_another_checkpoint(folder, wait):
     time.sleep(0.01)
   time.sleep(wait)
   process.send_signal(signal.SIGKILL)
-  process.communicate()
-  return process.returncode
+  return process.wait()
 
 
 def arrays(folder):

@@ -2,14 +2,14 @@ import json
 import shutil
 
 import chex
+from contract_test import OPTIONS, comparable, fit, lines
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 import tiny
-from contract_test import OPTIONS, comparable, fit, lines
+
 from ssljax import checkpoint, evaluate, record, train
 from ssljax.core import Stage, TrainState
 from ssljax.program import Program
@@ -66,7 +66,6 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
 def test_the_same_weights_give_the_error_counted_by_hand(tmp_path):
   state, progress = fit(tmp_path, 'supervised')
-  data, _ = tiny.make_data()
   test, truth = tiny.images(1, 20)
   params, stats = jax.tree.map(lambda x: x[0], (state.params, state.stats))
   logits = tiny.NET.infer(params, stats, test.astype(np.float32) / 255).logits
@@ -130,9 +129,7 @@ def test_a_refresh_sees_all_images_in_order_every_so_many_epochs(tmp_path):
   job = with_refresh(tiny.make_job('supervised', steps=12))  # epochs of 3
   checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
   recorder = record.Recorder(tmp_path)
-  state, progress = train.fit(
-    job, data, OPTIONS, recorder, checkpoints, mesh
-  )
+  state, progress = train.fit(job, data, OPTIONS, recorder, checkpoints, mesh)
   # Four epochs refreshed after each, then four after every second.
   images, _ = tiny.images()
   brightness = images.mean((1, 2, 3)) / 255
@@ -142,13 +139,17 @@ def test_a_refresh_sees_all_images_in_order_every_so_many_epochs(tmp_path):
 
 def test_optimiser_state_is_made_anew_on_entering_a_stage(tmp_path):
   data, mesh = tiny.make_data()
-  job = with_refresh(tiny.make_job('supervised', tx=optax.sgd(lambda count: 0.1)))
+  job = with_refresh(
+    tiny.make_job('supervised', tx=optax.sgd(lambda count: 0.1))
+  )
   program = Program(job, data, mesh, 8)
   state = program.initial()
   rows = program.rows(0, (0, 1))
   pixels, rows = next(iter(data.train.batches(lambda _: rows, [0])))
   state, _ = program.steps[0](state, (pixels, program.fitted), rows)
-  count = lambda state: int(optax.tree_utils.tree_get(state.opt_state, 'count')[0])
+  count = lambda state: int(
+    optax.tree_utils.tree_get(state.opt_state, 'count')[0]
+  )
   assert count(state) == 1
   assert count(program.enter(1, state)) == 0
 
@@ -182,9 +183,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, how, caplog):
 
 
 # TensorStore's background reads complain about what they could not read.
-@pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnraisableExceptionWarning'
-)
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('how', ['truncated', 'flipped', 'missing'])
 def test_no_damaged_file_goes_unnoticed(tmp_path, how):
   state, _ = fit(tmp_path / 'run', 'madnn')
@@ -236,6 +235,12 @@ def test_metrics_survive_a_write_that_was_cut_short(tmp_path):
 
 def test_the_state_is_a_pytree_with_the_designs_fields():
   assert [f for f in TrainState.__dataclass_fields__] == [
-    'step', 'key', 'params', 'stats', 'opt_state', 'labels', 'memory',
+    'step',
+    'key',
+    'params',
+    'stats',
+    'opt_state',
+    'labels',
+    'memory',
   ]
   assert Stage._field_defaults['every'] == 1

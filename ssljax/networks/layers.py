@@ -43,7 +43,11 @@ class BatchNorm(nn.Module):
     axes = tuple(range(x.ndim - 1))
     if train:
       mean = jnp.mean(x, axes)
-      var = zeros() if self.mean_only else jnp.var(x, axes)
+      var = zeros()
+      if not self.mean_only:
+        # E[x²] − E[x]² reads x once; rounding may leave it just below 0.
+        square = jnp.mean(jnp.square(x), axes)
+        var = jnp.maximum(0.0, square - jnp.square(mean))
       if not self.is_initializing():
         running = lambda old, new: old + (1 - self.momentum) * (new - old)
         mean_sum.value = running(mean_sum.value, mean)

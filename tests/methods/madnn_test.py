@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 import tiny
+
 from ssljax.core import UNLABELLED, Batch, Draw, InputError, init_state
 from ssljax.methods import madnn as m
 from ssljax.methods.supervised import supervised
@@ -40,12 +40,18 @@ def numpy_step(keys, values, x, p, y, eta, distance='euclidean', read=True):
     positive = p_hat[p_hat > 0]
     entropies.append(-(positive * np.log(positive)).sum())
     divergences.append(
-      p_hat.max() * sum(p[i, c] * np.log(p[i, c] / p_hat[c])
-                        for c in range(classes))
-      if read else np.nan
+      p_hat.max()
+      * sum(p[i, c] * np.log(p[i, c] / p_hat[c]) for c in range(classes))
+      if read
+      else np.nan
     )
-  return keys, values, np.array(p_hats), np.array(entropies), np.array(
-    divergences)
+  return (
+    keys,
+    values,
+    np.array(p_hats),
+    np.array(entropies),
+    np.array(divergences),
+  )
 
 
 def sample(seed=0, rows=7, classes=3, dim=4):
@@ -115,7 +121,10 @@ def test_predictions_are_distributions_and_values_stay_so():
   keys, values, x, p, y = (jnp.asarray(v) for v in sample())
   slots = m.update(
     m.Slots(keys.astype('f4'), values.astype('f4')),
-    x.astype('f4'), p.astype('f4'), y, eta=0.5,
+    x.astype('f4'),
+    p.astype('f4'),
+    y,
+    eta=0.5,
   )
   p_hat = m.assimilate(slots, x.astype('f4'), y)
   ones = lambda a: jnp.ones(a.shape[0])
@@ -171,18 +180,20 @@ def test_labelled_images_have_no_slope_through_the_memorys_prediction():
 
 def one_loss(method, seed=0):
   images, labels = tiny.images()
-  rows = np.concatenate([
-    np.flatnonzero(labels == 0)[:2], np.flatnonzero(labels == 1)[:2],
-    np.flatnonzero(labels == 2)[:12],
-  ]).astype(np.int32)
+  rows = np.concatenate(
+    [
+      np.flatnonzero(labels == 0)[:2],
+      np.flatnonzero(labels == 1)[:2],
+      np.flatnonzero(labels == 2)[:12],
+    ]
+  ).astype(np.int32)
   table = np.full(len(labels), UNLABELLED, np.int32)
   table[rows[:4]] = labels[rows[:4]]
   image = images.astype(np.float32) / 255
   state = init_state(
     method, tiny.NET, jax.random.key(seed), jnp.asarray(table), image[:4]
   )
-  batch = Batch(jnp.asarray(rows), jnp.asarray(image[rows]),
-                jnp.arange(16) < 4)
+  batch = Batch(jnp.asarray(rows), jnp.asarray(image[rows]), jnp.arange(16) < 4)
   loss = method.stages[0].loss
   return jax.value_and_grad(loss, has_aux=True)(
     state.params, state, batch, jax.random.key(1)
@@ -209,7 +220,8 @@ def test_the_terms_add_up_and_can_be_left_out():
     float(terms[k]) for k in ('cross_entropy', 'model_entropy', 'divergence')
   )
   expected = [
-    cross + 2 * (entropy + divergence), cross + 2 * divergence,
+    cross + 2 * (entropy + divergence),
+    cross + 2 * divergence,
     cross + 2 * entropy,
   ]
   np.testing.assert_allclose(

@@ -20,8 +20,13 @@ def shapes(net, side, channels, batch=2):
 
 # The nine kernels of the docstring, k·k·c_in·c_out each: 3.1 million.
 KERNELS = (
-  9 * 3 * 128 + 2 * 9 * 128 * 128 + 9 * 128 * 256 + 2 * 9 * 256 * 256
-  + 9 * 256 * 512 + 512 * 256 + 256 * 128
+  9 * 3 * 128
+  + 2 * 9 * 128 * 128
+  + 9 * 128 * 256
+  + 2 * 9 * 256 * 256
+  + 9 * 256 * 512
+  + 512 * 256
+  + 256 * 128
 )
 NORMS = 3 * 128 + 3 * 256 + 512 + 256 + 128  # channels of the nine layers
 
@@ -75,9 +80,7 @@ def test_train_infer_and_sample_differ_as_they_should():
   trained, after = jax.jit(net.train)(params, stats, image, keys[0])
   chex.assert_shape(trained.embedding, (8, 6))
   chex.assert_trees_all_equal_structs(stats, after)
-  assert not np.allclose(
-    after['ConvBlock_0']['BatchNorm_0']['mean'], 0
-  )
+  assert not np.allclose(after['ConvBlock_0']['BatchNorm_0']['mean'], 0)
   sample = jax.jit(net.sample)
   one, other = (sample(params, after, image, key) for key in keys)
   again = sample(params, after, image, keys[0])
@@ -87,7 +90,9 @@ def test_train_infer_and_sample_differ_as_they_should():
   infer = jax.jit(net.infer)
   chex.assert_trees_all_close(
     infer(params, after, image).logits[:1],
-    infer(params, after, image[:1]).logits, rtol=1e-5, atol=1e-6,
+    infer(params, after, image[:1]).logits,
+    rtol=1e-5,
+    atol=1e-6,
   )
 
 
@@ -112,16 +117,20 @@ def test_batch_norm_by_hand_over_two_steps():
   stats = variables['batch_stats']
   for x in batches:
     y, after = norm.apply(
-      {'params': variables['params'], 'batch_stats': stats}, x, train=True,
+      {'params': variables['params'], 'batch_stats': stats},
+      x,
+      train=True,
       mutable=['batch_stats'],
     )
     stats = after['batch_stats']
     np.testing.assert_allclose(y, [[-1.0], [1.0]], rtol=1e-5)
-  np.testing.assert_allclose(stats['mean'] / stats['weight'], [0.39 / 0.19],
-                             rtol=1e-5)
+  np.testing.assert_allclose(
+    stats['mean'] / stats['weight'], [0.39 / 0.19], rtol=1e-5
+  )
   # Variances 1 and 4: 0.9·0.1·1 + 0.1·4 = 0.49.
-  np.testing.assert_allclose(stats['var'] / stats['weight'], [0.49 / 0.19],
-                             rtol=1e-5)
+  np.testing.assert_allclose(
+    stats['var'] / stats['weight'], [0.49 / 0.19], rtol=1e-5
+  )
 
 
 def test_mean_only_batch_norm_leaves_the_scale():

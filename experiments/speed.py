@@ -1,0 +1,244 @@
+"""How fast a training step is, as ratios within one run.
+
+  python experiments/speed.py                 all parts
+  python experiments/speed.py --part=conv     native convolutions, ours, PyTorch
+  python experiments/speed.py --part=madnn    MA-DNN's step beside a supervised
+  python experiments/speed.py --part=seeds    seeds at once beside in turn
+
+What is compared is measured in turn, round after round, in one process, and
+the best round counts: a shared machine slows everything down alike, or only
+some rounds. PyTorch, where it is installed, is measured in both memory formats.
+"""
+
+from collections.abc import Callable
+import contextlib
+import importlib.util
+import os
+import time
+from unittest import mock
+
+from absl import app, flags
+import jax
+import numpy as np
+
+from ssljax import batches, optimizers, parallel, preprocess, program, splits
+from ssljax.core import Draw, Method, Stage
+from ssljax.methods.madnn import madnn
+from ssljax.methods.supervised import supervised_loss
+from ssljax.networks import conv, convlarge, small
+
+# name -> (network, image side, channels, batch)
+NETWORKS = {
+  'ConvLarge': (convlarge.convlarge, 32, 3, 64),
+  'MNIST network': (small.small, 28, 1, 100),
+}
+
+
+def rates(
+  steps: dict[str, Callable], images: dict[str, int], rounds: int
+) -> dict[str, float]:
+  """Images per second of each, the best of some rounds in turn."""
+  best = dict.fromkeys(steps, float('inf'))
+  for step in steps.values():
+    step()  # compiles
+  for _ in range(rounds):
+    for name, step in steps.items():
+      began = time.perf_counter()
+      step()
+      best[name] = min(best[name], time.perf_counter() - began)
+  return {name: images[name] / best[name] for name in steps}
+
+
+def show(title: str, measured: dict[str, float], *against: str) -> None:
+  """Prints a row per variant, with its ratio to some of them."""
+  print(f'\n{title}')
+  for name, rate in measured.items():
+    ratios = [f'{rate / measured[a]:5.2f} x {a}' for a in against]
+    print(f'  {name:24s}{rate:9.1f} images/s  {"  ".join(ratios)}')
+
+
+def make_step(method: Method, net, side, channels, seeds=1) -> Callable:
+  """A training step of the first stage on random images, ready to call."""
+  draw = method.stages[0].draw
+  rows = 4 * sum(draw)
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (rows, side, side, channels), np.uint8)
+  truth = np.arange(rows, dtype=np.int32) % 10
+  drawn = [
+    splits.draw_split(
+      truth, 10, per_class=rows // 10, seed=seed, unlabelled='all'
+    )
+    for seed in range(seeds)
+  ]
+  mesh = parallel.make_mesh([sum(draw)])
+  feed = batches.resident(pixels, parallel.placer(mesh))
+  data = program.Data(
+    feed, feed, truth, truth[:0], preprocess.identity(), (), None
+  )
+  job = program.Job(method.name, method, net, drawn)
+  compiled = program.Program(job, data, mesh, sum(draw))
+  state = compiled.initial()
+  fetched = feed.batches(
+    lambda call: compiled.rows(0, call), ((i, i + 1) for i in range(10**9))
+  )
+
+  def step():
+    nonlocal state
+    pixels, rows = next(fetched)
+    state, metrics = compiled.steps[0](state, (pixels, compiled.fitted), rows)
+    jax.block_until_ready((state, metrics))
+
+  return step
+
+
+def supervised_on(net, draw: Draw) -> Method:
+  """Cross-entropy alone, on the same images as a method of that draw."""
+  tx = optimizers.optimizer(1000)
+  stage = Stage('supervised', 1000, tx, draw, supervised_loss(net))
+  return Method('supervised', (stage,), weights=optimizers.weights)
+
+
+@contextlib.contextmanager
+def native():
+  """XLA's own convolution and pooling instead of `networks/conv.py`."""
+  pool = lambda x, window, strides, padding: jax.lax.reduce_window(
+    x,
+    -np.inf,
+    jax.lax.max,
+    (1, window, window, 1),
+    (1, strides, strides, 1),
+    padding,
+  )
+  with (
+    mock.patch.object(
+      conv, 'conv_general_dilated', jax.lax.conv_general_dilated
+    ),
+    mock.patch.object(conv, 'max_pool', pool),
+    mock.patch.object(conv, 'compiler_options', dict),
+  ):
+    yield
+
+
+def torch_step(name: str, batch: int, side: int, channels: int, layout: str):
+  """The same network's step in PyTorch, in one of its memory formats."""
+  import torch
+  from torch import nn
+
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  layers = []
+
+  def block(features, kernel=3, padding='same'):
+    nonlocal channels
+    convolution = nn.Conv2d(
+      channels, features, kernel, padding=padding, bias=False
+    )
+    norm = nn.BatchNorm2d(features, eps=1e-3)
+    layers.extend([convolution, norm, nn.LeakyReLU(0.1, inplace=True)])
+    channels = features
+
+  large = name == 'ConvLarge'
+  for width in (128, 256) if large else (32, 64):
+    for _ in range(3 if large else 2):
+      block(width)
+    layers.extend([nn.MaxPool2d(2, ceil_mode=True), nn.Dropout(0.5)])
+  block(512 if large else 128, padding='valid')
+  if large:
+    block(256, 1)
+    block(128, 1)
+  head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)]
+  memory = {'memory_format': getattr(torch, layout)}
+  shape = (batch, NETWORKS[name][2], side, side)
+  net = nn.Sequential(*layers, *head).to(**memory)
+  tx = torch.optim.SGD(
+    net.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=4e-5
+  )
+  image, labels = torch.rand(shape).to(**memory), torch.arange(batch) % 10
+
+  def step():
+    tx.zero_grad()
+    nn.functional.cross_entropy(net(image), labels).backward()
+    nn.utils.clip_grad_value_(net.parameters(), 2.0)
+    tx.step()
+
+  return step
+
+
+def part_conv(rounds: int) -> None:
+  """Native, ours and PyTorch, of whole training steps."""
+  for name, (make, side, channels, batch) in NETWORKS.items():
+    net = make(10)
+    method = supervised_on(net, Draw(batch))
+    steps = {}
+    with native():
+      steps['native'] = make_step(method, net, side, channels)
+      steps['native']()  # traced here, where it is native
+    steps['ours'] = make_step(method, net, side, channels)
+    against = ['native']
+    if importlib.util.find_spec('torch'):
+      for layout in ('contiguous_format', 'channels_last'):
+        steps[f'PyTorch {layout}'] = torch_step(
+          name, batch, side, channels, layout
+        )
+    measured = rates(steps, dict.fromkeys(steps, batch), rounds)
+    if len(steps) > 2:
+      best = max(list(measured)[2:], key=measured.get)
+      against.append(best)
+    show(f'{name}, batch {batch}, {side}x{side}x{channels}', measured, *against)
+
+
+def part_madnn(rounds: int) -> None:
+  """What the memory costs: the same images, with and without it."""
+  for name, (make, side, channels, batch) in NETWORKS.items():
+    net, draw = make(10), Draw(batch // 2, batch // 2)
+    tx = optimizers.optimizer(1000)
+    methods = {
+      'supervised': supervised_on(net, draw),
+      'MA-DNN': madnn(net, tx, draw, 1000),
+      'MA-DNN, L1 distance': madnn(net, tx, draw, 1000, distance='l1'),
+    }
+    steps = {k: make_step(m, net, side, channels) for k, m in methods.items()}
+    measured = rates(steps, dict.fromkeys(steps, batch), rounds)
+    show(
+      f'{name}, {draw.labelled} + {draw.other} images', measured, 'supervised'
+    )
+    cost = measured['supervised'] / measured['MA-DNN']
+    print(f'  a step of MA-DNN takes {cost:.3f} x a supervised one')
+
+
+def part_seeds(rounds: int) -> None:
+  """Images per second of one seed, and of several in one program."""
+  for name, (make, side, channels) in {
+    'digits network': (
+      lambda classes: small.small(classes, widths=(32,), embedding=64),
+      8,
+      1,
+    ),
+    'MNIST network': (small.small, 28, 1),
+  }.items():
+    net, draw = make(10), Draw(50, 50)
+    method = madnn(net, optimizers.optimizer(1000), draw, 1000)
+    steps = {
+      f'{seeds} at once': make_step(method, net, side, channels, seeds)
+      for seeds in (1, 2, 5)
+    }
+    images = {k: sum(draw) * int(k.split()[0]) for k in steps}
+    show(f'{name}, seeds of MA-DNN', rates(steps, images, rounds), '1 at once')
+
+
+PARTS = {'conv': part_conv, 'madnn': part_madnn, 'seeds': part_seeds}
+_PART = flags.DEFINE_enum('part', None, list(PARTS), 'One part; all if unset.')
+_ROUNDS = flags.DEFINE_integer('rounds', 8, 'Measurements, the best counts.', 1)
+
+
+def main(argv) -> None:
+  """Runs the parts asked for."""
+  del argv
+  device = jax.devices()[0]
+  print(f'{jax.device_count()} x {device.device_kind}, jax {jax.__version__}')
+  for name, part in PARTS.items():
+    if _PART.value in (None, name):
+      part(_ROUNDS.value)
+
+
+if __name__ == '__main__':
+  app.run(main)
