@@ -8,6 +8,8 @@ import typing
 
 from absl import flags
 
+from ssljax.core import require
+
 
 def keywords(factory: Callable) -> dict[str, inspect.Parameter]:
   """The keyword-only parameters of a factory: its hyper-parameters."""
@@ -57,3 +59,15 @@ def _define(name: str, hint, default, text: str) -> None:
 def given(factory: Callable) -> dict:
   """The values the flags give to a factory's hyper-parameters."""
   return {name: flags.FLAGS[name].value for name in keywords(factory)}
+
+
+def number(name: str, *words: str):
+  """The value of a flag that is one of `words` or a whole number."""
+  value = flags.FLAGS[name].value
+  if value in words:
+    return value
+  require(
+    value.isdecimal(),
+    f'--{name}={value}: give {" or ".join(words)} or a number',
+  )
+  return int(value)

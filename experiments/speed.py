@@ -12,7 +12,9 @@ some rounds. PyTorch, where it is installed, is measured in both memory formats.
 
 from collections.abc import Callable
 import contextlib
+import functools
 import importlib.util
+import itertools
 import os
 import time
 from unittest import mock
@@ -75,11 +77,12 @@ def make_step(method: Method, net, side, channels, seeds=1) -> Callable:
   data = program.Data(
     feed, feed, truth, truth[:0], preprocess.identity(), (), None
   )
-  job = program.Job(method.name, method, net, drawn)
-  compiled = program.Program(job, data, mesh, sum(draw))
-  state = compiled.initial()
+  compiled = program.Program(method, net, data, mesh, seeds=seeds)
+  orders = [batches.Order(draw, split) for split in drawn]
+  state = compiled.initial(drawn, batches.rows_of_call(orders, (0, 1)))
   fetched = feed.batches(
-    lambda call: compiled.rows(0, call), ((i, i + 1) for i in range(10**9))
+    functools.partial(batches.rows_of_call, orders),
+    ((i, i + 1) for i in itertools.count()),
   )
 
   def step():

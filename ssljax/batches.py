@@ -6,7 +6,7 @@ keeps uint8 images on the devices and gathers inside the compiled step;
 `stream` decodes them on the host, ahead of the step. Same rows, same keys.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -82,6 +82,19 @@ class Order:
     """Rows `[B]` of a step, counted from the stage's first."""
     epoch, position = divmod(step, self.epoch_steps)
     return self._epoch(epoch)[position]
+
+
+def rows_of_call(orders: Sequence[Order], call: tuple[int, int]) -> np.ndarray:
+  """Rows of the steps of a call: `[S, B]`, or `[K, S, B]` for K > 1 steps.
+
+  Args:
+    orders: one per seed.
+    call: first step and the one after the last, counted from the stage's first.
+  """
+  rows = np.stack(
+    [[order.rows(step) for order in orders] for step in range(*call)]
+  )
+  return rows if len(rows) > 1 else rows[0]
 
 
 class Feed(NamedTuple):

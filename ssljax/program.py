@@ -26,71 +26,44 @@ class Data(NamedTuple):
   augmentation: Callable | None
 
 
-class Job(NamedTuple):
-  """One method, its network, and the splits of the seeds it trains under."""
-
-  name: str
-  method: Method
-  net: Network
-  splits: Sequence[Split]
-
-
 class Program:
-  """The compiled parts of a job: made once, used for every seed."""
+  """The compiled parts of a method: made once, used for every seed."""
 
-  def __init__(self, job: Job, data: Data, mesh, batch: int):
+  def __init__(
+    self, method: Method, net: Network, data: Data, mesh, *, seeds=1, batch=512
+  ):
     """Nothing is compiled before it is first called.
 
     Args:
-      job: what is trained.
+      method: what is trained.
+      net: the network it trains.
       data: the feeds, which lie on the mesh.
       mesh: of `parallel.make_mesh`.
+      seeds: S, how many are trained at once.
       batch: images per call of a sweep.
     """
-    self.job, self.data = job, data
+    self.method, self.net, self.data, self.seeds = method, net, data, seeds
     self.batch = -(-batch // mesh.size) * mesh.size  # divides the devices
-    self.seeds = len(job.splits)
     self.place = parallel.placer(mesh)
-    self.sharding = parallel.state_sharding(mesh, job.method.layout)
+    self.sharding = parallel.state_sharding(mesh, method.layout)
     self.plain = batches.reader(data.train, data.preprocess, None)
     self.augmented = batches.reader(
       data.train, data.preprocess, data.augmentation
     )
     self.fitted = jax.tree.map(lambda x: self.place(x, None), data.fitted)
-    self.orders = [
-      [batches.Order(stage.draw, split, i) for split in job.splits]
-      for i, stage in enumerate(job.method.stages)
-    ]
     self._sweeps = {}
 
-  def rows(self, stage: int, call: tuple[int, int]) -> np.ndarray:
-    """Rows of a call: `[S, B]`, or `[K, S, B]` for K > 1 steps."""
-    rows = np.stack(
-      [
-        [order.rows(step) for order in self.orders[stage]]
-        for step in range(*call)
-      ]
-    )
-    return rows if len(rows) > 1 else rows[0]
+  def initial(self, splits: Sequence[Split], rows: np.ndarray) -> TrainState:
+    """The state before the first step.
 
-  def initial(self) -> TrainState:
-    """The state before the first step."""
-    method, net = self.job.method, self.job.net
-
-    def one(seed, labels, source, rows):
-      key = jax.random.key(seed)
-      image = self.plain(source, rows, key)
-      state = init_state(method, net, key, labels, image)
-      return enter(method.stages[0], state)
-
-    feed = self.data.train
-    axis = None if feed.pixels_are_shared else 0
-    mapped = parallel.over_seeds(one, self.seeds, (0, 0, (axis, None), 0))
-    rows = self.rows(0, (0, 1))
-    pixels, rows = next(iter(feed.batches(lambda _: rows, [0])))
-    seeds = np.array([split.seed for split in self.job.splits], np.uint32)
-    labels = np.stack([split.labels for split in self.job.splits])
-    return jax.jit(mapped, out_shardings=self.sharding)(
+    Args:
+      splits: S of them.
+      rows: `[S, B]` of the first step, for data-dependent initialisation.
+    """
+    pixels, rows = next(iter(self.data.train.batches(lambda _: rows, [0])))
+    seeds = np.array([split.seed for split in splits], np.uint32)
+    labels = np.stack([split.labels for split in splits])
+    return self._initial(
       self.place(seeds, None),
       self.place(labels, None),
       (pixels, self.fitted),
@@ -98,15 +71,34 @@ class Program:
     )
 
   @functools.cached_property
+  def _initial(self) -> Callable:
+    def one(seed, labels, source, rows):
+      key = jax.random.key(seed)
+      image = self.plain(source, rows, key)
+      state = init_state(self.method, self.net, key, labels, image)
+      return enter(self.method.stages[0], state)
+
+    return self._compiled(one, (0, 0, (self._pixel_axis, None), 0))
+
+  @property
+  def _pixel_axis(self) -> int | None:
+    return None if self.data.train.pixels_are_shared else 0
+
+  def _compiled(self, f: Callable, in_axes: tuple) -> Callable:
+    """`f`, which returns a state, over the seeds."""
+    mapped = parallel.over_seeds(f, self.seeds, in_axes)
+    return jax.jit(mapped, out_shardings=self.sharding)
+
+  @functools.cached_property
   def steps(self) -> list[Callable]:
     """Per stage `(state, source, rows) -> state, metrics`, compiled."""
-    return [self._compile(stage) for stage in self.job.method.stages]
+    return [self._compile(stage) for stage in self.method.stages]
 
   def _compile(self, stage: Stage) -> Callable:
-    feed = self.data.train
-    axis = None if feed.pixels_are_shared else 0
     step = parallel.over_seeds(
-      make_step(stage, self.augmented), self.seeds, (0, (axis, None), 0)
+      make_step(stage, self.augmented),
+      self.seeds,
+      (0, (self._pixel_axis, None), 0),
     )
 
     def call(state, source, rows):
@@ -121,11 +113,13 @@ class Program:
       out_shardings=(self.sharding, None),
     )
 
-  def enter(self, stage: int, state: TrainState) -> TrainState:
-    """Makes the optimiser's state anew."""
-    entered = functools.partial(enter, self.job.method.stages[stage])
-    mapped = parallel.over_seeds(entered, self.seeds, (0,))
-    return jax.jit(mapped, out_shardings=self.sharding)(state)
+  @functools.cached_property
+  def enter(self) -> list[Callable]:
+    """Per stage `state -> state` with the optimiser's state made anew."""
+    return [
+      self._compiled(functools.partial(enter, stage), (0,))
+      for stage in self.method.stages
+    ]
 
   def sweep(self, observe: Callable, feed: batches.Feed) -> Callable:
     """`rows -> observed`, compiled once per observe and feed."""
@@ -140,19 +134,29 @@ class Program:
   @functools.cached_property
   def _predict(self) -> Callable:
     """What is swept over images to evaluate."""
-    return evaluate.predictor(self.job.net, self.job.method)
+    return evaluate.predictor(self.net, self.method)
 
-  def refresh(self, stage: Stage, state: TrainState) -> TrainState:
-    """Sweeps the training images and redoes what the stage redoes."""
+  @functools.cached_property
+  def refresh(self) -> list[Callable]:
+    """Per stage `state -> state`: sweeps all images and redoes what is due."""
+    return [self._refresh(stage) for stage in self.method.stages]
+
+  def _refresh(self, stage: Stage) -> Callable:
     feed = self.data.train
-    observed = self.sweep(stage.observe, feed)(state, np.arange(feed.size))
-    mapped = parallel.over_seeds(stage.refresh, self.seeds, (0, 0))
-    return jax.jit(mapped, out_shardings=self.sharding)(state, observed)
+    redo = self._compiled(stage.refresh, (0, 0))
+    observe = self.sweep(stage.observe, feed)
+    return lambda state: redo(state, observe(state, np.arange(feed.size)))
 
-  def evaluate(self, state: TrainState) -> dict[str, dict[str, list[float]]]:
-    """Errors in percent: {'test': {'last': [S], ...}, 'validation': ...}."""
+  def evaluate(
+    self, state: TrainState, held_out: np.ndarray
+  ) -> dict[str, dict[str, list[float]]]:
+    """Errors in percent: {'test': {'last': [S], ...}, 'validation': ...}.
+
+    Args:
+      state: with a leading axis [S].
+      held_out: rows `[V]` of the training images to validate on, if any.
+    """
     data = self.data
-    held_out = self.job.splits[0].validation
     todo = {'test': (data.test, np.arange(data.test.size), data.truth)}
     if len(held_out):
       todo['validation'] = (data.train, held_out, data.validation_truth)

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssljax import checkpoint, record
+from ssljax import batches, checkpoint, record
 from ssljax.core import InputError, Method, TrainState, require
-from ssljax.program import Data, Job, Program
+from ssljax.program import Program
+from ssljax.splits import Split
 
 
 class Options(NamedTuple):
@@ -29,7 +30,14 @@ class Options(NamedTuple):
   record_every: int  # steps
   checkpoint_seconds: float = 60.0
   steps_per_call: int = 1
-  batch: int = 500  # images per call of a sweep
+
+
+class Job(NamedTuple):
+  """A compiled method, and the splits of the seeds it trains under."""
+
+  name: str
+  program: Program
+  splits: Sequence[Split]  # as many as the program has seeds
 
 
 class DivergedError(InputError):
@@ -68,11 +76,9 @@ def calls(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
 
 def fit(
   job: Job,
-  data: Data,
   options: Options,
   recorder: record.Recorder,
   checkpoints: checkpoint.Checkpoints,
-  mesh,
 ) -> tuple[TrainState, Progress]:
   """Trains a job to its end, from its newest checkpoint if there is one.
 
@@ -83,12 +89,11 @@ def fit(
     DivergedError: a loss is not finite; the last good checkpoint is kept.
     InputError: the checkpoint is of other splits.
   """
-  program = Program(job, data, mesh, options.batch)
-  loop = _Loop(program, options, recorder, checkpoints)
+  loop = _Loop(job, options, recorder, checkpoints)
   loop.begin()
-  total = total_steps(job.method)
+  total = total_steps(job.program.method)
   with record.progress_bar(job.name, loop.progress.step, total) as bar:
-    for number in range(loop.progress.stage, len(job.method.stages)):
+    for number in range(loop.progress.stage, len(loop.stages)):
       loop.run_stage(number, bar)
   checkpoints.wait()
   return loop.state, loop.progress
@@ -107,20 +112,29 @@ class _Loop:
   state: TrainState
   progress: Progress
 
-  def __init__(self, program, options, recorder, checkpoints):
-    self.program, self.options = program, options
+  def __init__(self, job, options, recorder, checkpoints):
+    self.job, self.program, self.options = job, job.program, options
     self.recorder, self.checkpoints = recorder, checkpoints
-    self.job = program.job
-    self.digests = [split.digest for split in self.job.splits]
+    self.stages = job.program.method.stages
+    self.orders = [
+      [batches.Order(stage.draw, split, i) for split in job.splits]
+      for i, stage in enumerate(self.stages)
+    ]
+    self.digests = [split.digest for split in job.splits]
 
   def begin(self):
     """Takes up the newest checkpoint, or a fresh state."""
-    shapes = jax.eval_shape(self.program.initial)
+    initial = functools.partial(
+      self.program.initial,
+      self.job.splits,
+      batches.rows_of_call(self.orders[0], (0, 1)),
+    )
+    shapes = jax.eval_shape(initial)
     like = checkpoint.abstract(shapes, self.program.sharding)
     restored = self.checkpoints.restore(like)
     if restored is None:
       self.progress = Progress(metrics_bytes=self.recorder.flush())
-      self.state = self.program.initial()
+      self.state = initial()
       return
     self.state, saved = restored
     require(
@@ -129,17 +143,17 @@ class _Loop:
       'label split: give another --workdir, or --overwrite',
     )
     self.progress = Progress(**saved)
-    if self.progress.step < total_steps(self.job.method):
+    if self.progress.step < total_steps(self.program.method):
       self.recorder.rewind(self.progress.metrics_bytes)
 
   def run_stage(self, number: int, bar):
     """Runs what is left of a stage."""
-    stage = self.job.method.stages[number]
-    first = sum(s.steps for s in self.job.method.stages[:number])
+    stage = self.stages[number]
+    first = sum(s.steps for s in self.stages[:number])
     if self.progress.stage < number:
-      self.state = self.program.enter(number, self.state)
+      self.state = self.program.enter[number](self.state)
       self.progress = self.progress._replace(stage=number)
-    redo = self.program.orders[number][0].epoch_steps * stage.every
+    redo = self.orders[number][0].epoch_steps * stage.every
     done = self.progress.step - first
     spans, fetched = self.fetch(number, done, redo)
 
@@ -151,7 +165,7 @@ class _Loop:
         step=first + here, seconds=self.progress.seconds + seconds
       )
       if stage.observe is not None and here % redo == 0:
-        self.state = self.program.refresh(stage, self.state)
+        self.state = self.program.refresh[number](self.state)
       self.record(stage, metrics, (here - start) * sum(stage.draw) / seconds)
       if here % self.options.evaluate_every == 0 or here == stage.steps:
         self.evaluate(stage)
@@ -164,7 +178,7 @@ class _Loop:
 
   def fetch(self, number: int, done: int, redo: int):
     """The calls of each span between stops, and the feed of all of them."""
-    stage, options = self.job.method.stages[number], self.options
+    stage, options = self.stages[number], self.options
     periods = [options.record_every, options.evaluate_every]
     if stage.observe is not None:
       periods.append(redo)
@@ -174,7 +188,7 @@ class _Loop:
       for start, stop in itertools.pairwise(points)
     ]
     fetched = self.program.data.train.batches(
-      functools.partial(self.program.rows, number),
+      functools.partial(batches.rows_of_call, self.orders[number]),
       list(itertools.chain(*spans)),
     )
     return spans, fetched
@@ -229,12 +243,13 @@ class _Loop:
     """One measurement of one seed."""
     where = {'step': self.progress.step, 'stage': stage.name}
     self.recorder.write(
-      self.job.method.name, where | {'seed': split.seed} | values
+      self.program.method.name, where | {'seed': split.seed} | values
     )
 
   def evaluate(self, stage):
     """Measures the errors, writes them, and adds them to the progress."""
-    errors = self.program.evaluate(self.state)
+    held_out = self.job.splits[0].validation
+    errors = self.program.evaluate(self.state, held_out)
     for i, split in enumerate(self.job.splits):
       by_name = {
         f'{images}_error_{weights}': values[i]

@@ -13,39 +13,29 @@ import tiny
 
 from ssljax import batches, checkpoint, datasets, record, train
 from ssljax.core import Batch
-from ssljax.program import Program
 
-OPTIONS = train.Options(evaluate_every=3, record_every=2, batch=8)
+OPTIONS = train.Options(evaluate_every=3, record_every=2)
 methods = pytest.mark.parametrize('name', tiny.METHODS)
 
 
-def fit(folder, name, seeds=(0,), devices=1, steps=6, options=OPTIONS, **more):
-  data, mesh = tiny.make_data(devices)
+def fit(folder, name, options=OPTIONS, job=None, **more):
   recorder = record.Recorder(folder)
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
-  job = tiny.make_job(name, steps, seeds, **more)
+  job = job or tiny.make_job(name, **more)
   with contextlib.closing(checkpoints), contextlib.closing(recorder):
-    return train.fit(job, data, options, recorder, checkpoints, mesh)
+    return train.fit(job, options, recorder, checkpoints)
 
 
 def comparable(state):
   return state.replace(key=jax.random.key_data(state.key))
 
 
-def step_once(name):
-  data, mesh = tiny.make_data()
-  program = Program(tiny.make_job(name), data, mesh, 8)
-  before = program.initial()
-  rows = program.rows(0, (0, 1))
-  pixels, rows = next(iter(data.train.batches(lambda _: rows, [0])))
-  return program, before, (pixels, program.fitted), rows
-
-
 @methods
 def test_structure_shapes_and_dtypes_are_stable_and_finite(name):
-  program, before, source, rows = step_once(name)
+  job = tiny.make_job(name)
+  before, (source, rows) = tiny.initial(job)
   shapes = jax.tree.map(lambda x: (x.shape, x.dtype), before)
-  after, metrics = program.steps[0](before, source, rows)
+  after, metrics = job.program.steps[0](before, source, rows)
   chex.assert_trees_all_equal(
     shapes, jax.tree.map(lambda x: (x.shape, x.dtype), after)
   )
@@ -55,39 +45,39 @@ def test_structure_shapes_and_dtypes_are_stable_and_finite(name):
 
 @methods
 def test_the_loss_touches_only_stats_and_memory(name):
-  program, before, source, rows = step_once(name)
+  job = tiny.make_job(name)
+  before, (source, rows) = tiny.initial(job)
   state = jax.tree.map(lambda x: x[0], before)
-  image = program.plain(source, rows[0], state.key)
-  batch = jax.tree.map(
-    jnp.asarray, (rows[0], image, jnp.arange(rows.shape[1]) < 8)
-  )
-  batch = Batch(*batch)
-  loss = program.job.method.stages[0].loss
+  image = job.program.plain(source, rows[0], state.key)
+  batch = Batch(rows[0], image, jnp.arange(rows.shape[1]) < 8)
+  loss = job.program.method.stages[0].loss
   _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
   for field in ('step', 'params', 'opt_state', 'labels'):
     chex.assert_trees_all_equal(getattr(after, field), getattr(state, field))
   assert jnp.array_equal(
     jax.random.key_data(after.key), jax.random.key_data(state.key)
   )
-  chex.assert_tree_shape_prefix(metrics, ())
+  chex.assert_trees_all_equal_shapes(metrics, jax.tree.map(jnp.mean, metrics))
 
 
 @methods
-def test_each_stage_compiles_once(name, tmp_path):
-  data, mesh = tiny.make_data()
-  program = Program(tiny.make_job(name, 40), data, mesh, 8)
-  state = program.initial()
-  # Ten epochs: rows change, shapes do not.
-  calls = [(i, i + 1) for i in range(40)]
-  fetched = data.train.batches(lambda call: program.rows(0, call), calls)
-  for pixels, rows in fetched:
-    state, _ = program.steps[0](state, (pixels, program.fitted), rows)
+def test_each_stage_compiles_once_for_all_seeds(name):
+  job = tiny.make_job(name, 20)
+  program = job.program
+  for seed in (0, 1):
+    job = job._replace(splits=tiny.make_splits((seed,)))
+    state, _ = tiny.initial(job)
+    # Several epochs: rows change, shapes do not.
+    calls = [(i, i + 1) for i in range(20)]
+    for source, rows in tiny.sources(job, tiny.orders(job), calls):
+      state, _ = program.steps[0](state, source, rows)
   assert program.steps[0]._cache_size() == 1
+  assert program._initial._cache_size() == 1
 
 
 @methods
 def test_hidden_truth_is_nowhere_in_the_state(name):
-  _, state, _, _ = step_once(name)
+  state, _ = tiny.initial(tiny.make_job(name))
   _, truth = tiny.images()
   given = state.labels[0] >= 0
   np.testing.assert_array_equal(state.labels[0][given], truth[given])
@@ -178,14 +168,12 @@ def test_the_stream_feed_trains_like_the_resident_one(name, tmp_path):
 
   states = []
   for make_feed in (batches.resident, streamed):
-    data, mesh = tiny.make_data(1, make_feed)
-    program = Program(tiny.make_job(name, seeds=(0, 1)), data, mesh, 8)
-    state = program.initial()
+    job = tiny.make_job(name, seeds=(0, 1), make_feed=make_feed)
+    state, _ = tiny.initial(job)
     calls = [(i, i + 1) for i in range(4)]
-    rows_of = lambda call: program.rows(0, call)  # noqa: B023
-    for pixels, rows in data.train.batches(rows_of, calls):
-      state, _ = program.steps[0](state, (pixels, program.fitted), rows)
-    errors = program.evaluate(state)
+    for source, rows in tiny.sources(job, tiny.orders(job), calls):
+      state, _ = job.program.steps[0](state, source, rows)
+    errors = job.program.evaluate(state, np.zeros(0, int))
     states.append((comparable(state), errors['test']))
   chex.assert_trees_all_close(states[0][0], states[1][0], rtol=1e-5, atol=1e-6)
   assert states[0][1] == states[1][1]

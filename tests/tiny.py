@@ -10,7 +10,8 @@ from ssljax.core import Draw
 from ssljax.methods.madnn import madnn
 from ssljax.methods.supervised import supervised
 from ssljax.networks import layers, network
-from ssljax.program import Data, Job
+from ssljax.program import Data, Program
+from ssljax.train import Job
 
 CLASSES, ROWS, SIDE = 3, 61, 4
 DRAW = Draw(8, 8)
@@ -60,12 +61,6 @@ def make_splits(seeds=(0,), validation=0):
   ]
 
 
-def make_job(name, steps=6, seeds=(0,), tx=None, validation=0):
-  """A job of a method of the table above."""
-  method = METHODS[name](tx or optax.sgd(0.1, 0.9), steps)
-  return Job(name, method, NET, make_splits(seeds, validation))
-
-
 def make_data(devices=1, make_feed=batches.resident):
   """(data, mesh) over that many devices."""
   mesh = parallel.make_mesh([devices])
@@ -82,3 +77,32 @@ def make_data(devices=1, make_feed=batches.resident):
     brighten,
   )
   return data, mesh
+
+
+def make_job(name, steps=6, seeds=(0,), tx=None, validation=0, **where):
+  """A job of a method of the table above; `where` is as in `make_data`."""
+  data, mesh = make_data(**where)
+  method = METHODS[name](tx or optax.sgd(0.1, 0.9), steps)
+  program = Program(method, NET, data, mesh, seeds=len(seeds), batch=8)
+  return Job(name, program, make_splits(seeds, validation))
+
+
+def initial(job):
+  """(state before the first step, pixels and fitted, rows) of a job."""
+  order = orders(job)
+  rows = batches.rows_of_call(order, (0, 1))
+  state = job.program.initial(job.splits, rows)
+  return state, next(sources(job, order, [(0, 1)]))
+
+
+def sources(job, order, calls):
+  """(pixels and fitted, rows) of every call."""
+  rows_of = lambda call: batches.rows_of_call(order, call)
+  for pixels, rows in job.program.data.train.batches(rows_of, calls):
+    yield (pixels, job.program.fitted), rows
+
+
+def orders(job):
+  """The order of a job's first stage, for every seed."""
+  draw = job.program.method.stages[0].draw
+  return [batches.Order(draw, split) for split in job.splits]

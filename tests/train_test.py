@@ -106,7 +106,7 @@ def test_a_summary_takes_the_last_step_and_the_median_of_five():
   }
 
 
-def with_refresh(job):
+def with_refresh(**more):
   """Counts in the memory how often, and over what, a refresh has run."""
 
   def observe(state, image, key):
@@ -115,21 +115,21 @@ def with_refresh(job):
   def refresh(state, observed):
     return state.replace(memory=state.memory + observed['brightness'])
 
-  stage = job.method.stages[0]._replace(observe=observe, refresh=refresh)
-  return job._replace(
-    method=job.method._replace(
-      stages=(stage, stage._replace(name='again', every=2)),
-      init=lambda key, params, stats, spec: jax.numpy.zeros(spec.rows),
-    )
+  job = tiny.make_job('supervised', **more)
+  old = job.program
+  stage = old.method.stages[0]._replace(observe=observe, refresh=refresh)
+  method = old.method._replace(
+    stages=(stage, stage._replace(name='again', every=2)),
+    init=lambda key, params, stats, spec: jnp.zeros(spec.rows),
   )
+  data, mesh = tiny.make_data()
+  program = Program(method, tiny.NET, data, mesh, batch=8)
+  return job._replace(program=program)
 
 
 def test_a_refresh_sees_all_images_in_order_every_so_many_epochs(tmp_path):
-  data, mesh = tiny.make_data()
-  job = with_refresh(tiny.make_job('supervised', steps=12))  # epochs of 3
-  checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
-  recorder = record.Recorder(tmp_path)
-  state, progress = train.fit(job, data, OPTIONS, recorder, checkpoints, mesh)
+  job = with_refresh(steps=12)  # epochs of 3 steps
+  state, progress = fit(tmp_path, 'supervised', job=job)
   # Four epochs refreshed after each, then four after every second.
   images, _ = tiny.images()
   brightness = images.mean((1, 2, 3)) / 255
@@ -137,21 +137,14 @@ def test_a_refresh_sees_all_images_in_order_every_so_many_epochs(tmp_path):
   assert progress.step == 24 == int(state.step[0])
 
 
-def test_optimiser_state_is_made_anew_on_entering_a_stage(tmp_path):
-  data, mesh = tiny.make_data()
-  job = with_refresh(
-    tiny.make_job('supervised', tx=optax.sgd(lambda count: 0.1))
-  )
-  program = Program(job, data, mesh, 8)
-  state = program.initial()
-  rows = program.rows(0, (0, 1))
-  pixels, rows = next(iter(data.train.batches(lambda _: rows, [0])))
-  state, _ = program.steps[0](state, (pixels, program.fitted), rows)
-  count = lambda state: int(
-    optax.tree_utils.tree_get(state.opt_state, 'count')[0]
-  )
+def test_optimiser_state_is_made_anew_on_entering_a_stage():
+  job = with_refresh(tx=optax.sgd(lambda count: 0.1))
+  state, (source, rows) = tiny.initial(job)
+  state, _ = job.program.steps[0](state, source, rows)
+  get = optax.tree_utils.tree_get
+  count = lambda state: int(get(state.opt_state, 'count')[0])
   assert count(state) == 1
-  assert count(program.enter(1, state)) == 0
+  assert count(job.program.enter[1](state)) == 0
 
 
 def damage(path, how):

@@ -1,0 +1,209 @@
+"""From flags to a run: splits, network, methods, feeds, jobs."""
+
+import contextlib
+import functools
+import json
+import math
+import pathlib
+
+from absl import flags
+import flagging
+import jax
+import numpy as np
+import report
+
+from ssljax import (
+  augment,
+  batches,
+  checkpoint,
+  datasets,
+  optimizers,
+  parallel,
+  preprocess,
+  program,
+  record,
+  splits,
+  train,
+  workdir,
+)
+from ssljax.core import Draw, Method, require
+from ssljax.networks import convlarge, network, small
+
+FLAGS = flags.FLAGS
+
+AUGMENTATIONS = {
+  'flip': augment.flip,
+  'translate': augment.translate(2),
+  'crop_or_resize': augment.crop_or_resize(2),
+  'distort': augment.distort,
+  'rotate': augment.rotate(0.2),
+  'noise': augment.noise(0.15),
+}
+PREPROCESS = {
+  'none': preprocess.identity,
+  'standardize': preprocess.standardize,
+  'image_standardize': preprocess.image_standardize,
+  'gcn': preprocess.gcn,
+  'zca': preprocess.zca,
+  'gcn_zca': preprocess.gcn_zca,
+}
+NETWORKS = {
+  'digits': functools.partial(small.small, widths=(32,), embedding=64),
+  'mnist': small.small,
+  'convlarge': convlarge.convlarge,
+  'convlarge_weightnorm': functools.partial(convlarge.convlarge, norm='weight'),
+}
+FITTED = ('standardize', 'zca', 'gcn_zca')  # need images to fit to
+RESIDENT_BYTES = 4 * 2**30  # above it, `--feed=auto` streams
+FITTING_BYTES = 2**30  # of images a preprocessing is fitted to, at most
+ACCELERATOR_STEPS = 50  # per call; on CPU a loop of convolutions is slow
+
+
+def draw_splits(dataset: datasets.Dataset) -> list[splits.Split]:
+  """The label split of every seed."""
+  per_class = flagging.number('labels', 'all')
+  return [
+    splits.draw_split(
+      dataset.train.labels,
+      dataset.classes,
+      per_class=None if per_class == 'all' else per_class,
+      seed=seed,
+      unlabelled=flagging.number('unlabelled', 'rest', 'all'),
+      validation=FLAGS.validation,
+    )
+    for seed in range(FLAGS.seed, FLAGS.seed + FLAGS.seeds)
+  ]
+
+
+def keep_splits(folder, dataset, drawn) -> None:
+  """Writes `split.json`, or refuses one that differs from it."""
+  path = folder / 'split.json'
+  described = {
+    'dataset': dataset.name,
+    'images': len(dataset.train.labels),
+    'classes': list(dataset.classes),
+    'splits': [splits.describe(split) for split in drawn],
+  }
+  if path.exists():
+    there = [split['hash'] for split in json.loads(path.read_text())['splits']]
+    require(
+      there == [split.digest for split in drawn],
+      f'--workdir={folder}: its split.json is of other labelled images than '
+      'these flags draw now (another data set or version): give another '
+      'folder, or --overwrite',
+    )
+  else:
+    workdir.write_json(path, described)
+
+
+def make_network(classes: int):
+  """The network that the flags name."""
+  chosen = {'dropout': FLAGS.dropout, 'momentum': FLAGS.bn_momentum}
+  chosen = {k: v for k, v in chosen.items() if v is not None}
+  return NETWORKS[FLAGS.network](classes, **chosen)
+
+
+def make_methods(arms, dataset, drawn) -> tuple[network.Network, list[Method]]:
+  """The network, and the method of every arm with the flags' values."""
+  net = make_network(len(dataset.classes))
+  image = jax.ShapeDtypeStruct((1, *dataset.train.shape), np.float32)
+  jax.eval_shape(net.init, jax.random.key(0), image)  # refuses a small one
+  supervised_only = list(arms) == ['supervised']
+  draw = Draw(
+    FLAGS.batch_labelled, 0 if supervised_only else FLAGS.batch_unlabelled
+  )
+  epoch = batches.Order(draw, drawn[0]).epoch_steps
+  steps = FLAGS.steps or max(1, round(FLAGS.epochs * epoch))
+  chosen = list(arms.values()) if FLAGS.baseline else list(arms.values())[-1:]
+  tx = optimizers.optimizer(steps, **flagging.given(optimizers.optimizer))
+  methods = [
+    factory(net, tx, draw, steps, **flagging.given(factory))
+    for factory in chosen
+  ]
+  for method in methods:  # refuses a draw that the splits cannot serve
+    for stage in method.stages:
+      batches.Order(stage.draw, drawn[0])
+  return net, methods
+
+
+def seed_range(group) -> str:
+  """'3' or '3-5': the seeds of a group."""
+  first, last = group[0].seed, group[-1].seed
+  return str(first) if first == last else f'{first}-{last}'
+
+
+def make_data(dataset: datasets.Dataset, drawn, mesh) -> program.Data:
+  """Feeds, fitted preprocessing and truth, on the devices of a mesh."""
+  place = parallel.placer(mesh)
+  source = dataset.train
+  count = len(source.labels) + len(dataset.test.labels)
+  fits = count * math.prod(source.shape) <= RESIDENT_BYTES
+  if FLAGS.feed == 'resident' or (FLAGS.feed == 'auto' and fits):
+    make_feed = lambda s: batches.resident(datasets.arrays(s), place)
+  else:
+    make_feed = lambda s: batches.stream(s, place)
+  chain = augment.chain(*(AUGMENTATIONS[name] for name in FLAGS.augment))
+  processing = PREPROCESS[FLAGS.preprocess]()
+  # Evenly spaced images, as many as fit: the same ones through either feed.
+  rows = len(source.labels)
+  every = -(-rows * math.prod(source.shape) // FITTING_BYTES)
+  need = FLAGS.preprocess in FITTED
+  sample = source.read(np.arange(0, rows, every)) if need else None
+  return program.Data(
+    make_feed(source),
+    make_feed(dataset.test),
+    dataset.test.labels,
+    source.labels[drawn[0].validation],
+    processing,
+    processing.fit(sample) if need else (),
+    chain if FLAGS.augment else None,
+  )
+
+
+def run(net, methods, dataset, drawn, folder: pathlib.Path) -> dict:
+  """Trains every method under every split, keeping `result.json` up to date."""
+  mesh = parallel.make_mesh(
+    [sum(stage.draw) for method in methods for stage in method.stages]
+  )
+  data = make_data(dataset, drawn, mesh)
+  result = report.begin(dataset.name, FLAGS.labels, drawn)
+  size = FLAGS.seeds_at_once
+  groups = [drawn[i : i + size] for i in range(0, len(drawn), size)]
+  with contextlib.closing(record.Recorder(folder)) as recorder:
+    for method in methods:
+      make_program = functools.cache(
+        lambda seeds, method=method: program.Program(
+          method, net, data, mesh, seeds=seeds
+        )
+      )
+      for group in groups:
+        name = f'{method.name} seed {seed_range(group)}'
+        job = train.Job(name, make_program(len(group)), group)
+        progress = run_job(job, recorder, folder / 'checkpoints')
+        report.add(result, method.name, progress)
+        workdir.write_json(folder / 'result.json', result)
+  result['complete'] = True
+  workdir.write_json(folder / 'result.json', result)
+  return result
+
+
+def run_job(job, recorder, folder: pathlib.Path) -> train.Progress:
+  """Trains one job with checkpoints in a folder of its own."""
+  method = job.program.method
+  where = folder / method.name / f'seed-{seed_range(job.splits)}'
+  options = make_options(method.stages)
+  with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
+    _, progress = train.fit(job, options, recorder, checkpoints)
+  return progress
+
+
+def make_options(stages) -> train.Options:
+  """How often to look, from the flags and the length of a job."""
+  steps = sum(stage.steps for stage in stages)
+  on_cpu = jax.default_backend() == 'cpu'
+  return train.Options(
+    evaluate_every=FLAGS.evaluate_every or max(1, steps // 10),
+    record_every=FLAGS.record_every or max(1, steps // 100),
+    checkpoint_seconds=FLAGS.checkpoint_seconds,
+    steps_per_call=FLAGS.steps_per_call or (1 if on_cpu else ACCELERATOR_STEPS),
+  )
