@@ -1,10 +1,12 @@
 """From flags to a run: splits, network, methods, feeds, jobs."""
 
+from collections.abc import Callable, Mapping
 import contextlib
 import functools
 import json
 import math
 import pathlib
+from typing import NamedTuple
 
 from absl import flags
 import flagging
@@ -75,19 +77,49 @@ def draw_splits(dataset: datasets.Dataset) -> list[splits.Split]:
   ]
 
 
-def keep_splits(folder, dataset, drawn) -> None:
+class Run(NamedTuple):
+  """Everything that the flags name, ready to be trained."""
+
+  dataset: datasets.Dataset
+  drawn: list[splits.Split]  # one per seed
+  net: network.Network
+  methods: list[Method]  # baselines first, the binary's own method last
+  data: program.Data
+  mesh: jax.sharding.Mesh
+
+
+def assemble(arms: Mapping[str, Callable]) -> Run:
+  """Makes a run of the flags, refusing what cannot work."""
+  dataset = datasets.load(
+    FLAGS.dataset,
+    FLAGS.data_dir,
+    train_split=FLAGS.train_split,
+    test_split=FLAGS.test_split,
+    image_size=FLAGS.image_size,
+    corrupt=FLAGS.corrupt,
+  )
+  drawn = draw_splits(dataset)
+  net, methods = make_methods(arms, dataset, drawn)
+  mesh = parallel.make_mesh(
+    [sum(stage.draw) for method in methods for stage in method.stages]
+  )
+  data = make_data(dataset, drawn, mesh)
+  return Run(dataset, drawn, net, methods, data, mesh)
+
+
+def keep_splits(folder: pathlib.Path, run: Run) -> None:
   """Writes `split.json`, or refuses one that differs from it."""
   path = folder / 'split.json'
   described = {
-    'dataset': dataset.name,
-    'images': len(dataset.train.labels),
-    'classes': list(dataset.classes),
-    'splits': [splits.describe(split) for split in drawn],
+    'dataset': run.dataset.name,
+    'images': len(run.dataset.train.labels),
+    'classes': list(run.dataset.classes),
+    'splits': [splits.describe(split) for split in run.drawn],
   }
   if path.exists():
     there = [split['hash'] for split in json.loads(path.read_text())['splits']]
     require(
-      there == [split.digest for split in drawn],
+      there == [split.digest for split in run.drawn],
       f'--workdir={folder}: its split.json is of other labelled images than '
       'these flags draw now (another data set or version): give another '
       'folder, or --overwrite',
@@ -160,26 +192,23 @@ def make_data(dataset: datasets.Dataset, drawn, mesh) -> program.Data:
   )
 
 
-def run(net, methods, dataset, drawn, folder: pathlib.Path) -> dict:
+def train_all(run: Run, folder: pathlib.Path) -> dict:
   """Trains every method under every split, keeping `result.json` up to date."""
-  mesh = parallel.make_mesh(
-    [sum(stage.draw) for method in methods for stage in method.stages]
-  )
-  data = make_data(dataset, drawn, mesh)
-  result = report.begin(dataset.name, FLAGS.labels, drawn)
+  result = report.begin(run, FLAGS.labels)
   size = FLAGS.seeds_at_once
-  groups = [drawn[i : i + size] for i in range(0, len(drawn), size)]
+  groups = [run.drawn[i : i + size] for i in range(0, len(run.drawn), size)]
+  metrics_start = 0
   with contextlib.closing(record.Recorder(folder)) as recorder:
-    for method in methods:
-      make_program = functools.cache(
-        lambda seeds, method=method: program.Program(
-          method, net, data, mesh, seeds=seeds
-        )
-      )
+    for method in run.methods:
+      programs = {
+        seeds: program.Program(method, run.net, run.data, run.mesh, seeds=seeds)
+        for seeds in {len(group) for group in groups}
+      }
       for group in groups:
         name = f'{method.name} seed {seed_range(group)}'
-        job = train.Job(name, make_program(len(group)), group)
-        progress = run_job(job, recorder, folder / 'checkpoints')
+        job = train.Job(name, programs[len(group)], group)
+        progress = run_job(job, recorder, folder, metrics_start)
+        metrics_start = progress.metrics_bytes
         report.add(result, method.name, progress)
         workdir.write_json(folder / 'result.json', result)
   result['complete'] = True
@@ -187,23 +216,27 @@ def run(net, methods, dataset, drawn, folder: pathlib.Path) -> dict:
   return result
 
 
-def run_job(job, recorder, folder: pathlib.Path) -> train.Progress:
+def run_job(
+  job, recorder, folder: pathlib.Path, metrics_start: int
+) -> train.Progress:
   """Trains one job with checkpoints in a folder of its own."""
   method = job.program.method
-  where = folder / method.name / f'seed-{seed_range(job.splits)}'
-  options = make_options(method.stages)
+  where = (
+    folder / 'checkpoints' / method.name / f'seed-{seed_range(job.splits)}'
+  )
+  options = make_options(method.stages, job.program.data.train)
   with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
-    _, progress = train.fit(job, options, recorder, checkpoints)
+    _, progress = train.fit(job, options, recorder, checkpoints, metrics_start)
   return progress
 
 
-def make_options(stages) -> train.Options:
+def make_options(stages, feed: batches.Feed) -> train.Options:
   """How often to look, from the flags and the length of a job."""
   steps = sum(stage.steps for stage in stages)
-  on_cpu = jax.default_backend() == 'cpu'
+  one = jax.default_backend() == 'cpu' or not feed.pixels_are_shared
   return train.Options(
     evaluate_every=FLAGS.evaluate_every or max(1, steps // 10),
-    record_every=FLAGS.record_every or max(1, steps // 100),
+    record_every=FLAGS.record_every or min(max(1, steps // 100), 100),
     checkpoint_seconds=FLAGS.checkpoint_seconds,
-    steps_per_call=FLAGS.steps_per_call or (1 if on_cpu else ACCELERATOR_STEPS),
+    steps_per_call=FLAGS.steps_per_call or (1 if one else ACCELERATOR_STEPS),
   )

@@ -1,21 +1,23 @@
 """What every experiment shares: its flags, and how it starts and ends."""
 
 from collections.abc import Callable, Mapping
+import gc
 import pathlib
 import sys
+import threading
 
 from absl import app, flags, logging
 import assembly
 import flagging
 import report
 
-from ssljax import datasets, optimizers, workdir
+from ssljax import optimizers, workdir
 from ssljax.core import InputError, fraction, non_negative, positive, require
 
 FLAGS = flags.FLAGS
 
 # Flags that decide where and how fast, not what: a resume may change them.
-FREE = ('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir')
+FREE = ('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt')
 
 
 def define_flags() -> None:
@@ -65,9 +67,13 @@ def define_flags() -> None:
   flags.DEFINE_string('workdir', None, "The run's folder; dated if unset.")
   flags.DEFINE_bool('overwrite', False, 'Start the run in --workdir anew.')
   flags.DEFINE_integer('evaluate_every', None, 'Steps; a tenth if unset.')
-  flags.DEFINE_integer('record_every', None, 'Steps; a hundredth if unset.')
+  flags.DEFINE_integer(
+    'record_every', None, 'Steps; a hundredth, at most 100, if unset.'
+  )
   flags.DEFINE_float('checkpoint_seconds', 60.0, 'Between two checkpoints.')
-  flags.DEFINE_integer('steps_per_call', None, '1 on CPU, 50 elsewhere.')
+  flags.DEFINE_integer(
+    'steps_per_call', None, '1 on CPU or streaming, else 50.'
+  )
 
 
 def main(binary: str, arms: Mapping[str, Callable]) -> None:
@@ -99,13 +105,12 @@ def main(binary: str, arms: Mapping[str, Callable]) -> None:
 
   def run(argv):
     if not FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.WARNING)  # Orbax informs at length.
+      quieten_orbax()
     try:
       require(
         len(argv) == 1, f'"{argv[-1]}" is not a flag: flags begin with --'
       )
-      with workdir.disk_errors(FLAGS.workdir):
-        experiment(binary, arms, names)
+      experiment(binary, arms, names)
     except InputError as error:
       fail(binary, error)
 
@@ -124,10 +129,32 @@ def prefer_command_line(args, *alternatives: str) -> None:
       FLAGS[name].value = None
 
 
+def quieten_orbax() -> None:
+  """Leaves out what Orbax's threads say: what fails there is raised here too."""
+  logging.set_verbosity(logging.WARNING)
+  logging.get_absl_handler().addFilter(
+    lambda line: 'orbax' not in line.pathname
+  )
+  in_thread, unraisable = threading.excepthook, sys.unraisablehook
+
+  def unless_orbax(problem):
+    if not type(problem.thread).__module__.startswith('orbax'):
+      in_thread(problem)
+
+  def unless_closed(problem):  # coroutines of a save that was given up
+    if 'orbax' not in repr(problem.object) and not isinstance(
+      problem.exc_value, RuntimeError
+    ):
+      unraisable(problem)
+
+  threading.excepthook, sys.unraisablehook = unless_orbax, unless_closed
+
+
 def fail(binary: str, error) -> None:
   """Says on one line what is wrong with the input; exit status 2."""
   logging.flush()
   print(f'{binary}: {error}', file=sys.stderr)
+  gc.collect()  # what is half done goes before the interpreter does
   sys.exit(2)
 
 
@@ -151,6 +178,10 @@ def check_flags() -> None:
     if FLAGS[name].value is not None:
       fraction(**{name: FLAGS[name].value})
   require(
+    FLAGS.seed + FLAGS.seeds <= 2**32 and (FLAGS.steps or 0) < 2**31,
+    '--seed, --steps: give seeds below 2**32 and steps below 2**31',
+  )
+  require(
     (FLAGS.steps is None) != (FLAGS.epochs is None),
     '--steps, --epochs: give one of the two',
   )
@@ -172,22 +203,17 @@ def experiment(binary: str, arms: Mapping[str, Callable], names) -> None:
   decisive = {
     name: FLAGS[name].serialize() for name in names if name not in FREE
   }
-  dataset = datasets.load(
-    FLAGS.dataset,
-    FLAGS.data_dir,
-    train_split=FLAGS.train_split,
-    test_split=FLAGS.test_split,
-    image_size=FLAGS.image_size,
-    corrupt=FLAGS.corrupt,
-  )
-  drawn = assembly.draw_splits(dataset)
-  net, methods = assembly.make_methods(arms, dataset, drawn)
-  finished = workdir.claim(folder, decisive, FLAGS.overwrite)
+  with workdir.disk_errors(folder):
+    finished = workdir.look(folder, decisive, FLAGS.overwrite)
   if finished:
     print(f'{folder} holds this run, complete:')
     print(report.table(finished, folder))
     return
-  assembly.keep_splits(folder, dataset, drawn)
-  print(report.opening(dataset, drawn, folder))
-  result = assembly.run(net, methods, dataset, drawn, folder)
+  # All that can be refused is refused before anything is written.
+  run = assembly.assemble(arms)
+  with workdir.disk_errors(folder):
+    workdir.claim(folder, decisive, FLAGS.overwrite)
+    assembly.keep_splits(folder, run)
+    print(report.opening(run, folder))
+    result = assembly.train_all(run, folder)
   print(report.table(result, folder))

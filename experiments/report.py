@@ -3,28 +3,29 @@
 import pathlib
 import statistics
 
+import jax
+
 from ssljax import evaluate, workdir
 from ssljax.train import Progress
 
 
-def begin(dataset: str, labels: str, drawn) -> dict:
-  """A result without a number yet."""
+def begin(run, labels: str) -> dict:
+  """A result without a number yet, of an `assembly.Run`."""
   return {
-    'method': None,
-    'dataset': dataset,
+    'method': run.methods[-1].name,
+    'dataset': run.dataset.name,
     'labels': labels,
-    'seeds': [split.seed for split in drawn],
-    'splits': [split.digest for split in drawn],
+    'seeds': [split.seed for split in run.drawn],
+    'splits': [split.digest for split in run.drawn],
     'complete': False,
     'arms': {},
-  } | workdir.provenance()
+  } | workdir.provenance(run.mesh.size)
 
 
 def add(result: dict, arm: str, progress: Progress) -> None:
   """Adds the seeds of a finished job to its arm.
 
-  The arm that is run last is the method itself: its numbers stand at the top
-  of the result too.
+  The numbers of the method itself stand at the top of the result too.
   """
   errors = evaluate.summarize(progress.evaluations)
   entry = result['arms'].setdefault(
@@ -33,22 +34,31 @@ def add(result: dict, arm: str, progress: Progress) -> None:
   entry['seconds'] = round(entry['seconds'] + progress.seconds, 1)
   for name, values in errors.items():
     entry['test_error'].setdefault(name, []).extend(values)
-  result.update(method=arm, **entry)
+  if arm == result['method']:
+    result.update(entry)
 
 
-def opening(dataset, drawn, folder: pathlib.Path) -> str:
-  """What a run says before it starts."""
-  labelled, unlabelled = len(drawn[0].labelled), len(drawn[0].unlabelled)
-  shared = unlabelled + labelled + len(drawn[0].validation) > len(
-    dataset.train.labels
+def opening(run, folder: pathlib.Path) -> str:
+  """What an `assembly.Run` says before it starts."""
+  train, split = run.dataset.train, run.drawn[0]
+  labelled, unlabelled = len(split.labelled), len(split.unlabelled)
+  shared = bool(set(split.labelled) & set(split.unlabelled))
+  there, used = jax.device_count(), run.mesh.size
+  draws = [sum(s.draw) for method in run.methods for s in method.stages]
+  idle = (
+    f' ({there - used} idle: batches of {draws} images divide by no more; '
+    'change --batch_labelled, --batch_unlabelled)'
+    if used < there
+    else ''
   )
   return (
-    f'{dataset.name}: {len(dataset.train.labels)} training images '
-    f'{"x".join(map(str, dataset.train.shape))}, {labelled} labelled, '
+    f'{run.dataset.name}: {len(train.labels)} training images '
+    f'{"x".join(map(str, train.shape))}, {labelled} labelled, '
     f'{unlabelled} seen as unlabelled ({"with" if shared else "without"} the '
-    f'labelled ones), {len(drawn[0].validation)} held out, '
-    f'{len(dataset.test.labels)} to test on\n'
-    f'seeds {drawn[0].seed}..{drawn[-1].seed}, run folder {folder}'
+    f'labelled ones), {len(split.validation)} held out, '
+    f'{len(run.dataset.test.labels)} to test on\n'
+    f'seeds {split.seed}..{run.drawn[-1].seed}, {used} devices{idle}, '
+    f'run folder {folder}'
   )
 
 

@@ -4,7 +4,8 @@ An augmentation is a pure function (key, image [H, W, c]) -> [H, W, c], float32
 in and out, values in [0, 1] unless it says otherwise. A train step applies it
 inside its compiled program, with one key per row of the batch:
 
-  jax.vmap(augmentation)(jax.random.split(key, B), images)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+  jax.vmap(augmentation)(keys, images)
 
 so a row's result depends on its own key and image only. Factories check their
 numbers at once and return an augmentation.

@@ -8,6 +8,7 @@ keeps uint8 images on the devices and gathers inside the compiled step;
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from ssljax.splits import Split, generator
 
 # Random streams of `epoch_rows`: above those of `splits`.
 _LABELLED, _OTHER = 10, 11
+_AHEAD_BYTES = 2**29  # of images that `stream` decodes ahead of the step
 
 
 def endless(rows, seed, stream, epoch, size) -> np.ndarray:
@@ -101,7 +103,6 @@ class Feed(NamedTuple):
   """Images of one data set, on their way to the compiled step."""
 
   size: int  # N
-  shape: tuple[int, int, int]  # H, W, c
   gather: Callable  # (pixels, rows [B]) -> uint8 [B, H, W, c], traced
   pixels_are_shared: bool  # one array for all seeds, or one per batch
   batches: Callable  # (rows of a call, calls) -> iterator of (pixels, rows)
@@ -123,7 +124,6 @@ def resident(images: np.ndarray, place: Callable) -> Feed:
 
   return Feed(
     len(images),
-    images.shape[1:],
     lambda pixels, rows: pixels[rows],
     True,
     batches,
@@ -145,20 +145,22 @@ def stream(source, place: Callable, *, threads: int = 16) -> Feed:
     return pixels.reshape(*rows.shape, *source.shape), rows
 
   def batches(rows_of: Callable, calls: Iterable) -> Iterator:
-    options = grain.ReadOptions(
-      num_threads=threads, prefetch_buffer_size=2 * threads
-    )
-    ahead = (
-      grain.MapDataset.source(list(calls))
+    calls = list(calls)
+    if not calls:
+      return
+    size = rows_of(calls[0]).size * math.prod(source.shape)
+    ahead = max(2, min(2 * threads, _AHEAD_BYTES // size))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    loaded = (
+      grain.MapDataset.source(calls)
       .map(lambda call: load(rows_of(call)))
       .to_iter_dataset(options)
     )
-    for pixels, rows in ahead:
+    for pixels, rows in loaded:
       yield place(pixels, rows.ndim - 1), place(rows, rows.ndim - 1)
 
   return Feed(
     len(source.labels),
-    source.shape,
     lambda pixels, rows: pixels,
     False,
     batches,

@@ -1,5 +1,9 @@
 """Saves and restores a run: orbax, asynchronous, the newest good one wins."""
 
+from collections.abc import Callable
+import contextlib
+import functools
+import itertools
 import pathlib
 from typing import Any
 import zlib
@@ -9,7 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ssljax.core import TrainState
+from ssljax.core import InputError, TrainState, require
 
 
 def _plain(state: TrainState) -> TrainState:
@@ -50,68 +54,104 @@ class Checkpoints:
       progress: JSON values that go with it.
     """
     progress = progress | {'checksum': checksum(state)}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_plain(state)),
-        progress=ocp.args.JsonSave(progress),
-      ),
-    )
+    with _write_errors(self.folder):  # of this one or the one before
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(_plain(state)),
+          progress=ocp.args.JsonSave(progress),
+        ),
+      )
 
-  def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
-    """The newest checkpoint that can be read, or None.
+  def restore(
+    self, like: Callable[[dict], TrainState]
+  ) -> tuple[TrainState, dict] | None:
+    """The newest checkpoint that can be read, or None if there is none.
 
     A damaged one is reported, renamed 'damaged-STEP', and the one before it
     is taken.
 
     Args:
-      like: a tree of `jax.ShapeDtypeStruct`s with shardings.
+      like: what was saved beside a state -> a tree of `jax.ShapeDtypeStruct`s
+        with shardings.
+
+    Raises:
+      InputError: there are checkpoints, and none can be read.
     """
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
       try:
         return self._read(step, like)
       except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = str(error).split('\n')[0]
         logging.warning(
-          'Checkpoint %s of step %d cannot be read (%s): going on from the '
-          'one before it.',
+          'Checkpoint %s of step %d cannot be read (%s): trying the one '
+          'before it.',
           self.folder,
           step,
-          str(error).split('\n')[0],
+          reason,
         )
         self._put_aside(step)
+    require(
+      not steps,
+      f'--workdir: no checkpoint in {self.folder} can be read: run the same '
+      'command again to start this part anew, or give another --workdir',
+    )
     return None
 
-  def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-    key_data = jax.eval_shape(jax.random.key_data, like.key)
-    plain = like.replace(
+  def _read(self, step: int, like) -> tuple[TrainState, dict]:
+    read = functools.partial(self._manager.restore, step)
+    progress = read(
+      args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+    ).progress
+    plain = like(progress)
+    key_data = jax.eval_shape(jax.random.key_data, plain.key)
+    plain = plain.replace(
       key=jax.ShapeDtypeStruct(
-        key_data.shape, key_data.dtype, sharding=like.step.sharding
+        key_data.shape, key_data.dtype, sharding=plain.step.sharding
       )
     )
-    read = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(plain),
-        progress=ocp.args.JsonRestore(),
-      ),
-    )
-    state = read.state.replace(key=jax.random.wrap_key_data(read.state.key))
-    if checksum(state) != read.progress.pop('checksum'):
+    state = read(
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(plain))
+    ).state
+    state = state.replace(key=jax.random.wrap_key_data(state.key))
+    if checksum(state) != progress.pop('checksum'):
       raise ValueError('its content does not match its checksum')
-    return state, read.progress
+    return state, progress
 
   def _put_aside(self, step: int) -> None:
     self._manager.close()
-    (self.folder / str(step)).rename(self.folder / f'damaged-{step}')
+    free = (self.folder / f'damaged-{step}{"+" * n}' for n in itertools.count())
+    target = next(path for path in free if not path.exists())
+    (self.folder / str(step)).rename(target)
     self._open()
 
   def wait(self) -> None:
-    """Returns when everything is on disk; raises what failed there."""
-    self._manager.wait_until_finished()
+    """Returns when everything is on disk.
+
+    Raises:
+      InputError: it could not be written.
+    """
+    with _write_errors(self.folder):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, and frees the threads behind it."""
-    self._manager.close()
+    with _write_errors(self.folder):
+      self._manager.close()
+
+
+@contextlib.contextmanager
+def _write_errors(folder: pathlib.Path):
+  """Makes one line of what TensorStore says of a disk that is full."""
+  try:
+    yield
+  except (ValueError, OSError) as error:
+    raise InputError(
+      f'--workdir: a checkpoint cannot be written to {folder} (is the disk '
+      'full?): make room and run the same command again, it goes on from the '
+      'last checkpoint'
+    ) from error
 
 
 def abstract(tree: Any, sharding: Any) -> Any:

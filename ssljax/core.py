@@ -9,7 +9,6 @@ from collections.abc import Callable
 import math
 from typing import Any, NamedTuple
 
-import chex
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -126,12 +125,6 @@ class Method(NamedTuple):
 def given_labels(state: TrainState, batch: Batch) -> jax.Array:
   """Labels `[B]` a loss may use: UNLABELLED in the batch's other part."""
   return jnp.where(batch.given, state.labels[batch.rows], UNLABELLED)
-
-
-def reveal(state: TrainState, rows: jax.Array, labels: jax.Array) -> TrainState:
-  """Writes `labels [Q]` of `rows [Q]` into the table: shapes stay."""
-  chex.assert_equal_shape((rows, labels))
-  return state.replace(labels=state.labels.at[rows].set(labels))
 
 
 def init_state(method, net, key, labels, image) -> TrainState:

@@ -27,8 +27,9 @@ class Recorder:
     self._file.write(json.dumps(line).encode() + b'\n')
     name = f'{job}/seed-{measurement["seed"]}'
     if name not in self._events:
+      # What an interrupted run wrote beyond its checkpoint is purged.
       self._events[name] = tensorboardX.SummaryWriter(
-        str(self.folder / 'events' / name)
+        str(self.folder / 'events' / name), purge_step=measurement['step']
       )
     for key, value in measurement.items():
       if isinstance(value, float):

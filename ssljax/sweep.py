@@ -10,6 +10,8 @@ from ssljax import parallel
 from ssljax.batches import Feed
 from ssljax.networks import conv
 
+_SWEEP = 0x73776570  # 'swep', in the keys of a sweep
+
 
 def make_sweep(
   observe: Callable, feed: Feed, read: Callable, *, seeds: int, batch: int
@@ -28,7 +30,10 @@ def make_sweep(
   """
 
   def one(state, source, rows):
-    read_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    key = jax.random.fold_in(state.key, state.step)
+    # Away from the step's own keys, and another one for every batch.
+    key = jax.random.fold_in(jax.random.fold_in(key, _SWEEP), rows[0])
+    read_key, key = jax.random.split(key)
     return observe(state, read(source, rows, read_key), key)
 
   compiled = jax.jit(

@@ -79,8 +79,16 @@ def fit(
   options: Options,
   recorder: record.Recorder,
   checkpoints: checkpoint.Checkpoints,
+  metrics_start: int = 0,
 ) -> tuple[TrainState, Progress]:
   """Trains a job to its end, from its newest checkpoint if there is one.
+
+  Args:
+    job: what is trained.
+    options: how often to look at it.
+    recorder: gets the measurements.
+    checkpoints: of this job.
+    metrics_start: bytes of metrics.jsonl that are of the jobs before this one.
 
   Returns:
     The last state, with a leading axis [S] of seeds, and the progress.
@@ -90,7 +98,7 @@ def fit(
     InputError: the checkpoint is of other splits.
   """
   loop = _Loop(job, options, recorder, checkpoints)
-  loop.begin()
+  loop.begin(metrics_start)
   total = total_steps(job.program.method)
   with record.progress_bar(job.name, loop.progress.step, total) as bar:
     for number in range(loop.progress.stage, len(loop.stages)):
@@ -122,19 +130,15 @@ class _Loop:
     ]
     self.digests = [split.digest for split in job.splits]
 
-  def begin(self):
+  def begin(self, metrics_start: int):
     """Takes up the newest checkpoint, or a fresh state."""
-    initial = functools.partial(
-      self.program.initial,
-      self.job.splits,
-      batches.rows_of_call(self.orders[0], (0, 1)),
+    restored = self.checkpoints.restore(
+      lambda saved: self.abstract(saved['stage'])
     )
-    shapes = jax.eval_shape(initial)
-    like = checkpoint.abstract(shapes, self.program.sharding)
-    restored = self.checkpoints.restore(like)
     if restored is None:
-      self.progress = Progress(metrics_bytes=self.recorder.flush())
-      self.state = initial()
+      self.recorder.rewind(metrics_start)
+      self.progress = Progress(metrics_bytes=metrics_start)
+      self.state = self.initial()
       return
     self.state, saved = restored
     require(
@@ -145,6 +149,16 @@ class _Loop:
     self.progress = Progress(**saved)
     if self.progress.step < total_steps(self.program.method):
       self.recorder.rewind(self.progress.metrics_bytes)
+
+  def initial(self) -> TrainState:
+    """The state before the first step of the first stage."""
+    rows = batches.rows_of_call(self.orders[0], (0, 1))
+    return self.program.initial(self.job.splits, rows)
+
+  def abstract(self, stage: int) -> TrainState:
+    """Shapes and shardings of a state in a stage: each has its optimiser."""
+    shapes = jax.eval_shape(lambda: self.program.enter[stage](self.initial()))
+    return checkpoint.abstract(shapes, self.program.sharding)
 
   def run_stage(self, number: int, bar):
     """Runs what is left of a stage."""

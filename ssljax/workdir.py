@@ -22,35 +22,38 @@ import jax
 
 from ssljax.core import InputError, require
 
+# In the order in which a run is cleared: what says whose it is goes last.
 CONTENT = (
-  'flags.txt',
-  'split.json',
-  'metrics.jsonl',
   'result.json',
   'checkpoints',
   'events',
+  'metrics.jsonl',
+  'split.json',
+  'flags.txt',
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (
+  errno.EACCES,
+  errno.EPERM,
+  errno.EROFS,
+  errno.ENOTDIR,
+  errno.EEXIST,
+)
 
 
 @contextlib.contextmanager
 def disk_errors(folder: pathlib.Path):
-  """Turns an operating system's refusal to write into one clear line."""
+  """Turns a refusal to write in the run's folder into one clear line."""
   try:
     yield
   except OSError as error:
+    where = str(error.filename or folder)
     if error.errno in _FULL:
       raise InputError(
         f'--workdir={folder}: the disk is full; make room and run the same '
         'command again, it goes on from the last checkpoint'
       ) from error
-    if error.errno in (
-      errno.EACCES,
-      errno.EPERM,
-      errno.EROFS,
-      errno.ENOTDIR,
-      errno.EEXIST,
-    ):
+    if error.errno in _REFUSED and where.startswith(str(folder)):
       raise InputError(
         f'--workdir={folder}: cannot be written ({error.strerror}); give '
         'another folder'
@@ -76,38 +79,52 @@ def write_json(path: pathlib.Path, value) -> None:
   write_atomically(path, json.dumps(value, indent=1) + '\n')
 
 
-def claim(folder: pathlib.Path, flags: dict[str, str], overwrite: bool):
-  """Makes the folder this run's own, or finds that it already is.
+def look(
+  folder: pathlib.Path, flags: dict[str, str], overwrite: bool
+) -> dict | None:
+  """The result of this very run if the folder holds it, complete.
 
   Args:
-    folder: made if absent.
+    folder: may be absent.
     flags: name -> `--name=value`, or '' where it is unset, of every flag that
       decides the result.
-    overwrite: removes what an earlier run left, and nothing else.
-
-  Returns:
-    The result of a run that is complete, or None.
+    overwrite: whether an earlier run in it may be started anew.
 
   Raises:
     InputError: the folder holds another run, or something else.
   """
-  folder.mkdir(parents=True, exist_ok=True)
+  if not folder.exists():
+    return None
   path = folder / 'flags.txt'
-  held = path.exists()
-  if held and overwrite:
-    clear(folder)
+  if path.exists() and overwrite:
+    return None
   if path.exists():
     refuse_other(folder, path.read_text(), flags)
   else:
     strange = [p.name for p in folder.iterdir() if p.suffix != '.partial']
     require(
-      held or not strange,
+      not strange,
       f'--workdir={folder}: is not empty and holds no run; give another folder',
     )
-    lines = [line for line in flags.values() if line]  # '' where it is unset
-    write_atomically(path, '\n'.join(lines) + '\n')
   result = read_result(folder)
   return result if result and result['complete'] else None
+
+
+def claim(folder: pathlib.Path, flags: dict[str, str], overwrite: bool) -> None:
+  """Makes the folder this run's own.
+
+  Args:
+    folder: made if absent.
+    flags: as in `look`.
+    overwrite: removes what an earlier run left, and nothing else.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / 'flags.txt'
+  if overwrite and path.exists():
+    clear(folder)
+  if not path.exists():
+    lines = [line for line in flags.values() if line]
+    write_atomically(path, '\n'.join(lines) + '\n')
 
 
 def clear(folder: pathlib.Path) -> None:
@@ -147,7 +164,7 @@ def read_result(folder: pathlib.Path) -> dict | None:
   return json.loads(path.read_text()) if path.exists() else None
 
 
-def provenance() -> dict:
+def provenance(devices: int) -> dict:
   """Where a result comes from: command, commit, device, versions."""
   packages = ('jax', 'flax', 'optax', 'orbax.checkpoint', 'numpy')
   versions = {name: sys.modules[name].__version__ for name in packages}
@@ -155,7 +172,7 @@ def provenance() -> dict:
   return {
     'command': ' '.join(['python', *sys.argv]),
     'commit': commit(),
-    'device': f'{jax.device_count()} x {device.device_kind}',
+    'device': f'{devices} x {device.device_kind}',
     'versions': versions | {'python': sys.version.split()[0]},
   }
 

@@ -39,6 +39,11 @@ def images(seed=0, rows=ROWS):
   return (noise + 80 * labels[:, None, None, None]).astype(np.uint8), labels
 
 
+def truth():
+  """Labels `[ROWS]` of the training images."""
+  return images()[1]
+
+
 def brighten(key, image):
   """A random augmentation."""
   return image + 0.1 * jax.random.normal(key)
@@ -52,10 +57,9 @@ METHODS = {
 
 def make_splits(seeds=(0,), validation=0):
   """One split per seed, 8 labels per class."""
-  _, labels = images()
   return [
     splits.draw_split(
-      labels, CLASSES, per_class=8, seed=seed, validation=validation
+      truth(), CLASSES, per_class=8, seed=seed, validation=validation
     )
     for seed in seeds
   ]
@@ -65,13 +69,13 @@ def make_data(devices=1, make_feed=batches.resident):
   """(data, mesh) over that many devices."""
   mesh = parallel.make_mesh([devices])
   place = parallel.placer(mesh)
-  train, labels = images()
-  test, truth = images(1, 20)
+  train, _ = images()
+  test, test_truth = images(1, 20)
   data = Data(
     make_feed(train, place),
     make_feed(test, place),
-    truth,
-    labels[make_splits(validation=9)[0].validation],
+    test_truth,
+    truth()[make_splits(validation=9)[0].validation],
     preprocess.identity(),
     (),
     brighten,

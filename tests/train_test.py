@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 
@@ -11,7 +12,7 @@ import pytest
 import tiny
 
 from ssljax import checkpoint, evaluate, record, train
-from ssljax.core import Stage, TrainState
+from ssljax.core import InputError, Stage, TrainState
 from ssljax.program import Program
 
 
@@ -147,6 +148,58 @@ def test_optimiser_state_is_made_anew_on_entering_a_stage():
   assert count(job.program.enter[1](state)) == 0
 
 
+def two_stages(**more):
+  """Stages whose optimisers carry different state."""
+  job = tiny.make_job('madnn', tx=optax.sgd(0.1, 0.9), **more)
+  old = job.program
+  stage = old.method.stages[0]
+  other = stage._replace(name='plain', tx=optax.sgd(lambda count: 0.05))
+  method = old.method._replace(stages=(stage, other))
+  data, mesh = tiny.make_data()
+  return job._replace(program=Program(method, tiny.NET, data, mesh, batch=8))
+
+
+@pytest.mark.parametrize('at', [3, 6, 9])
+def test_a_run_resumes_in_any_stage_bit_for_bit(tmp_path, monkeypatch, at):
+  always = OPTIONS._replace(checkpoint_seconds=0.0)
+  whole, _ = fit(tmp_path / 'whole', 'madnn', always, two_stages())
+  save = train._Loop.save
+
+  def stop(self):
+    save(self)
+    if self.progress.step == at:
+      self.checkpoints.wait()
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train._Loop, 'save', stop)
+    with pytest.raises(KeyboardInterrupt):
+      fit(tmp_path / 'parts', 'madnn', always, two_stages())
+  resumed, progress = fit(tmp_path / 'parts', 'madnn', always, two_stages())
+  assert progress.step == 12
+  assert not list((tmp_path / 'parts/checkpoints').glob('damaged-*'))
+  chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+  assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
+
+
+def test_stopped_before_its_first_checkpoint_a_job_leaves_no_trace(
+  tmp_path, monkeypatch
+):
+  fit(tmp_path / 'whole', 'madnn')
+
+  def stop(self):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train._Loop, 'save', stop)
+    with pytest.raises(KeyboardInterrupt):
+      fit(tmp_path / 'parts', 'madnn')
+  with open(tmp_path / 'parts/metrics.jsonl', 'a') as file:
+    file.write('{"step": 7, "lo')
+  fit(tmp_path / 'parts', 'madnn')
+  assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
+
+
 def damage(path, how):
   content = path.read_bytes()
   if how == 'truncated':
@@ -188,20 +241,20 @@ def test_no_damaged_file_goes_unnoticed(tmp_path, how):
     copy = tmp_path / f'{how}-{number}'
     shutil.copytree(saved, copy)
     damage(copy / path.relative_to(saved), how)
-    checkpoints = checkpoint.Checkpoints(copy)
-    restored = checkpoints.restore(like)
-    checkpoints.close()
-    if restored is None:
+    try:
+      with contextlib.closing(checkpoint.Checkpoints(copy)) as checkpoints:
+        restored = checkpoints.restore(lambda progress: like)
+    except InputError as error:
+      assert '--workdir: no checkpoint' in str(error)
       noticed += 1
     else:  # Nothing that mattered was in that file.
+      assert restored is not None
       chex.assert_trees_all_equal(comparable(restored[0]), comparable(state))
       assert restored[1]['step'] == 6
   assert noticed > 0
 
 
 def test_a_checkpoint_of_another_split_is_refused(tmp_path):
-  from ssljax.core import InputError
-
   fit(tmp_path, 'madnn', seeds=(0,))
   with pytest.raises(InputError, match=r'--workdir.*another label split'):
     fit(tmp_path, 'madnn', seeds=(1,))

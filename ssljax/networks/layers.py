@@ -21,9 +21,10 @@ class BatchNorm(nn.Module):
   """Batch normalisation over all axes but the last, in float32.
 
   Running averages start at zero and are divided by the weight they have
-  gathered (TF's `zero_debias`), so a momentum of 0.9999 is of use after ten
-  steps as after a million. `mean_only` subtracts the mean and learns an offset
-  (Salimans & Kingma 2016, section 3): for weight-normalised layers.
+  gathered (TF's `zero_debias` does so for the mean, here for both), so that a
+  momentum of 0.9999 is of use after ten steps as after a million. `mean_only`
+  subtracts the mean and learns an offset (Salimans & Kingma 2016, section 3):
+  for weight-normalised layers.
   """
 
   momentum: float = 0.9999

@@ -178,7 +178,8 @@ def test_labelled_images_have_no_slope_through_the_memorys_prediction():
   assert jnp.all(jnp.abs(slope[5:]).sum(-1) > 0)
 
 
-def one_loss(method, seed=0):
+def example(method, seed=0):
+  """A state, and a batch of four given rows and twelve others."""
   images, labels = tiny.images()
   rows = np.concatenate(
     [
@@ -194,10 +195,68 @@ def one_loss(method, seed=0):
     method, tiny.NET, jax.random.key(seed), jnp.asarray(table), image[:4]
   )
   batch = Batch(jnp.asarray(rows), jnp.asarray(image[rows]), jnp.arange(16) < 4)
+  return state, batch
+
+
+def one_loss(method):
+  state, batch = example(method)
   loss = method.stages[0].loss
   return jax.value_and_grad(loss, has_aux=True)(
     state.params, state, batch, jax.random.key(1)
   ), state
+
+
+def numpy_loss(state, batch, key, eta, weight, smoothing):
+  """Eq. 2, 7 and 10 from the network's outputs, loops in float64."""
+  outputs, _ = tiny.NET.train(state.params, state.stats, batch.image, key)
+  z = np.asarray(outputs.logits, np.float64)
+  p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+  y = np.asarray(state.labels)[np.asarray(batch.rows)]
+  y = np.where(np.asarray(batch.given), y, UNLABELLED)
+  _, _, _, entropies, divergences = numpy_step(
+    np.asarray(state.memory.keys, np.float64),
+    np.asarray(state.memory.values, np.float64),
+    np.asarray(outputs.embedding, np.float64),
+    p,
+    y,
+    eta,
+  )
+  classes = p.shape[1]
+  cross = []
+  for i in np.flatnonzero(y >= 0):
+    t = np.full(classes, smoothing / classes)
+    t[y[i]] += 1 - smoothing
+    cross.append(-(t * np.log(p[i])).sum())
+  return np.mean(cross) + weight * np.mean(entropies + divergences)
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_the_whole_loss_equals_a_numpy_loop_of_the_paper(seed):
+  method = make(eta=0.3, weight=0.7, smoothing=0.1)
+  state, batch = example(method, seed)
+  # Slots that are neither empty nor uniform.
+  rng = np.random.default_rng(seed)
+  state = state.replace(
+    memory=m.Slots(
+      jnp.float32(rng.normal(size=(3, 5))),
+      jnp.float32(rng.dirichlet(np.ones(3), 3)),
+    )
+  )
+  key = jax.random.key(7)
+  ours, _ = method.stages[0].loss(state.params, state, batch, key)
+  want = numpy_loss(state, batch, key, 0.3, 0.7, 0.1)
+  np.testing.assert_allclose(ours, want, rtol=1e-5)
+
+
+def test_the_label_of_a_row_in_the_other_part_is_not_looked_at():
+  method = make()
+  state, batch = example(method)
+  _, truth = tiny.images()
+  everything = state.replace(labels=jnp.asarray(truth))
+  loss = lambda s: method.stages[0].loss(s.params, s, batch, jax.random.key(1))
+  (ours, (after, _)), (known, (after_known, _)) = loss(state), loss(everything)
+  assert ours == known
+  chex.assert_trees_all_equal(after.memory, after_known.memory)
 
 
 def make(**arguments):
