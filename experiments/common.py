@@ -11,7 +11,7 @@ import assembly
 import flagging
 import report
 
-from ssljax import optimizers, workdir
+from ssljax import optimizers, parallel, workdir
 from ssljax.core import InputError, fraction, non_negative, positive, require
 
 FLAGS = flags.FLAGS
@@ -86,6 +86,7 @@ def main(binary: str, arms: Mapping[str, Callable]) -> None:
     arms: name -> method factory; the last is the binary's own method, those
       before it the baselines it is compared with.
   """
+  parallel.keep_freed_memory()
   known = set(FLAGS)
   flags.disclaim_key_flags()  # They are the calling program's.
   define_flags()
@@ -130,7 +131,7 @@ def prefer_command_line(args, *alternatives: str) -> None:
 
 
 def quieten_orbax() -> None:
-  """Leaves out what Orbax's threads say: what fails there is raised here too."""
+  """Leaves out what Orbax's threads say: what fails there is raised here."""
   logging.set_verbosity(logging.WARNING)
   logging.get_absl_handler().addFilter(
     lambda line: 'orbax' not in line.pathname

@@ -1,6 +1,7 @@
 """Devices: the mesh, where things lie on it, and compiling onto it."""
 
 from collections.abc import Callable, Sequence
+import ctypes
 import math
 
 import jax
@@ -23,6 +24,24 @@ def make_mesh(batches: Sequence[int] = ()) -> Mesh:
     axis_types=(AxisType.Auto,),
     devices=jax.devices()[:count],
   )
+
+
+def keep_freed_memory() -> None:
+  """Has a CPU's allocator keep what a step frees for the next one.
+
+  By default glibc returns large buffers to the system, and every step faults
+  all its pages in again: a fifth of the processor time of a small network.
+  To be called before anything is computed; does nothing elsewhere.
+  """
+  arena_max, mmap_max, top_pad, trim_threshold = -8, -4, -2, -1
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (AttributeError, OSError, TypeError):  # not glibc
+    return
+  mallopt(arena_max, 1)  # other arenas cannot hold large buffers
+  mallopt(mmap_max, 0)
+  mallopt(trim_threshold, 2**31 - 1)
+  mallopt(top_pad, 2**26)
 
 
 def placer(mesh: Mesh) -> Callable:
