@@ -1,13 +1,15 @@
-"""Convolution and max-pooling whose backward passes are fast on a CPU.
+"""Convolution and max-pooling whose training is fast on a CPU.
 
 XLA computes the kernel gradient of a convolution on a CPU as a convolution
 whose window is a whole image, at a fifth of the speed of its matrix products,
 and the gradient of max-pooling by select-and-scatter, slower still. Both are
-replaced here, for CPUs only and at lowering, so that a program lowered for an
-accelerator holds XLA's own operations, forward and backward:
+replaced here, and wide 3x3 layers altogether, for CPUs only and at lowering, so
+that a program lowered for an accelerator holds XLA's own operations:
 
   kernel gradient   ∂L/∂W = Σ_chunks P(x)ᵀ g,  P(x) [b·h·w, k·k·c] the patches
                     of a few images at a time, so that they stay in the cache
+  wide 3x3 layers   forward and both gradients in `winograd.py`, with 2.25 times
+                    fewer multiplications
   max-pooling       ∂L/∂x = g where x was the first maximum of its window
 
 Give the convolution to linen: `nn.Conv(..., conv_general_dilated=
@@ -21,6 +23,8 @@ import chex
 import jax
 from jax import lax
 import jax.numpy as jnp
+
+from ssljax.networks import winograd
 
 _DIMENSIONS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
@@ -43,7 +47,7 @@ def conv_general_dilated(
   preferred_element_type=None,
   out_sharding=None,
 ):
-  """`jax.lax.conv_general_dilated`, with a kernel gradient fast on a CPU.
+  """`jax.lax.conv_general_dilated`, with gradients fast on a CPU.
 
   Only plain two-dimensional convolutions of floats are treated: NHWC images,
   HWIO kernels, no dilation, no groups, no negative padding. Everything else is
@@ -136,7 +140,13 @@ def _native_conv(x, w, strides, pads, precision):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, w, strides, pads, precision):
   """[B, H, W, I], [k, l, I, O] -> [B, H', W', O]."""
-  return _native_conv(x, w, strides, pads, precision)
+  native = functools.partial(
+    _native_conv, strides=strides, pads=pads, precision=precision
+  )
+  if not winograd.suits(x, w, strides, pads):
+    return native(x, w)
+  ours = functools.partial(winograd.convolve, pads=pads, precision=precision)
+  return lax.platform_dependent(x, w, cpu=ours, default=native)
 
 
 def _conv_forward(x, w, strides, pads, precision):
@@ -146,30 +156,49 @@ def _conv_forward(x, w, strides, pads, precision):
 def _conv_backward(strides, pads, precision, saved, g):
   """Two separate results, so that an unused one is never computed."""
   x, w = saved
-  conv = functools.partial(
-    _native_conv, strides=strides, pads=pads, precision=precision
-  )
-  (dx,) = jax.linear_transpose(lambda x: conv(x, w), x)(g)
+  options = dict(strides=strides, pads=pads, precision=precision)
+  conv = functools.partial(_native_conv, **options)
   dw = lax.platform_dependent(
     x,
     g,
-    cpu=functools.partial(
-      _kernel_gradient,
-      shape=w.shape,
-      strides=strides,
-      pads=pads,
-      precision=precision,
-    ),
+    cpu=functools.partial(_kernel_gradient, shape=w.shape, **options),
     default=lambda x, g: jax.linear_transpose(lambda w: conv(x, w), w)(g)[0],
   )
-  return dx, dw
+  return _input_gradient(w, g, x, **options), dw
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
+def _input_gradient(w, g, like, *, strides, pads, precision):
+  """[k, l, I, O], [B, H', W', O] -> [B, H, W, I], of the shape of `like`.
+
+  With stride 1 it is a convolution too, with the kernel turned and so many
+  zeros that the window may leave the image but for its last row or column.
+  """
+  native = lambda w, g: jax.linear_transpose(
+    lambda x: _native_conv(x, w, strides, pads, precision), like
+  )(g)[0]
+  turned = jax.eval_shape(_turn, w)
+  back = tuple(
+    (k - 1 - low, k - 1 - high)
+    for k, (low, high) in zip(w.shape[:2], pads, strict=True)
+  )
+  if not winograd.suits(g, turned, strides, back):
+    return native(w, g)
+  ours = lambda w, g: winograd.convolve(
+    g, _turn(w), pads=back, precision=precision
+  )
+  return lax.platform_dependent(w, g, cpu=ours, default=native)
+
+
+def _turn(w):
+  """[k, l, I, O] -> [k, l, O, I], turned by half a circle."""
+  return jnp.flip(w, (0, 1)).swapaxes(2, 3)
+
+
 def _kernel_gradient(x, g, *, shape, strides, pads, precision):
-  """Σ over chunks of P(x)ᵀ g.
+  """Σ over chunks of P(x)ᵀ g, or Winograd's.
 
   Args:
     x: images [B, H, W, I].
@@ -182,6 +211,9 @@ def _kernel_gradient(x, g, *, shape, strides, pads, precision):
   Returns:
     Gradient of the kernel [k, l, I, O].
   """
+  w = jax.ShapeDtypeStruct(shape, x.dtype)
+  if winograd.suits(x, w, strides, pads):
+    return winograd.kernel_gradient(x, g, pads=pads, precision=precision)
   total = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
   images = _images_per_chunk(g, math.prod(shape[:3]) * x.dtype.itemsize)
   x = x.reshape(images, -1, *x.shape[1:])  # Chunks lie on axis 1, so that a
@@ -209,9 +241,7 @@ def _images_per_chunk(g, patch_bytes):
   """Largest divisor of the batch whose patches fit: g [B, H', W', O]."""
   batch, height, width, _ = g.shape
   most = _CHUNK_BYTES // (height * width * patch_bytes)
-  return max(
-    d for d in range(1, batch + 1) if batch % d == 0 and d <= max(most, 1)
-  )
+  return winograd.largest_divisor(batch, most)
 
 
 def _patches(x, window, strides, pads, size):

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from ssljax.networks import conv
+from ssljax.networks import conv, winograd
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 EXPLICIT = ((2, 1), (0, 3))
@@ -144,6 +144,108 @@ def test_a_batch_split_over_devices_gives_the_whole_batch_s_gradients():
     lambda x, w: nn.max_pool(native(x, w), (2, 2), (2, 2)), x, w
   )
   chex.assert_trees_all_close(f(x, w), expected, atol=1e-4, rtol=1e-4)
+
+
+def ours_by_winograd(monkeypatch):
+  """Lets narrow layers and few tiles be treated too."""
+  size = lambda w: w.shape[:2] == (3, 3)
+  plain = lambda strides, pads: strides == (1, 1) and min(map(min, pads)) >= 0
+  monkeypatch.setattr(
+    winograd,
+    'suits',
+    lambda x, w, strides, pads: size(w) and plain(strides, pads),
+  )
+
+
+@pytest.mark.parametrize(
+  'height, width, padding',
+  ((8, 8, 'VALID'), (7, 4, 'SAME'), (3, 5, EXPLICIT), (4, 3, ((2, 1), (1, 2)))),
+)
+def test_winograd_equals_lax_in_value_and_gradients(
+  height, width, padding, monkeypatch
+):
+  ours_by_winograd(monkeypatch)
+  x, w = normal(0, (4, height, width, 3)), normal(1, (3, 3, 3, 2))
+  assert_same(*ours_and_native((1, 1), padding), x, w)
+
+
+def test_winograd_adds_up_over_chunks(monkeypatch):
+  ours_by_winograd(monkeypatch)
+  monkeypatch.setattr(winograd, '_CHUNK_BYTES', 1)
+  x, w = normal(0, (6, 5, 5, 3)), normal(1, (3, 3, 3, 2))
+  assert_same(*ours_and_native(), x, w)
+
+
+def test_winograd_s_chunks_fit_in_their_bytes():
+  # 5x5 tiles of 4x4 floats in 3 + 2 channels: 25·16·5·4 = 8,000 bytes an image
+  # of 16 MiB. 2,097 fit, and the largest divisor of 3,000 below is 1,500.
+  assert winograd._images_at_once(3000, (5, 5), (3, 2)) == 1500
+
+
+WIDE = (8, 8, 8, 128)  # images, 8·4·4 = 128 tiles of them
+
+
+def test_only_wide_float32_layers_of_stride_one_are_winograd_s():
+  x, w = jnp.zeros(WIDE), jnp.zeros((3, 3, 128, 128))
+  one, same = (1, 1), ((1, 1), (1, 1))
+  assert winograd.suits(x, w, one, same)
+  assert not winograd.suits(x, w, (2, 2), same)
+  assert not winograd.suits(x, w[:, :, :, :127], one, same)
+  assert not winograd.suits(x, w[:2], one, same)
+  assert not winograd.suits(x, w, one, ((-1, 1), (1, 1)))
+  assert not winograd.suits(x[:7], w, one, same)
+  half = jnp.bfloat16
+  assert not winograd.suits(x.astype(half), w.astype(half), one, same)
+  # One output needs 9 multiplications of its own, of a tile 16.
+  assert not winograd.suits(jnp.zeros((128, 3, 3, 128)), w, one, ((0, 0),) * 2)
+
+
+def test_winograd_is_as_exact_as_lax():
+  # Positive images, as behind a ReLU, and kernels of unit gain.
+  x = jax.nn.relu(normal(0, (16, 8, 8, 128)))
+  w = normal(1, (3, 3, 128, 128)) / (9 * 128) ** 0.5
+  slope = normal(2, x.shape)
+  ours, native = (
+    jax.jit(lambda x, w, g, f=f: (f(x, w), *jax.vjp(f, x, w)[1](g)))
+    for f in ours_and_native()
+  )
+  with jax.enable_x64(True):
+    exact = native(*(np.asarray(a, np.float64) for a in (x, w, slope)))
+    exact = [np.asarray(a) for a in exact]
+  rms = lambda a: np.sqrt(np.mean(np.square(a, dtype=np.float64)))
+  args = (x, w, slope)
+  for y, z, c in zip(ours(*args), native(*args), exact, strict=True):
+    assert c.dtype == np.float64
+    assert rms(y - c) < 3 * rms(z - c)
+    assert rms(y - c) < 1e-6 * rms(c)
+
+
+def test_winograd_is_mapped_over_seeds(monkeypatch):
+  ours_by_winograd(monkeypatch)
+  test_seeds_along_a_mapped_axis_are_separate_convolutions()
+
+
+def test_winograd_passes_through_checkpoint_and_scan(monkeypatch):
+  ours_by_winograd(monkeypatch)
+  test_gradients_pass_through_checkpoint_and_scan()
+
+
+def test_winograd_of_a_batch_split_over_devices(monkeypatch):
+  ours_by_winograd(monkeypatch)
+  test_a_batch_split_over_devices_gives_the_whole_batch_s_gradients()
+
+
+def test_winograd_is_for_cpus_alone():
+  ours, _ = ours_and_native()
+  f = lambda x, w: jax.vjp(ours, x, w)[1](x)
+  traced = jax.jit(f).trace(jnp.zeros(WIDE), jnp.zeros((3, 3, 128, 128)))
+  cpu, cuda = (
+    traced.lower(lowering_platforms=(platform,)).as_text()
+    for platform in ('cpu', 'cuda')
+  )
+  assert 'stablehlo.while' in cpu and 'stablehlo.convolution' not in cpu
+  assert 'stablehlo.while' not in cuda
+  assert cuda.count('stablehlo.convolution') == 2
 
 
 def test_linen_accepts_it():
