@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import contextlib
 import functools
+import inspect
 import json
 import math
 import pathlib
@@ -15,6 +16,7 @@ import numpy as np
 import report
 
 from ssljax import (
+  adaptation,
   augment,
   batches,
   checkpoint,
@@ -29,7 +31,7 @@ from ssljax import (
   workdir,
 )
 from ssljax.core import Draw, Method, require
-from ssljax.networks import convlarge, network, small
+from ssljax.networks import convlarge, elu, network, small
 
 FLAGS = flags.FLAGS
 
@@ -52,6 +54,10 @@ PREPROCESS = {
 NETWORKS = {
   'digits': functools.partial(small.small, widths=(32,), embedding=64),
   'mnist': small.small,
+  'elu_digits': functools.partial(elu.elu, widths=(32, 64)),
+  'elu_mnist': elu.elu,
+  'elu_svhn': functools.partial(elu.elu, depth=3, normalize='variance'),
+  'elu_stl10': elu.elu_stl10,
   'convlarge': convlarge.convlarge,
   'convlarge_weightnorm': functools.partial(convlarge.convlarge, norm='weight'),
 }
@@ -64,13 +70,17 @@ ACCELERATOR_STEPS = 50  # per call; on CPU a loop of convolutions is slow
 def draw_splits(dataset: datasets.Dataset) -> list[splits.Split]:
   """The label split of every seed."""
   per_class = flagging.number('labels', 'all')
+  unlabelled, count = flagging.pool('unlabelled')
+  rows = np.arange(len(dataset.train.labels))
   return [
     splits.draw_split(
       dataset.train.labels,
       dataset.classes,
       per_class=None if per_class == 'all' else per_class,
       seed=seed,
-      unlabelled=flagging.number('unlabelled', 'rest', 'all'),
+      unlabelled=unlabelled,
+      count=count,
+      among=rows >= dataset.unlabelled_from,
       validation=FLAGS.validation,
     )
     for seed in range(FLAGS.seed, FLAGS.seed + FLAGS.seeds)
@@ -88,20 +98,30 @@ class Run(NamedTuple):
   mesh: jax.sharding.Mesh
 
 
+def load_dataset() -> datasets.Dataset:
+  """The data set, or the two of a domain adaptation, that the flags name."""
+  how = {
+    name: FLAGS[name].value
+    for name in (
+      'data_dir',
+      'train_split',
+      'test_split',
+      'image_size',
+      'corrupt',
+    )
+  }
+  if FLAGS.source:
+    return adaptation.load(FLAGS.source, FLAGS.target, **how)
+  return datasets.load(FLAGS.dataset, **how)
+
+
 def assemble(arms: Mapping[str, Callable]) -> Run:
   """Makes a run of the flags, refusing what cannot work."""
-  dataset = datasets.load(
-    FLAGS.dataset,
-    FLAGS.data_dir,
-    train_split=FLAGS.train_split,
-    test_split=FLAGS.test_split,
-    image_size=FLAGS.image_size,
-    corrupt=FLAGS.corrupt,
-  )
+  dataset = load_dataset()
   drawn = draw_splits(dataset)
   net, methods = make_methods(arms, dataset, drawn)
   mesh = parallel.make_mesh(
-    [sum(stage.draw) for method in methods for stage in method.stages]
+    [stage.draw.size for method in methods for stage in method.stages]
   )
   data = make_data(dataset, drawn, mesh)
   return Run(dataset, drawn, net, methods, data, mesh)
@@ -132,7 +152,24 @@ def make_network(classes: int):
   """The network that the flags name."""
   chosen = {'dropout': FLAGS.dropout, 'momentum': FLAGS.bn_momentum}
   chosen = {k: v for k, v in chosen.items() if v is not None}
-  return NETWORKS[FLAGS.network](classes, **chosen)
+  make = NETWORKS[FLAGS.network]
+  for keyword in chosen:
+    require(
+      keyword in inspect.signature(make).parameters,
+      f'--{"bn_" if keyword == "momentum" else ""}{keyword}: '
+      f'--network={FLAGS.network} has none: leave it out',
+    )
+  return make(classes, **chosen)
+
+
+def make_draw(classes: int, supervised_only: bool) -> Draw:
+  """What the flags have a step see."""
+  each = FLAGS.batch_per_class
+  return Draw(
+    each * classes if each else FLAGS.batch_labelled,
+    0 if supervised_only else FLAGS.batch_unlabelled,
+    balanced=each is not None,
+  )
 
 
 def make_methods(arms, dataset, drawn) -> tuple[network.Network, list[Method]]:
@@ -140,14 +177,11 @@ def make_methods(arms, dataset, drawn) -> tuple[network.Network, list[Method]]:
   net = make_network(len(dataset.classes))
   image = jax.ShapeDtypeStruct((1, *dataset.train.shape), np.float32)
   jax.eval_shape(net.init, jax.random.key(0), image)  # refuses a small one
-  supervised_only = list(arms) == ['supervised']
-  draw = Draw(
-    FLAGS.batch_labelled, 0 if supervised_only else FLAGS.batch_unlabelled
-  )
+  draw = make_draw(len(dataset.classes), list(arms) == ['supervised'])
   epoch = batches.Order(draw, drawn[0]).epoch_steps
   steps = FLAGS.steps or max(1, round(FLAGS.epochs * epoch))
   chosen = list(arms.values()) if FLAGS.baseline else list(arms.values())[-1:]
-  tx = optimizers.optimizer(steps, **flagging.given(optimizers.optimizer))
+  tx = optimizers.maker(**flagging.given(optimizers.optimizer))
   methods = [
     factory(net, tx, draw, steps, **flagging.given(factory))
     for factory in chosen

@@ -25,6 +25,10 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'dataset', 'digits', '"digits" (embedded), or the name of a TFDS data set.'
   )
+  flags.DEFINE_string('source', None, 'Data set of the labels, not --dataset.')
+  flags.DEFINE_string(
+    'target', None, 'Data set to adapt to and test on.'
+  )
   flags.DEFINE_string('data_dir', None, 'Where TFDS data sets are prepared.')
   flags.DEFINE_string('train_split', 'train', 'TFDS split to train on.')
   flags.DEFINE_string('test_split', None, 'TFDS split to test on.')
@@ -32,7 +36,9 @@ def define_flags() -> None:
   flags.DEFINE_integer('corrupt', 0, 'How many corrupt images to tolerate.')
   flags.DEFINE_string('labels', '10', 'Labelled images per class, or "all".')
   flags.DEFINE_string(
-    'unlabelled', 'rest', '"rest", "all", or how many images of the rest.'
+    'unlabelled',
+    'rest',
+    'Images seen without a label: "rest", "all", N of the rest, all:N of all.',
   )
   flags.DEFINE_integer('validation', 0, 'Images held out for validation.')
   flags.DEFINE_bool('baseline', True, 'Run the supervised baseline too.')
@@ -49,6 +55,9 @@ def define_flags() -> None:
     'bn_momentum', None, "Of running averages; the network's own if unset."
   )
   flags.DEFINE_integer('batch_labelled', 50, 'Labelled images per step.')
+  flags.DEFINE_integer(
+    'batch_per_class', None, 'As many of each class, not --batch_labelled.'
+  )
   flags.DEFINE_integer('batch_unlabelled', 50, 'Unlabelled images per step.')
   flags.DEFINE_list(
     'augment',
@@ -76,7 +85,7 @@ def define_flags() -> None:
   )
 
 
-def main(binary: str, arms: Mapping[str, Callable]) -> None:
+def main(binary: str, arms: Mapping[str, Callable], **defaults) -> None:
   """Runs an experiment binary and exits.
 
   Without a --flagfile it starts from `presets/BINARY.digits.flags`.
@@ -85,6 +94,7 @@ def main(binary: str, arms: Mapping[str, Callable]) -> None:
     binary: its name, and that of its presets.
     arms: name -> method factory; the last is the binary's own method, those
       before it the baselines it is compared with.
+    **defaults: of flags, where its paper's differ from the others'.
   """
   parallel.keep_freed_memory()
   known = set(FLAGS)
@@ -92,6 +102,8 @@ def main(binary: str, arms: Mapping[str, Callable]) -> None:
   define_flags()
   flagging.define(*reversed(arms.values()), optimizers.optimizer)
   names = sorted(set(FLAGS) - known)
+  for name, value in defaults.items():
+    FLAGS.set_default(name, value)
 
   def parse(argv):
     preset = pathlib.Path(__file__).parent / f'presets/{binary}.digits.flags'
@@ -168,6 +180,7 @@ def check_flags() -> None:
   for name in (
     'steps',
     'epochs',
+    'batch_per_class',
     'image_size',
     'evaluate_every',
     'record_every',
@@ -186,6 +199,10 @@ def check_flags() -> None:
     (FLAGS.steps is None) != (FLAGS.epochs is None),
     '--steps, --epochs: give one of the two',
   )
+  require(
+    bool(FLAGS.source) == bool(FLAGS.target),
+    '--source, --target: give both, or neither and a --dataset',
+  )
   unknown = [
     name for name in FLAGS.augment if name not in assembly.AUGMENTATIONS
   ]
@@ -195,11 +212,16 @@ def check_flags() -> None:
   )
 
 
+def data_name() -> str:
+  """The data set, or 'source-target'."""
+  return f'{FLAGS.source}-{FLAGS.target}' if FLAGS.source else FLAGS.dataset
+
+
 def experiment(binary: str, arms: Mapping[str, Callable], names) -> None:
   """One run: from flags to `result.json` and a table."""
   check_flags()
   folder = pathlib.Path(
-    FLAGS.workdir or workdir.dated(f'{binary}-{FLAGS.dataset}')
+    FLAGS.workdir or workdir.dated(f'{binary}-{data_name()}')
   )
   decisive = {
     name: FLAGS[name].serialize() for name in names if name not in FREE

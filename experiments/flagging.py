@@ -1,6 +1,6 @@
 """Flags from a factory's signature: a default lives in one place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import inspect
 import re
 import types
@@ -44,6 +44,10 @@ def define(*factories: Callable) -> None:
 def _define(name: str, hint, default, text: str) -> None:
   if isinstance(hint, types.UnionType):  # `float | None`
     hint = typing.get_args(hint)[0]
+  if hint == Sequence[int]:
+    serializer = flags.CsvListSerializer(',')
+    flags.DEFINE(_Integers(), name, default, text, serializer=serializer)
+    return
   if typing.get_origin(hint) is typing.Literal:
     flags.DEFINE_enum(name, default, typing.get_args(hint), text)
     return
@@ -54,6 +58,16 @@ def _define(name: str, hint, default, text: str) -> None:
     str: flags.DEFINE_string,
   }
   makers[hint](name, default, text)
+
+
+class _Integers(flags.ArgumentParser):
+  """'1,2' as (1, 2)."""
+
+  def parse(self, argument) -> tuple[int, ...]:
+    """Reads what the command line or a signature gives."""
+    if isinstance(argument, str):
+      argument = [part for part in argument.split(',') if part]
+    return tuple(int(part) for part in argument)
 
 
 def given(factory: Callable) -> dict:
@@ -71,3 +85,17 @@ def number(name: str, *words: str):
     f'--{name}={value}: give {" or ".join(words)} or a number',
   )
   return int(value)
+
+
+def pool(name: str) -> tuple[str, int | None]:
+  """'rest', 'all', 'N' or 'all:N' as ('rest' or 'all', N or None)."""
+  value = flags.FLAGS[name].value
+  if value in ('rest', 'all'):
+    return value, None
+  kind = 'all' if value.startswith('all:') else 'rest'
+  count = value.removeprefix('all:')
+  require(
+    count.isdecimal(),
+    f'--{name}={value}: give rest, all, a number, or all:NUMBER',
+  )
+  return kind, int(count)

@@ -44,7 +44,7 @@ def opening(run, folder: pathlib.Path) -> str:
   labelled, unlabelled = len(split.labelled), len(split.unlabelled)
   shared = bool(set(split.labelled) & set(split.unlabelled))
   there, used = jax.device_count(), run.mesh.size
-  draws = [sum(s.draw) for method in run.methods for s in method.stages]
+  draws = [s.draw.size for method in run.methods for s in method.stages]
   idle = (
     f' ({there - used} idle: batches of {draws} images divide by no more; '
     'change --batch_labelled, --batch_unlabelled)'

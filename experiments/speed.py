@@ -62,7 +62,7 @@ def show(title: str, measured: dict[str, float], *against: str) -> None:
 def make_step(method: Method, net, side, channels, seeds=1) -> Callable:
   """A training step of the first stage on random images, ready to call."""
   draw = method.stages[0].draw
-  rows = 4 * sum(draw)
+  rows = 4 * draw.size
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (rows, side, side, channels), np.uint8)
   truth = np.arange(rows, dtype=np.int32) % 10
@@ -72,7 +72,7 @@ def make_step(method: Method, net, side, channels, seeds=1) -> Callable:
     )
     for seed in range(seeds)
   ]
-  mesh = parallel.make_mesh([sum(draw)])
+  mesh = parallel.make_mesh([draw.size])
   feed = batches.resident(pixels, parallel.placer(mesh))
   data = program.Data(
     feed, feed, truth, truth[:0], preprocess.identity(), (), None
@@ -96,8 +96,8 @@ def make_step(method: Method, net, side, channels, seeds=1) -> Callable:
 
 def supervised_on(net, draw: Draw) -> Method:
   """Cross-entropy alone, on the same images as a method of that draw."""
-  tx = optimizers.optimizer(1000)
-  stage = Stage('supervised', 1000, tx, draw, supervised_loss(net))
+  tx = optimizers.maker()
+  stage = Stage('supervised', 1000, tx(1000), draw, supervised_loss(net))
   return Method('supervised', (stage,), weights=optimizers.weights)
 
 
@@ -193,7 +193,7 @@ def part_madnn(rounds: int) -> None:
   """What the memory costs: the same images, with and without it."""
   for name, (make, side, channels, batch) in NETWORKS.items():
     net, draw = make(10), Draw(batch // 2, batch // 2)
-    tx = optimizers.optimizer(1000)
+    tx = optimizers.maker()
     methods = {
       'supervised': supervised_on(net, draw),
       'MA-DNN': madnn(net, tx, draw, 1000),
@@ -219,12 +219,12 @@ def part_seeds(rounds: int) -> None:
     'MNIST network': (small.small, 28, 1),
   }.items():
     net, draw = make(10), Draw(50, 50)
-    method = madnn(net, optimizers.optimizer(1000), draw, 1000)
+    method = madnn(net, optimizers.maker(), draw, 1000)
     steps = {
       f'{seeds} at once': make_step(method, net, side, channels, seeds)
       for seeds in (1, 2, 5)
     }
-    images = {k: sum(draw) * int(k.split()[0]) for k in steps}
+    images = {k: draw.size * int(k.split()[0]) for k in steps}
     show(f'{name}, seeds of MA-DNN', rates(steps, images, rounds), '1 at once')
 
 

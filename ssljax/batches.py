@@ -23,10 +23,10 @@ _LABELLED, _OTHER = 10, 11
 _AHEAD_BYTES = 2**29  # of images that `stream` decodes ahead of the step
 
 
-def endless(rows, seed, stream, epoch, size) -> np.ndarray:
+def endless(rows, size, *words: int) -> np.ndarray:
   """The first `size` of shuffle after shuffle of `rows [M]`."""
   shuffles = -(-size // len(rows))
-  draws = generator(seed, stream, epoch)
+  draws = generator(*words)
   return np.concatenate([draws.permutation(rows) for _ in range(shuffles)])[
     :size
   ]
@@ -46,8 +46,17 @@ class Order:
     self.draw, self.split = draw, split
     self._stream = 100 * stage
     labelled, other = len(split.labelled), len(split.unlabelled)
+    self._pools = [split.labelled]  # each with a queue of its own
+    if draw.balanced:
+      classes = np.unique(split.labels[split.labelled])
+      self._pools = [np.flatnonzero(split.labels == c) for c in classes]
+      require(
+        draw.labelled % len(classes) == 0,
+        f'--batch_labelled={draw.labelled} is not as many of each of the '
+        f'{len(classes)} classes: give --batch_per_class',
+      )
     require(
-      draw.labelled <= labelled,
+      draw.balanced or draw.labelled <= labelled,
       f'--batch_labelled={draw.labelled} is larger than the {labelled} '
       'labelled images: give a smaller one, or more --labels',
     )
@@ -57,7 +66,7 @@ class Order:
       'images: give a smaller one, or --unlabelled=all',
     )
     self.epoch_steps = (
-      other // draw.other if draw.other else labelled // draw.labelled
+      other // draw.other if draw.other else max(1, labelled // draw.labelled)
     )
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
@@ -67,17 +76,23 @@ class Order:
     The other part (or the labelled one, where it is alone) is one shuffle,
     each row at most once: what is left over at the end is less than a batch.
     """
-    steps, (labelled, other) = self.epoch_steps, self.draw
-    seed = self.split.seed
-    parts = []
-    for pool, stream, size in (
-      (self.split.labelled, _LABELLED, labelled),
-      (self.split.unlabelled, _OTHER, other),
-    ):
-      if size:
-        stream += self._stream
-        rows = endless(pool, seed, stream, epoch, steps * size)
-        parts.append(rows.reshape(steps, size))
+    steps, each = self.epoch_steps, self.draw.labelled // len(self._pools)
+    queues = [
+      (pool, each, _LABELLED, number) for number, pool in enumerate(self._pools)
+    ]
+    queues.append((self.split.unlabelled, self.draw.other, _OTHER, 0))
+    parts = [
+      endless(
+        pool,
+        steps * size,
+        self.split.seed,
+        stream + self._stream,
+        epoch,
+        number,
+      ).reshape(steps, size)
+      for pool, size, stream, number in queues
+      if size
+    ]
     return np.concatenate(parts, axis=1).astype(np.int32)
 
   def rows(self, step: int) -> np.ndarray:

@@ -78,6 +78,12 @@ class Draw(NamedTuple):
 
   labelled: int  # drawn from the rows that have a label
   other: int = 0  # drawn from the rows the run admits, labels unused
+  balanced: bool = False  # as many labelled rows of each class, repeated if few
+
+  @property
+  def size(self) -> int:
+    """B, the rows of a step."""
+    return self.labelled + self.other
 
 
 class Spec(NamedTuple):

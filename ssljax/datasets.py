@@ -41,6 +41,7 @@ class Dataset(NamedTuple):
   train: Source
   test: Source
   classes: tuple[str, ...]  # [C]
+  unlabelled_from: int = 0  # training rows before it are never seen unlabelled
 
 
 def load(

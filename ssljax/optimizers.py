@@ -1,14 +1,21 @@
 """Optimisers as the papers use them, and the averaged weights to evaluate."""
 
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax.core import TrainState, fraction, non_negative, positive
+from ssljax.core import (
+  TrainState,
+  fraction,
+  non_negative,
+  positive,
+  require,
+)
 
-Decay = Literal['constant', 'linear', 'half_linear', 'cosine']
+Decay = Literal['constant', 'linear', 'half_linear', 'cosine', 'steps']
 
 
 class AverageState(NamedTuple):
@@ -58,12 +65,22 @@ def kernels(params: optax.Params):
   )
 
 
-def schedule(decay: Decay, learning_rate: float, steps: int) -> optax.Schedule:
+def schedule(
+  decay: Decay,
+  learning_rate: float,
+  steps: int,
+  at: Sequence[int] = (),
+  factor: float = 0.1,
+) -> optax.Schedule:
   """Learning rate over `steps`.
 
   'linear' and 'cosine' fall to 0 from the first step; 'half_linear' is
-  constant for the first half, then linear to 0 (MA-DNN's code on CIFAR).
+  constant for the first half, then linear to 0 (MA-DNN's code on CIFAR);
+  'steps' is multiplied by `factor` at each of the steps `at`.
   """
+  if decay == 'steps':
+    passed = lambda step: jnp.sum(step >= jnp.asarray(at, jnp.int32))
+    return lambda step: learning_rate * factor ** passed(step).astype(float)
   if decay == 'constant':
     return optax.constant_schedule(learning_rate)
   if decay == 'cosine':
@@ -78,6 +95,8 @@ def optimizer(
   optimizer: Literal['sgd', 'adam'] = 'sgd',
   learning_rate: float = 0.1,
   decay: Decay = 'half_linear',
+  decay_at: Sequence[int] = (),
+  decay_factor: float = 0.1,
   momentum: float = 0.9,
   weight_decay: float = 4e-5,
   clip: float = 2.0,
@@ -90,16 +109,24 @@ def optimizer(
     optimizer: 'sgd' is Nesterov's momentum, 'adam' has optax's defaults.
     learning_rate: at the first step.
     decay: see `schedule`.
+    decay_at: the steps of decay 'steps', counted from the stage's first; one
+      that is named twice counts twice.
+    decay_factor: of the learning rate at each of them.
     momentum: of 'sgd', and β₁ of 'adam'.
     weight_decay: coefficient of ½‖kernel‖² added to the loss; kernels only.
     clip: bound on the absolute value of each gradient entry, weight decay
       included; 0 clips nothing.
     average: largest decay of the averaged weights; 0 averages nothing.
   """
-  positive(learning_rate=learning_rate)
+  positive(learning_rate=learning_rate, decay_factor=decay_factor)
+  require(
+    (decay == 'steps') == bool(decay_at),
+    f'--decay_at: give the steps at which --decay=steps, not {decay}, lowers '
+    'the learning rate',
+  )
   non_negative(weight_decay=weight_decay, clip=clip)
   fraction(momentum=momentum, average=average)
-  rate = schedule(decay, learning_rate, steps)
+  rate = schedule(decay, learning_rate, steps, decay_at, decay_factor)
   if optimizer == 'sgd':
     descend = optax.sgd(rate, momentum or None, nesterov=momentum > 0)
   else:
@@ -109,3 +136,21 @@ def optimizer(
   parts += [descend]
   parts += [average_weights(average)] if average else []
   return optax.chain(*parts)
+
+
+def maker(*, learning_rate: float = 0.1, **constants) -> Callable:
+  """The optimiser of every stage of a run.
+
+  Args:
+    learning_rate: as in `optimizer`.
+    **constants: the other keyword arguments of `optimizer`.
+
+  Returns:
+    `(steps, scale=1.0) -> optimizer(steps, ...)` with the learning rate times
+    `scale`: what the factories of methods take as `tx`.
+  """
+
+  def make(steps: int, scale: float = 1.0) -> optax.GradientTransformation:
+    return optimizer(steps, learning_rate=learning_rate * scale, **constants)
+
+  return make

@@ -5,12 +5,13 @@ seed) alone. The first k labelled rows of a class are those of every larger k.
 """
 
 import hashlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ssljax.core import UNLABELLED, require
 
+Pool = Literal['rest', 'all']
 # What a random stream is for: the second word of its key.
 _VALIDATION, _LABELLED, _UNLABELLED = range(3)
 
@@ -96,29 +97,30 @@ def draw_labels(truth, classes, per_class, seed) -> np.ndarray:
   return labels
 
 
-def admit(labels, held_out, unlabelled: str | int, seed) -> np.ndarray:
+def admit(
+  labels, candidates, unlabelled: Pool, count: int | None, seed
+) -> np.ndarray:
   """Rows `[N]` bool that the unlabelled part of a batch is drawn from.
 
   Args:
     labels: `[N]` label table.
-    held_out: `[N]` bool, rows of the validation set.
-    unlabelled: 'rest' excludes the labelled rows, 'all' includes them, a
-      number takes that many at random from the rest.
+    candidates: `[N]` bool, rows that may be drawn.
+    unlabelled: 'rest' excludes the labelled rows, 'all' includes them.
+    count: that many of these at random; None admits them all.
     seed: of this split.
   """
-  if unlabelled == 'all':
-    return ~held_out
-  rest = (labels == UNLABELLED) & ~held_out
-  if unlabelled == 'rest':
-    return rest
-  rows = np.flatnonzero(rest)
+  admitted = candidates & ((labels == UNLABELLED) | (unlabelled == 'all'))
+  if count is None:
+    return admitted
+  rows = np.flatnonzero(admitted)
   require(
-    unlabelled <= len(rows),
-    f'--unlabelled={unlabelled}: only {len(rows)} images are left unlabelled:'
-    ' give at most that many, or "rest"',
+    count <= len(rows),
+    f'--unlabelled={"all:" if unlabelled == "all" else ""}{count}: only '
+    f'{len(rows)} images are there: give at most that many, or '
+    f'"{unlabelled}"',
   )
-  admitted = np.zeros_like(rest)
-  admitted[generator(seed, _UNLABELLED).permutation(rows)[:unlabelled]] = True
+  admitted = np.zeros_like(admitted)
+  admitted[generator(seed, _UNLABELLED).permutation(rows)[:count]] = True
   return admitted
 
 
@@ -128,10 +130,23 @@ def draw_split(
   *,
   per_class: int | None,
   seed: int,
-  unlabelled: str | int = 'rest',
+  unlabelled: Pool = 'rest',
+  count: int | None = None,
+  among: np.ndarray | None = None,
   validation: int = 0,
 ) -> Split:
-  """The split of one seed; see `draw_labels` and `admit` for the arguments."""
+  """The split of one seed.
+
+  Args:
+    truth: as in `draw_labels`, and so are `classes`, `per_class` and `seed`.
+    classes: see there.
+    per_class: see there.
+    seed: see there.
+    unlabelled: as in `admit`, and so is `count`.
+    count: see there.
+    among: `[N]` bool, rows the unlabelled part may be drawn from; all if None.
+    validation: how many rows are held out.
+  """
   check_truth(truth, classes if isinstance(classes, int) else len(classes))
   known = np.flatnonzero(truth != UNLABELLED)
   require(
@@ -143,7 +158,8 @@ def draw_split(
   held_out[held] = True
   available = np.where(held_out, UNLABELLED, truth).astype(np.int32)
   labels = draw_labels(available, classes, per_class, seed)
-  admitted = admit(labels, held_out, unlabelled, seed)
+  candidates = ~held_out if among is None else among & ~held_out
+  admitted = admit(labels, candidates, unlabelled, count, seed)
   return Split(seed, labels, admitted, np.sort(held).astype(np.int32))
 
 

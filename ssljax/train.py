@@ -180,7 +180,7 @@ class _Loop:
       )
       if stage.observe is not None and here % redo == 0:
         self.state = self.program.refresh[number](self.state)
-      self.record(stage, metrics, (here - start) * sum(stage.draw) / seconds)
+      self.record(stage, metrics, (here - start) * stage.draw.size / seconds)
       if here % self.options.evaluate_every == 0 or here == stage.steps:
         self.evaluate(stage)
       due = time.monotonic() - saved > self.options.checkpoint_seconds

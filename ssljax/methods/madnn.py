@@ -137,7 +137,7 @@ def madnn(
 
   Args:
     net: the `Network`.
-    tx: optimiser of all `steps` steps.
+    tx: `steps -> optimiser` of a stage of that many steps.
     draw: labelled and unlabelled images per step.
     steps: length of the only stage.
     eta: η of Eq. 3, the memory's learning rate.
@@ -181,5 +181,5 @@ def madnn(
     total = metrics['cross_entropy'] + weight * memory_loss
     return total, (state, metrics)
 
-  stage = Stage('semi-supervised', steps, tx, draw, loss)
+  stage = Stage('semi-supervised', steps, tx(steps), draw, loss)
   return Method('madnn', (stage,), init, weights=optimizers.weights)

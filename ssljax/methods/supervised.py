@@ -37,7 +37,7 @@ def supervised(
 
   Args:
     net: the `Network`.
-    tx: optimiser of all `steps` steps.
+    tx: `steps -> optimiser` of a stage of that many steps.
     draw: `draw.other` is left out, since nothing is learned from it.
     steps: length of the only stage.
     smoothing: label smoothing of the cross-entropy.
@@ -45,5 +45,5 @@ def supervised(
   positive(steps=steps, batch_labelled=draw.labelled)
   fraction(smoothing=smoothing)
   loss = supervised_loss(net, smoothing=smoothing)
-  stage = Stage('supervised', steps, tx, Draw(draw.labelled), loss)
+  stage = Stage('supervised', steps, tx(steps), draw._replace(other=0), loss)
   return Method('supervised', (stage,), weights=optimizers.weights)

@@ -24,12 +24,13 @@ class BatchNorm(nn.Module):
   gathered (TF's `zero_debias` does so for the mean, here for both), so that a
   momentum of 0.9999 is of use after ten steps as after a million. `mean_only`
   subtracts the mean and learns an offset (Salimans & Kingma 2016, section 3):
-  for weight-normalised layers.
+  for weight-normalised layers. Without `scaled` no factor is learned.
   """
 
   momentum: float = 0.9999
   epsilon: float = 1e-3
   mean_only: bool = False
+  scaled: bool = True
 
   @nn.compact
   def __call__(self, x, *, train: bool):
@@ -63,8 +64,9 @@ class BatchNorm(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, shape)
     if self.mean_only:
       return x + jnp.expand_dims(bias - mean, axes)
-    scale = self.param('scale', nn.initializers.ones, shape)
-    scale = scale * jax.lax.rsqrt(var + self.epsilon)
+    scale = jax.lax.rsqrt(var + self.epsilon)
+    if self.scaled:
+      scale *= self.param('scale', nn.initializers.ones, shape)
     shift = bias - mean * scale
     return x * jnp.expand_dims(scale, axes) + jnp.expand_dims(shift, axes)
 

@@ -1,0 +1,99 @@
+"""Two data sets as one: labelled images of a source, others of a target."""
+
+import numpy as np
+
+from ssljax import datasets
+from ssljax.core import UNLABELLED, require
+
+
+def load(
+  source: str,
+  target: str,
+  data_dir: str | None = None,
+  *,
+  train_split: str = 'train',
+  test_split: str | None = None,
+  image_size: int | None = None,
+  corrupt: int = 0,
+) -> datasets.Dataset:
+  """The training images of both, and the target's test images.
+
+  Args:
+    source: name of the data set whose labels may be used.
+    target: name of the data set to be tested on; the labels of its training
+      images are not in what is returned.
+    data_dir: as in `datasets.load`, for both.
+    train_split: of both.
+    test_split: of the target.
+    image_size: of both; the larger of the two if None.
+    corrupt: as in `datasets.load`, for each.
+
+  Raises:
+    InputError: one of them cannot be read, or their classes differ.
+  """
+
+  def both(image_size):
+    return [
+      datasets.load(
+        name,
+        data_dir,
+        train_split=train_split,
+        test_split=test_split if name == target else None,
+        image_size=image_size,
+        corrupt=corrupt,
+      )
+      for name in (source, target)
+    ]
+
+  opened = both(image_size)
+  sides = {side for dataset in opened for side in dataset.train.shape[:2]}
+  if len(sides) > 1:
+    opened = both(max(sides))
+  return join(*opened)
+
+
+def join(source: datasets.Dataset, target: datasets.Dataset):
+  """One data set of two with equal classes, heights and widths.
+
+  Its training rows are the source's, then the target's without their labels;
+  grey images become colour ones where the others are.
+  """
+  require(
+    source.classes == target.classes,
+    f'--target={target.name}: its classes {_few(target.classes)} are not those '
+    f'of --source={source.name}, {_few(source.classes)}: give two data sets '
+    'of the same classes, named alike and in the same order',
+  )
+  first = len(source.train.labels)
+  hidden = np.full(len(target.train.labels), UNLABELLED, np.int32)
+  channels = max(source.train.shape[-1], target.train.shape[-1])
+  shape = (*source.train.shape[:2], channels)
+
+  def read(rows) -> np.ndarray:  # [B] -> [B, H, W, c]
+    rows = np.asarray(rows)
+    images = np.empty((len(rows), *shape), np.uint8)
+    of_target = rows >= first
+    for of, part, start in (
+      (~of_target, source.train, 0),
+      (of_target, target.train, first),
+    ):
+      if of.any():
+        images[of] = part.read(rows[of] - start)  # grey is broadcast
+    return images
+
+  def read_test(rows) -> np.ndarray:
+    return np.broadcast_to(target.test.read(rows), (len(rows), *shape))
+
+  return datasets.Dataset(
+    f'{source.name}-{target.name}',
+    datasets.Source(np.concatenate([source.train.labels, hidden]), shape, read),
+    datasets.Source(target.test.labels, shape, read_test),
+    source.classes,
+    unlabelled_from=first,
+  )
+
+
+def _few(classes: tuple[str, ...]) -> str:
+  """The first classes by name, and how many there are."""
+  more = ', …' if len(classes) > 3 else ''
+  return f'({", ".join(classes[:3])}{more}; {len(classes)})'

@@ -1,0 +1,193 @@
+"""Learning by Association.
+
+Haeusser, Mordvintsev, Cremers, CVPR 2017. Per step, on embeddings A of a
+labelled batch, as many of each class, and B of an unlabelled one:
+
+  1. similarities  M_ij = A_i · B_j                                    Eq. 1
+  2. transitions   P^ab = softmax_j M_ij,  P^ba the same of Mᵀ         Eq. 2
+  3. round trips   P^aba = P^ab P^ba                                   Eq. 3
+  4. descend  L_walker + L_visit + L_classification                    Eq. 5
+       L_walker = H(T, P^aba),  T_ij = [y_i = y_j] / #class(A_i)       Eq. 6–7
+       L_visit  = H(V, P^visit),  P^visit_j = mean_i P^ab_ij,
+                  V_j = 1/|B|                                          Eq. 8–10
+
+All three have their full gradient through A and through B. The embeddings are
+not normalised and there is no temperature. H(T, ·) has a floor that is not 0:
+log #class for the walker, log |B| for the visit loss.
+
+Departures: the weights of the three losses are the authors' code's; so is the
+1e-8 inside the logarithms, after which the probabilities are normalised again.
+Where the network has batch norm, its statistics are of A and B together. A
+first stage on the labelled images alone (`pretrain`) is the paper's section
+4.6, where labelled and unlabelled images are of two data sets.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ssljax import losses, optimizers
+from ssljax.core import (
+  UNLABELLED,
+  Draw,
+  Method,
+  Stage,
+  fraction,
+  given_labels,
+  non_negative,
+  positive,
+  require,
+)
+from ssljax.methods.supervised import supervised_loss
+
+Similarity = Literal['dot', 'euclidean']
+EPSILON = 1e-8  # inside the logarithms: an absent round trip costs 18.4
+# Keeps the slope of a square root finite at 0.
+ROOT_EPSILON = 1e-10
+
+
+def similarities(a, b, kind: Similarity = 'dot') -> jax.Array:
+  """M `[Na, Nb]` of embeddings `a [Na, D]` and `b [Nb, D]`, Eq. 1.
+
+  'euclidean' is −‖a − b‖, the alternative that the paper names.
+  """
+  chex.assert_rank([a, b], 2)
+  # No temperature: an error of M is an error of a logit.
+  products = jnp.matmul(a, b.T, precision='highest')
+  if kind == 'dot':
+    return products
+  squares = lambda x: jnp.sum(jnp.square(x), axis=-1)
+  square = squares(a)[:, None] + squares(b)[None] - 2 * products
+  return -jnp.sqrt(jnp.maximum(square, 0.0) + ROOT_EPSILON)
+
+
+def transitions(m: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """P^ab `[Na, Nb]` and P^ba `[Nb, Na]` of M `[Na, Nb]`, Eq. 2."""
+  return jax.nn.softmax(m), jax.nn.softmax(m.T)
+
+
+def same_class(labels: jax.Array) -> jax.Array:
+  """Eq. 7 without its division: `[Na, Na]` bool, whether y_i = y_j."""
+  return labels[:, None] == labels[None]
+
+
+def cross_entropy(target: jax.Array, p: jax.Array) -> jax.Array:
+  """H(target, p) `[...]` of distributions `[..., K]`; at least H(target)."""
+  return -jnp.sum(target * jax.nn.log_softmax(jnp.log(EPSILON + p)), axis=-1)
+
+
+def walker_loss(p_aba: jax.Array, labels: jax.Array) -> jax.Array:
+  """L_walker `[]` of round trips `[Na, Na]` and the labels `[Na]`, Eq. 6."""
+  same = same_class(labels).astype(p_aba.dtype)
+  target = same / jnp.sum(same, axis=-1, keepdims=True)
+  return jnp.mean(cross_entropy(target, p_aba))
+
+
+def visit_loss(p_ab: jax.Array) -> jax.Array:
+  """L_visit `[]` of transitions `[Na, Nb]`, Eq. 8–10."""
+  visits = jnp.mean(p_ab, axis=0)
+  return cross_entropy(jnp.full_like(visits, 1 / visits.size), visits)
+
+
+class Association(NamedTuple):
+  """What a round trip through the unlabelled batch says."""
+
+  walker: jax.Array  # [] Eq. 6
+  visit: jax.Array  # [] Eq. 8
+  correct: jax.Array  # [] Eq. 4, the probability of a correct walk
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def associate(a, b, labels, kind: Similarity = 'dot') -> Association:
+  """Eq. 1–10, for a batch of each kind.
+
+  Nothing of size Na × Nb is kept for the backward pass: the similarities are
+  computed again from the embeddings, a matrix product of the five there are.
+
+  Args:
+    a: `[Na, D]` embeddings of the labelled batch.
+    b: `[Nb, D]` embeddings of the unlabelled batch.
+    labels: `[Na]` of the labelled batch.
+    kind: the similarity of Eq. 1.
+  """
+  chex.assert_equal_shape_prefix([a, labels], 1)
+  p_ab, p_ba = transitions(similarities(a, b, kind))
+  p_aba = p_ab @ p_ba
+  correct = jnp.sum(jnp.where(same_class(labels), p_aba, 0.0)) / len(labels)
+  return Association(walker_loss(p_aba, labels), visit_loss(p_ab), correct)
+
+
+def association(
+  net,
+  tx,
+  draw: Draw,
+  steps: int,
+  *,
+  walker: float = 1.0,
+  visit: float = 1.0,
+  logit: float = 1.0,
+  similarity: Similarity = 'dot',
+  smoothing: float = 0.0,
+  pretrain: int = 0,
+  associate_rate: float = 1.0,
+) -> Method:
+  """Learning by Association with the paper's constants.
+
+  Args:
+    net: the `Network`.
+    tx: `(steps, scale) -> optimiser` of a stage, see `optimizers.maker`.
+    draw: balanced labelled images, and unlabelled images, per step.
+    steps: length of the stage that associates.
+    walker: weight of the walker loss.
+    visit: weight of the visit loss; less where the unlabelled images are of
+      other classes too, or differ more (section 4.5).
+    logit: weight of the classification loss.
+    similarity: of Eq. 1.
+    smoothing: label smoothing of the classification loss.
+    pretrain: steps of a first stage on the labelled images alone (section
+      4.6); 0 leaves it out.
+    associate_rate: factor of the learning rate once it associates.
+  """
+  positive(steps=steps, associate_rate=associate_rate)
+  non_negative(walker=walker, visit=visit, logit=logit, pretrain=pretrain)
+  positive(batch_unlabelled=draw.other)
+  fraction(smoothing=smoothing)
+  require(
+    draw.balanced,
+    '--batch_per_class: every class must be in the labelled batch of each '
+    'step: give how many images of each, as --batch_per_class=10',
+  )
+
+  def loss(params, state, batch, key):
+    outputs, stats = net.train(params, state.stats, batch.image, key)
+    a, b = jnp.split(outputs.embedding, [draw.labelled])
+    labels = given_labels(state, batch)
+    trips = associate(a, b, labels[: draw.labelled], similarity)
+    terms = losses.cross_entropy(outputs.logits, labels, smoothing=smoothing)
+
+    metrics = {
+      'cross_entropy': losses.mean_where(terms, labels != UNLABELLED),
+      'walker': trips.walker,
+      'visit': trips.visit,
+      'correct_walks': trips.correct,
+    }
+    total = (
+      logit * metrics['cross_entropy']
+      + walker * metrics['walker']
+      + visit * metrics['visit']
+    )
+    return total, (state.replace(stats=stats), metrics)
+
+  associating = Stage('associate', steps, tx(steps, associate_rate), draw, loss)
+  alone = Stage(
+    'pretrain',
+    pretrain,
+    tx(max(1, pretrain)),
+    draw._replace(other=0),
+    supervised_loss(net, smoothing=smoothing),
+  )
+  stages = (alone, associating) if pretrain else (associating,)
+  return Method('association', stages, weights=optimizers.weights)

@@ -1,0 +1,145 @@
+"""The networks of Learning by Association: ELU and a 128-d embedding.
+
+Haeusser, Mordvintsev, Cremers, CVPR 2017, sections 4, 4.2 and 4.3, as their
+code has them: pools of stride 2 (the paper's "stride 1" is a slip), Glorot
+initialisation, one more convolution on STL-10. The normalisation of the input
+belongs to the network: it follows the augmentation.
+"""
+
+from typing import Literal
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssljax.networks import conv, layers, network
+
+Normalize = Literal['none', 'variance', 'centre']
+
+
+def normalize(image: jax.Array, kind: Normalize) -> jax.Array:
+  """What a network does to images `[B, H, W, c]` in [0, 1] first.
+
+  'variance' is (x − mean) / (mean square + 1e-5) per image and channel, on
+  0..255 pixels: the authors divide by the variance, not by its root. 'centre'
+  is (x − 128) / 128 on the same pixels.
+  """
+  if kind == 'none':
+    return image
+  x = 255 * image
+  if kind == 'centre':
+    return (x - 128) / 128
+  x -= jnp.mean(x, (1, 2), keepdims=True)
+  return x / (jnp.mean(jnp.square(x), (1, 2), keepdims=True) + 1e-5)
+
+
+class Convolution(nn.Module):
+  """3×3 convolution, bias or batch norm without scale, ELU."""
+
+  features: int
+  stride: int = 1
+  momentum: float | None = None  # of batch norm's running averages; None: bias
+
+  @nn.compact
+  def __call__(self, x, *, train: bool):
+    """Maps `x [B, H, W, c]` to `[B, H/stride, W/stride, features]`."""
+    x = nn.Conv(
+      self.features,
+      (3, 3),
+      self.stride,
+      use_bias=self.momentum is None,
+      kernel_init=nn.initializers.glorot_uniform(),
+      conv_general_dilated=conv.conv_general_dilated,
+    )(x)
+    if self.momentum is not None:
+      x = layers.BatchNorm(self.momentum, scaled=False)(x, train=train)
+    return nn.elu(x)
+
+
+class Elu(nn.Module):
+  """Per width: convolutions and a pool; then an ELU embedding."""
+
+  classes: int
+  widths: tuple[int, ...]
+  depth: int  # convolutions per width
+  embedding: int
+  normalize: Normalize
+
+  @nn.compact
+  def __call__(self, image, *, train: bool, dropout: bool):
+    """Maps images `[B, H, W, c]` to `Outputs` with D = embedding."""
+    del dropout  # the authors use none
+    x = normalize(image, self.normalize)
+    for width in self.widths:
+      for _ in range(self.depth):
+        x = Convolution(width)(x, train=train)
+      x = conv.max_pool(x, 2, 2)
+    return head(x, self.classes, self.embedding, nn.elu)
+
+
+class EluStl10(nn.Module):
+  """C32 C64/2 P3 C64 C128 P2 C128 C256 P2 C128, a linear embedding."""
+
+  classes: int
+  embedding: int
+  momentum: float
+
+  @nn.compact
+  def __call__(self, image, *, train: bool, dropout: bool):
+    """Maps images `[B, H, W, c]` to `Outputs` with D = embedding."""
+    del dropout
+    block = lambda width, stride=1: Convolution(width, stride, self.momentum)
+    x = normalize(image, 'centre')
+    x = block(64, 2)(block(32)(x, train=train), train=train)
+    x = conv.max_pool(x, 3, 2)
+    for first, second in ((64, 128), (128, 256)):
+      x = block(second)(block(first)(x, train=train), train=train)
+      x = conv.max_pool(x, 2, 2)
+    x = block(128)(x, train=train)
+    return head(x, self.classes, self.embedding, lambda x: x)
+
+
+def head(x, classes: int, embedding: int, activation) -> network.Outputs:
+  """`x [B, H, W, c]` flattened, embedded and classified; called in a module."""
+  dense = lambda features: nn.Dense(
+    features, kernel_init=nn.initializers.glorot_uniform()
+  )
+  embedded = activation(dense(embedding)(x.reshape(x.shape[0], -1)))
+  return network.Outputs(dense(classes)(embedded), embedded)
+
+
+def elu(
+  classes: int,
+  *,
+  widths: tuple[int, ...] = (32, 64, 128),
+  depth: int = 2,
+  embedding: int = 128,
+  normalize: Normalize = 'none',
+) -> network.Network:
+  """The paper's network; no batch norm, no dropout.
+
+  The defaults are MNIST's; SVHN has `depth=3, normalize='variance'`.
+
+  Args:
+    classes: C.
+    widths: channels; every width halves the image once.
+    depth: convolutions per width.
+    embedding: D.
+    normalize: see `normalize`.
+  """
+  module = Elu(classes, widths, depth, embedding, normalize)
+  return network.from_linen(module, 2 ** len(widths))
+
+
+def elu_stl10(
+  classes: int, *, embedding: int = 128, momentum: float = 0.99
+) -> network.Network:
+  """The paper's network for 96×96 images, with batch norm.
+
+  Args:
+    classes: C.
+    embedding: D.
+    momentum: of the running averages.
+  """
+  # A stride of 2, a pool of 3 with stride 2 and two of 2 leave 1 of 21 pixels.
+  return network.from_linen(EluStl10(classes, embedding, momentum), 21)
