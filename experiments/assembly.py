@@ -243,7 +243,7 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
         job = train.Job(name, programs[len(group)], group)
         progress = run_job(job, recorder, folder, metrics_start)
         metrics_start = progress.metrics_bytes
-        report.add(result, method.name, progress)
+        report.add(result, method, progress, FLAGS.report_minimum)
         workdir.write_json(folder / 'result.json', result)
   result['complete'] = True
   workdir.write_json(folder / 'result.json', result)

@@ -26,9 +26,7 @@ def define_flags() -> None:
     'dataset', 'digits', '"digits" (embedded), or the name of a TFDS data set.'
   )
   flags.DEFINE_string('source', None, 'Data set of the labels, not --dataset.')
-  flags.DEFINE_string(
-    'target', None, 'Data set to adapt to and test on.'
-  )
+  flags.DEFINE_string('target', None, 'Data set to adapt to and test on.')
   flags.DEFINE_string('data_dir', None, 'Where TFDS data sets are prepared.')
   flags.DEFINE_string('train_split', 'train', 'TFDS split to train on.')
   flags.DEFINE_string('test_split', None, 'TFDS split to test on.')
@@ -76,6 +74,9 @@ def define_flags() -> None:
   flags.DEFINE_string('workdir', None, "The run's folder; dated if unset.")
   flags.DEFINE_bool('overwrite', False, 'Start the run in --workdir anew.')
   flags.DEFINE_integer('evaluate_every', None, 'Steps; a tenth if unset.')
+  flags.DEFINE_bool(
+    'report_minimum', False, 'Also the least test error over training.'
+  )
   flags.DEFINE_integer(
     'record_every', None, 'Steps; a hundredth, at most 100, if unset.'
   )

@@ -9,5 +9,7 @@ import common
 from ssljax.methods.madnn import madnn
 from ssljax.methods.supervised import supervised
 
+ARMS = {'supervised': supervised, 'madnn': madnn}
+
 if __name__ == '__main__':
-  common.main('madnn', {'supervised': supervised, 'madnn': madnn})
+  common.main('madnn', ARMS)

@@ -22,18 +22,29 @@ def begin(run, labels: str) -> dict:
   } | workdir.provenance(run.mesh.size)
 
 
-def add(result: dict, arm: str, progress: Progress) -> None:
-  """Adds the seeds of a finished job to its arm.
+def add(result: dict, method, progress: Progress, minimum: bool) -> None:
+  """Adds the seeds of a finished job to the arm of its method.
 
-  The numbers of the method itself stand at the top of the result too.
+  The numbers of the binary's own method stand at the top of the result too.
+
+  Args:
+    result: gets them.
+    method: the `Method` that was trained.
+    progress: of the job at its end.
+    minimum: as in `evaluate.summarize`.
   """
-  errors = evaluate.summarize(progress.evaluations)
-  entry = result['arms'].setdefault(
-    arm, {'steps': progress.step, 'seconds': 0.0, 'test_error': {}}
-  )
+  arm = method.name
+  errors = evaluate.summarize(progress.evaluations, minimum=minimum)
+  stages = evaluate.by_stage(progress.evaluations, method)
+  empty = {'steps': progress.step, 'seconds': 0.0, 'test_error': {}}
+  if len(stages) > 1:
+    empty['test_error_after'] = {}
+  entry = result['arms'].setdefault(arm, empty)
   entry['seconds'] = round(entry['seconds'] + progress.seconds, 1)
-  for name, values in errors.items():
-    entry['test_error'].setdefault(name, []).extend(values)
+  for kept, found in (('test_error', errors), ('test_error_after', stages)):
+    if kept in entry:
+      for name, values in found.items():
+        entry[kept].setdefault(name, []).extend(values)
   if arm == result['method']:
     result.update(entry)
 
@@ -72,9 +83,14 @@ def mean_std(values: list[float]) -> str:
 
 def table(result: dict, folder: pathlib.Path) -> str:
   """The arms side by side, test error in percent over the seeds."""
-  columns = ['last', 'median_last', 'averaged']
-  head = ['method', 'last step', 'median of last', 'averaged weights']
-  rows = [[*head, 'steps', 'seconds']]
+  columns = {
+    'last': 'last step',
+    'median_last': 'median of last',
+    'averaged': 'averaged weights',
+  }
+  if 'minimum' in result['test_error']:
+    columns['minimum'] = 'minimum over training'
+  rows = [['method', *columns.values(), 'steps', 'seconds']]
   for arm, entry in result['arms'].items():
     errors = entry['test_error']
     cells = [mean_std(errors[c]) if c in errors else '-' for c in columns]
@@ -95,8 +111,15 @@ def table(result: dict, folder: pathlib.Path) -> str:
     )
     for arm, entry in result['arms'].items()
   ]
+  by_stage = [
+    f'{arm} after {stage}: {mean_std(values)}'
+    for arm, entry in result['arms'].items()
+    for stage, values in entry.get('test_error_after', {}).items()
+  ]
   title = (
     f'test error in % on {result["dataset"]}, {labels} labels per class, '
     f'{len(result["seeds"])} seeds'
   )
-  return '\n'.join([title, *lines, *per_seed, f'run folder: {folder}'])
+  return '\n'.join(
+    [title, *lines, *by_stage, *per_seed, f'run folder: {folder}']
+  )

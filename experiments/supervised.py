@@ -8,5 +8,7 @@ import common
 
 from ssljax.methods.supervised import supervised
 
+ARMS = {'supervised': supervised}
+
 if __name__ == '__main__':
-  common.main('supervised', {'supervised': supervised})
+  common.main('supervised', ARMS)

@@ -1,6 +1,7 @@
 """Test error of the trained weights and of the averaged ones."""
 
 from collections.abc import Callable
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,18 +37,22 @@ def error(predicted: np.ndarray, truth: np.ndarray) -> list[float]:
   return [100.0 * float(share) for share in wrong.mean(axis=1)]
 
 
-def summarize(evaluations: list[dict], last: int = 5) -> dict:
+def summarize(
+  evaluations: list[dict], last: int = 5, minimum: bool = False
+) -> dict:
   """What `result.json` reports of a run.
 
   Args:
     evaluations: in order, each `{'step': int, name: [S] percent}` with names
       'last', and 'averaged' where the method averages weights.
     last: how many evaluations the median is over.
+    minimum: report the least test error over training too: a choice made on
+      the test set, for papers whose protocol it is.
 
   Returns:
-    {'last', 'median_last', maybe 'averaged'}: lists over seeds. 'last' and
-    'averaged' are of the last step; 'median_last' is the median of the last
-    five evaluations of the weights as trained.
+    {'last', 'median_last', maybe 'averaged', maybe 'minimum'}: lists over
+    seeds. 'last' and 'averaged' are of the last step; 'median_last' is the
+    median of the last five evaluations of the weights as trained.
   """
   final = evaluations[-1]
   history = np.array([e['last'] for e in evaluations[-last:]])
@@ -57,4 +62,16 @@ def summarize(evaluations: list[dict], last: int = 5) -> dict:
   }
   if 'averaged' in final:
     summary['averaged'] = final['averaged']
+  if minimum:
+    summary['minimum'] = np.min([e['last'] for e in evaluations], 0).tolist()
   return summary
+
+
+def by_stage(evaluations: list[dict], method: Method) -> dict:
+  """The error `[S]` at the end of each stage, by its name."""
+  errors = {e['step']: e['last'] for e in evaluations}
+  ends = itertools.accumulate(stage.steps for stage in method.stages)
+  return {
+    stage.name: errors[end]
+    for stage, end in zip(method.stages, ends, strict=True)
+  }

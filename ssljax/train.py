@@ -107,6 +107,14 @@ def fit(
   return loop.state, loop.progress
 
 
+def restore(
+  job: Job, checkpoints: checkpoint.Checkpoints
+) -> tuple[TrainState, Progress] | None:
+  """The newest checkpoint of a job, to be looked at, or None."""
+  loop = _Loop(job, None, None, checkpoints)
+  return (loop.state, loop.progress) if loop.take_up() else None
+
+
 @jax.jit
 def _all_finite(tree) -> jax.Array:
   """Whether every number `[]` of a tree is finite."""
@@ -132,14 +140,20 @@ class _Loop:
 
   def begin(self, metrics_start: int):
     """Takes up the newest checkpoint, or a fresh state."""
+    if not self.take_up():
+      self.recorder.rewind(metrics_start)
+      self.progress = Progress(metrics_bytes=metrics_start)
+      self.state = self.initial()
+    elif self.progress.step < total_steps(self.program.method):
+      self.recorder.rewind(self.progress.metrics_bytes)
+
+  def take_up(self) -> bool:
+    """Takes up the newest checkpoint, if there is one."""
     restored = self.checkpoints.restore(
       lambda saved: self.abstract(saved['stage'])
     )
     if restored is None:
-      self.recorder.rewind(metrics_start)
-      self.progress = Progress(metrics_bytes=metrics_start)
-      self.state = self.initial()
-      return
+      return False
     self.state, saved = restored
     require(
       saved.pop('splits') == self.digests,
@@ -147,8 +161,7 @@ class _Loop:
       'label split: give another --workdir, or --overwrite',
     )
     self.progress = Progress(**saved)
-    if self.progress.step < total_steps(self.program.method):
-      self.recorder.rewind(self.progress.metrics_bytes)
+    return True
 
   def initial(self) -> TrainState:
     """The state before the first step of the first stage."""

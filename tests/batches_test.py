@@ -119,3 +119,48 @@ def test_an_error_while_reading_ahead_reaches_the_loop():
   feed = batches.stream(source, parallel.placer(parallel.make_mesh([1])))
   with pytest.raises(InputError, match='image 3'):
     list(feed.batches(lambda call: np.zeros([1, 4], np.int32), [(0, 1)]))
+
+
+BALANCED = Draw(9, 8, balanced=True)
+
+
+def test_a_balanced_batch_has_as_many_of_each_class():
+  rows = epoch(batches.Order(BALANCED, SPLIT), 0)
+  assert rows.shape == (6, 17)
+  np.testing.assert_array_equal(
+    TRUTH[rows[:, :9]], np.broadcast_to([0, 0, 0, 1, 1, 1, 2, 2, 2], (6, 9))
+  )
+  assert set(rows[:, :9].ravel()) == set(SPLIT.labelled)
+  # The other part is the one of an unbalanced batch.
+  plain = epoch(batches.Order(Draw(5, 8), SPLIT), 0)
+  np.testing.assert_array_equal(rows[:, 9:], plain[:, 5:])
+
+
+def test_each_class_is_a_shuffled_queue_of_its_own():
+  # 3 of 4 rows per step: any 4 in a row of a class's queue are all different,
+  # counted from a multiple of 4.
+  rows = epoch(batches.Order(BALANCED, SPLIT), 0)
+  for label in range(3):
+    queue = rows[:, 3 * label : 3 * label + 3].ravel()
+    for start in range(0, 16, 4):
+      assert len(set(queue[start : start + 4])) == 4
+  order = rows[:, :9].reshape(6, 3, 3) // 3  # not the same in every class
+  assert not np.array_equal(order[:, 0], order[:, 1])
+
+
+def test_images_of_a_class_with_too_few_repeat_within_the_batch():
+  order = batches.Order(Draw(30, 8, balanced=True), SPLIT)  # 10 of each 4
+  counts = Counter(order.rows(0)[:30])
+  assert set(counts) == set(SPLIT.labelled)
+  assert set(counts.values()) == {2, 3}
+
+
+def test_a_balanced_batch_alone_has_at_least_one_step_per_epoch():
+  order = batches.Order(Draw(30, balanced=True), SPLIT)
+  assert order.epoch_steps == 1
+  assert not np.array_equal(order.rows(0), order.rows(1))
+
+
+def test_a_balanced_batch_must_divide_by_the_classes():
+  with pytest.raises(InputError, match='--batch_per_class'):
+    batches.Order(Draw(8, 8, balanced=True), SPLIT)

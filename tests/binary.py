@@ -1,7 +1,8 @@
 """Runs an experiment binary in this process, as its command line would."""
 
 import functools
-import importlib
+import pathlib
+import runpy
 import sys
 from unittest import mock
 
@@ -12,13 +13,8 @@ import grain  # noqa: F401 (has flags)
 import pytest
 
 from ssljax import parallel
-from ssljax.methods.madnn import madnn
-from ssljax.methods.supervised import supervised
 
-ARMS = {
-  'madnn': {'supervised': supervised, 'madnn': madnn},
-  'supervised': {'supervised': supervised},
-}
+EXPERIMENTS = pathlib.Path(common.__file__).parent
 
 
 def run(*args, binary='madnn'):
@@ -33,7 +29,7 @@ def run(*args, binary='madnn'):
       mock.patch.object(parallel, 'make_mesh', lambda _: one_device()),
       pytest.raises(SystemExit) as stopped,
     ):
-      common.main(binary, ARMS[binary])
+      runpy.run_path(f'{EXPERIMENTS}/{binary}.py', run_name='__main__')
   finally:
     for name in set(flags.FLAGS) - known:
       delattr(flags.FLAGS, name)
@@ -51,12 +47,3 @@ def refused(capsys, *args, binary='madnn'):
   assert 'Traceback' not in error
   assert line.startswith(f'{binary}: '), error
   return line
-
-
-def script_arms(binary):
-  """What the script itself hands to `common.main`."""
-  with mock.patch.object(common, 'main') as main:
-    importlib.import_module('runpy').run_path(
-      f'{common.__file__.rsplit("/", 1)[0]}/{binary}.py', run_name='__main__'
-    )
-  return main.call_args.args

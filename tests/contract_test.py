@@ -49,8 +49,10 @@ def test_the_loss_touches_only_stats_and_memory(name):
   before, (source, rows) = tiny.initial(job)
   state = jax.tree.map(lambda x: x[0], before)
   image = job.program.plain(source, rows[0], state.key)
-  batch = Batch(rows[0], image, jnp.arange(rows.shape[1]) < 8)
-  loss = job.program.method.stages[0].loss
+  stage = job.program.method.stages[0]
+  given = jnp.arange(rows.shape[1]) < stage.draw.labelled
+  batch = Batch(rows[0], image, given)
+  loss = stage.loss
   _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
   for field in ('step', 'params', 'opt_state', 'labels'):
     chex.assert_trees_all_equal(getattr(after, field), getattr(state, field))

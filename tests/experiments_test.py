@@ -1,12 +1,10 @@
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
 
 import binary
-import common
 import fake_tfds
 import flagging
 import numpy as np
@@ -15,16 +13,11 @@ import pytest
 from ssljax.methods.madnn import madnn
 from ssljax.optimizers import optimizer
 
-EXPERIMENTS = pathlib.Path(common.__file__).parent
+EXPERIMENTS = binary.EXPERIMENTS
 PRESETS = sorted((EXPERIMENTS / 'presets').glob('*.flags'))
 # Compiles in a second.
 TINY = ('--network=digits', '--batch_labelled=8', '--batch_unlabelled=8')
 SHORT = (*TINY, '--steps=4', '--seeds=2', '--evaluate_every=2')
-
-
-@pytest.mark.parametrize('name', binary.ARMS)
-def test_the_scripts_run_the_methods_they_are_named_after(name):
-  assert binary.script_arms(name) == (name, binary.ARMS[name])
 
 
 def test_a_run_leaves_what_the_contract_names(tmp_path, capsys):

@@ -91,6 +91,28 @@ def test_schedules(decay, rates):
   np.testing.assert_allclose(got, rates, atol=1e-6)
 
 
+def test_a_schedule_of_steps_falls_at_each_twice_where_named_twice():
+  schedule = optimizers.schedule('steps', 8.0, 10, (2, 4, 4), 0.5)
+  got = [float(schedule(t)) for t in (0, 1, 2, 3, 4, 9)]
+  np.testing.assert_allclose(got, [8, 8, 4, 4, 1, 1])
+
+
+@pytest.mark.parametrize('more', [dict(decay='steps'), dict(decay_at=(3,))])
+def test_steps_go_with_the_decay_of_that_name(more):
+  with pytest.raises(InputError, match='--decay_at'):
+    plain(**more)
+
+
+def test_the_maker_scales_the_learning_rate_of_a_stage():
+  make = optimizers.maker(
+    learning_rate=0.1, decay='linear', momentum=0.0, weight_decay=0.0, average=0
+  )
+  ones = jax.tree.map(jnp.ones_like, PARAMS)
+  params, _ = run(make(4, 0.5), ones, steps=2)  # 0.05 then 0.0375
+  expected = jax.tree.map(lambda w: w - 0.0875, PARAMS)
+  chex.assert_trees_all_close(params, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('name', 'bad'),
   [

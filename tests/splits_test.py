@@ -43,17 +43,34 @@ def test_the_rest_excludes_the_labelled_and_all_includes_them():
 
 
 def test_a_number_of_unlabelled_rows_is_drawn_from_the_rest():
-  split = draw(unlabelled=10)
+  split = draw(count=10)
   assert len(split.unlabelled) == 10
   assert set(split.unlabelled) < set(draw().unlabelled)
   # More rows contain fewer, and the labels do not depend on it.
-  assert set(split.unlabelled) < set(draw(unlabelled=20).unlabelled)
+  assert set(split.unlabelled) < set(draw(count=20).unlabelled)
   np.testing.assert_array_equal(split.labels, draw().labels)
 
 
+def test_a_number_may_be_drawn_from_all_rows_the_labelled_ones_too():
+  split = draw(None, unlabelled='all', count=40)
+  assert len(split.labelled) == 60 and len(split.unlabelled) == 40
+
+
+def test_the_unlabelled_rows_may_be_confined_to_some():
+  among = np.arange(60) >= 50
+  labelled = set(draw().labelled)
+  for unlabelled, expected in (
+    ('all', set(range(50, 60))),
+    ('rest', set(range(50, 60)) - labelled),
+  ):
+    split = draw(unlabelled=unlabelled, among=among)
+    assert set(split.unlabelled) == expected
+    assert set(split.labelled) == labelled
+
+
 def test_validation_rows_are_neither_labelled_nor_seen_and_shared_by_seeds():
-  for unlabelled in ('rest', 'all', 5):
-    split = draw(validation=9, unlabelled=unlabelled)
+  for seen in (dict(), dict(unlabelled='all'), dict(count=5)):
+    split = draw(validation=9, **seen)
     held_out = set(split.validation)
     assert len(held_out) == 9
     assert not held_out & (set(split.labelled) | set(split.unlabelled))
@@ -94,7 +111,8 @@ def test_the_digest_sees_every_field():
     (dict(classes=2), 'row 2 has label 2, outside the 2 classes'),
     (dict(truth=TRUTH[:0]), 'empty'),
     (dict(truth=TRUTH - 2), 'outside the 3 classes'),
-    (dict(unlabelled=49), '--unlabelled=49: only 48'),
+    (dict(count=49), '--unlabelled=49: only 48'),
+    (dict(unlabelled='all', count=61), '--unlabelled=all:61: only 60'),
     (dict(validation=60), '--validation=60'),
     (dict(validation=-1), '--validation=-1'),
   ],

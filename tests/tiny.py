@@ -7,6 +7,7 @@ import optax
 
 from ssljax import batches, parallel, preprocess, splits
 from ssljax.core import Draw
+from ssljax.methods.association import association
 from ssljax.methods.madnn import madnn
 from ssljax.methods.supervised import supervised
 from ssljax.networks import layers, network
@@ -15,6 +16,7 @@ from ssljax.train import Job
 
 CLASSES, ROWS, SIDE = 3, 61, 4
 DRAW = Draw(8, 8)
+BALANCED = Draw(9, 7, balanced=True)  # also 16 rows, for 8 devices
 
 
 class Net(nn.Module):
@@ -52,6 +54,7 @@ def brighten(key, image):
 METHODS = {
   'supervised': lambda tx, steps: supervised(NET, tx, DRAW, steps),
   'madnn': lambda tx, steps: madnn(NET, tx, DRAW, steps),
+  'association': lambda tx, steps: association(NET, tx, BALANCED, steps),
 }
 
 
@@ -86,7 +89,7 @@ def make_data(devices=1, make_feed=batches.resident):
 def make_job(name, steps=6, seeds=(0,), tx=None, validation=0, **where):
   """A job of a method of the table above; `where` is as in `make_data`."""
   data, mesh = make_data(**where)
-  method = METHODS[name](tx or optax.sgd(0.1, 0.9), steps)
+  method = METHODS[name](lambda *_: tx or optax.sgd(0.1, 0.9), steps)
   program = Program(method, NET, data, mesh, seeds=len(seeds), batch=8)
   return Job(name, program, make_splits(seeds, validation))
 

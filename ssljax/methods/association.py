@@ -22,7 +22,6 @@ first stage on the labelled images alone (`pretrain`) is the paper's section
 4.6, where labelled and unlabelled images are of two data sets.
 """
 
-import functools
 from typing import Literal, NamedTuple
 
 import chex
@@ -100,7 +99,6 @@ class Association(NamedTuple):
   correct: jax.Array  # [] Eq. 4, the probability of a correct walk
 
 
-@functools.partial(jax.checkpoint, static_argnums=3)
 def associate(a, b, labels, kind: Similarity = 'dot') -> Association:
   """Eq. 1–10, for a batch of each kind.
 
@@ -114,10 +112,15 @@ def associate(a, b, labels, kind: Similarity = 'dot') -> Association:
     kind: the similarity of Eq. 1.
   """
   chex.assert_equal_shape_prefix([a, labels], 1)
-  p_ab, p_ba = transitions(similarities(a, b, kind))
-  p_aba = p_ab @ p_ba
-  correct = jnp.sum(jnp.where(same_class(labels), p_aba, 0.0)) / len(labels)
-  return Association(walker_loss(p_aba, labels), visit_loss(p_ab), correct)
+
+  @jax.checkpoint
+  def terms(a, b, labels):
+    p_ab, p_ba = transitions(similarities(a, b, kind))
+    p_aba = p_ab @ p_ba
+    correct = jnp.sum(jnp.where(same_class(labels), p_aba, 0.0)) / len(labels)
+    return Association(walker_loss(p_aba, labels), visit_loss(p_ab), correct)
+
+  return terms(a, b, labels)
 
 
 def association(

@@ -260,12 +260,14 @@ def test_the_label_of_a_row_in_the_other_part_is_not_looked_at():
 
 
 def make(**arguments):
-  return m.madnn(tiny.NET, optax.sgd(0.1), tiny.DRAW, 1, **arguments)
+  return m.madnn(tiny.NET, lambda _: optax.sgd(0.1), tiny.DRAW, 1, **arguments)
 
 
 def test_weight_zero_is_exactly_the_supervised_loss():
   ((ours, _), slopes), _ = one_loss(make(weight=0.0, smoothing=0.1))
-  plain = supervised(tiny.NET, optax.sgd(0.1), tiny.DRAW, 1, smoothing=0.1)
+  plain = supervised(
+    tiny.NET, lambda _: optax.sgd(0.1), tiny.DRAW, 1, smoothing=0.1
+  )
   ((theirs, _), expected), _ = one_loss(plain)
   assert ours == theirs
   chex.assert_trees_all_close(slopes, expected, rtol=1e-6, atol=1e-8)
@@ -321,4 +323,4 @@ def test_a_bad_hyper_parameter_is_refused_by_name(name, bad):
 @pytest.mark.parametrize('draw', [Draw(0, 4), Draw(4, 0)])
 def test_both_parts_of_the_batch_are_needed(draw):
   with pytest.raises(InputError, match='--batch_'):
-    m.madnn(tiny.NET, optax.sgd(0.1), draw, 1)
+    m.madnn(tiny.NET, lambda _: optax.sgd(0.1), draw, 1)

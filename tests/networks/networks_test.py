@@ -1,3 +1,5 @@
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 
 from ssljax.core import InputError
-from ssljax.networks import convlarge, layers, network, small
+from ssljax.networks import convlarge, elu, layers, network, small
 
 
 def count(params):
@@ -59,6 +61,9 @@ def test_convlarge_takes_any_size_from_its_smallest_on(side, channels):
     (convlarge.convlarge(10), 9),
     (small.small(10), 9),
     (small.small(10, widths=(32,), embedding=64), 5),
+    (elu.elu(10), 8),
+    (elu.elu(10, widths=(32, 64)), 4),
+    (elu.elu_stl10(10), 21),
   ],
 )
 def test_an_image_too_small_is_refused_by_flag(net, smallest):
@@ -183,3 +188,81 @@ def test_from_linen_hides_no_statistics_of_a_module_without_any():
   outputs, after = net.train(params, stats, image, jax.random.key(1))
   assert stats == after == {}
   chex.assert_trees_all_equal(outputs, net.infer(params, stats, image))
+
+
+def convolutions(*channels):
+  """Weights of 3×3 convolutions through these channels, without biases."""
+  return sum(9 * a * b for a, b in itertools.pairwise(channels))
+
+
+@pytest.mark.parametrize(
+  ('net', 'side', 'channels', 'parameters'),
+  [
+    # Section 4: six convolutions with bias, 28 → 14 → 7 → 3 pixels.
+    (
+      elu.elu(10),
+      28,
+      1,
+      convolutions(1, 32, 32, 64, 64, 128, 128)
+      + 2 * (32 + 64 + 128)
+      + (3 * 3 * 128 + 1) * 128
+      + 129 * 10,
+    ),
+    # Section 4.3: nine, 32 → 16 → 8 → 4.
+    (
+      elu.elu(10, depth=3, normalize='variance'),
+      32,
+      3,
+      convolutions(3, 32, 32, 32, 64, 64, 64, 128, 128, 128)
+      + 3 * (32 + 64 + 128)
+      + (4 * 4 * 128 + 1) * 128
+      + 129 * 10,
+    ),
+    # Section 4.2 and a last C128: an offset of batch norm for each bias,
+    # 96 → 48 → 23 → 11 → 5.
+    (
+      elu.elu_stl10(10),
+      96,
+      3,
+      convolutions(3, 32, 64, 64, 128, 128, 256, 128)
+      + (32 + 64 + 64 + 128 + 128 + 256 + 128)
+      + (5 * 5 * 128 + 1) * 128
+      + 129 * 10,
+    ),
+  ],
+)
+def test_the_elu_networks_have_their_parameters(
+  net, side, channels, parameters
+):
+  params, _, outputs = shapes(net, side, channels)
+  assert count(params) == parameters
+  assert outputs.embedding.shape == (2, 128)
+
+
+def test_the_elu_embedding_lies_above_minus_1_and_stl10s_does_not():
+  image = jax.random.uniform(jax.random.key(0), [6, 21, 21, 1])
+  for net, bounded in (
+    (elu.elu(3, widths=(2, 2)), True),
+    (elu.elu_stl10(3), False),
+  ):
+    params, stats = net.init(jax.random.key(1), image)
+    # Far from 0, so that the linear one shows.
+    params['Dense_0']['bias'] -= 5.0
+    lowest = net.infer(params, stats, image).embedding.min()
+    assert (lowest >= -1) == bounded
+
+
+def test_input_normalisations_by_hand():
+  # Pixels 0, 2 of the first channel: mean 1, mean square 1. Second: 0, 4.
+  image = jnp.array([[[[0.0, 0.0], [2.0, 4.0]]]]) / 255
+  np.testing.assert_allclose(
+    elu.normalize(image, 'variance'), [[[[-1, -0.5], [1, 0.5]]]], rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    elu.normalize(jnp.array([0.0, 128 / 255, 192 / 255]), 'centre'),
+    [-1, 0, 0.5],
+    atol=1e-6,
+  )
+  chex.assert_trees_all_equal(elu.normalize(image, 'none'), image)
+  flat = elu.normalize(jnp.full([1, 2, 2, 1], 0.5), 'variance')
+  np.testing.assert_allclose(flat, 0, atol=1e-6)

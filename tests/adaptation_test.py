@@ -1,0 +1,87 @@
+import fake_tfds
+import numpy as np
+import pytest
+
+from ssljax import adaptation, datasets, splits
+from ssljax.core import UNLABELLED, InputError
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('sets')
+  rng = np.random.default_rng(0)
+  for name, side, channels, classes in (
+    ('grey', 6, 1, 3),
+    ('colour', 8, 3, 3),
+    ('other', 8, 3, 4),
+  ):
+    images = rng.integers(0, 256, (12, side, side, channels)).astype(np.uint8)
+    fake_tfds.write(folder, name, list(images), np.arange(12) % classes)
+  return folder
+
+
+@pytest.mark.parametrize(
+  ('source', 'target'), [('grey', 'colour'), ('colour', 'grey')]
+)
+def test_two_sets_become_one_of_the_larger_size_in_colour(
+  folder, source, target
+):
+  joined = adaptation.load(source, target, str(folder))
+  alone = {
+    name: datasets.load(name, str(folder), image_size=8)
+    for name in (source, target)
+  }
+  assert joined.name == f'{source}-{target}'
+  assert joined.train.shape == joined.test.shape == (8, 8, 3)
+  # Rows of both in one read, in any order; grey has three equal channels.
+  images = joined.train.read([14, 0, 23, 11])
+  tiled = lambda x: np.broadcast_to(x, (len(x), 8, 8, 3))
+  np.testing.assert_array_equal(
+    images[[1, 3]], tiled(alone[source].train.read([0, 11]))
+  )
+  np.testing.assert_array_equal(
+    images[[0, 2]], tiled(alone[target].train.read([2, 11]))
+  )
+  np.testing.assert_array_equal(
+    joined.test.read([3]), tiled(alone[target].test.read([3]))
+  )
+  np.testing.assert_array_equal(joined.test.labels, alone[target].test.labels)
+
+
+def test_the_targets_training_labels_are_nowhere(folder):
+  joined = adaptation.load('grey', 'colour', str(folder))
+  np.testing.assert_array_equal(joined.train.labels[:12], np.arange(12) % 3)
+  assert (joined.train.labels[12:] == UNLABELLED).all()
+
+
+def test_only_the_target_is_seen_unlabelled(folder):
+  joined = adaptation.load('grey', 'colour', str(folder))
+  assert joined.unlabelled_from == 12
+  split = splits.draw_split(
+    joined.train.labels,
+    joined.classes,
+    per_class=2,
+    seed=0,
+    unlabelled='all',
+    among=np.arange(24) >= joined.unlabelled_from,
+  )
+  assert len(split.labelled) == 6 and split.labelled.max() < 12
+  assert set(split.unlabelled) == set(range(12, 24))
+
+
+def test_digits_take_the_size_of_the_other_set(folder):
+  fake_tfds.write(
+    folder,
+    'ten',
+    list(np.zeros((20, 12, 12, 1), np.uint8)),
+    np.arange(20) % 10,
+    [str(n) for n in range(10)],
+  )
+  joined = adaptation.load('digits', 'ten', str(folder))
+  assert joined.train.shape == (12, 12, 1)
+  assert len(joined.train.labels) == 1297 + 20
+
+
+def test_classes_that_differ_are_refused(folder):
+  with pytest.raises(InputError, match=r'--target=other.*4.*--source=grey.*3'):
+    adaptation.load('grey', 'other', str(folder))
