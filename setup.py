@@ -26,7 +26,13 @@ setuptools.setup(
     'tqdm>=4.66',
   ],
   extras_require={
+    'figures': ['matplotlib>=3.8'],
     'prepare': ['tensorflow>=2.16'],
-    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.8'],
+    'test': [
+      'matplotlib>=3.8',
+      'pytest>=8.0',
+      'pytest-xdist>=3.6',
+      'ruff>=0.8',
+    ],
   },
 )

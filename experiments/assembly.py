@@ -28,6 +28,7 @@ from ssljax import (
   record,
   splits,
   train,
+  warp,
   workdir,
 )
 from ssljax.core import Draw, Method, require
@@ -40,8 +41,11 @@ AUGMENTATIONS = {
   'translate': augment.translate(2),
   'crop_or_resize': augment.crop_or_resize(2),
   'distort': augment.distort,
-  'rotate': augment.rotate(0.2),
+  'rotate': warp.rotate(0.2),
   'noise': augment.noise(0.15),
+  'affine': warp.affine(),
+  'blur': augment.blur(),
+  'stl10': augment.stl10(),
 }
 PREPROCESS = {
   'none': preprocess.identity,

@@ -3,6 +3,7 @@
   python experiments/speed.py                 all parts
   python experiments/speed.py --part=conv     native convolutions, ours, PyTorch
   python experiments/speed.py --part=madnn    MA-DNN's step beside a supervised
+  python experiments/speed.py --part=association  its step and its losses
   python experiments/speed.py --part=seeds    seeds at once beside in turn
 
 What is compared is measured in turn, round after round, in one process, and
@@ -25,9 +26,10 @@ import numpy as np
 
 from ssljax import batches, optimizers, parallel, preprocess, program, splits
 from ssljax.core import Draw, Method, Stage
+from ssljax.methods import association
 from ssljax.methods.madnn import madnn
 from ssljax.methods.supervised import supervised_loss
-from ssljax.networks import conv, convlarge, small
+from ssljax.networks import conv, convlarge, elu, small
 
 # name -> (network, image side, channels, batch)
 NETWORKS = {
@@ -208,6 +210,60 @@ def part_madnn(rounds: int) -> None:
     print(f'  a step of MA-DNN takes {cost:.3f} x a supervised one')
 
 
+def part_association(rounds: int) -> None:
+  """What association costs: of a step, and alone on large batches."""
+  net, draw = elu.elu(10), Draw(100, 100, balanced=True)
+  tx = optimizers.maker()
+  steps = {
+    'supervised': make_step(supervised_on(net, draw), net, 28, 1),
+    'association': make_step(
+      association.association(net, tx, draw, 1000), net, 28, 1
+    ),
+  }
+  measured = rates(steps, dict.fromkeys(steps, draw.size), rounds)
+  show('ELU network, 100 + 100 images, D = 128', measured, 'supervised')
+  cost = measured['supervised'] / measured['association']
+  print(f'  a step of association takes {cost:.3f} x a supervised one')
+  association_losses(1000, 10_000, 128, rounds)
+
+
+def association_losses(na: int, nb: int, dim: int, rounds: int) -> None:
+  """The losses and their slopes: as they are, and keeping all intermediates."""
+  rng = np.random.default_rng(0)
+  a, b = (rng.normal(0, 0.2, (n, dim)).astype(np.float32) for n in (na, nb))
+  labels = np.arange(na) % 10
+
+  def losses(a, b):
+    trips = association.associate(a, b, labels)
+    return trips.walker + trips.visit
+
+  descend = lambda: jax.jit(jax.value_and_grad(losses, (0, 1)))
+  one = na * nb * 4  # bytes of the similarities
+  steps, memory = {}, {}
+  for name, keep in {'recomputed': False, 'kept': True}.items():
+    patch = (
+      mock.patch.object(jax, 'checkpoint', lambda f: f)
+      if keep
+      else contextlib.nullcontext()
+    )
+    with patch:
+      kept = jax.tree.leaves(jax.vjp(losses, a, b)[1])
+      compiled = descend().lower(a, b).compile()
+    steps[name] = lambda f=compiled: jax.block_until_ready(f(a, b))
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    residuals = sum(x.nbytes for x in kept)
+    memory[name] = residuals / one, temporary / one
+  print(f'\nlosses alone, Na = {na}, Nb = {nb}, D = {dim}')
+  measured = rates(steps, dict.fromkeys(steps, 1), rounds)
+  for name, rate in measured.items():
+    residuals, temporary = memory[name]
+    print(
+      f'  {name:12s}{1e3 / rate:8.0f} ms  {measured["kept"] / rate:5.2f} x kept'
+      f'  kept for the backward pass {residuals:5.2f}, at most at once '
+      f'{temporary:5.2f} x (Na x Nb)'
+    )
+
+
 def part_seeds(rounds: int) -> None:
   """Images per second of one seed, and of several in one program."""
   for name, (make, side, channels) in {
@@ -228,7 +284,12 @@ def part_seeds(rounds: int) -> None:
     show(f'{name}, seeds of MA-DNN', rates(steps, images, rounds), '1 at once')
 
 
-PARTS = {'conv': part_conv, 'madnn': part_madnn, 'seeds': part_seeds}
+PARTS = {
+  'conv': part_conv,
+  'madnn': part_madnn,
+  'association': part_association,
+  'seeds': part_seeds,
+}
 _PART = flags.DEFINE_enum('part', None, list(PARTS), 'One part; all if unset.')
 _ROUNDS = flags.DEFINE_integer('rounds', 8, 'Measurements, the best counts.', 1)
 

@@ -1,9 +1,11 @@
 """Two data sets as one: labelled images of a source, others of a target."""
 
+import contextlib
+
 import numpy as np
 
 from ssljax import datasets
-from ssljax.core import UNLABELLED, require
+from ssljax.core import UNLABELLED, InputError, require
 
 
 def load(
@@ -33,23 +35,28 @@ def load(
   """
 
   def both(image_size):
-    return [
-      datasets.load(
-        name,
-        data_dir,
-        train_split=train_split,
-        test_split=test_split if name == target else None,
-        image_size=image_size,
-        corrupt=corrupt,
-      )
-      for name in (source, target)
-    ]
+    how = dict(train_split=train_split, image_size=image_size, corrupt=corrupt)
+    with _named('source'):
+      first = datasets.load(source, data_dir, **how)
+    with _named('target'):
+      second = datasets.load(target, data_dir, test_split=test_split, **how)
+    return first, second
 
   opened = both(image_size)
   sides = {side for dataset in opened for side in dataset.train.shape[:2]}
   if len(sides) > 1:
     opened = both(max(sides))
   return join(*opened)
+
+
+@contextlib.contextmanager
+def _named(flag: str):
+  """Has an error speak of the flag that named the data set."""
+  try:
+    yield
+  except InputError as error:
+    said = str(error).replace('--dataset', f'--{flag}')
+    raise InputError(said) from error
 
 
 def join(source: datasets.Dataset, target: datasets.Dataset):

@@ -130,12 +130,22 @@ def optimizer(
   if optimizer == 'sgd':
     descend = optax.sgd(rate, momentum or None, nesterov=momentum > 0)
   else:
-    descend = optax.adam(rate, b1=momentum)
+    descend = _promoting(optax.adam(rate, b1=momentum))
   parts = [optax.add_decayed_weights(weight_decay, mask=kernels)]
   parts += [optax.clip(clip)] if clip else []
   parts += [descend]
   parts += [average_weights(average)] if average else []
   return optax.chain(*parts)
+
+
+def _promoting(tx: optax.GradientTransformation):
+  """Lets optax's Adam mix dtypes where the program forbids itself to."""
+
+  def update(updates, state, params=None):
+    with jax.numpy_dtype_promotion('standard'):
+      return tx.update(updates, state, params)
+
+  return optax.GradientTransformation(tx.init, update)
 
 
 def maker(*, learning_rate: float = 0.1, **constants) -> Callable:

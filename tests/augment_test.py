@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from ssljax import augment, core
+from ssljax import augment, core, warp
 
 
 def picture(*shape, seed=0):
@@ -119,44 +119,6 @@ def test_half_of_the_images_are_cropped_and_half_are_zoomed():
   assert set(choice) == set(range(-1, 25))
 
 
-def test_a_turn_by_0_changes_nothing():
-  image = picture(5, 8, 3)
-  np.testing.assert_allclose(augment.turn(image, 0.0), image, atol=1e-6)
-
-
-@pytest.mark.parametrize('size', [5, 8])
-def test_a_quarter_turn_is_rot90(size):
-  image = picture(size, size, 3)
-  np.testing.assert_allclose(
-    augment.turn(image, np.pi / 2), np.rot90(image), atol=1e-5
-  )
-
-
-@pytest.mark.parametrize('angle', [-0.2, 0.13])
-def test_a_turn_is_scipys_with_zeros_outside(angle):
-  image = picture(9, 12, 3)
-  expected = scipy.ndimage.rotate(
-    image, np.rad2deg(angle), reshape=False, order=1, mode='grid-constant'
-  )
-  np.testing.assert_allclose(augment.turn(image, angle), expected, atol=1e-5)
-
-
-def test_angles_are_uniform_within_the_bound():
-  # Interpolation is exact on a ramp: x' = cos x - sin y about the centre, so
-  # the steps to the right and down at the centre are cos and -sin.
-  ramp = np.tile(np.arange(7, dtype=np.float32), (7, 1))[..., None]
-  turned = many(augment.rotate(0.2), ramp, 1000)[..., 0]
-  angle = np.arctan2(
-    turned[:, 3, 3] - turned[:, 4, 3], turned[:, 3, 4] - turned[:, 3, 3]
-  )
-  assert abs(angle).max() <= 0.2 + 1e-5
-  # U(-a, a) has deviation a / √3: the mean of 1000 is within 4 * .00365 but
-  # for 6e-5; none of 1000 above .97 a has chance .97^1000 = 6e-14 (.985 per
-  # side: 3e-7).
-  assert abs(angle.mean()) < 0.0146
-  assert angle.max() > 0.194 and angle.min() < -0.194
-
-
 def test_noise_has_the_given_deviation():
   image = picture(4, 4, 3)
   added = many(augment.noise(0.15), image, 1000) - image
@@ -171,6 +133,50 @@ def test_noise_of_0_changes_nothing():
   np.testing.assert_array_equal(
     augment.noise(0)(jax.random.key(0), image), image
   )
+
+
+@pytest.mark.parametrize('size, sigma', [(7, 1.4), (5, 0.7), (11, None)])
+def test_weights_are_a_gaussians(size, sigma):
+  weights = augment.gaussian(size, sigma)
+  # OpenCV's sigma of size 11: 0.3 (5 - 1) + 0.8.
+  deviation = sigma or 2.0
+  peak = size // 2
+  for place, weight in enumerate(weights):
+    expected = np.exp(-((place - peak) ** 2) / (2 * deviation**2))
+    np.testing.assert_allclose(weight / weights[peak], expected, rtol=1e-12)
+  assert abs(sum(weights) - 1) < 1e-12
+
+
+@pytest.mark.parametrize('size', [1, 3, 5, 7, 9])
+def test_weights_of_a_small_kernel_are_close_to_opencvs_sigma(size):
+  weights = augment.gaussian(size)
+  assert abs(sum(weights) - 1) < 1e-12 and weights == weights[::-1]
+  sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
+  np.testing.assert_allclose(
+    weights, augment.gaussian(size, sigma), atol=0.03 if size < 7 else 0.007
+  )
+
+
+@pytest.mark.parametrize('shape', [(8, 9, 3), (3, 2, 1)])
+@pytest.mark.parametrize('sigma', [None, 1.4])
+def test_a_blur_is_scipys_with_the_border_mirrored(shape, sigma):
+  image, weights = picture(*shape), augment.gaussian(7, sigma)
+  expected = image.astype(np.float64)
+  for axis in (0, 1):
+    expected = scipy.ndimage.correlate1d(expected, weights, axis, mode='mirror')
+  blurred = many(augment.blur(7, sigma, 1), image, 2)
+  np.testing.assert_allclose(
+    blurred, np.broadcast_to(expected, blurred.shape), atol=1e-6
+  )
+  assert blurred.min() >= image.min() and blurred.max() <= image.max()
+
+
+def test_half_of_the_images_are_blurred():
+  image = picture(8, 9, 3)
+  sharp = (many(augment.blur(), image, 1000) == image).all(axis=(1, 2, 3))
+  assert abs(sharp.mean() - 0.5) < 0.063  # as for the flip
+  for augmentation in (augment.blur(probability=0), augment.blur(1, None, 1)):
+    np.testing.assert_array_equal(many(augmentation, image, 1)[0], image)
 
 
 def slow_saturation(image, factor):
@@ -273,6 +279,70 @@ def test_colour_changes_are_drawn_uniformly():
     assert abs(values.std() / deviation - 1) < 4 * 0.45 / 3000**0.5
 
 
+def slow_jitter(image, light, colour, turns):
+  """LbA's colour changes of STL-10, pixel by pixel, but for grey."""
+  out = np.empty(image.shape)
+  for place in np.ndindex(image.shape[:2]):
+    hue, saturation, value = colorsys.rgb_to_hsv(*(image[place] + light))
+    saturation = min(1, saturation * colour)
+    out[place] = colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value)
+  return out
+
+
+def test_jitter_changes_hue_and_saturation_as_colorsys_does():
+  image = 0.3 + picture(4, 5, 3) / 2
+  jitter = augment.jitter(50, (0.5, 1.2), 0.1, 0.5)
+  results = many(jitter, image, 12)
+  keys = jax.random.split(jax.random.key(7), 12)
+  drawn = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (4,)))(keys))
+  assert 0 < (drawn[:, 3] < 0.5).sum() < 12
+  for result, (light, colour, turns, dye) in zip(results, drawn, strict=True):
+    expected = slow_jitter(
+      image, 50 / 255 * (2 * light - 1), 0.5 + 0.7 * colour, 0.2 * turns - 0.1
+    )
+    if dye < 0.5:
+      luma = expected @ [0.2989, 0.587, 0.114]
+      expected = np.repeat(luma[..., None], 3, axis=-1)
+    np.testing.assert_allclose(result, expected.clip(0, 1), atol=2e-6)
+
+
+def test_jitter_of_nothing_changes_nothing():
+  image = picture(4, 5, 3)
+  results = many(augment.jitter(0, (1, 1), 0, 0), image, 4)
+  np.testing.assert_allclose(
+    results, np.broadcast_to(image, results.shape), atol=1e-6
+  )
+
+
+def test_half_of_the_images_become_grey():
+  image = picture(2, 2, 3)
+  results = many(augment.jitter(), image, 1000)
+  grey = np.ptp(results, axis=-1).max(axis=(1, 2)) == 0
+  assert abs(grey.mean() - 0.5) < 0.063  # as for the flip
+  assert results.min() >= 0 and results.max() <= 1
+
+
+def test_of_a_grey_image_only_the_brightness_jitters():
+  image = 0.2 + picture(3, 4, 1) / 2
+  added = many(augment.jitter(25.5), image, 1000) - image
+  np.testing.assert_allclose(np.ptp(added, axis=(1, 2, 3)), 0, atol=1e-6)
+  added = added[:, 0, 0, 0]
+  # U(-a, a), a = 25.5 / 255, of deviation a / √3, as for the angles of warps.
+  assert abs(added).max() <= 0.1 + 1e-6
+  assert abs(added.mean()) < 4 * 0.1 / 3000**0.5
+  assert added.max() > 0.097 and added.min() < -0.097
+
+
+def test_stl10_without_changes_is_a_flip():
+  image = picture(6, 6, 3)
+  still = augment.stl10(0, 0, 0, (1, 1), 0, 0)
+  results = many(still, image, 40)
+  for result in results:
+    errors = [abs(result - one).max() for one in (image, image[:, ::-1])]
+    assert min(errors) < 1e-6
+  assert 0 < (abs(results - image).max(axis=(1, 2, 3)) < 1e-6).sum() < 40
+
+
 def test_an_empty_chain_is_the_identity():
   image = picture(4, 4, 3)
   assert augment.chain()(jax.random.key(0), image) is image
@@ -293,8 +363,10 @@ def test_a_chain_gives_each_part_its_own_share_of_the_key():
 PIPELINES = {
   'te': augment.chain(augment.translate(1), augment.flip, augment.noise()),
   'madnn': augment.chain(
-    augment.rotate(), augment.crop_or_resize(1), augment.distort
+    warp.rotate(), augment.crop_or_resize(1), augment.distort
   ),
+  'lba_svhn': augment.chain(warp.affine(), augment.blur()),
+  'lba_stl10': augment.stl10(),
 }
 
 
@@ -338,8 +410,17 @@ def test_keys_of_either_kind_do():
   [
     (augment.translate, 'amount'),
     (augment.crop_or_resize, 'pad'),
-    (augment.rotate, 'angle'),
     (augment.noise, 'sigma'),
+    (augment.blur, 'size'),
+    (functools.partial(augment.blur, 7), 'sigma'),
+    (functools.partial(augment.blur, 7, None), 'probability'),
+    (augment.stl10, 'degrees'),
+    (functools.partial(augment.stl10, 10), 'crop'),
+    (augment.jitter, 'brightness'),
+    (lambda value: augment.jitter(saturation=(value, 1)), 'saturation'),
+    (lambda value: augment.jitter(saturation=(0, value)), 'saturation'),
+    (lambda value: augment.jitter(hue=value), 'hue'),
+    (lambda value: augment.jitter(grey=value), 'grey'),
   ],
 )
 @pytest.mark.parametrize('value', [-1, float('nan'), float('inf')])
@@ -348,7 +429,19 @@ def test_a_number_that_cannot_be_is_refused_by_name(factory, name, value):
     factory(value)
 
 
-@pytest.mark.parametrize('factory', [augment.translate, augment.crop_or_resize])
+@pytest.mark.parametrize(
+  'factory', [augment.translate, augment.crop_or_resize, augment.blur]
+)
 def test_part_of_a_pixel_is_refused(factory):
   with pytest.raises(core.InputError, match='whole number'):
     factory(1.5)
+
+
+def test_a_blur_of_an_even_size_is_refused():
+  with pytest.raises(core.InputError, match='odd'):
+    augment.blur(4)
+
+
+def test_factors_in_the_wrong_order_are_refused():
+  with pytest.raises(core.InputError, match='lower number first'):
+    augment.jitter(saturation=(1.2, 0.5))

@@ -113,6 +113,14 @@ def write_sets(folder):
     labels = np.arange(2 * classes + 60) % classes
     images = rng.integers(0, 256, (len(labels), side, side, channels))
     write_official(folder, name, images.astype(np.uint8), labels)
+  images = rng.integers(0, 256, (60, 96, 96, 3)).astype(np.uint8)
+  labels = np.where(np.arange(60) < 40, np.arange(60) % 10, -1)
+  splits = {
+    'train': list(range(20)),
+    'test': list(range(20, 40)),
+    'unlabelled': list(range(40, 60)),
+  }
+  write_official(folder, 'stl10', images, labels, splits=splits)
 
 
 @pytest.fixture(scope='module')
@@ -122,8 +130,8 @@ def sets(tmp_path_factory):
   return folder
 
 
-def write_official(folder, name, images, labels):
-  fake_tfds.write(folder, name, list(images), labels)
+def write_official(folder, name, images, labels, **more):
+  fake_tfds.write(folder, name, list(images), labels, **more)
 
 
 @pytest.mark.parametrize('preset', PRESETS, ids=lambda p: p.stem)
@@ -136,6 +144,15 @@ def test_every_preset_parses_and_takes_two_steps(
   assert re.search(r'^# +paper:', header, re.M), preset
   assert re.search(r'^# +ours:', header, re.M), preset
   small = '--network=digits'  # ConvLarge is compiled in its own test
+  own = {
+    'association': (
+      '--batch_per_class=1',
+      '--pretrain=0',
+      '--unlabelled=all',
+      '--evaluate_every=2',
+      '--nobaseline',
+    )
+  }
   status = binary.run(
     f'--flagfile={preset}',
     f'--data_dir={sets}',
@@ -145,6 +162,7 @@ def test_every_preset_parses_and_takes_two_steps(
     '--batch_labelled=8',
     '--batch_unlabelled=8',
     '--seeds=1',
+    *own.get(name, ()),
     f'--workdir={tmp_path}/run',
     binary=name,
   )
@@ -269,6 +287,124 @@ BAD = {
   'madnn': 'is not a flag',
   '--flagfile=/nonexistent.flags': 'nonexistent.flags',
 }
+
+
+BAD_ASSOCIATION = {
+  '--batch_per_class=0': '--batch_per_class=0',
+  '--batch_per_class=-3': '--batch_per_class=-3',
+  '--batch_unlabelled=0': '--batch_unlabelled=0',
+  '--visit=-1': '--visit=-1',
+  '--walker=nan': '--walker=nan',
+  '--similarity=cosine': 'similarity',
+  '--pretrain=-1': '--pretrain=-1',
+  '--associate_rate=0': '--associate_rate=0',
+  '--decay=steps': '--decay_at',
+  '--decay_at=10,20': '--decay_at',
+  '--decay_at=soon --decay=steps': 'decay_at',
+  '--unlabelled=all:9999': '--unlabelled=all:9999',
+  '--unlabelled=some:3': '--unlabelled=some:3',
+  '--network=elu_stl10': '--network',
+  '--dropout=0.5': '--dropout',
+  '--source=digits': '--source, --target',
+  '--source=digits --target=mnits': '--target=mnits',
+  '--source=mnits --target=digits': '--source=mnits',
+}
+
+
+@pytest.mark.parametrize('arguments', BAD_ASSOCIATION)
+def test_bad_input_of_association_is_one_line_that_names_the_flag(
+  arguments, tmp_path, capsys
+):
+  folder = tmp_path / 'run'
+  line = binary.refused(
+    capsys, *arguments.split(), f'--workdir={folder}', binary='association'
+  )
+  assert BAD_ASSOCIATION[arguments] in line
+  assert not folder.exists()
+
+
+def test_classes_that_differ_between_source_and_target_are_refused(
+  sets, tmp_path, capsys
+):
+  line = binary.refused(
+    capsys,
+    '--source=cifar10',
+    '--target=cifar100',
+    f'--data_dir={sets}',
+    f'--workdir={tmp_path}/run',
+    binary='association',
+  )
+  assert '--target=cifar100' in line and '--source=cifar10' in line
+
+
+def adapt(folder, sets, *more):
+  """A short adaptation from digits; what was measured, and the result."""
+  status = binary.run(
+    '--source=digits',
+    '--target=mnist',
+    f'--data_dir={sets}',
+    '--labels=all',
+    '--batch_per_class=1',
+    '--batch_unlabelled=10',
+    '--network=digits',
+    '--image_size=8',
+    '--pretrain=2',
+    '--steps=2',
+    '--seeds=1',
+    '--nobaseline',
+    '--record_every=1',
+    '--report_minimum',
+    *more,
+    f'--workdir={folder}',
+    binary='association',
+  )
+  assert status == 0
+  return json.loads((folder / 'result.json').read_text())
+
+
+def test_adaptation_reports_the_target_before_and_after(sets, tmp_path, capsys):
+  result = adapt(tmp_path / 'run', sets)
+  out = capsys.readouterr().out
+  assert 'digits-mnist: 1377 training images 8x8x1' in out
+  assert '80 seen as unlabelled (without the labelled ones)' in out
+  after = result['test_error_after']
+  assert set(after) == {'pretrain', 'associate'}
+  assert after['associate'] == result['test_error']['last']
+  assert len(after['pretrain']) == 1
+  least = result['test_error']['minimum']
+  assert all(x <= y for x, y in zip(least, after['pretrain'], strict=True))
+  for text in ('association after pretrain: ', 'minimum over training'):
+    assert text in out
+  lines = (tmp_path / 'run/metrics.jsonl').read_text().splitlines()
+  losses = [m for m in map(json.loads, lines) if 'loss' in m]
+  assert [m['stage'] for m in losses] == (
+    2 * ['pretrain'] + 2 * ['associate']
+  )
+  assert {'walker', 'visit', 'cross_entropy', 'correct_walks'} < set(losses[-1])
+
+
+def test_the_labels_of_the_targets_training_images_change_nothing(
+  tmp_path_factory,
+):
+  rng = np.random.default_rng(0)
+  images = list(rng.integers(0, 256, (80, 28, 28, 1)).astype(np.uint8))
+  runs = []
+  for turn in (0, 1):
+    sets = tmp_path_factory.mktemp('sets')
+    truth = np.arange(80) % 10
+    truth[:60] = (truth[:60] + turn) % 10  # the test rows keep theirs
+    splits = {'train': list(range(60)), 'test': list(range(60, 80))}
+    write_official(sets, 'mnist', images, truth, splits=splits)
+    folder = sets / 'run'
+    result = adapt(folder, sets)
+    lines = (folder / 'metrics.jsonl').read_text().splitlines()
+    timing = {'seconds', 'images_per_second'}
+    measured = [
+      {k: v for k, v in json.loads(line).items() if k not in timing}
+      for line in lines
+    ]
+    runs.append((measured, result['test_error'], result['splits']))
+  assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize('arguments', BAD)

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from ssljax import checkpoint, evaluate, record, train
-from ssljax.core import InputError, Stage, TrainState
+from ssljax.core import InputError, Method, Stage, TrainState
 from ssljax.program import Program
 
 
@@ -105,6 +105,20 @@ def test_a_summary_takes_the_last_step_and_the_median_of_five():
     'median_last': [3.0, 0.0],  # of 5 1 2 8 3
     'averaged': [4.0, 1.0],
   }
+  # The least error over training is a choice made on the test set: asked for.
+  summary = evaluate.summarize(evaluations, minimum=True)
+  assert summary['minimum'] == [1.0, 0.0]
+
+
+def test_the_error_after_each_stage_is_that_of_its_last_step():
+  stage = tiny.make_job('supervised').program.method.stages[0]
+  stages = (
+    stage._replace(name='a', steps=2),
+    stage._replace(name='b', steps=3),
+  )
+  evaluations = [{'step': i, 'last': [float(i)]} for i in (1, 2, 4, 5)]
+  method = Method('two', stages)
+  assert evaluate.by_stage(evaluations, method) == {'a': [2.0], 'b': [5.0]}
 
 
 def with_refresh(**more):
