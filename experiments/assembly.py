@@ -202,6 +202,11 @@ def seed_range(group) -> str:
   return str(first) if first == last else f'{first}-{last}'
 
 
+def checkpoint_folder(folder: pathlib.Path, method: Method, group):
+  """Where the job of a group of splits keeps its checkpoints."""
+  return folder / 'checkpoints' / method.name / f'seed-{seed_range(group)}'
+
+
 def make_data(dataset: datasets.Dataset, drawn, mesh) -> program.Data:
   """Feeds, fitted preprocessing and truth, on the devices of a mesh."""
   place = parallel.placer(mesh)
@@ -259,9 +264,7 @@ def run_job(
 ) -> train.Progress:
   """Trains one job with checkpoints in a folder of its own."""
   method = job.program.method
-  where = (
-    folder / 'checkpoints' / method.name / f'seed-{seed_range(job.splits)}'
-  )
+  where = checkpoint_folder(folder, method, job.splits)
   options = make_options(method.stages, job.program.data.train)
   with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
     _, progress = train.fit(job, options, recorder, checkpoints, metrics_start)

@@ -86,6 +86,16 @@ def define_flags() -> None:
   )
 
 
+def define(arms: Mapping[str, Callable], **defaults) -> list[str]:
+  """Defines all flags of a binary, with its own defaults; their names."""
+  known = set(FLAGS)
+  define_flags()
+  flagging.define(*reversed(arms.values()), optimizers.optimizer)
+  for name, value in defaults.items():
+    FLAGS.set_default(name, value)
+  return sorted(set(FLAGS) - known)
+
+
 def main(binary: str, arms: Mapping[str, Callable], **defaults) -> None:
   """Runs an experiment binary and exits.
 
@@ -98,13 +108,8 @@ def main(binary: str, arms: Mapping[str, Callable], **defaults) -> None:
     **defaults: of flags, where its paper's differ from the others'.
   """
   parallel.keep_freed_memory()
-  known = set(FLAGS)
   flags.disclaim_key_flags()  # They are the calling program's.
-  define_flags()
-  flagging.define(*reversed(arms.values()), optimizers.optimizer)
-  names = sorted(set(FLAGS) - known)
-  for name, value in defaults.items():
-    FLAGS.set_default(name, value)
+  names = define(arms, **defaults)
 
   def parse(argv):
     preset = pathlib.Path(__file__).parent / f'presets/{binary}.digits.flags'

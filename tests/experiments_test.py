@@ -377,9 +377,7 @@ def test_adaptation_reports_the_target_before_and_after(sets, tmp_path, capsys):
     assert text in out
   lines = (tmp_path / 'run/metrics.jsonl').read_text().splitlines()
   losses = [m for m in map(json.loads, lines) if 'loss' in m]
-  assert [m['stage'] for m in losses] == (
-    2 * ['pretrain'] + 2 * ['associate']
-  )
+  assert [m['stage'] for m in losses] == (2 * ['pretrain'] + 2 * ['associate'])
   assert {'walker', 'visit', 'cross_entropy', 'correct_walks'} < set(losses[-1])
 
 
