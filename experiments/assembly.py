@@ -172,7 +172,7 @@ def make_draw(classes: int, supervised_only: bool) -> Draw:
   return Draw(
     each * classes if each else FLAGS.batch_labelled,
     0 if supervised_only else FLAGS.batch_unlabelled,
-    balanced=each is not None,
+    classes=classes if each else 0,
   )
 
 

@@ -20,15 +20,17 @@ FLAGS = flags.FLAGS
 FREE = ('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt')
 
 
-def define_flags() -> None:
-  """Defines the flags that every experiment has."""
+def define_data_flags() -> None:
+  """Defines the flags that every experiment has: what it is trained on."""
   flags.DEFINE_string(
     'dataset', 'digits', '"digits" (embedded), or the name of a TFDS data set.'
   )
   flags.DEFINE_string('source', None, 'Data set of the labels, not --dataset.')
   flags.DEFINE_string('target', None, 'Data set to adapt to and test on.')
   flags.DEFINE_string('data_dir', None, 'Where TFDS data sets are prepared.')
-  flags.DEFINE_string('train_split', 'train', 'TFDS split to train on.')
+  flags.DEFINE_string(
+    'train_split', 'train', 'TFDS split to train on (of both).'
+  )
   flags.DEFINE_string('test_split', None, 'TFDS split to test on.')
   flags.DEFINE_integer('image_size', None, 'Resize images to this many pixels.')
   flags.DEFINE_integer('corrupt', 0, 'How many corrupt images to tolerate.')
@@ -38,7 +40,11 @@ def define_flags() -> None:
     'rest',
     'Images seen without a label: "rest", "all", N of the rest, all:N of all.',
   )
-  flags.DEFINE_integer('validation', 0, 'Images held out for validation.')
+  flags.DEFINE_integer('validation', 0, 'Images held out (of the source).')
+
+
+def define_training_flags() -> None:
+  """Defines the rest of them: how it is trained, and where it is kept."""
   flags.DEFINE_bool('baseline', True, 'Run the supervised baseline too.')
   flags.DEFINE_integer('seeds', 1, 'How many label splits.')
   flags.DEFINE_integer('seed', 0, 'Number of the first split.')
@@ -89,7 +95,8 @@ def define_flags() -> None:
 def define(arms: Mapping[str, Callable], **defaults) -> list[str]:
   """Defines all flags of a binary, with its own defaults; their names."""
   known = set(FLAGS)
-  define_flags()
+  define_data_flags()
+  define_training_flags()
   flagging.define(*reversed(arms.values()), optimizers.optimizer)
   for name, value in defaults.items():
     FLAGS.set_default(name, value)
@@ -177,15 +184,34 @@ def fail(binary: str, error) -> None:
   sys.exit(2)
 
 
+def settle_alternatives() -> None:
+  """Leaves unset what another flag decides, so that flags.txt says it once."""
+  require(
+    bool(FLAGS.source) == bool(FLAGS.target),
+    '--source, --target: give both, or neither and a --dataset',
+  )
+  if FLAGS.source:
+    FLAGS.dataset = None
+  if FLAGS.batch_per_class is not None:
+    require(
+      not FLAGS['batch_labelled'].present,
+      f'--batch_labelled={FLAGS.batch_labelled}: --batch_per_class='
+      f'{FLAGS.batch_per_class} decides: change that one',
+    )
+    FLAGS.batch_labelled = None
+
+
 def check_flags() -> None:
   """Refuses values that no run can have, by name."""
-  for name in ('seeds', 'seeds_at_once', 'batch_labelled', 'batch_unlabelled'):
+  settle_alternatives()
+  for name in ('seeds', 'seeds_at_once', 'batch_unlabelled'):
     positive(**{name: FLAGS[name].value})
   for name in ('validation', 'seed', 'corrupt', 'checkpoint_seconds'):
     non_negative(**{name: FLAGS[name].value})
   for name in (
     'steps',
     'epochs',
+    'batch_labelled',
     'batch_per_class',
     'image_size',
     'evaluate_every',
@@ -204,10 +230,6 @@ def check_flags() -> None:
   require(
     (FLAGS.steps is None) != (FLAGS.epochs is None),
     '--steps, --epochs: give one of the two',
-  )
-  require(
-    bool(FLAGS.source) == bool(FLAGS.target),
-    '--source, --target: give both, or neither and a --dataset',
   )
   unknown = [
     name for name in FLAGS.augment if name not in assembly.AUGMENTATIONS

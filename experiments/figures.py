@@ -133,13 +133,14 @@ def finished_result(folder: pathlib.Path) -> dict:
   return result
 
 
-def take_flags(folder: pathlib.Path, method: str, data_dir: str | None):
+def take_flags(folder: pathlib.Path, method: str, data_dir, corrupt: int):
   """Has FLAGS say what they said in a run.
 
   Args:
     folder: of the run.
     method: the binary that made it.
     data_dir: where its data set is now.
+    corrupt: how many corrupt images it may have.
 
   Returns:
     The binary's arms.
@@ -154,12 +155,15 @@ def take_flags(folder: pathlib.Path, method: str, data_dir: str | None):
       f'--run={folder}: its flags.txt is of another version ({error}): run it '
       'again with this one'
     ) from error
-  FLAGS.data_dir = data_dir
+  FLAGS.data_dir, FLAGS.corrupt = data_dir, corrupt
   return binary.ARMS
 
 
 def load(
-  folder: pathlib.Path, seed: int | None = None, data_dir: str | None = None
+  folder: pathlib.Path,
+  seed: int | None = None,
+  data_dir: str | None = None,
+  corrupt: int = 0,
 ) -> Finished:
   """A finished run under one of its splits.
 
@@ -167,6 +171,7 @@ def load(
     folder: of the run.
     seed: number of the split; the run's first if None.
     data_dir: where its data set is prepared.
+    corrupt: how many corrupt images it may have.
   """
   result = finished_result(folder)
   seed = result['seeds'][0] if seed is None else seed
@@ -174,7 +179,7 @@ def load(
     seed in result['seeds'],
     f'--seed={seed}: --run={folder} has {result["seeds"]}: give one of them',
   )
-  arms = take_flags(folder, result['method'], data_dir)
+  arms = take_flags(folder, result['method'], data_dir, corrupt)
   run = assembly.assemble(arms)
   require(
     [split.digest for split in run.drawn] == result['splits'],
@@ -251,6 +256,7 @@ def define_flags() -> None:
   flags.DEFINE_string('out', None, 'RUN/figures if unset.')
   flags.DEFINE_integer('seed', None, "Number of the split; the run's first.")
   flags.DEFINE_string('data_dir', None, 'Where TFDS data sets are prepared.')
+  flags.DEFINE_integer('corrupt', 0, 'How many corrupt images to tolerate.')
   flags.DEFINE_bool('list', False, 'List the figures.')
   flagging.define(*(drawing.draw for drawing in FIGURES.values()))
 
@@ -291,7 +297,7 @@ def draw(own: set[str]) -> None:
   for name in own:  # `seed` and `data_dir` are the run's from here on
     delattr(FLAGS, name)
 
-  finished = load(folder, asked['seed'], asked['data_dir'])
+  finished = load(folder, asked['seed'], asked['data_dir'], asked['corrupt'])
   name = f'{asked["figure"].replace("/", "-")}.seed-{finished.split.seed}'
   with plotting.style():
     figure, tables = make(finished, **options)

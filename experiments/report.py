@@ -32,9 +32,14 @@ def add(result: dict, method, progress: Progress, minimum: bool) -> None:
     method: the `Method` that was trained.
     progress: of the job at its end.
     minimum: as in `evaluate.summarize`.
+
+  What is summarised is the last stage; the others' errors at their ends stand
+  beside it.
   """
   arm = method.name
-  errors = evaluate.summarize(progress.evaluations, minimum=minimum)
+  before = progress.step - method.stages[-1].steps
+  of_last_stage = [e for e in progress.evaluations if e['step'] > before]
+  errors = evaluate.summarize(of_last_stage, minimum=minimum)
   stages = evaluate.by_stage(progress.evaluations, method)
   empty = {'steps': progress.step, 'seconds': 0.0, 'test_error': {}}
   if len(stages) > 1:
@@ -55,10 +60,11 @@ def opening(run, folder: pathlib.Path) -> str:
   labelled, unlabelled = len(split.labelled), len(split.unlabelled)
   shared = bool(set(split.labelled) & set(split.unlabelled))
   there, used = jax.device_count(), run.mesh.size
-  draws = [s.draw.size for method in run.methods for s in method.stages]
+  draws = [s.draw for method in run.methods for s in method.stages]
+  labelled_flag = 'batch_per_class' if draws[-1].classes else 'batch_labelled'
   idle = (
-    f' ({there - used} idle: batches of {draws} images divide by no more; '
-    'change --batch_labelled, --batch_unlabelled)'
+    f' ({there - used} idle: batches of {[d.size for d in draws]} images '
+    f'divide by no more; change --{labelled_flag}, --batch_unlabelled)'
     if used < there
     else ''
   )
@@ -79,6 +85,14 @@ def mean_std(values: list[float]) -> str:
   if len(values) == 1:
     return f'{mean:.2f}'
   return f'{mean:.2f} ± {statistics.stdev(values):.2f}'
+
+
+def by_seed(errors: dict) -> str:
+  """'4.12 3.90 (median 4.01)', of the weights that a method evaluates."""
+  kind = next(k for k in ('minimum', 'averaged', 'last') if k in errors)
+  values = ' '.join(f'{value:.2f}' for value in errors[kind])
+  named = ', minimum over training' if kind == 'minimum' else ''
+  return f'{values} (median {statistics.median(errors[kind]):.2f}{named})'
 
 
 def table(result: dict, folder: pathlib.Path) -> str:
@@ -104,11 +118,7 @@ def table(result: dict, folder: pathlib.Path) -> str:
   ]
   labels = result['labels']
   per_seed = [
-    f'{arm} by seed: '
-    + ' '.join(
-      f'{v:.2f}'
-      for v in entry['test_error'].get('averaged', entry['test_error']['last'])
-    )
+    f'{arm} by seed: {by_seed(entry["test_error"])}'
     for arm, entry in result['arms'].items()
   ]
   by_stage = [

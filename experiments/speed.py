@@ -212,7 +212,7 @@ def part_madnn(rounds: int) -> None:
 
 def part_association(rounds: int) -> None:
   """What association costs: of a step, and alone on large batches."""
-  net, draw = elu.elu(10), Draw(100, 100, balanced=True)
+  net, draw = elu.elu(10), Draw(100, 100, classes=10)
   tx = optimizers.maker()
   steps = {
     'supervised': make_step(supervised_on(net, draw), net, 28, 1),
@@ -242,7 +242,7 @@ def association_losses(na: int, nb: int, dim: int, rounds: int) -> None:
   steps, memory = {}, {}
   for name, keep in {'recomputed': False, 'kept': True}.items():
     patch = (
-      mock.patch.object(jax, 'checkpoint', lambda f: f)
+      mock.patch.object(jax, 'checkpoint', lambda f, **_: f)
       if keep
       else contextlib.nullcontext()
     )

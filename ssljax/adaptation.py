@@ -1,6 +1,7 @@
 """Two data sets as one: labelled images of a source, others of a target."""
 
 import contextlib
+import re
 
 import numpy as np
 
@@ -33,11 +34,13 @@ def load(
   Raises:
     InputError: one of them cannot be read, or their classes differ.
   """
+  require(source != target, f'--target={target}: is the --source: give another')
 
   def both(image_size):
     how = dict(train_split=train_split, image_size=image_size, corrupt=corrupt)
     with _named('source'):
-      first = datasets.load(source, data_dir, **how)
+      # It is not tested on: its training images stand in for test images.
+      first = datasets.load(source, data_dir, test_split=train_split, **how)
     with _named('target'):
       second = datasets.load(target, data_dir, test_split=test_split, **how)
     return first, second
@@ -55,7 +58,7 @@ def _named(flag: str):
   try:
     yield
   except InputError as error:
-    said = str(error).replace('--dataset', f'--{flag}')
+    said = re.sub(r'--dataset\b', f'--{flag}', str(error))
     raise InputError(said) from error
 
 

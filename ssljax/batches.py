@@ -32,6 +32,19 @@ def endless(rows, size, *words: int) -> np.ndarray:
   ]
 
 
+def queue(rows, start, size, *words: int) -> np.ndarray:
+  """Places `start` to `start + size` of shuffle after shuffle of `rows [M]`.
+
+  Unlike `endless` it goes on across epochs; at most three words.
+  """
+  first, last = start // len(rows), (start + size - 1) // len(rows)
+  shuffles = [
+    generator(*words, number).permutation(rows)
+    for number in range(first, last + 1)
+  ]
+  return np.concatenate(shuffles)[start - first * len(rows) :][:size]
+
+
 class Order:
   """The rows of each step of a stage under one split."""
 
@@ -46,24 +59,30 @@ class Order:
     self.draw, self.split = draw, split
     self._stream = 100 * stage
     labelled, other = len(split.labelled), len(split.unlabelled)
-    self._pools = [split.labelled]  # each with a queue of its own
-    if draw.balanced:
-      classes = np.unique(split.labels[split.labelled])
-      self._pools = [np.flatnonzero(split.labels == c) for c in classes]
+    self._pools = [
+      np.flatnonzero(split.labels == label) for label in range(draw.classes)
+    ]
+    for label, pool in enumerate(self._pools):
       require(
-        draw.labelled % len(classes) == 0,
-        f'--batch_labelled={draw.labelled} is not as many of each of the '
-        f'{len(classes)} classes: give --batch_per_class',
+        len(pool) > 0,
+        f'--batch_per_class: class {label} has no labelled image: label at '
+        'least one of each class',
       )
     require(
-      draw.balanced or draw.labelled <= labelled,
+      draw.labelled % max(1, draw.classes) == 0,
+      f'--batch_labelled={draw.labelled} is not as many of each of '
+      f'{draw.classes} classes: give --batch_per_class',
+    )
+    require(
+      draw.classes or draw.labelled <= labelled,
       f'--batch_labelled={draw.labelled} is larger than the {labelled} '
       'labelled images: give a smaller one, or more --labels',
     )
     require(
       draw.other <= other,
       f'--batch_unlabelled={draw.other} is larger than the {other} unlabelled '
-      'images: give a smaller one, or --unlabelled=all',
+      'images: give a smaller one, or --unlabelled=all; experiments/'
+      'supervised.py trains on the labelled images alone',
     )
     self.epoch_steps = (
       other // draw.other if draw.other else max(1, labelled // draw.labelled)
@@ -75,24 +94,22 @@ class Order:
 
     The other part (or the labelled one, where it is alone) is one shuffle,
     each row at most once: what is left over at the end is less than a batch.
+    Of a balanced draw the labelled part is a queue per class instead, which
+    an epoch's end does not interrupt.
     """
-    steps, each = self.epoch_steps, self.draw.labelled // len(self._pools)
-    queues = [
-      (pool, each, _LABELLED, number) for number, pool in enumerate(self._pools)
-    ]
-    queues.append((self.split.unlabelled, self.draw.other, _OTHER, 0))
-    parts = [
-      endless(
-        pool,
-        steps * size,
-        self.split.seed,
-        stream + self._stream,
-        epoch,
-        number,
-      ).reshape(steps, size)
-      for pool, size, stream, number in queues
-      if size
-    ]
+    steps, (labelled, other, classes) = self.epoch_steps, self.draw
+    seed, parts = self.split.seed, []
+    for label, pool in enumerate(self._pools):
+      size = steps * (labelled // classes)
+      words = seed, _LABELLED + self._stream, label
+      parts.append(queue(pool, epoch * size, size, *words))
+    if labelled and not classes:
+      words = seed, _LABELLED + self._stream, epoch
+      parts.append(endless(self.split.labelled, steps * labelled, *words))
+    if other:
+      words = seed, _OTHER + self._stream, epoch
+      parts.append(endless(self.split.unlabelled, steps * other, *words))
+    parts = [part.reshape(steps, -1) for part in parts]
     return np.concatenate(parts, axis=1).astype(np.int32)
 
   def rows(self, step: int) -> np.ndarray:

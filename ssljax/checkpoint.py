@@ -64,7 +64,7 @@ class Checkpoints:
       )
 
   def restore(
-    self, like: Callable[[dict], TrainState]
+    self, like: Callable[[dict], TrainState], put_aside: bool = True
   ) -> tuple[TrainState, dict] | None:
     """The newest checkpoint that can be read, or None if there is none.
 
@@ -74,6 +74,7 @@ class Checkpoints:
     Args:
       like: what was saved beside a state -> a tree of `jax.ShapeDtypeStruct`s
         with shardings.
+      put_aside: False renames nothing.
 
     Raises:
       InputError: there are checkpoints, and none can be read.
@@ -91,7 +92,8 @@ class Checkpoints:
           step,
           reason,
         )
-        self._put_aside(step)
+        if put_aside:
+          self._put_aside(step)
     require(
       not steps,
       f'--workdir: no checkpoint in {self.folder} can be read: run the same '

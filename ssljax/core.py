@@ -78,7 +78,7 @@ class Draw(NamedTuple):
 
   labelled: int  # drawn from the rows that have a label
   other: int = 0  # drawn from the rows the run admits, labels unused
-  balanced: bool = False  # as many labelled rows of each class, repeated if few
+  classes: int = 0  # C: as many labelled rows of each, repeated where few
 
   @property
   def size(self) -> int:

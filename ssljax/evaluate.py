@@ -43,8 +43,9 @@ def summarize(
   """What `result.json` reports of a run.
 
   Args:
-    evaluations: in order, each `{'step': int, name: [S] percent}` with names
-      'last', and 'averaged' where the method averages weights.
+    evaluations: of the last stage, in order, each `{'step': int, name: [S]
+      percent}` with names 'last', and 'averaged' where the method averages
+      weights.
     last: how many evaluations the median is over.
     minimum: report the least test error over training too: a choice made on
       the test set, for papers whose protocol it is.

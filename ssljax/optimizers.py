@@ -1,6 +1,7 @@
 """Optimisers as the papers use them, and the averaged weights to evaluate."""
 
 from collections.abc import Callable, Sequence
+import inspect
 from typing import Literal, NamedTuple
 
 import jax
@@ -119,11 +120,7 @@ def optimizer(
     average: largest decay of the averaged weights; 0 averages nothing.
   """
   positive(learning_rate=learning_rate, decay_factor=decay_factor)
-  require(
-    (decay == 'steps') == bool(decay_at),
-    f'--decay_at: give the steps at which --decay=steps, not {decay}, lowers '
-    'the learning rate',
-  )
+  _check_decay_at(decay, decay_at)
   non_negative(weight_decay=weight_decay, clip=clip)
   fraction(momentum=momentum, average=average)
   rate = schedule(decay, learning_rate, steps, decay_at, decay_factor)
@@ -138,6 +135,23 @@ def optimizer(
   return optax.chain(*parts)
 
 
+def _check_decay_at(decay: Decay, decay_at: Sequence[int]) -> None:
+  """Refuses steps that are none, and those without their decay."""
+  if decay == 'steps':
+    require(
+      len(decay_at) > 0,
+      '--decay=steps: say at which, as --decay_at=5000,10000',
+    )
+  for step in decay_at:
+    require(
+      decay == 'steps',
+      f'--decay_at: --decay={decay} has no steps: give --decay=steps too',
+    )
+    require(
+      0 < step < 2**31, f'--decay_at={step}: give a step between 1 and 2**31'
+    )
+
+
 def _promoting(tx: optax.GradientTransformation):
   """Lets optax's Adam mix dtypes where the program forbids itself to."""
 
@@ -148,19 +162,20 @@ def _promoting(tx: optax.GradientTransformation):
   return optax.GradientTransformation(tx.init, update)
 
 
-def maker(*, learning_rate: float = 0.1, **constants) -> Callable:
+def maker(**constants) -> Callable:
   """The optimiser of every stage of a run.
 
   Args:
-    learning_rate: as in `optimizer`.
-    **constants: the other keyword arguments of `optimizer`.
+    **constants: keyword arguments of `optimizer`.
 
   Returns:
     `(steps, scale=1.0) -> optimizer(steps, ...)` with the learning rate times
     `scale`: what the factories of methods take as `tx`.
   """
+  default = inspect.signature(optimizer).parameters['learning_rate'].default
+  rate = constants.pop('learning_rate', default)
 
   def make(steps: int, scale: float = 1.0) -> optax.GradientTransformation:
-    return optimizer(steps, learning_rate=learning_rate * scale, **constants)
+    return optimizer(steps, learning_rate=rate * scale, **constants)
 
   return make

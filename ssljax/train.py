@@ -112,7 +112,8 @@ def restore(
 ) -> tuple[TrainState, Progress] | None:
   """The newest checkpoint of a job, to be looked at, or None."""
   loop = _Loop(job, None, None, checkpoints)
-  return (loop.state, loop.progress) if loop.take_up() else None
+  taken = loop.take_up(put_aside=False)
+  return (loop.state, loop.progress) if taken else None
 
 
 @jax.jit
@@ -147,10 +148,10 @@ class _Loop:
     elif self.progress.step < total_steps(self.program.method):
       self.recorder.rewind(self.progress.metrics_bytes)
 
-  def take_up(self) -> bool:
+  def take_up(self, put_aside: bool = True) -> bool:
     """Takes up the newest checkpoint, if there is one."""
     restored = self.checkpoints.restore(
-      lambda saved: self.abstract(saved['stage'])
+      lambda saved: self.abstract(saved['stage']), put_aside
     )
     if restored is None:
       return False

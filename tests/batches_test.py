@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from ssljax import batches, datasets, parallel, preprocess, splits
-from ssljax.core import Draw, InputError
+from ssljax.core import UNLABELLED, Draw, InputError
 
 TRUTH = np.arange(60, dtype=np.int32) % 3
 SPLIT = splits.draw_split(TRUTH, 3, per_class=4, seed=0)  # 12 and 48 rows
@@ -121,7 +121,7 @@ def test_an_error_while_reading_ahead_reaches_the_loop():
     list(feed.batches(lambda call: np.zeros([1, 4], np.int32), [(0, 1)]))
 
 
-BALANCED = Draw(9, 8, balanced=True)
+BALANCED = Draw(9, 8, classes=3)
 
 
 def test_a_balanced_batch_has_as_many_of_each_class():
@@ -138,29 +138,47 @@ def test_a_balanced_batch_has_as_many_of_each_class():
 
 def test_each_class_is_a_shuffled_queue_of_its_own():
   # 3 of 4 rows per step: any 4 in a row of a class's queue are all different,
-  # counted from a multiple of 4.
-  rows = epoch(batches.Order(BALANCED, SPLIT), 0)
+  # counted from a multiple of 4, also across the epochs of 6 steps.
+  order = batches.Order(BALANCED, SPLIT)
+  rows = np.concatenate([epoch(order, number) for number in range(3)])
   for label in range(3):
     queue = rows[:, 3 * label : 3 * label + 3].ravel()
-    for start in range(0, 16, 4):
+    assert len(queue) == 54
+    for start in range(0, 52, 4):
       assert len(set(queue[start : start + 4])) == 4
-  order = rows[:, :9].reshape(6, 3, 3) // 3  # not the same in every class
+  order = rows[:, :9].reshape(18, 3, 3) // 3  # not the same in every class
   assert not np.array_equal(order[:, 0], order[:, 1])
 
 
 def test_images_of_a_class_with_too_few_repeat_within_the_batch():
-  order = batches.Order(Draw(30, 8, balanced=True), SPLIT)  # 10 of each 4
+  order = batches.Order(Draw(30, 8, classes=3), SPLIT)  # 10 of each 4
   counts = Counter(order.rows(0)[:30])
   assert set(counts) == set(SPLIT.labelled)
   assert set(counts.values()) == {2, 3}
 
 
 def test_a_balanced_batch_alone_has_at_least_one_step_per_epoch():
-  order = batches.Order(Draw(30, balanced=True), SPLIT)
+  order = batches.Order(Draw(30, classes=3), SPLIT)
   assert order.epoch_steps == 1
   assert not np.array_equal(order.rows(0), order.rows(1))
 
 
+def test_classes_of_unequal_size_each_come_round_evenly():
+  truth = np.repeat([0, 1], [5, 50]).astype(np.int32)
+  split = splits.draw_split(truth, 2, per_class=None, seed=0, unlabelled='all')
+  order = batches.Order(Draw(20, 5, classes=2), split)
+  rows = np.concatenate([epoch(order, number) for number in range(2)])
+  counts = Counter(rows[:, :20].ravel())  # 22 steps of 10 of each class
+  assert {counts[row] for row in range(5)} == {44}
+  assert {counts[row] for row in range(5, 55)} == {4, 5}
+
+
+def test_a_class_without_a_labelled_image_is_refused():
+  labels = np.where(TRUTH == 1, UNLABELLED, TRUTH)
+  with pytest.raises(InputError, match='class 1 has no labelled image'):
+    batches.Order(BALANCED, SPLIT._replace(labels=labels))
+
+
 def test_a_balanced_batch_must_divide_by_the_classes():
   with pytest.raises(InputError, match='--batch_per_class'):
-    batches.Order(Draw(8, 8, balanced=True), SPLIT)
+    batches.Order(Draw(8, 8, classes=3), SPLIT)

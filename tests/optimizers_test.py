@@ -97,9 +97,17 @@ def test_a_schedule_of_steps_falls_at_each_twice_where_named_twice():
   np.testing.assert_allclose(got, [8, 8, 4, 4, 1, 1])
 
 
-@pytest.mark.parametrize('more', [dict(decay='steps'), dict(decay_at=(3,))])
-def test_steps_go_with_the_decay_of_that_name(more):
-  with pytest.raises(InputError, match='--decay_at'):
+@pytest.mark.parametrize(
+  ('more', 'message'),
+  [
+    (dict(decay='steps'), '--decay=steps: say at which'),
+    (dict(decay_at=(3,)), '--decay_at: --decay=constant has no steps'),
+    (dict(decay='steps', decay_at=(5, -3)), '--decay_at=-3'),
+    (dict(decay='steps', decay_at=(2**31,)), '--decay_at=2147483648'),
+  ],
+)
+def test_steps_go_with_the_decay_of_that_name(more, message):
+  with pytest.raises(InputError, match=message):
     plain(**more)
 
 

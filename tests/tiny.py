@@ -16,7 +16,7 @@ from ssljax.train import Job
 
 CLASSES, ROWS, SIDE = 3, 61, 4
 DRAW = Draw(8, 8)
-BALANCED = Draw(9, 7, balanced=True)  # also 16 rows, for 8 devices
+BALANCED = Draw(24, 8, classes=CLASSES)  # both parts divide by 8 devices
 
 
 class Net(nn.Module):
@@ -55,6 +55,9 @@ METHODS = {
   'supervised': lambda tx, steps: supervised(NET, tx, DRAW, steps),
   'madnn': lambda tx, steps: madnn(NET, tx, DRAW, steps),
   'association': lambda tx, steps: association(NET, tx, BALANCED, steps),
+  'adaptation': lambda tx, steps: association(
+    NET, tx, BALANCED, steps, pretrain=3
+  ),
 }
 
 

@@ -22,10 +22,12 @@ first stage on the labelled images alone (`pretrain`) is the paper's section
 4.6, where labelled and unlabelled images are of two data sets.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import chex
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from ssljax import losses, optimizers
@@ -46,6 +48,7 @@ Similarity = Literal['dot', 'euclidean']
 EPSILON = 1e-8  # inside the logarithms: an absent round trip costs 18.4
 # Keeps the slope of a square root finite at 0.
 ROOT_EPSILON = 1e-10
+_KEEP = jax.checkpoint_policies.save_only_these_names('p_aba')
 
 
 def similarities(a, b, kind: Similarity = 'dot') -> jax.Array:
@@ -102,8 +105,9 @@ class Association(NamedTuple):
 def associate(a, b, labels, kind: Similarity = 'dot') -> Association:
   """Eq. 1–10, for a batch of each kind.
 
-  Nothing of size Na × Nb is kept for the backward pass: the similarities are
-  computed again from the embeddings, a matrix product of the five there are.
+  Of what is computed only P^aba is kept for the backward pass. The similarities
+  and transitions, each Na × Nb, are computed again from the embeddings: for
+  that, one matrix product of 2 Na Nb D operations, beside 6 Na Nb (Na + D).
 
   Args:
     a: `[Na, D]` embeddings of the labelled batch.
@@ -113,14 +117,43 @@ def associate(a, b, labels, kind: Similarity = 'dot') -> Association:
   """
   chex.assert_equal_shape_prefix([a, labels], 1)
 
-  @jax.checkpoint
+  @functools.partial(jax.checkpoint, policy=_KEEP)
   def terms(a, b, labels):
     p_ab, p_ba = transitions(similarities(a, b, kind))
-    p_aba = p_ab @ p_ba
+    p_aba = checkpoint_name(p_ab @ p_ba, 'p_aba')
     correct = jnp.sum(jnp.where(same_class(labels), p_aba, 0.0)) / len(labels)
     return Association(walker_loss(p_aba, labels), visit_loss(p_ab), correct)
 
   return terms(a, b, labels)
+
+
+def association_loss(
+  net, draw: Draw, weights, similarity: Similarity, smoothing: float
+):
+  """The loss of a `Stage`, Eq. 5; `weights` of walker, visit and logit."""
+
+  def loss(params, state, batch, key):
+    outputs, stats = net.train(params, state.stats, batch.image, key)
+    a, b = jnp.split(outputs.embedding, [draw.labelled])
+    labels = given_labels(state, batch)
+    trips = associate(a, b, labels[: draw.labelled], similarity)
+    terms = losses.cross_entropy(outputs.logits, labels, smoothing=smoothing)
+
+    metrics = {
+      'cross_entropy': losses.mean_where(terms, labels != UNLABELLED),
+      'walker': trips.walker,
+      'visit': trips.visit,
+      'correct_walks': trips.correct,
+    }
+    walker, visit, logit = weights
+    total = (
+      logit * metrics['cross_entropy']
+      + walker * metrics['walker']
+      + visit * metrics['visit']
+    )
+    return total, (state.replace(stats=stats), metrics)
+
+  return loss
 
 
 def association(
@@ -159,31 +192,13 @@ def association(
   positive(batch_unlabelled=draw.other)
   fraction(smoothing=smoothing)
   require(
-    draw.balanced,
+    draw.classes > 0,
     '--batch_per_class: every class must be in the labelled batch of each '
     'step: give how many images of each, as --batch_per_class=10',
   )
 
-  def loss(params, state, batch, key):
-    outputs, stats = net.train(params, state.stats, batch.image, key)
-    a, b = jnp.split(outputs.embedding, [draw.labelled])
-    labels = given_labels(state, batch)
-    trips = associate(a, b, labels[: draw.labelled], similarity)
-    terms = losses.cross_entropy(outputs.logits, labels, smoothing=smoothing)
-
-    metrics = {
-      'cross_entropy': losses.mean_where(terms, labels != UNLABELLED),
-      'walker': trips.walker,
-      'visit': trips.visit,
-      'correct_walks': trips.correct,
-    }
-    total = (
-      logit * metrics['cross_entropy']
-      + walker * metrics['walker']
-      + visit * metrics['visit']
-    )
-    return total, (state.replace(stats=stats), metrics)
-
+  weights = walker, visit, logit
+  loss = association_loss(net, draw, weights, similarity, smoothing)
   associating = Stage('associate', steps, tx(steps, associate_rate), draw, loss)
   alone = Stage(
     'pretrain',

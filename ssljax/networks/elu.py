@@ -141,5 +141,5 @@ def elu_stl10(
     embedding: D.
     momentum: of the running averages.
   """
-  # A stride of 2, a pool of 3 with stride 2 and two of 2 leave 1 of 21 pixels.
-  return network.from_linen(EluStl10(classes, embedding, momentum), 21)
+  # 17 → 9 by the stride, → 4 by the pool of 3, → 2 → 1 by the other two.
+  return network.from_linen(EluStl10(classes, embedding, momentum), 17)

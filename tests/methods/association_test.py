@@ -12,6 +12,7 @@ from ssljax.methods import association as m
 from ssljax.methods.supervised import supervised
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])  # classes of unequal size
+BALANCED = Draw(9, 7, classes=tiny.CLASSES)
 
 
 def sample(seed=0, b_rows=5, dim=3, scale=1.0):
@@ -174,10 +175,19 @@ def test_nothing_of_the_size_of_the_similarities_is_kept():
   assert kept and max(kept) <= b.size < 6 * 50
 
 
+def test_only_the_similarities_are_computed_again():
+  # Forward M and P^aba, backward two slopes of each: six products, and one
+  # more for M.
+  a, b = jnp.ones([6, 3]), jnp.ones([50, 3])
+  total = lambda a, b: sum(m.associate(a, b, LABELS)[:2])
+  lowered = jax.jit(jax.grad(total, (0, 1))).lower(a, b)
+  assert lowered.as_text().count('dot_general') == 7
+
+
 # The method.
 
 
-def make(draw=tiny.BALANCED, **arguments):
+def make(draw=BALANCED, **arguments):
   tx = lambda steps, scale=1.0: optax.sgd(0.1 * scale)
   return m.association(tiny.NET, tx, draw, 1, **arguments)
 
@@ -227,7 +237,7 @@ def test_the_whole_loss_equals_a_numpy_loop_of_the_paper():
 def test_without_its_weights_it_is_exactly_the_supervised_loss():
   (ours, _), slopes = one_loss(make(walker=0.0, visit=0.0, smoothing=0.1))
   plain = supervised(
-    tiny.NET, lambda _: optax.sgd(0.1), tiny.BALANCED, 1, smoothing=0.1
+    tiny.NET, lambda _: optax.sgd(0.1), BALANCED, 1, smoothing=0.1
   )
   (theirs, _), expected = one_loss(plain)
   assert ours == theirs
@@ -238,8 +248,8 @@ def test_a_first_stage_sees_the_labelled_images_alone():
   method = make(pretrain=5, associate_rate=0.1)
   alone, associating = method.stages
   assert [s.steps for s in method.stages] == [5, 1]
-  assert alone.draw == Draw(9, 0, balanced=True)
-  assert associating.draw == tiny.BALANCED
+  assert alone.draw == Draw(9, 0, classes=3)
+  assert associating.draw == BALANCED
   # A tenth of the learning rate, 0.1: a slope of 1 moves by −0.01.
   slope = jnp.ones([])
   updates, _ = associating.tx.update(slope, associating.tx.init(slope))
@@ -250,7 +260,7 @@ def test_a_first_stage_sees_the_labelled_images_alone():
   ('draw', 'flag'),
   [
     (Draw(9, 7), '--batch_per_class'),
-    (Draw(9, 0, balanced=True), '--batch_unlabelled'),
+    (Draw(9, 0, classes=3), '--batch_unlabelled'),
   ],
 )
 def test_the_batch_needs_every_class_and_unlabelled_images(draw, flag):

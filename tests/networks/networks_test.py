@@ -63,7 +63,7 @@ def test_convlarge_takes_any_size_from_its_smallest_on(side, channels):
     (small.small(10, widths=(32,), embedding=64), 5),
     (elu.elu(10), 8),
     (elu.elu(10, widths=(32, 64)), 4),
-    (elu.elu_stl10(10), 21),
+    (elu.elu_stl10(10), 17),
   ],
 )
 def test_an_image_too_small_is_refused_by_flag(net, smallest):
@@ -240,7 +240,7 @@ def test_the_elu_networks_have_their_parameters(
 
 
 def test_the_elu_embedding_lies_above_minus_1_and_stl10s_does_not():
-  image = jax.random.uniform(jax.random.key(0), [6, 21, 21, 1])
+  image = jax.random.uniform(jax.random.key(0), [6, 17, 17, 1])
   for net, bounded in (
     (elu.elu(3, widths=(2, 2)), True),
     (elu.elu_stl10(3), False),
