@@ -32,13 +32,22 @@ from ssljax import (
   workdir,
 )
 from ssljax.core import Draw, Method, require
-from ssljax.networks import convlarge, elu, network, small
+from ssljax.networks import (
+  convlarge,
+  elu,
+  lenet,
+  network,
+  resnet,
+  shakeshake,
+  small,
+)
 
 FLAGS = flags.FLAGS
 
 AUGMENTATIONS = {
   'flip': augment.flip,
   'translate': augment.translate(2),
+  'translate4': augment.translate(4),
   'crop_or_resize': augment.crop_or_resize(2),
   'distort': augment.distort,
   'rotate': warp.rotate(0.2),
@@ -46,6 +55,7 @@ AUGMENTATIONS = {
   'affine': warp.affine(),
   'blur': augment.blur(),
   'stl10': augment.stl10(),
+  'cutout': augment.cutout(),
 }
 PREPROCESS = {
   'none': preprocess.identity,
@@ -62,6 +72,13 @@ NETWORKS = {
   'elu_mnist': elu.elu,
   'elu_svhn': functools.partial(elu.elu, depth=3, normalize='variance'),
   'elu_stl10': elu.elu_stl10,
+  'lenet': lenet.lenet,
+  'shakeshake': shakeshake.shakeshake,
+  'resnet18': resnet.resnet18,
+  'resnet18_small': functools.partial(resnet.resnet18, stem='small'),
+  'resnet18v2': resnet.resnet18v2,
+  'resnet18v2_small': functools.partial(resnet.resnet18v2, stem='small'),
+  'resnet50v2': resnet.resnet50v2,
   'convlarge': convlarge.convlarge,
   'convlarge_weightnorm': functools.partial(convlarge.convlarge, norm='weight'),
 }

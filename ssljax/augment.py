@@ -16,7 +16,9 @@ MA-DNN   Chen, Zhu, Gong, ECCV 2018, released preprocessing:
 TE, MT   Laine, Aila, ICLR 2017; Tarvainen, Valpola, NeurIPS 2017:
            CIFAR  chain(translate(2), flip, noise(0.15))
            SVHN   chain(translate(2), noise(0.15))
-R2-D2    Wang, Wu, AAAI 2021:  chain(translate(4), flip)
+R2-D2    Wang, Wu, AAAI 2021, after preprocess.standardize:
+           stages 1, 3  chain(translate(4), flip, cutout(16))
+           stage 2      chain(translate(4), flip)
 LbA      Haeusser, Mordvintsev, Cremers, CVPR 2017, released train.py at the
          commit bfe5398:
            SVHN    chain(warp.affine(), blur())
@@ -135,6 +137,48 @@ def noise(sigma: float = 0.15) -> Augmentation:
     )
 
   return apply
+
+
+def cutout(size: int = 16) -> Augmentation:
+  """Zeroes one square, wherever its centre falls in the image.
+
+  DeVries, Taylor 2017 (arXiv:1708.04552), section 3.2; R2-D2 has the default.
+  Augmentations follow the preprocessing, as theirs does: after
+  `preprocess.standardize` a zero is the training set's mean of its channel,
+  without any preprocessing it is black.
+
+  Args:
+    size: of the square in pixels; what leaves the image is cut off.
+  """
+  size = _whole(size=size)
+
+  def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
+    centre = jax.random.randint(key, (2,), 0, np.array(image.shape[:2]))
+    return jnp.where(square(image.shape, centre, size), 0.0, image)
+
+  return apply
+
+
+def square(
+  shape: tuple[int, int, int], centre: chex.Array, size: int
+) -> chex.Array:
+  """Marks rows and columns c − ⌊size/2⌋ .. c − ⌊size/2⌋ + size − 1 of an image.
+
+  An odd square of the authors' is a pixel smaller, an even one the same.
+
+  Args:
+    shape: (H, W, c).
+    centre: [2] row and column c.
+    size: in pixels.
+
+  Returns:
+    bool [H, W, 1].
+  """
+  down, right = (
+    (jnp.arange(length) >= start) & (jnp.arange(length) < start + size)
+    for length, start in zip(shape[:2], centre - size // 2, strict=True)
+  )
+  return down[:, None, None] & right[None, :, None]
 
 
 def distort(key: chex.PRNGKey, image: chex.Array) -> chex.Array:

@@ -135,6 +135,52 @@ def test_noise_of_0_changes_nothing():
   )
 
 
+def cut(image, row, column, size):
+  """The image without a square around one pixel."""
+  top, left = row - size // 2, column - size // 2
+  out = image.copy()
+  out[max(top, 0) : top + size, max(left, 0) : left + size] = 0
+  return out
+
+
+@pytest.mark.parametrize('size', [3, 4])
+def test_the_centre_of_a_hole_is_equally_often_any_pixel(size):
+  image = picture(6, 7, 2) - 0.5
+  cuts = [cut(image, *place, size) for place in np.ndindex(6, 7)]
+  choice = which(many(augment.cutout(size), image, 4000), np.stack(cuts))
+  assert (choice >= 0).all()
+  # As for translations: 42 cells of deviation √(4000 / 42).
+  counts = np.bincount(choice, minlength=42)
+  assert abs(counts - 4000 / 42).max() <= 5 * (4000 / 42) ** 0.5
+
+
+@pytest.mark.parametrize(
+  'centre, pixels',
+  [
+    # Of rows c − 8 .. c + 7: 0 .. 7, all of them, or 23 .. 31.
+    ((0, 0), 8 * 8),
+    ((0, 31), 8 * 9),
+    ((31, 31), 9 * 9),
+    ((16, 0), 16 * 8),
+    ((31, 16), 9 * 16),
+    # The outermost centres of whole squares, and one pixel beyond.
+    ((8, 8), 16 * 16),
+    ((24, 24), 16 * 16),
+    ((7, 25), 15 * 15),
+  ],
+)
+def test_a_hole_is_cut_off_at_the_border(centre, pixels):
+  mask = augment.square((32, 32, 3), np.array(centre), 16)
+  assert mask.shape == (32, 32, 1) and mask.sum() == pixels
+
+
+def test_a_hole_of_nothing_changes_nothing_and_a_large_one_leaves_nothing():
+  image = picture(4, 5, 3)
+  key = jax.random.key(0)
+  np.testing.assert_array_equal(augment.cutout(0)(key, image), image)
+  assert not augment.cutout(10)(key, image).any()
+
+
 @pytest.mark.parametrize('size, sigma', [(7, 1.4), (5, 0.7), (11, None)])
 def test_weights_are_a_gaussians(size, sigma):
   weights = augment.gaussian(size, sigma)
@@ -365,6 +411,7 @@ PIPELINES = {
   'madnn': augment.chain(
     warp.rotate(), augment.crop_or_resize(1), augment.distort
   ),
+  'r2d2': augment.chain(augment.translate(1), augment.flip, augment.cutout(3)),
   'lba_svhn': augment.chain(warp.affine(), augment.blur()),
   'lba_stl10': augment.stl10(),
 }
@@ -411,6 +458,7 @@ def test_keys_of_either_kind_do():
     (augment.translate, 'amount'),
     (augment.crop_or_resize, 'pad'),
     (augment.noise, 'sigma'),
+    (augment.cutout, 'size'),
     (augment.blur, 'size'),
     (functools.partial(augment.blur, 7), 'sigma'),
     (functools.partial(augment.blur, 7, None), 'probability'),
@@ -430,7 +478,8 @@ def test_a_number_that_cannot_be_is_refused_by_name(factory, name, value):
 
 
 @pytest.mark.parametrize(
-  'factory', [augment.translate, augment.crop_or_resize, augment.blur]
+  'factory',
+  [augment.translate, augment.crop_or_resize, augment.cutout, augment.blur],
 )
 def test_part_of_a_pixel_is_refused(factory):
   with pytest.raises(core.InputError, match='whole number'):

@@ -17,6 +17,15 @@ def leaky_relu(x: jax.Array) -> jax.Array:
   return jnp.maximum(x, SLOPE * x)
 
 
+def spread(fan_in: int) -> nn.initializers.Initializer:
+  """U(−1, 1) / √fan_in: PyTorch's for biases and fully connected layers."""
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -1, 1) * fan_in**-0.5
+
+  return init
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation over all axes but the last, in float32.
 

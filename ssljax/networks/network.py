@@ -13,7 +13,7 @@ class Outputs(NamedTuple):
   """What a network says about a batch of B images."""
 
   logits: jax.Array  # [B, C]
-  embedding: jax.Array  # [B, D], what the classifier reads
+  embedding: jax.Array  # [B, D], what methods compare
 
 
 class Network(NamedTuple):
