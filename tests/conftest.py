@@ -15,6 +15,17 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 sys.path[:0] = [str(ROOT / 'experiments'), str(ROOT / 'tests')]
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+
+@pytest.fixture(scope='session')
+def sets(tmp_path_factory):
+  """A --data_dir with small data sets under official names."""
+  import official  # its imports take seconds, which few tests need
+
+  folder = tmp_path_factory.mktemp('tensorflow_datasets')
+  official.write_sets(folder)
+  return folder

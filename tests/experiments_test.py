@@ -17,7 +17,6 @@ from ssljax.methods.madnn import madnn
 from ssljax.optimizers import optimizer
 
 EXPERIMENTS = binary.EXPERIMENTS
-PRESETS = sorted((EXPERIMENTS / 'presets').glob('*.flags'))
 # Compiles in a second.
 TINY = ('--network=digits', '--batch_labelled=8', '--batch_unlabelled=8')
 SHORT = (*TINY, '--steps=4', '--seeds=2', '--evaluate_every=2')
@@ -102,75 +101,6 @@ def test_epochs_are_passes_over_the_unlabelled_images(tmp_path):
     f'--workdir={tmp_path}/run',
   )
   assert json.loads((tmp_path / 'run/result.json').read_text())['steps'] == 2
-
-
-def write_sets(folder):
-  """Small real data sets under the official names."""
-  rng = np.random.default_rng(0)
-  for name, side, channels, classes in (
-    ('mnist', 28, 1, 10),
-    ('svhn_cropped', 32, 3, 10),
-    ('cifar10', 32, 3, 10),
-    ('cifar100', 32, 3, 100),
-  ):
-    labels = np.arange(2 * classes + 60) % classes
-    images = rng.integers(0, 256, (len(labels), side, side, channels))
-    write_official(folder, name, images.astype(np.uint8), labels)
-  images = rng.integers(0, 256, (60, 96, 96, 3)).astype(np.uint8)
-  labels = np.where(np.arange(60) < 40, np.arange(60) % 10, -1)
-  splits = {
-    'train': list(range(20)),
-    'test': list(range(20, 40)),
-    'unlabelled': list(range(40, 60)),
-  }
-  write_official(folder, 'stl10', images, labels, splits=splits)
-
-
-@pytest.fixture(scope='module')
-def sets(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('tensorflow_datasets')
-  write_sets(folder)
-  return folder
-
-
-def write_official(folder, name, images, labels, **more):
-  fake_tfds.write(folder, name, list(images), labels, **more)
-
-
-@pytest.mark.parametrize('preset', PRESETS, ids=lambda p: p.stem)
-def test_every_preset_parses_and_takes_two_steps(
-  preset, sets, tmp_path, capsys
-):
-  name = preset.stem.split('.')[0]
-  header = preset.read_text()
-  # Its header says what the paper has and what was measured here.
-  assert re.search(r'^# +paper:', header, re.M), preset
-  assert re.search(r'^# +ours:', header, re.M), preset
-  small = '--network=digits'  # ConvLarge is compiled in its own test
-  own = {
-    'association': (
-      '--batch_unlabelled=8',
-      '--batch_per_class=1',
-      '--pretrain=0',
-      '--unlabelled=all',
-      '--evaluate_every=2',
-      '--nobaseline',
-    )
-  }
-  status = binary.run(
-    f'--flagfile={preset}',
-    f'--data_dir={sets}',
-    small,
-    '--steps=2',
-    '--labels=1',
-    '--seeds=1',
-    *own.get(name, ('--batch_labelled=8', '--batch_unlabelled=8')),
-    f'--workdir={tmp_path}/run',
-    binary=name,
-  )
-  assert status == 0, capsys.readouterr().err
-  result = json.loads((tmp_path / 'run/result.json').read_text())
-  assert result['steps'] == 2 and result['method'] == name
 
 
 @pytest.mark.parametrize('network', ['convlarge', 'convlarge_weightnorm'])
@@ -394,7 +324,7 @@ def test_association_begins_with_its_papers_constants(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  ('network', 'size'), [('elu_mnist', 8), ('elu_svhn', 8), ('elu_stl10', 17)]
+  ('network', 'size'), [('elu_svhn', 8), ('elu_stl10', 17)]
 )
 def test_the_papers_networks_train_from_the_command_line(
   network, size, tmp_path, capsys
@@ -489,7 +419,7 @@ def test_the_labels_of_the_targets_training_images_change_nothing(
     truth = np.arange(80) % 10
     truth[:60] = (truth[:60] + turn) % 10  # the test rows keep theirs
     splits = {'train': list(range(60)), 'test': list(range(60, 80))}
-    write_official(sets, 'mnist', images, truth, splits=splits)
+    fake_tfds.write(sets, 'mnist', images, truth, splits=splits)
     folder = sets / 'run'
     result = adapt(folder, sets)
     lines = (folder / 'metrics.jsonl').read_text().splitlines()
