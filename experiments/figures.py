@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from absl import app, flags
 import assembly
 import association_figures
+import association_graph
 import common
 import flagging
 import jax
@@ -50,7 +51,7 @@ class Drawing(NamedTuple):
 # METHOD/NUMBER of the paper.
 FIGURES = {
   'association/2': Drawing(
-    association_figures.evolution, 'associations early in a run and at its end'
+    association_graph.evolution, 'associations early in a run and at its end'
   ),
   'association/3': Drawing(
     association_figures.mistakes, 'labelled images, confusions, mistakes'

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from ssljax.core import InputError
+from ssljax.splits import Split
 
 # For pages and columns of a paper: widths are stated in inches, as printed.
 # Colours are Okabe and Ito's, told apart by the colour-blind:
@@ -34,6 +35,7 @@ STYLE = {
 LARGE_PNG = 200_000  # bytes
 COLOURS = ('0072B2', 'D55E00', '009E73', 'E69F00', 'CC79A7', '56B4E9')
 GREEN, RED, BLUE = 'C2', 'C1', 'C0'
+MANY_CLASSES = 20  # of more, only the first are shown one by one
 
 
 @contextlib.contextmanager
@@ -84,6 +86,20 @@ def save_png(path: pathlib.Path, figure) -> None:
   for colours in (256, 64):
     if path.stat().st_size > LARGE_PNG:
       whole.quantize(colours).save(path, optimize=True)
+
+
+def hidden_rows(split: Split) -> np.ndarray:
+  """Rows `[U]` that a run saw without their label only."""
+  rows = np.setdiff1d(split.unlabelled, split.labelled)
+  # Where every image is labelled, each is seen in both ways.
+  return rows if len(rows) else split.unlabelled
+
+
+def some_of_each(labels: np.ndarray, each: int, classes: int) -> np.ndarray:
+  """The first `each` rows of each of the first classes; `labels [N]`."""
+  return np.concatenate(
+    [np.flatnonzero(labels == c)[:each] for c in range(classes)]
+  )
 
 
 def evenly(values: np.ndarray, count: int) -> np.ndarray:

@@ -258,9 +258,9 @@ def test_labelled_images_are_hidden_ones_only_where_all_are_labelled():
   labels = np.array([0, UNLABELLED, 1, UNLABELLED], np.int32)
   admitted = np.array([True, True, True, False])
   some = Split(0, labels, admitted, np.array([], np.int32))
-  assert association_figures.hidden_rows(some).tolist() == [1]
+  assert plotting.hidden_rows(some).tolist() == [1]
   every = some._replace(labels=np.zeros(4, np.int32))
-  assert association_figures.hidden_rows(every).tolist() == [0, 1, 2]
+  assert plotting.hidden_rows(every).tolist() == [0, 1, 2]
 
 
 def long_names(count):
