@@ -8,23 +8,43 @@ from unittest import mock
 
 from absl import flags
 import array_record.python.array_record_data_source  # noqa: F401 (has flags)
+import assembly
 import common
+from flax import linen as nn
 import grain  # noqa: F401 (has flags)
 import pytest
 
 from ssljax import parallel
+from ssljax.networks import layers, network
 
 EXPERIMENTS = pathlib.Path(common.__file__).parent
 
 
+class Flat(nn.Module):
+  """Dense, leaky ReLU, classifier: compiles in a moment."""
+
+  classes: int
+
+  @nn.compact
+  def __call__(self, image, *, train, dropout):
+    x = nn.Dense(8)(image.reshape(image.shape[0], -1))
+    x = layers.leaky_relu(x)
+    return network.Outputs(nn.Dense(self.classes)(x), x)
+
+
 def run(*args, binary='madnn'):
-  """The exit status of `python experiments/BINARY.py *args`."""
+  """The exit status of `python experiments/BINARY.py *args`.
+
+  `--network=digits` is `Flat` here; other names are the networks they are.
+  """
+  flat = lambda classes: network.from_linen(Flat(classes))
   known = set(flags.FLAGS)
   one_device = functools.partial(parallel.make_mesh, [1])
   argv = [f'{binary}.py', *map(str, args)]
   try:
     with (
       mock.patch.object(sys, 'argv', argv),
+      mock.patch.dict(assembly.NETWORKS, digits=flat),
       # Eight virtual devices on two cores take their time.
       mock.patch.object(parallel, 'make_mesh', lambda _: one_device()),
       pytest.raises(SystemExit) as stopped,
