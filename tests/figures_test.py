@@ -23,7 +23,7 @@ from ssljax.splits import Split
 
 # 20 labelled images, all in every step; the second seed is drawn.
 RUN = (
-  '--network=digits',
+  '--network=elu_digits',
   '--labels=2',
   '--batch_per_class=2',
   '--batch_unlabelled=20',
