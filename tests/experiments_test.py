@@ -323,9 +323,7 @@ def test_association_begins_with_its_papers_constants(tmp_path, capsys):
   assert not any(flag.startswith('--batch_labelled') for flag in said)
 
 
-@pytest.mark.parametrize(
-  ('network', 'size'), [('elu_svhn', 8)]
-)
+@pytest.mark.parametrize(('network', 'size'), [('elu_svhn', 8)])
 def test_the_papers_networks_train_from_the_command_line(
   network, size, tmp_path, capsys
 ):
