@@ -202,7 +202,8 @@ def make_methods(arms, dataset, drawn) -> tuple[network.Network, list[Method]]:
   epoch = batches.Order(draw, drawn[0]).epoch_steps
   steps = FLAGS.steps or max(1, round(FLAGS.epochs * epoch))
   chosen = list(arms.values()) if FLAGS.baseline else list(arms.values())[-1:]
-  tx = optimizers.maker(**flagging.given(optimizers.optimizer))
+  constants = flagging.given(optimizers.optimizer)
+  tx = functools.partial(optimizers.optimizer, **constants)
   methods = [
     factory(net, tx, draw, steps, **flagging.given(factory))
     for factory in chosen
@@ -283,7 +284,9 @@ def run_job(
   method = job.program.method
   where = checkpoint_folder(folder, method, job.splits)
   options = make_options(method.stages, job.program.data.train)
-  with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
+  ends = train.stage_ends(method).values() if FLAGS.keep_stages else ()
+  kept = checkpoint.Checkpoints(where, lasting=ends)
+  with contextlib.closing(kept) as checkpoints:
     _, progress = train.fit(job, options, recorder, checkpoints, metrics_start)
   return progress
 

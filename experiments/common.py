@@ -17,7 +17,14 @@ from ssljax.core import InputError, fraction, non_negative, positive, require
 FLAGS = flags.FLAGS
 
 # Flags that decide where and how fast, not what: a resume may change them.
-FREE = ('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt')
+FREE = (
+  'workdir',
+  'overwrite',
+  'checkpoint_seconds',
+  'keep_stages',
+  'data_dir',
+  'corrupt',
+)
 
 
 def define_data_flags() -> None:
@@ -87,6 +94,9 @@ def define_training_flags() -> None:
     'record_every', None, 'Steps; a hundredth, at most 100, if unset.'
   )
   flags.DEFINE_float('checkpoint_seconds', 60.0, 'Between two checkpoints.')
+  flags.DEFINE_bool(
+    'keep_stages', False, 'Keep the checkpoint at the end of every stage.'
+  )
   flags.DEFINE_integer(
     'steps_per_call', None, '1 on CPU or streaming, else 50.'
   )

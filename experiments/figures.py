@@ -9,6 +9,7 @@ are flags. It is written as PNG and as PDF, and the data behind it as CSV.
 
 from collections.abc import Callable
 import contextlib
+import dataclasses
 import functools
 import importlib
 import json
@@ -25,6 +26,7 @@ import flagging
 import jax
 import numpy as np
 import plotting
+import r2d2_figures
 
 from ssljax import (
   batches,
@@ -32,6 +34,7 @@ from ssljax import (
   datasets,
   parallel,
   program,
+  record,
   train,
 )
 from ssljax.core import InputError, TrainState, require
@@ -48,7 +51,7 @@ class Drawing(NamedTuple):
   shows: str
 
 
-# METHOD/NUMBER of the paper.
+# METHOD/NUMBER of the paper, or METHOD/WORD where it has no such figure.
 FIGURES = {
   'association/2': Drawing(
     association_graph.evolution, 'associations early in a run and at its end'
@@ -59,23 +62,41 @@ FIGURES = {
   'association/4': Drawing(
     association_figures.neighbours, 'nearest neighbours of unlabelled images'
   ),
+  'r2d2/2': Drawing(
+    r2d2_figures.features, '2-d features before and after D2 (--keep_stages)'
+  ),
+  'r2d2/theorems': Drawing(
+    r2d2_figures.theorems, 'theorems 1 and 2, Eq. 13: measured in training'
+  ),
 }
 
 
-class Finished(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Finished:
   """A finished run under one of its splits, as figures look at it."""
 
   dataset: datasets.Dataset
   split: Split
   program: program.Program  # of one seed
-  state: TrainState  # at the end of the run, with an axis [1] of seeds
+  after: Callable  # step -> its state, with an axis [1] of seeds, if kept
   observe: Callable  # (state, image, key) -> Outputs; one, so compiled once
   settings: dict[str, Any]  # the method's hyper-parameters
+  measured: list[dict]  # lines of metrics.jsonl, in order
 
   @property
   def steps(self) -> int:
     """The length of the run."""
-    return int(self.state.step[0])
+    return train.total_steps(self.program.method)
+
+  @property
+  def stage_ends(self) -> dict[str, int]:
+    """The last step of each stage, by its name."""
+    return train.stage_ends(self.program.method)
+
+  @functools.cached_property
+  def state(self) -> TrainState:
+    """At the end of the run."""
+    return self.after(self.steps)
 
   def infer(self, state: TrainState, feed: batches.Feed, rows) -> Outputs:
     """What the evaluated weights say of rows `[M]`, as NumPy arrays.
@@ -86,7 +107,7 @@ class Finished(NamedTuple):
       rows: `[M]` of that feed.
     """
     swept = self.program.sweep(self.observe, feed)(state, np.asarray(rows))
-    return jax.tree.map(lambda x: jax.device_get(x)[0], swept)
+    return jax.tree.map(lambda x: jax.device_get(x)[0, : len(rows)], swept)
 
   def replay(self, steps: int) -> TrainState:
     """The state after the first steps of the run, taken once more.
@@ -193,20 +214,24 @@ def load(
     run.dataset,
     run.drawn[at],
     make(),
-    restore(folder, make, run.drawn, at),
+    lambda step: restore(folder, make, run.drawn, at, step),
     observer(run.net, method),
     flagging.given(arms[method.name]),
+    [line for line in record.read(folder, method.name) if line['seed'] == seed],
   )
 
 
-def restore(folder: pathlib.Path, make: Callable, drawn, at: int) -> TrainState:
-  """The last state of a run, of one split and with an axis [1].
+def restore(
+  folder: pathlib.Path, make: Callable, drawn, at: int, step: int
+) -> TrainState:
+  """A state of a run, of one split and with an axis [1].
 
   Args:
     folder: of the run.
     make: `seeds -> Program`.
     drawn: all splits of the run.
     at: which of them.
+    step: after which it was kept.
   """
   size = FLAGS.seeds_at_once
   first = at - at % size
@@ -217,15 +242,15 @@ def restore(folder: pathlib.Path, make: Callable, drawn, at: int) -> TrainState:
   restored = None
   if where.is_dir():
     with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
-      restored = train.restore(
-        train.Job(made.method.name, made, group), checkpoints
-      )
+      job = train.Job(made.method.name, made, group)
+      restored = train.restore(job, checkpoints, step)
   require(
-    restored is not None and restored[1].step == train.total_steps(made.method),
-    f'--run={folder}: the checkpoint of its last step is not in {where}: '
-    'run its command again with --overwrite',
+    restored is not None,
+    f'--run={folder}: the checkpoint of step {step} is not in {where}: run '
+    'its command again with --overwrite'
+    + ('' if step == train.total_steps(made.method) else ' --keep_stages'),
   )
-  return jax.tree.map(lambda x: x[at - first : at - first + 1], restored[0])
+  return jax.tree.map(lambda x: x[at - first : at - first + 1], restored)
 
 
 def make_folder(folder: pathlib.Path) -> pathlib.Path:

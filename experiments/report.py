@@ -6,7 +6,7 @@ import statistics
 import jax
 
 from ssljax import evaluate, workdir
-from ssljax.train import Progress
+from ssljax.train import Progress, stage_ends
 
 
 def begin(run, labels: str) -> dict:
@@ -40,7 +40,8 @@ def add(result: dict, method, progress: Progress, minimum: bool) -> None:
   before = progress.step - method.stages[-1].steps
   of_last_stage = [e for e in progress.evaluations if e['step'] > before]
   errors = evaluate.summarize(of_last_stage, minimum=minimum)
-  stages = evaluate.by_stage(progress.evaluations, method)
+  ends = stage_ends(method)
+  stages = evaluate.by_stage(progress.evaluations, ends)
   empty = {'steps': progress.step, 'seconds': 0.0, 'test_error': {}}
   if len(stages) > 1:
     empty['test_error_after'] = {}

@@ -28,6 +28,7 @@ from ssljax import batches, optimizers, parallel, preprocess, program, splits
 from ssljax.core import Draw, Method, Stage
 from ssljax.methods import association
 from ssljax.methods.madnn import madnn
+from ssljax.methods.r2d2 import r2d2
 from ssljax.methods.supervised import supervised_loss
 from ssljax.networks import conv, convlarge, elu, small
 
@@ -61,10 +62,12 @@ def show(title: str, measured: dict[str, float], *against: str) -> None:
     print(f'  {name:24s}{rate:9.1f} images/s  {"  ".join(ratios)}')
 
 
-def make_step(method: Method, net, side, channels, seeds=1) -> Callable:
-  """A training step of the first stage on random images, ready to call."""
-  draw = method.stages[0].draw
-  rows = 4 * draw.size
+def make_step(
+  method: Method, net, side, channels, *, seeds=1, stage=0, rows=None
+) -> Callable:
+  """A training step of a stage on random images, ready to call."""
+  draw = method.stages[stage].draw
+  rows = rows or 4 * draw.size
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (rows, side, side, channels), np.uint8)
   truth = np.arange(rows, dtype=np.int32) % 10
@@ -82,6 +85,7 @@ def make_step(method: Method, net, side, channels, seeds=1) -> Callable:
   compiled = program.Program(method, net, data, mesh, seeds=seeds)
   orders = [batches.Order(draw, split) for split in drawn]
   state = compiled.initial(drawn, batches.rows_of_call(orders, (0, 1)))
+  state = compiled.enter[stage](state)
   fetched = feed.batches(
     functools.partial(batches.rows_of_call, orders),
     ((i, i + 1) for i in itertools.count()),
@@ -90,7 +94,8 @@ def make_step(method: Method, net, side, channels, seeds=1) -> Callable:
   def step():
     nonlocal state
     pixels, rows = next(fetched)
-    state, metrics = compiled.steps[0](state, (pixels, compiled.fitted), rows)
+    step_of = compiled.steps[stage]
+    state, metrics = step_of(state, (pixels, compiled.fitted), rows)
     jax.block_until_ready((state, metrics))
 
   return step
@@ -98,7 +103,7 @@ def make_step(method: Method, net, side, channels, seeds=1) -> Callable:
 
 def supervised_on(net, draw: Draw) -> Method:
   """Cross-entropy alone, on the same images as a method of that draw."""
-  tx = optimizers.maker()
+  tx = optimizers.optimizer
   stage = Stage('supervised', 1000, tx(1000), draw, supervised_loss(net))
   return Method('supervised', (stage,), weights=optimizers.weights)
 
@@ -195,7 +200,7 @@ def part_madnn(rounds: int) -> None:
   """What the memory costs: the same images, with and without it."""
   for name, (make, side, channels, batch) in NETWORKS.items():
     net, draw = make(10), Draw(batch // 2, batch // 2)
-    tx = optimizers.maker()
+    tx = optimizers.optimizer
     methods = {
       'supervised': supervised_on(net, draw),
       'MA-DNN': madnn(net, tx, draw, 1000),
@@ -213,7 +218,7 @@ def part_madnn(rounds: int) -> None:
 def part_association(rounds: int) -> None:
   """What association costs: of a step, and alone on large batches."""
   net, draw = elu.elu(10), Draw(100, 100, classes=10)
-  tx = optimizers.maker()
+  tx = optimizers.optimizer
   steps = {
     'supervised': make_step(supervised_on(net, draw), net, 28, 1),
     'association': make_step(
@@ -264,6 +269,21 @@ def association_losses(na: int, nb: int, dim: int, rounds: int) -> None:
     )
 
 
+def part_r2d2(rounds: int) -> None:
+  """What pseudo-logits cost: the same images, with and without them."""
+  net, draw, rows = small.small(10), Draw(32, 96), 60_000
+  method = r2d2(net, optimizers.optimizer, draw, 1000)
+  make = functools.partial(make_step, net=net, side=28, channels=1, rows=rows)
+  steps = {
+    'supervised': make(supervised_on(net, draw)),
+    'D2': make(method, stage=1),
+  }
+  measured = rates(steps, dict.fromkeys(steps, draw.size), rounds)
+  show(f'MNIST network, 32 + 96 of {rows} images', measured, 'supervised')
+  cost = measured['supervised'] / measured['D2']
+  print(f'  a step of D2 takes {cost:.3f} x a supervised one')
+
+
 def part_seeds(rounds: int) -> None:
   """Images per second of one seed, and of several in one program."""
   for name, (make, side, channels) in {
@@ -275,9 +295,9 @@ def part_seeds(rounds: int) -> None:
     'MNIST network': (small.small, 28, 1),
   }.items():
     net, draw = make(10), Draw(50, 50)
-    method = madnn(net, optimizers.maker(), draw, 1000)
+    method = madnn(net, optimizers.optimizer, draw, 1000)
     steps = {
-      f'{seeds} at once': make_step(method, net, side, channels, seeds)
+      f'{seeds} at once': make_step(method, net, side, channels, seeds=seeds)
       for seeds in (1, 2, 5)
     }
     images = {k: draw.size * int(k.split()[0]) for k in steps}
@@ -288,6 +308,7 @@ PARTS = {
   'conv': part_conv,
   'madnn': part_madnn,
   'association': part_association,
+  'r2d2': part_r2d2,
   'seeds': part_seeds,
 }
 _PART = flags.DEFINE_enum('part', None, list(PARTS), 'One part; all if unset.')

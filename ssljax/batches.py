@@ -58,7 +58,10 @@ class Order:
     """
     self.draw, self.split = draw, split
     self._stream = 100 * stage
-    labelled, other = len(split.labelled), len(split.unlabelled)
+    self._others = split.unlabelled
+    if draw.everything:
+      self._others = np.union1d(split.labelled, split.unlabelled)
+    labelled, other = len(split.labelled), len(self._others)
     self._pools = [
       np.flatnonzero(split.labels == label) for label in range(draw.classes)
     ]
@@ -97,7 +100,7 @@ class Order:
     Of a balanced draw the labelled part is a queue per class instead, which
     an epoch's end does not interrupt.
     """
-    steps, (labelled, other, classes) = self.epoch_steps, self.draw
+    steps, (labelled, other, classes, _) = self.epoch_steps, self.draw
     seed, parts = self.split.seed, []
     for label, pool in enumerate(self._pools):
       size = steps * (labelled // classes)
@@ -108,7 +111,7 @@ class Order:
       parts.append(endless(self.split.labelled, steps * labelled, *words))
     if other:
       words = seed, _OTHER + self._stream, epoch
-      parts.append(endless(self.split.unlabelled, steps * other, *words))
+      parts.append(endless(self._others, steps * other, *words))
     parts = [part.reshape(steps, -1) for part in parts]
     return np.concatenate(parts, axis=1).astype(np.int32)
 

@@ -1,6 +1,6 @@
 """Saves and restores a run: orbax, asynchronous, the newest good one wins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import contextlib
 import functools
 import itertools
@@ -12,6 +12,7 @@ from absl import logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
 from ssljax.core import InputError, TrainState, require
 
@@ -32,16 +33,32 @@ def checksum(state: TrainState) -> str:
 class Checkpoints:
   """The checkpoints of one job in one folder."""
 
-  def __init__(self, folder: str | pathlib.Path, keep: int = 2):
-    """Opens the folder, made if absent, keeping the newest `keep`."""
+  def __init__(
+    self,
+    folder: str | pathlib.Path,
+    keep: int = 2,
+    lasting: Collection[int] = (),
+  ):
+    """Opens the folder, made if absent.
+
+    Args:
+      folder: of the checkpoints.
+      keep: how many of the newest are kept,
+      lasting: beside those of these steps.
+    """
     self.folder = pathlib.Path(folder).absolute()
-    self._keep = keep
+    self._kept = checkpoint_managers.AnyPreservationPolicy(
+      [
+        checkpoint_managers.LatestN(keep),
+        checkpoint_managers.CustomSteps(list(lasting)),
+      ]
+    )
     self._open()
 
   def _open(self):
     self._manager = ocp.CheckpointManager(
       self.folder,
-      options=ocp.CheckpointManagerOptions(max_to_keep=self._keep),
+      options=ocp.CheckpointManagerOptions(preservation_policy=self._kept),
       item_names=('state', 'progress'),
     )
 
@@ -64,7 +81,10 @@ class Checkpoints:
       )
 
   def restore(
-    self, like: Callable[[dict], TrainState], put_aside: bool = True
+    self,
+    like: Callable[[dict], TrainState],
+    put_aside: bool = True,
+    step: int | None = None,
   ) -> tuple[TrainState, dict] | None:
     """The newest checkpoint that can be read, or None if there is none.
 
@@ -75,11 +95,14 @@ class Checkpoints:
       like: what was saved beside a state -> a tree of `jax.ShapeDtypeStruct`s
         with shardings.
       put_aside: False renames nothing.
+      step: only this one will do.
 
     Raises:
       InputError: there are checkpoints, and none can be read.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
+    if step is not None:
+      steps = [saved for saved in steps if saved == step]
     for step in steps:
       try:
         return self._read(step, like)

@@ -79,6 +79,7 @@ class Draw(NamedTuple):
   labelled: int  # drawn from the rows that have a label
   other: int = 0  # drawn from the rows the run admits, labels unused
   classes: int = 0  # C: as many labelled rows of each, repeated where few
+  everything: bool = False  # draw `other` from the labelled rows too
 
   @property
   def size(self) -> int:
@@ -89,7 +90,7 @@ class Draw(NamedTuple):
 class Spec(NamedTuple):
   """The sizes a memory may depend on."""
 
-  rows: int  # N training images
+  rows: int  # N training images, rounded up to divide over the devices
   classes: int  # C
   embedding: int  # D
 
@@ -109,8 +110,10 @@ class Stage(NamedTuple):
   draw: Draw
   loss: Callable  # (params, state, batch, key) -> scalar, (state, metrics)
   observe: Callable | None = None  # (state, image, key) -> pytree of [B, ...]
-  refresh: Callable = keep  # (state, observed [N, ...]) -> state
-  every: int = 1  # epochs between observe and refresh
+  # (state, observed [rows of `Spec`, ...], zeros after N) -> state
+  refresh: Callable = keep
+  every: int = 1  # epochs between refreshes; 0 for one, as the stage begins
+  augment: Callable | None = None  # (key, image) -> image, after the run's own
 
 
 def raw_weights(state: TrainState) -> tuple[Any, Any]:
@@ -133,7 +136,7 @@ def given_labels(state: TrainState, batch: Batch) -> jax.Array:
   return jnp.where(batch.given, state.labels[batch.rows], UNLABELLED)
 
 
-def init_state(method, net, key, labels, image) -> TrainState:
+def init_state(method, net, key, labels, image, rows=None) -> TrainState:
   """A fresh state, before its first stage.
 
   Args:
@@ -142,12 +145,15 @@ def init_state(method, net, key, labels, image) -> TrainState:
     key: random key of this seed.
     labels: `[N]` int32 label table.
     image: `[B, H, W, c]` float32 images for data-dependent initialisation.
+    rows: of a memory with one per image, as in `Spec`; N if None.
   """
   net_key, memory_key, train_key = jax.random.split(key, 3)
   params, stats = net.init(net_key, image)
   outputs = jax.eval_shape(net.infer, params, stats, image)
   spec = Spec(
-    labels.shape[0], outputs.logits.shape[-1], outputs.embedding.shape[-1]
+    rows or labels.shape[0],
+    outputs.logits.shape[-1],
+    outputs.embedding.shape[-1],
   )
   memory = method.init(memory_key, params, stats, spec)
   step = jnp.zeros([], jnp.int32)

@@ -1,7 +1,6 @@
 """Test error of the trained weights and of the averaged ones."""
 
 from collections.abc import Callable
-import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,11 +67,7 @@ def summarize(
   return summary
 
 
-def by_stage(evaluations: list[dict], method: Method) -> dict:
+def by_stage(evaluations: list[dict], ends: dict[str, int]) -> dict:
   """The error `[S]` at the end of each stage, by its name."""
   errors = {e['step']: e['last'] for e in evaluations}
-  ends = itertools.accumulate(stage.steps for stage in method.stages)
-  return {
-    stage.name: errors[end]
-    for stage, end in zip(method.stages, ends, strict=True)
-  }
+  return {name: errors[end] for name, end in ends.items()}

@@ -1,7 +1,6 @@
 """Optimisers as the papers use them, and the averaged weights to evaluate."""
 
-from collections.abc import Callable, Sequence
-import inspect
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -85,13 +84,15 @@ def schedule(
   if decay == 'constant':
     return optax.constant_schedule(learning_rate)
   if decay == 'cosine':
-    return optax.cosine_decay_schedule(learning_rate, steps)
+    cosine = optax.cosine_decay_schedule(learning_rate, steps)
+    return lambda step: cosine(jnp.asarray(step, float))
   begin = steps // 2 if decay == 'half_linear' else 0
   return optax.linear_schedule(learning_rate, 0.0, steps - begin, begin)
 
 
 def optimizer(
   steps: int,
+  scale: float = 1.0,
   *,
   optimizer: Literal['sgd', 'adam'] = 'sgd',
   learning_rate: float = 0.1,
@@ -105,8 +106,11 @@ def optimizer(
 ) -> optax.GradientTransformation:
   """The optimiser of a stage of `steps` steps; defaults are MA-DNN's code.
 
+  With its keywords bound it is what the factories of methods take as `tx`.
+
   Args:
     steps: length of the stage, over which the learning rate decays.
+    scale: of the learning rate, for a stage that has its own.
     optimizer: 'sgd' is Nesterov's momentum, 'adam' has optax's defaults.
     learning_rate: at the first step.
     decay: see `schedule`.
@@ -123,7 +127,7 @@ def optimizer(
   _check_decay_at(decay, decay_at)
   non_negative(weight_decay=weight_decay, clip=clip)
   fraction(momentum=momentum, average=average)
-  rate = schedule(decay, learning_rate, steps, decay_at, decay_factor)
+  rate = schedule(decay, scale * learning_rate, steps, decay_at, decay_factor)
   if optimizer == 'sgd':
     descend = optax.sgd(rate, momentum or None, nesterov=momentum > 0)
   else:
@@ -160,22 +164,3 @@ def _promoting(tx: optax.GradientTransformation):
       return tx.update(updates, state, params)
 
   return optax.GradientTransformation(tx.init, update)
-
-
-def maker(**constants) -> Callable:
-  """The optimiser of every stage of a run.
-
-  Args:
-    **constants: keyword arguments of `optimizer`.
-
-  Returns:
-    `(steps, scale=1.0) -> optimizer(steps, ...)` with the learning rate times
-    `scale`: what the factories of methods take as `tx`.
-  """
-  default = inspect.signature(optimizer).parameters['learning_rate'].default
-  rate = constants.pop('learning_rate', default)
-
-  def make(steps: int, scale: float = 1.0) -> optax.GradientTransformation:
-    return optimizer(steps, learning_rate=rate * scale, **constants)
-
-  return make

@@ -44,6 +44,11 @@ def keep_freed_memory() -> None:
   mallopt(top_pad, 2**26)
 
 
+def rounded_up(count: int, mesh: Mesh) -> int:
+  """The least multiple of the number of devices that is not below `count`."""
+  return -(-count // mesh.size) * mesh.size
+
+
 def placer(mesh: Mesh) -> Callable:
   """`(array, batch axis or None) -> jax.Array`, split or whole on each."""
 

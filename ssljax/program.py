@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ssljax import batches, evaluate, parallel, sweep
+from ssljax import augment, batches, evaluate, parallel, sweep
 from ssljax.core import Method, Stage, TrainState, enter, init_state, make_step
 from ssljax.networks import conv
 from ssljax.networks.network import Network
@@ -43,13 +43,11 @@ class Program:
       batch: images per call of a sweep.
     """
     self.method, self.net, self.data, self.seeds = method, net, data, seeds
-    self.batch = -(-batch // mesh.size) * mesh.size  # divides the devices
+    self.mesh = mesh
+    self.batch = parallel.rounded_up(batch, mesh)
     self.place = parallel.placer(mesh)
     self.sharding = parallel.state_sharding(mesh, method.layout)
     self.plain = batches.reader(data.train, data.preprocess, None)
-    self.augmented = batches.reader(
-      data.train, data.preprocess, data.augmentation
-    )
     self.fitted = jax.tree.map(lambda x: self.place(x, None), data.fitted)
     self._sweeps = {}
 
@@ -75,7 +73,8 @@ class Program:
     def one(seed, labels, source, rows):
       key = jax.random.key(seed)
       image = self.plain(source, rows, key)
-      state = init_state(self.method, self.net, key, labels, image)
+      rows = parallel.rounded_up(self.data.train.size, self.mesh)
+      state = init_state(self.method, self.net, key, labels, image, rows)
       return enter(self.method.stages[0], state)
 
     return self._compiled(one, (0, 0, (self._pixel_axis, None), 0))
@@ -84,10 +83,10 @@ class Program:
   def _pixel_axis(self) -> int | None:
     return None if self.data.train.pixels_are_shared else 0
 
-  def _compiled(self, f: Callable, in_axes: tuple) -> Callable:
+  def _compiled(self, f: Callable, in_axes: tuple, donate=()) -> Callable:
     """`f`, which returns a state, over the seeds."""
     mapped = parallel.over_seeds(f, self.seeds, in_axes)
-    return jax.jit(mapped, out_shardings=self.sharding)
+    return jax.jit(mapped, donate_argnums=donate, out_shardings=self.sharding)
 
   @functools.cached_property
   def steps(self) -> list[Callable]:
@@ -95,8 +94,13 @@ class Program:
     return [self._compile(stage) for stage in self.method.stages]
 
   def _compile(self, stage: Stage) -> Callable:
+    data, augmentation = self.data, self.data.augmentation
+    if stage.augment:
+      both = filter(None, [augmentation, stage.augment])
+      augmentation = augment.chain(*both)
+    read = batches.reader(data.train, data.preprocess, augmentation)
     step = parallel.over_seeds(
-      make_step(stage, self.augmented),
+      make_step(stage, read),
       self.seeds,
       (0, (self._pixel_axis, None), 0),
     )
@@ -122,11 +126,11 @@ class Program:
     ]
 
   def sweep(self, observe: Callable, feed: batches.Feed) -> Callable:
-    """`rows -> observed`, compiled once per observe and feed."""
+    """`(state, rows) -> observed`, compiled once per observe and feed."""
     if (observe, id(feed)) not in self._sweeps:
       read = batches.reader(feed, self.data.preprocess, None)
       self._sweeps[observe, id(feed)] = sweep.make_sweep(
-        observe, feed, read, seeds=self.seeds, batch=self.batch
+        observe, feed, read, self.mesh, seeds=self.seeds, batch=self.batch
       )
     made = self._sweeps[observe, id(feed)]
     return lambda state, rows: made(state, self.fitted, rows)
@@ -139,11 +143,15 @@ class Program:
   @functools.cached_property
   def refresh(self) -> list[Callable]:
     """Per stage `state -> state`: sweeps all images and redoes what is due."""
-    return [self._refresh(stage) for stage in self.method.stages]
+    return [
+      self._refresh(stage) if stage.observe else None
+      for stage in self.method.stages
+    ]
 
   def _refresh(self, stage: Stage) -> Callable:
     feed = self.data.train
-    redo = self._compiled(stage.refresh, (0, 0))
+    # The memory may be large: what it is made of goes.
+    redo = self._compiled(stage.refresh, (0, 0), donate=(0,))
     observe = self.sweep(stage.observe, feed)
     return lambda state: redo(state, observe(state, np.arange(feed.size)))
 
@@ -163,5 +171,8 @@ class Program:
     errors = {}
     for name, (feed, rows, truth) in todo.items():
       predicted = jax.device_get(self.sweep(self._predict, feed)(state, rows))
-      errors[name] = {k: evaluate.error(p, truth) for k, p in predicted.items()}
+      errors[name] = {
+        weights: evaluate.error(classes[:, : len(rows)], truth)
+        for weights, classes in predicted.items()
+      }
     return errors

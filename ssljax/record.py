@@ -58,6 +58,13 @@ class Recorder:
       writer.close()
 
 
+def read(folder: pathlib.Path, job: str) -> list[dict]:
+  """The measurements of a job in `metrics.jsonl`, in order."""
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  measured = map(json.loads, lines)
+  return [m for m in measured if m['job'] == job]
+
+
 def progress_bar(name: str, done: int, total: int) -> tqdm.tqdm:
   """A progress bar over `total` steps, `done` of which are behind us."""
   return tqdm.tqdm(

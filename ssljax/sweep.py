@@ -1,9 +1,12 @@
 """A function of the state over every image of a data set, in batches."""
 
 from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from ssljax import parallel
@@ -14,7 +17,7 @@ _SWEEP = 0x73776570  # 'swep', in the keys of a sweep
 
 
 def make_sweep(
-  observe: Callable, feed: Feed, read: Callable, *, seeds: int, batch: int
+  observe: Callable, feed: Feed, read: Callable, mesh, *, seeds: int, batch: int
 ) -> Callable:
   """Compiles `observe` once and sweeps it over any rows of a feed.
 
@@ -22,11 +25,13 @@ def make_sweep(
     observe: `(state, image [B, H, W, c], key) -> pytree of [B, ...]`.
     feed: brings the images.
     read: `(source, rows, key) -> images`, usually without augmentation.
+    mesh: what is observed is split over it by rows.
     seeds: S, length of the state's leading axis.
-    batch: images per call; the last one is padded and cut off again.
+    batch: images per call.
 
   Returns:
-    `(state, fitted, rows [M]) -> pytree of [S, M, ...]`.
+    `(state, fitted, rows [M]) -> pytree of [S, M, ...]`, with M rounded up to
+    divide over the devices: there are zeros after the M.
   """
 
   def one(state, source, rows):
@@ -40,16 +45,32 @@ def make_sweep(
     parallel.over_seeds(one, seeds, (0, None, None)),
     compiler_options=conv.compiler_options(),
   )
+  by_rows = NamedSharding(mesh, P(None, 'data'))
+
+  @functools.partial(jax.jit, static_argnums=1, out_shardings=by_rows)
+  def empty(part, size):
+    zeros = lambda x: jnp.zeros([x.shape[0], size, *x.shape[2:]], x.dtype)
+    return jax.tree.map(zeros, part)
+
+  # By a scatter every device takes its own rows of a part: a concatenation
+  # would bring all rows to each of them.
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=by_rows)
+  def write(whole, part, places):
+    put = lambda whole, part: whole.at[:, places].set(part, mode='drop')
+    return jax.tree.map(put, whole, part)
 
   def sweep(state, fitted, rows: np.ndarray):
     padded = np.resize(rows, -(-len(rows) // batch) * batch).astype(np.int32)
     chunks = padded.reshape(-1, batch)
-    observed = [
-      compiled(state, (pixels, fitted), chunk)
-      for pixels, chunk in feed.batches(lambda i: chunks[i], range(len(chunks)))
-    ]
-    return jax.tree.map(
-      lambda *parts: jnp.concatenate(parts, axis=1)[:, : len(rows)], *observed
-    )
+    size = parallel.rounded_up(len(rows), mesh)
+    places = np.arange(padded.size, dtype=np.int32)
+    places = np.where(places < len(rows), places, size).reshape(-1, batch)
+    whole = None
+    fed = feed.batches(lambda i: chunks[i], range(len(chunks)))
+    for (pixels, chunk), here in zip(fed, places, strict=True):
+      part = compiled(state, (pixels, fitted), chunk)
+      whole = empty(part, size) if whole is None else whole
+      whole = write(whole, part, here)
+    return whole
 
   return sweep

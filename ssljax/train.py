@@ -2,9 +2,10 @@
 
 A job trains one method under the splits of one or more seeds. The loop runs
 from stop to stop: between two stops only compiled steps run; at a stop the
-metrics come to the host, and what is due is done in this order: refresh,
-record, evaluate, checkpoint. So a checkpoint is always of a finished stop, and
-what comes after it does not depend on whether the process is the same one.
+metrics come to the host, and what is due is done in this order: record,
+evaluate, checkpoint. What a stage redoes from time to time, it does before the
+steps that follow. So a checkpoint is always of a finished stop, and what comes
+after it does not depend on whether the process is the same one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,13 @@ class Progress(NamedTuple):
   evaluations: tuple = ()  # {'step', 'last': [S], ...} of the test images
   seconds: float = 0.0  # in compiled steps, interrupted runs together
   metrics_bytes: int = 0  # length of metrics.jsonl
+
+
+def stage_ends(method: Method) -> dict[str, int]:
+  """Each stage's name, and the step over all stages at which it ends."""
+  names = [stage.name for stage in method.stages]
+  lengths = [stage.steps for stage in method.stages]
+  return dict(zip(names, itertools.accumulate(lengths), strict=True))
 
 
 def total_steps(method: Method) -> int:
@@ -108,12 +116,11 @@ def fit(
 
 
 def restore(
-  job: Job, checkpoints: checkpoint.Checkpoints
-) -> tuple[TrainState, Progress] | None:
-  """The newest checkpoint of a job, to be looked at, or None."""
+  job: Job, checkpoints: checkpoint.Checkpoints, step: int
+) -> TrainState | None:
+  """The state of a job after a step, to be looked at, if it was kept."""
   loop = _Loop(job, None, None, checkpoints)
-  taken = loop.take_up(put_aside=False)
-  return (loop.state, loop.progress) if taken else None
+  return loop.state if loop.take_up(put_aside=False, step=step) else None
 
 
 @jax.jit
@@ -148,10 +155,10 @@ class _Loop:
     elif self.progress.step < total_steps(self.program.method):
       self.recorder.rewind(self.progress.metrics_bytes)
 
-  def take_up(self, put_aside: bool = True) -> bool:
-    """Takes up the newest checkpoint, if there is one."""
+  def take_up(self, put_aside: bool = True, step: int | None = None) -> bool:
+    """Takes up the newest checkpoint, or that of a step, if there is one."""
     restored = self.checkpoints.restore(
-      lambda saved: self.abstract(saved['stage']), put_aside
+      lambda saved: self.abstract(saved['stage']), put_aside, step
     )
     if restored is None:
       return False
@@ -181,19 +188,19 @@ class _Loop:
     if self.progress.stage < number:
       self.state = self.program.enter[number](self.state)
       self.progress = self.progress._replace(stage=number)
-    redo = self.orders[number][0].epoch_steps * stage.every
+    redo = self.orders[number][0].epoch_steps * stage.every or stage.steps
     done = self.progress.step - first
     spans, fetched = self.fetch(number, done, redo)
 
     saved = time.monotonic()
     for span in spans:
       start, here = span[0][0], span[-1][1]
+      if stage.observe is not None and start % redo == 0:
+        self.state = self.program.refresh[number](self.state)
       metrics, seconds = self.advance(number, span, fetched, first)
       self.progress = self.progress._replace(
         step=first + here, seconds=self.progress.seconds + seconds
       )
-      if stage.observe is not None and here % redo == 0:
-        self.state = self.program.refresh[number](self.state)
       self.record(stage, metrics, (here - start) * stage.draw.size / seconds)
       if here % self.options.evaluate_every == 0 or here == stage.steps:
         self.evaluate(stage)

@@ -24,10 +24,11 @@ class Flat(nn.Module):
   """Dense, leaky ReLU, classifier: compiles in a moment."""
 
   classes: int
+  embedding: int = 8
 
   @nn.compact
   def __call__(self, image, *, train, dropout):
-    x = nn.Dense(8)(image.reshape(image.shape[0], -1))
+    x = nn.Dense(self.embedding)(image.reshape(image.shape[0], -1))
     x = layers.leaky_relu(x)
     return network.Outputs(nn.Dense(self.classes)(x), x)
 

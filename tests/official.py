@@ -24,3 +24,7 @@ def write_sets(folder):
     'unlabelled': list(range(40, 60)),
   }
   fake_tfds.write(folder, 'stl10', list(images), labels, splits=splits)
+  labels = np.arange(2060) % 1000
+  images = rng.integers(0, 256, (len(labels), 8, 8, 3)).astype(np.uint8)
+  splits = {'train': list(range(2040)), 'validation': list(range(2040, 2060))}
+  fake_tfds.write(folder, 'imagenet2012', list(images), labels, splits=splits)

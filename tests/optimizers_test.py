@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -111,9 +113,14 @@ def test_steps_go_with_the_decay_of_that_name(more, message):
     plain(**more)
 
 
-def test_the_maker_scales_the_learning_rate_of_a_stage():
-  make = optimizers.maker(
-    learning_rate=0.1, decay='linear', momentum=0.0, weight_decay=0.0, average=0
+def test_a_stage_may_scale_the_learning_rate():
+  make = functools.partial(
+    optimizers.optimizer,
+    learning_rate=0.1,
+    decay='linear',
+    momentum=0.0,
+    weight_decay=0.0,
+    average=0,
   )
   ones = jax.tree.map(jnp.ones_like, PARAMS)
   params, _ = run(make(4, 0.5), ones, steps=2)  # 0.05 then 0.0375

@@ -16,7 +16,7 @@ def test_every_preset_parses_and_takes_two_steps(
   # Its header says what the paper has and what was measured here.
   assert re.search(r'^# +paper:', header, re.M), preset
   assert re.search(r'^# +ours:', header, re.M), preset
-  small = '--network=digits'  # ConvLarge is compiled in its own test
+  small = ('--network=digits',)  # ConvLarge is compiled in its own test
   own = {
     'association': (
       '--batch_unlabelled=8',
@@ -25,12 +25,23 @@ def test_every_preset_parses_and_takes_two_steps(
       '--unlabelled=all',
       '--evaluate_every=2',
       '--nobaseline',
-    )
+    ),
+    'r2d2': (
+      '--pretrain=1',
+      '--pretrain_batch=4',
+      '--batch_labelled=8',
+      '--batch_unlabelled=8',
+      '--unlabelled=rest',
+      '--repeat=0',
+      '--finetune=1',
+    ),
   }
+  if 'imagenet' in preset.stem:
+    small += ('--image_size=16',)
   status = binary.run(
     f'--flagfile={preset}',
     f'--data_dir={sets}',
-    small,
+    *small,
     '--steps=2',
     '--labels=1',
     '--seeds=1',
@@ -40,4 +51,5 @@ def test_every_preset_parses_and_takes_two_steps(
   )
   assert status == 0, capsys.readouterr().err
   result = json.loads((tmp_path / 'run/result.json').read_text())
-  assert result['steps'] == 2 and result['method'] == name
+  assert result['steps'] == {'r2d2': 4}.get(name, 2)
+  assert result['method'] == name

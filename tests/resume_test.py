@@ -15,19 +15,26 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-SCRIPT = pathlib.Path(common.__file__).parent / 'madnn.py'
+# R2-D2 has all there is to resume: stages, a memory, and repredictions after
+# 100, 200 and 250 steps.
+SCRIPT = pathlib.Path(common.__file__).parent / 'r2d2.py'
 STEPS = 400
 FLAGS = (
   '--network=digits',
   '--batch_labelled=8',
   '--batch_unlabelled=24',
-  f'--steps={STEPS}',
+  '--pretrain=100',
+  '--pretrain_batch=8',
+  '--steps=100',
+  '--repeat=100',
+  '--interval=50',
+  '--finetune=100',
   '--seeds=1',
   '--record_every=5',
   '--evaluate_every=50',
   '--checkpoint_seconds=0',
-  '--baseline=false',
 )
+CHECKPOINTS = pathlib.Path('checkpoints', 'r2d2', 'seed-0')
 
 
 def start(folder):
@@ -50,16 +57,15 @@ def finish(folder):
 
 
 def saved_steps(folder):
-  where = folder / 'checkpoints' / 'madnn' / 'seed-0'
+  where = folder / CHECKPOINTS
   return [int(p.name) for p in where.glob('*') if p.name.isdecimal()]
 
 
-def kill_after_another_checkpoint(folder, wait):
-  """SIGKILLs the run some time after it has got further than before."""
-  before = max(saved_steps(folder), default=-1)
+def kill_after_checkpoint(folder, step, wait):
+  """SIGKILLs the run some time after it has a checkpoint beyond a step."""
   process = start(folder)
   deadline = time.monotonic() + 120
-  while max(saved_steps(folder), default=-1) <= before:
+  while max(saved_steps(folder), default=-1) <= step:
     if process.poll() is not None:
       break  # it has reached its end
     assert time.monotonic() < deadline, 'no checkpoint within two minutes'
@@ -71,7 +77,7 @@ def kill_after_another_checkpoint(folder, wait):
 
 def arrays(folder):
   """Every array of the last checkpoint, as it lies on disk."""
-  newest = folder / 'checkpoints' / 'madnn' / 'seed-0' / str(STEPS) / 'state'
+  newest = folder / CHECKPOINTS / str(STEPS) / 'state'
   return ocp.StandardCheckpointer().restore(newest.absolute())
 
 
@@ -79,14 +85,14 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
   whole, folder = tmp_path / 'whole', tmp_path / 'killed'
   finish(whole)
   moments = random.Random(int(time.time()))
-  for _ in range(3):
+  for step in (0, 120, 220):  # in three stages, across a reprediction each
     wait = moments.uniform(0.0, 0.3)
-    assert kill_after_another_checkpoint(folder, wait) == -signal.SIGKILL
+    assert kill_after_checkpoint(folder, step, wait) == -signal.SIGKILL
 
   # The newest checkpoint is truncated too: the one before it is taken.
   newest = max(saved_steps(folder))
   assert newest < STEPS and len(saved_steps(folder)) > 1
-  where = folder / 'checkpoints' / 'madnn' / 'seed-0'
+  where = folder / CHECKPOINTS
   for path in (where / str(newest) / 'state').rglob('d/*'):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   said = finish(folder)

@@ -9,6 +9,7 @@ from ssljax import batches, parallel, preprocess, splits
 from ssljax.core import Draw
 from ssljax.methods.association import association
 from ssljax.methods.madnn import madnn
+from ssljax.methods.r2d2 import r2d2
 from ssljax.methods.supervised import supervised
 from ssljax.networks import layers, network
 from ssljax.program import Data, Program
@@ -58,6 +59,18 @@ METHODS = {
   'adaptation': lambda tx, steps: association(
     NET, tx, BALANCED, steps, pretrain=3
   ),
+  'r2d2': lambda tx, steps: r2d2(
+    NET,
+    tx,
+    DRAW,
+    steps,
+    pretrain=steps,
+    pretrain_batch=8,
+    repeat=3,
+    interval=2,
+    finetune=2,
+    cutout=2,
+  ),
 }
 
 
@@ -92,7 +105,7 @@ def make_data(devices=1, make_feed=batches.resident):
 def make_job(name, steps=6, seeds=(0,), tx=None, validation=0, **where):
   """A job of a method of the table above; `where` is as in `make_data`."""
   data, mesh = make_data(**where)
-  method = METHODS[name](lambda *_: tx or optax.sgd(0.1, 0.9), steps)
+  method = METHODS[name](lambda *_, **__: tx or optax.sgd(0.1, 0.9), steps)
   program = Program(method, NET, data, mesh, seeds=len(seeds), batch=8)
   return Job(name, program, make_splits(seeds, validation))
 

@@ -118,7 +118,10 @@ def test_the_error_after_each_stage_is_that_of_its_last_step():
   )
   evaluations = [{'step': i, 'last': [float(i)]} for i in (1, 2, 4, 5)]
   method = Method('two', stages)
-  assert evaluate.by_stage(evaluations, method) == {'a': [2.0], 'b': [5.0]}
+  assert evaluate.by_stage(evaluations, train.stage_ends(method)) == {
+    'a': [2.0],
+    'b': [5.0],
+  }
 
 
 def with_refresh(**more):
@@ -145,7 +148,7 @@ def with_refresh(**more):
 def test_a_refresh_sees_all_images_in_order_every_so_many_epochs(tmp_path):
   job = with_refresh(steps=12)  # epochs of 3 steps
   state, progress = fit(tmp_path, 'supervised', job=job)
-  # Four epochs refreshed after each, then four after every second.
+  # Four epochs refreshed before each, then four before every second.
   images, _ = tiny.images()
   brightness = images.mean((1, 2, 3)) / 255
   np.testing.assert_allclose(state.memory[0], 6 * brightness, rtol=1e-5)
@@ -173,24 +176,39 @@ def two_stages(**more):
   return job._replace(program=Program(method, tiny.NET, data, mesh, batch=8))
 
 
-@pytest.mark.parametrize('at', [3, 6, 9])
-def test_a_run_resumes_in_any_stage_bit_for_bit(tmp_path, monkeypatch, at):
-  always = OPTIONS._replace(checkpoint_seconds=0.0)
-  whole, _ = fit(tmp_path / 'whole', 'madnn', always, two_stages())
+# R2-D2's stages begin after 6, 12, 14 and 15 steps, all but the first and the
+# last with a prediction of the pseudo-logits.
+@pytest.mark.parametrize(
+  ('make', 'stops'),
+  [
+    (two_stages, (3, 6, 9)),
+    (lambda: tiny.make_job('r2d2'), (6, 12, 14, 15)),
+    (lambda: tiny.make_job('r2d2'), (3, 9, 13, 16)),
+  ],
+)
+def test_a_run_resumes_in_any_stage_bit_for_bit(
+  tmp_path, monkeypatch, make, stops
+):
+  often = OPTIONS._replace(checkpoint_seconds=0.0, record_every=1)
+  job = make()
+  run = lambda folder: fit(tmp_path / folder, job.name, often, job)
+  whole, _ = run('whole')
   save = train._Loop.save
 
-  def stop(self):
-    save(self)
-    if self.progress.step == at:
-      self.checkpoints.wait()
-      raise KeyboardInterrupt
+  for at in stops:
 
-  with monkeypatch.context() as patch:
-    patch.setattr(train._Loop, 'save', stop)
-    with pytest.raises(KeyboardInterrupt):
-      fit(tmp_path / 'parts', 'madnn', always, two_stages())
-  resumed, progress = fit(tmp_path / 'parts', 'madnn', always, two_stages())
-  assert progress.step == 12
+    def stop(self, at=at):
+      save(self)
+      if self.progress.step == at:
+        self.checkpoints.wait()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+      patch.setattr(train._Loop, 'save', stop)
+      with pytest.raises(KeyboardInterrupt):
+        run('parts')
+  resumed, progress = run('parts')
+  assert progress.step == train.total_steps(job.program.method)
   assert not list((tmp_path / 'parts/checkpoints').glob('damaged-*'))
   chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
   assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')

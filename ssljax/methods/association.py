@@ -174,7 +174,7 @@ def association(
 
   Args:
     net: the `Network`.
-    tx: `(steps, scale) -> optimiser` of a stage, see `optimizers.maker`.
+    tx: `(steps, scale) -> optimiser` of a stage, see `optimizers.optimizer`.
     draw: balanced labelled images, and unlabelled images, per step.
     steps: length of the stage that associates.
     walker: weight of the walker loss.

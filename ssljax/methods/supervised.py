@@ -37,7 +37,7 @@ def supervised(
 
   Args:
     net: the `Network`.
-    tx: `steps -> optimiser` of a stage of that many steps.
+    tx: `steps -> optimiser` of a stage, see `optimizers.optimizer`.
     draw: `draw.other` is left out, since nothing is learned from it.
     steps: length of the only stage.
     smoothing: label smoothing of the cross-entropy.

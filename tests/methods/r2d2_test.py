@@ -1,0 +1,379 @@
+import re
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from ssljax import batches, parallel, preprocess, splits, train
+from ssljax.core import UNLABELLED, Batch, Draw, InputError, init_state
+from ssljax.methods import r2d2 as m
+from ssljax.networks import network
+from ssljax.program import Data, Program
+
+KINDS = ('kl_reverse', 'kl', 'mse')
+
+
+def softmax(y):
+  e = np.exp(y - y.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def numpy_loss(y_hat, y_tilde, alpha, beta, kind):
+  """Eq. 2 of one image, in loops."""
+  p, q = softmax(y_hat), softmax(y_tilde)
+  loss = 0.0
+  for j in range(len(p)):
+    if kind == 'kl_reverse':
+      loss += alpha * p[j] * (np.log(p[j]) - np.log(q[j]))
+    elif kind == 'kl':
+      loss += alpha * q[j] * (np.log(q[j]) - np.log(p[j]))
+    else:
+      loss += alpha * (q[j] - p[j]) ** 2
+    loss -= beta * p[j] * np.log(p[j])
+  return loss
+
+
+def closed_form(y_hat, y_tilde, alpha, kind):
+  """∂L/∂ỹ of one image as the paper prints it: Eq. 6, 14 and 15."""
+  p, q = softmax(y_hat), softmax(y_tilde)
+  if kind == 'kl_reverse':
+    return -alpha * p + alpha * q
+  if kind == 'kl':
+    ratio = np.log(q) - np.log(p)
+    return alpha * q * (ratio - (q * ratio).sum())
+  return 2 * alpha * q * (q - p - (q * (q - p)).sum())
+
+
+def sample(seed=0, rows=4, classes=3, scale=2.0):
+  rng = np.random.default_rng(seed)
+  return (scale * rng.normal(size=(rows, classes)) for _ in range(2))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_loss_equals_a_numpy_loop(kind):
+  y_hat, y_tilde = sample()
+  with jax.enable_x64(True):
+    got = m.decipher_loss(
+      jnp.asarray(y_hat), jnp.asarray(y_tilde), 0.1, 0.03, kind
+    )
+  want = [
+    numpy_loss(*pair, 0.1, 0.03, kind)
+    for pair in zip(y_hat, y_tilde, strict=True)
+  ]
+  np.testing.assert_allclose(got, want, rtol=1e-10)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_papers_slopes_of_pseudo_logits_are_the_automatic_ones(kind):
+  y_hat, y_tilde = sample(1)
+  with jax.enable_x64(True):
+    total = lambda y: m.decipher_loss(
+      jnp.asarray(y_hat), y, 0.1, 0.03, kind
+    ).sum()
+    got = jax.grad(total)(jnp.asarray(y_tilde))
+  want = [
+    closed_form(*pair, 0.1, kind) for pair in zip(y_hat, y_tilde, strict=True)
+  ]
+  np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-14)
+
+
+def test_equation_5_is_the_automatic_slope_of_the_last_layer():
+  # ∂L/∂w_n = [(α − β) log p̂_n − α log p̃_n − L] p̂_n f, for one image.
+  rng = np.random.default_rng(0)
+  w, f = rng.normal(size=(5, 3)), rng.normal(size=5)
+  y_tilde = rng.normal(size=(1, 3))
+  alpha, beta = 0.1, 0.03
+  with jax.enable_x64(True):
+    loss = lambda w: m.decipher_loss(
+      (f @ w)[None], jnp.asarray(y_tilde), alpha, beta
+    )[0]
+    value, got = jax.value_and_grad(loss)(jnp.asarray(w))
+  p, q = softmax(f @ w), softmax(y_tilde[0])
+  own = (alpha - beta) * np.log(p) - alpha * np.log(q) - float(value)
+  np.testing.assert_allclose(got, np.outer(f, own * p), rtol=1e-9)
+
+
+def test_losses_by_hand():
+  # p̂ = (¾, ¼), p̃ = (½, ½): KL(p̂‖p̃) = ¾ ln 3/2 + ¼ ln ½.
+  y_hat = jnp.log(jnp.array([[3.0, 1.0]]))
+  y_tilde = jnp.zeros([1, 2])
+  loss = lambda kind: float(m.classification_loss(y_hat, y_tilde, kind)[0])
+  ln = np.log
+  assert loss('kl_reverse') == pytest.approx(0.75 * ln(1.5) + 0.25 * ln(0.5))
+  assert loss('kl') == pytest.approx(0.5 * ln(2 / 3) + 0.5 * ln(2))
+  assert loss('mse') == pytest.approx(1 / 8)
+  assert float(m.entropy(y_tilde)[0]) == pytest.approx(ln(2))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_equal_distributions_have_no_divergence_and_no_slope(kind):
+  y, _ = (jnp.float32(x) for x in sample())
+  value, slope = jax.value_and_grad(
+    lambda z: m.classification_loss(y, z, kind).sum()
+  )(y + 3)
+  np.testing.assert_allclose(value, 0, atol=1e-6)
+  np.testing.assert_allclose(slope, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_extreme_logits_stay_finite(kind):
+  y = jnp.array([[1e4, -1e4, 0.0]])
+  total = lambda a, b: m.decipher_loss(a, b, 0.1, 0.03, kind).sum()
+  chex.assert_tree_all_finite(jax.value_and_grad(total, (0, 1))(y, -y))
+
+
+def test_at_the_exponential_link_the_gap_is_0_and_theorem_2_holds():
+  # Follow the descent of ỹ and of ŷ to its end: Eq. 5 vanishes there.
+  alpha, beta = 0.1, 0.03
+  y_hat = jnp.array([[1.0, 0.2, -0.5]])
+  y_tilde = jnp.array([[0.5, 0.6, 0.0]])
+  total = lambda a, b: m.decipher_loss(a, b, alpha, beta).sum()
+  before = float(m.link_gap(y_hat, y_tilde, alpha, beta)[0])
+  for _ in range(3000):
+    a, b = jax.grad(total, (0, 1))(y_hat, y_tilde)
+    y_hat, y_tilde = y_hat - 5 * a, y_tilde - 0.5 * b
+  after = float(m.link_gap(y_hat, y_tilde, alpha, beta)[0])
+  assert after < 1e-2 < before
+  p, q = jax.nn.softmax(y_hat[0]), jax.nn.softmax(y_tilde[0])
+  n = int(jnp.argmax(p))
+  assert q[n] <= p[n] + 1e-6
+
+
+# The method.
+
+
+def make(draw=tiny.DRAW, steps=1, net=tiny.NET, **arguments):
+  given = (
+    dict(pretrain=1, pretrain_batch=8, repeat=0, finetune=1, cutout=0)
+    | arguments
+  )
+  tx = lambda steps, scale=1.0, **_: optax.sgd(0.1 * scale)
+  return m.r2d2(net, tx, draw, steps, **given)
+
+
+def stage_of(method, name):
+  (found,) = [s for s in method.stages if s.name == name]
+  return found
+
+
+def example(method, seed=0):
+  """A state with random pseudo-logits, and a batch of 4 given, 4 other rows."""
+  images, labels = tiny.images()
+  rows = np.arange(8, dtype=np.int32)
+  table = np.full(len(labels), UNLABELLED, np.int32)
+  table[:4] = labels[:4]
+  image = images.astype(np.float32) / 255
+  state = init_state(
+    method, tiny.NET, jax.random.key(seed), jnp.asarray(table), image[:4]
+  )
+  rng = np.random.default_rng(seed)
+  memory = rng.normal(size=(len(labels), tiny.CLASSES)).astype(np.float32)
+  memory[:4] = 10 * np.eye(tiny.CLASSES)[labels[:4]]
+  batch = Batch(jnp.asarray(rows), jnp.asarray(image[rows]), jnp.arange(8) < 4)
+  return state.replace(memory=jnp.asarray(memory)), batch
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_three_steps_equal_a_numpy_loop(kind):
+  method = make(divergence=kind, pseudo_rate=5.0, alpha=0.2, beta=0.05)
+  state, batch = example(method)
+  loss = jax.jit(stage_of(method, 'decipher').loss)
+  memory = np.asarray(state.memory, np.float64)
+  for step in range(3):
+    key = jax.random.key(step)
+    outputs, _ = tiny.NET.train(state.params, state.stats, batch.image, key)
+    y_hat = np.asarray(outputs.logits, np.float64)
+    want = np.mean(
+      [numpy_loss(y_hat[i], memory[i], 0.2, 0.05, kind) for i in range(8)]
+    )
+    for i in range(4, 8):  # 0..3 are labelled
+      memory[i] = memory[i] - 5.0 * closed_form(y_hat[i], memory[i], 0.2, kind)
+    got, (state, _) = loss(state.params, state, batch, key)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(state.memory, memory, rtol=1e-4, atol=1e-5)
+
+
+def test_other_rows_and_labelled_rows_are_untouched_bit_for_bit():
+  method = make()
+  state, batch = example(method)
+  _, (after, _) = stage_of(method, 'decipher').loss(
+    state.params, state, batch, jax.random.key(0)
+  )
+  chex.assert_trees_all_equal(after.memory[:4], state.memory[:4])
+  chex.assert_trees_all_equal(after.memory[8:], state.memory[8:])
+  assert (np.asarray(after.memory[4:8]) != state.memory[4:8]).any(axis=1).all()
+
+
+def test_a_labelled_row_in_the_other_part_is_not_moved_either():
+  method = make()
+  state, batch = example(method)
+  batch = batch._replace(given=jnp.zeros(8, bool))
+  _, (after, _) = stage_of(method, 'decipher').loss(
+    state.params, state, batch, jax.random.key(0)
+  )
+  chex.assert_trees_all_equal(after.memory[:4], state.memory[:4])
+
+
+def test_the_sum_of_a_rows_pseudo_logits_stays():
+  # Eq. 12–13.
+  method = make()
+  state, batch = example(method)
+  loss = jax.jit(stage_of(method, 'decipher').loss)
+  before = np.asarray(state.memory).sum(-1)
+  for step in range(200):
+    _, (state, metrics) = loss(state.params, state, batch, jax.random.key(step))
+    assert float(metrics['sum_moved']) < 1e-6
+  assert not np.allclose(state.memory[4:8], example(method)[0].memory[4:8])
+  np.testing.assert_allclose(
+    np.asarray(state.memory).sum(-1), before, atol=1e-4
+  )
+
+
+def test_the_step_of_an_image_does_not_depend_on_the_batch_size():
+  # Predicting as it infers, an image does not see the rest of its batch.
+  train = lambda params, stats, image, key: (
+    tiny.NET.infer(params, stats, image),
+    stats,
+  )
+  method = make(net=tiny.NET._replace(train=train))
+  state, batch = example(method)
+  loss = stage_of(method, 'decipher').loss
+  of = lambda b: loss(state.params, state, b, jax.random.key(0))[1][0].memory
+  half = Batch(batch.rows[4:], batch.image[4:], batch.given[4:])
+  np.testing.assert_allclose(of(half)[4:8], of(batch)[4:8], rtol=1e-6)
+  assert (np.asarray(of(half)[4:8]) != state.memory[4:8]).all()
+
+
+def test_prediction_gives_logits_or_ten_where_the_label_is_given():
+  method = make()
+  state, _ = example(method)
+  logits = jax.random.normal(jax.random.key(0), [64, 3])  # 61 rounded up
+  after = m.predict_pseudo(state, {'logits': logits})
+  _, labels = tiny.images()
+  np.testing.assert_array_equal(after.memory[:4], 10 * np.eye(3)[labels[:4]])
+  chex.assert_trees_all_equal(after.memory[4:], logits[4:])
+
+
+def test_finetuning_descends_the_cross_entropy_of_the_hard_labels():
+  method = make()
+  state, batch = example(method)
+  key = jax.random.key(1)
+  got, (after, _) = stage_of(method, 'finetune').loss(
+    state.params, state, batch, key
+  )
+  outputs, _ = tiny.NET.train(state.params, state.stats, batch.image, key)
+  p = softmax(np.asarray(outputs.logits, np.float64))
+  hard = np.asarray(state.memory)[:8].argmax(-1)
+  want = -np.mean([np.log(p[i, hard[i]]) for i in range(8)])
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  chex.assert_trees_all_equal(after.memory, state.memory)
+
+
+def test_the_stages_of_table_1_are_switches():
+  names = lambda **k: [s.name for s in make(**k).stages]
+  parts = dict(repeat=7, interval=2)
+  assert names() == ['supervised', 'decipher', 'finetune']  # a
+  method = make(**parts)  # e
+  repeated = [s for s in method.stages if s.name.startswith('repeat')]
+  assert [s.steps for s in repeated] == [2, 2, 2, 1]
+  assert all(s.observe and s.every == 0 for s in repeated)
+  rates = []
+  for stage in repeated:
+    update, _ = stage.tx.update(jnp.ones([]), stage.tx.init(jnp.ones([])))
+    rates.append(-float(update) / 0.1)
+  np.testing.assert_allclose(rates, [1, 2 / 3, 1 / 3, 1 / 30], rtol=1e-5)
+  for stage in make(repredict=False, **parts).stages[2:-1]:  # b, d
+    assert stage.observe is None
+  assert stage_of(make(), 'finetune').observe is None
+  again = make(finetune_labels='repredicted')
+  assert stage_of(again, 'finetune').observe is not None
+  assert stage_of(make(), 'finetune').draw == Draw(0, 16, everything=True)
+
+
+def test_cutout_is_in_the_first_and_the_last_stage_alone():
+  holes = [s.augment is not None for s in make(cutout=2).stages]
+  assert holes == [True, False, True]
+  assert all(s.augment is None for s in make(cutout=0).stages)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'flag'),
+  [
+    (dict(alpha=0.03), '--alpha=0.03.*--beta=0.03.*--force'),
+    (dict(alpha=0.0), '--alpha'),
+    (dict(beta=-1.0), '--beta'),
+    (dict(pseudo_rate=0.0), '--pseudo_rate'),
+    (dict(pretrain=0), '--pretrain'),
+    (dict(finetune=0), '--finetune'),
+    (dict(steps=0), '--steps'),
+    (dict(repeat=4, interval=5), '--interval=5'),
+    (dict(repeat=4, interval=0), '--interval=0'),
+    (dict(draw=Draw(0, 4)), '--batch_labelled'),
+    (dict(draw=Draw(4, 0)), '--batch_unlabelled'),
+  ],
+)
+def test_what_cannot_work_is_refused_by_name(arguments, flag):
+  with pytest.raises(InputError, match=flag):
+    make(**arguments)
+
+
+def test_force_allows_a_small_alpha():
+  assert make(alpha=0.01, force=True).name == 'r2d2'
+
+
+# As many images and classes as ImageNet has, over eight devices.
+
+
+class Wide(nn.Module):
+  """A classifier of 1,000 classes."""
+
+  @nn.compact
+  def __call__(self, image, *, train, dropout):
+    x = nn.Dense(2)(image.reshape(image.shape[0], -1))
+    return network.Outputs(nn.Dense(1000)(x), x)
+
+
+@pytest.fixture(scope='module')
+def imagenet():
+  """A loop over 1,281,167 images of one pixel; nothing has run yet."""
+  count, classes = 1_281_167, 1000
+  mesh = parallel.make_mesh([8])
+  labels = np.arange(count, dtype=np.int32) % classes
+  feed = batches.resident(
+    np.zeros([count, 1, 1, 1], np.uint8), parallel.placer(mesh)
+  )
+  data = Data(feed, feed, labels, labels[:0], preprocess.identity(), (), None)
+  net = network.from_linen(Wide())
+  method = make(Draw(128, 384), net=net, repeat=1, interval=1, pretrain_batch=8)
+  split = splits.draw_split(labels, classes, per_class=128, seed=0)
+  job = train.Job('r2d2', Program(method, net, data, mesh), [split])
+  return train._Loop(job, None, None, None)
+
+
+def test_each_of_eight_devices_holds_an_eighth_of_the_pseudo_logits(imagenet):
+  memory = imagenet.abstract(1).memory
+  assert memory.shape == (1, 1_281_168, 1000)
+  assert memory.sharding.shard_shape(memory.shape) == (1, 160_146, 1000)
+
+
+def test_the_compiled_step_gathers_only_rows_of_the_batch(imagenet):
+  program = imagenet.program
+  batch = np.zeros([1, 512], np.int32)
+  pixels, rows = next(program.data.train.batches(lambda _: batch, [0]))
+  step = program.steps[1].lower(imagenet.abstract(1), (pixels, ()), rows)
+  compiled = step.compile()
+  # Whatever has a column per class has an eighth of the memory's rows, or no
+  # more rows than the batch.
+  columns = re.findall(r'f32\[(?:1,)?(\d+),(?:1,)?1000\]', compiled.as_text())
+  rows_of = set(map(int, columns))
+  assert 160_146 in rows_of and max(rows_of - {160_146}) == 512
+  # The new memory lies where the old one did, and little is made beside it.
+  eighth = 160_146 * 1000 * 4
+  sizes = compiled.memory_analysis()
+  assert sizes.alias_size_in_bytes >= eighth
+  assert sizes.temp_size_in_bytes < eighth / 20
