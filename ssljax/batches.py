@@ -78,7 +78,7 @@ class Order:
     )
     require(
       draw.classes or draw.labelled <= labelled,
-      f'--batch_labelled={draw.labelled} is larger than the {labelled} '
+      f'--{draw.flag}={draw.labelled} is larger than the {labelled} '
       'labelled images: give a smaller one, or more --labels',
     )
     require(
@@ -100,7 +100,7 @@ class Order:
     Of a balanced draw the labelled part is a queue per class instead, which
     an epoch's end does not interrupt.
     """
-    steps, (labelled, other, classes, _) = self.epoch_steps, self.draw
+    steps, (labelled, other, classes, *_) = self.epoch_steps, self.draw
     seed, parts = self.split.seed, []
     for label, pool in enumerate(self._pools):
       size = steps * (labelled // classes)

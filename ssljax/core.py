@@ -80,6 +80,7 @@ class Draw(NamedTuple):
   other: int = 0  # drawn from the rows the run admits, labels unused
   classes: int = 0  # C: as many labelled rows of each, repeated where few
   everything: bool = False  # draw `other` from the labelled rows too
+  flag: str = 'batch_labelled'  # that says how many are `labelled`
 
   @property
   def size(self) -> int:

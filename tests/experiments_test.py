@@ -323,6 +323,46 @@ def test_association_begins_with_its_papers_constants(tmp_path, capsys):
   assert not any(flag.startswith('--batch_labelled') for flag in said)
 
 
+BAD_R2D2 = [
+  (['--alpha=0.03'], '--alpha=0.03, --beta=0.03: .* --force'),
+  (['--pretrain=0'], '--pretrain=0'),
+  (['--steps=0'], '--steps=0'),
+  (['--finetune=0'], '--finetune=0'),
+  (['--repeat=4', '--interval=5'], '--interval=5: .* --repeat=4 '),
+  (['--pretrain_batch=101'], '--pretrain_batch=101 is larger than the 100 '),
+  (['--batch_unlabelled=1198'], '--batch_unlabelled=1198'),
+  (['--batch_labelled=0'], '--batch_labelled=0'),
+  (['--divergence=js'], '--divergence'),
+  (['--cutout=-1'], '--cutout=-1'),
+  (['--labels=all'], '--batch_unlabelled'),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'expected'), BAD_R2D2)
+def test_bad_input_of_r2d2_is_one_line_that_names_the_flag(
+  arguments, expected, tmp_path, capsys
+):
+  folder = tmp_path / 'run'
+  where = '--network=digits', f'--workdir={folder}'
+  line = binary.refused(capsys, *where, *arguments, binary='r2d2')
+  assert re.search(expected, line), line
+  assert not folder.exists()
+
+
+def test_the_decay_of_r2d2_is_of_its_second_stage(tmp_path, capsys):
+  short = '--pretrain=2', '--steps=2', '--repeat=0', '--finetune=2', '--seeds=1'
+  where = f'--workdir={tmp_path}/run', '--network=digits'
+  decay = '--decay=steps', '--decay_at=1', '--force', '--alpha=0.02'
+  status = binary.run(*where, *short, *decay, binary='r2d2')
+  assert status == 0, capsys.readouterr().err
+  result = json.loads((tmp_path / 'run/result.json').read_text())
+  assert list(result['test_error_after']) == [
+    'supervised',
+    'decipher',
+    'finetune',
+  ]
+
+
 @pytest.mark.parametrize(('network', 'size'), [('elu_svhn', 8)])
 def test_the_papers_networks_train_from_the_command_line(
   network, size, tmp_path, capsys

@@ -204,7 +204,8 @@ def r2d2(
     tx: `(steps, scale, **changes) -> optimiser` of a stage, see
       `optimizers.optimizer`.
     draw: labelled and unlabelled images per step of `decipher` and `repeat`.
-    steps: length of the stage `decipher`.
+    steps: length of the stage `decipher`; the learning rate of the run is its,
+      that of `supervised` and `finetune` falls on a cosine of their own.
     alpha: α of Eq. 2, weight of the divergence.
     beta: β of Eq. 2, weight of the entropy; below α (Theorem 1).
     divergence: L_c: KL(p̂‖p̃), KL(p̃‖p̂) or the squared distance (Table 4).
@@ -246,8 +247,7 @@ def r2d2(
   again = dict(observe=predict(net), refresh=predict_pseudo, every=0)
 
   def decipher(name, length, share=1.0, predicting=True):
-    tx_of = tx(length, share, decay='constant')
-    stage = Stage(name, length, tx_of, draw, loss)
+    stage = Stage(name, length, tx(length, share), draw, loss)
     return stage._replace(**again) if predicting else stage
 
   def repeated():
@@ -256,18 +256,19 @@ def r2d2(
       length = min(interval, repeat - start)
       yield decipher(f'repeat {part + 1}', length, share, repredict)
 
+  cosine = dict(decay='cosine', decay_at=())
   first = Stage(
     'supervised',
     pretrain,
-    tx(pretrain * 7 // 6, learning_rate=pretrain_rate, decay='cosine'),
-    Draw(pretrain_batch),
+    tx(pretrain * 7 // 6, learning_rate=pretrain_rate, **cosine),
+    Draw(pretrain_batch, flag='pretrain_batch'),
     supervised_loss(net),
     augment=hole,
   )
   last = Stage(
     'finetune',
     finetune,
-    tx(finetune, learning_rate=finetune_rate, decay='cosine'),
+    tx(finetune, learning_rate=finetune_rate, **cosine),
     Draw(0, draw.size, everything=True),
     hard_label_loss(net),
     augment=hole,
