@@ -209,34 +209,30 @@ def load(
     'give the data set it was trained on, with --data_dir',
   )
   method, at = run.methods[-1], result['seeds'].index(seed)
+  size = FLAGS.seeds_at_once
+  group = run.drawn[at - at % size :][:size]
   make = functools.partial(program.Program, method, run.net, run.data, run.mesh)
   return Finished(
     run.dataset,
     run.drawn[at],
     make(),
-    lambda step: restore(folder, make, run.drawn, at, step),
+    lambda step: restore(folder, make(seeds=len(group)), group, seed, step),
     observer(run.net, method),
     flagging.given(arms[method.name]),
     [line for line in record.read(folder, method.name) if line['seed'] == seed],
   )
 
 
-def restore(
-  folder: pathlib.Path, make: Callable, drawn, at: int, step: int
-) -> TrainState:
-  """A state of a run, of one split and with an axis [1].
+def restore(folder: pathlib.Path, made, group, seed: int, step: int):
+  """A `TrainState` of a run, of one seed and with an axis [1].
 
   Args:
     folder: of the run.
-    make: `seeds -> Program`.
-    drawn: all splits of the run.
-    at: which of them.
-    step: after which it was kept.
+    made: the `Program` of the group.
+    group: splits that were trained at once.
+    seed: of one of them.
+    step: after which the state was kept.
   """
-  size = FLAGS.seeds_at_once
-  first = at - at % size
-  group = drawn[first : first + size]
-  made = make(seeds=len(group))
   where = assembly.checkpoint_folder(folder, made.method, group)
   # Opening the checkpoints would make the folder.
   restored = None
@@ -250,7 +246,8 @@ def restore(
     'its command again with --overwrite'
     + ('' if step == train.total_steps(made.method) else ' --keep_stages'),
   )
-  return jax.tree.map(lambda x: x[at - first : at - first + 1], restored)
+  at = [split.seed for split in group].index(seed)
+  return jax.tree.map(lambda x: x[at : at + 1], restored)
 
 
 def make_folder(folder: pathlib.Path) -> pathlib.Path:

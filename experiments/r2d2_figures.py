@@ -162,6 +162,7 @@ def theorems(finished):
     finished: the run.
   """
   measured = [m for m in finished.measured if 'link_gap' in m]
+  require(bool(measured), '--run: its metrics.jsonl is gone or has other terms')
   ends = finished.stage_ends
   starts = dict(zip(ends, [0, *ends.values()], strict=False))
   predicted = [

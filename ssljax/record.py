@@ -59,8 +59,9 @@ class Recorder:
 
 
 def read(folder: pathlib.Path, job: str) -> list[dict]:
-  """The measurements of a job in `metrics.jsonl`, in order."""
-  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  """The measurements of a job in `metrics.jsonl`, in order, if it is there."""
+  path = folder / 'metrics.jsonl'
+  lines = path.read_text().splitlines() if path.exists() else []
   measured = map(json.loads, lines)
   return [m for m in measured if m['job'] == job]
 

@@ -1,5 +1,6 @@
 """Runs an experiment binary in this process, as its command line would."""
 
+import contextlib
 import functools
 import pathlib
 import runpy
@@ -33,21 +34,27 @@ class Flat(nn.Module):
     return network.Outputs(nn.Dense(self.classes)(x), x)
 
 
-def run(*args, binary='madnn'):
-  """The exit status of `python experiments/BINARY.py *args`.
-
-  `--network=digits` is `Flat` here; other names are the networks they are.
-  """
+@contextlib.contextmanager
+def small():
+  """On one device, and with `Flat` as `--network=digits`."""
   flat = lambda classes: network.from_linen(Flat(classes))
-  known = set(flags.FLAGS)
   one_device = functools.partial(parallel.make_mesh, [1])
+  with (
+    mock.patch.dict(assembly.NETWORKS, digits=flat),
+    # Eight virtual devices on two cores take their time.
+    mock.patch.object(parallel, 'make_mesh', lambda _: one_device()),
+  ):
+    yield
+
+
+def run(*args, binary='madnn'):
+  """The exit status of `python experiments/BINARY.py *args`, run `small`."""
+  known = set(flags.FLAGS)
   argv = [f'{binary}.py', *map(str, args)]
   try:
     with (
       mock.patch.object(sys, 'argv', argv),
-      mock.patch.dict(assembly.NETWORKS, digits=flat),
-      # Eight virtual devices on two cores take their time.
-      mock.patch.object(parallel, 'make_mesh', lambda _: one_device()),
+      small(),
       pytest.raises(SystemExit) as stopped,
     ):
       runpy.run_path(f'{EXPERIMENTS}/{binary}.py', run_name='__main__')

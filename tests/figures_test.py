@@ -1,5 +1,4 @@
 import csv
-import functools
 import io
 import json
 import shutil
@@ -17,13 +16,13 @@ import PIL.Image
 import plotting
 import pytest
 
-from ssljax import batches, parallel
+from ssljax import batches
 from ssljax.core import UNLABELLED
 from ssljax.splits import Split
 
 # 20 labelled images, all in every step; the second seed is drawn.
 RUN = (
-  '--network=elu_digits',
+  '--network=digits',
   '--labels=2',
   '--batch_per_class=2',
   '--batch_unlabelled=20',
@@ -70,9 +69,8 @@ def out(folder):
 def finished(folder):
   """The run as a figure gets it."""
   known = set(flags.FLAGS)
-  one_device = functools.partial(parallel.make_mesh, [1])
   try:
-    with mock.patch.object(parallel, 'make_mesh', lambda _: one_device()):
+    with binary.small():
       return figures.load(folder, SEED)
   finally:
     for name in set(flags.FLAGS) - known:
