@@ -1,0 +1,257 @@
+"""Nearest rows of a bank, and softmax sums over it, whole or split by rows.
+
+A bank has n rows of D numbers. Nothing here holds more than a chunk of the
+products of B queries with it. Where the mesh has more than one device the bank
+is split over 'data' by rows: every device looks through its own, and what is
+found is merged; the bank itself stays where it is.
+
+The mesh is that of `jax.set_mesh`. Letters: B queries, D numbers, n rows, k
+neighbours, τ temperature.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+CHUNK = 8192  # rows whose products are held at a time
+GROUP = 64  # rows of which at first only the best is looked at
+EPSILON = 1e-7  # inside the logarithm of a probability, as in LLP's code
+
+
+def over_devices(f: Callable, split: int) -> Callable:
+  """`f(*args)` with the first `split` arguments split over devices by rows.
+
+  `f` gets `merge`, the devices that share the work: () or ('data',), for
+  collectives. The other arguments and the results are whole on each.
+  """
+
+  def call(*args):
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape['data'] == 1:
+      return f(*args, merge=())
+    specs = tuple(P('data') if i < split else P() for i in range(len(args)))
+    return jax.shard_map(
+      functools.partial(f, merge=('data',)),
+      in_specs=specs,
+      out_specs=P(),
+      check_vma=False,  # what is merged by hand is equal on all
+    )(*args)
+
+  return call
+
+
+def chunks_of(f: Callable, start, rows: int, size: int):
+  """Folds `f(carry, first, length)` over chunks of `rows` rows.
+
+  Args:
+    f: with `first` traced and `length` a number.
+    start: the carry before the first chunk.
+    rows: how many there are.
+    size: of a chunk; the last one may be shorter.
+  """
+  whole = rows // size
+  carry = start
+  if whole:
+    step = lambda i, carry: f(carry, i * size, size)
+    carry = jax.lax.fori_loop(0, whole, step, carry)
+  if rows % size:
+    carry = f(carry, jnp.int32(whole * size), rows % size)
+  return carry
+
+
+def products(queries, bank, first, length) -> jax.Array:
+  """Products `[B, length]` of queries `[B, D]` with rows of a bank `[n, D]`."""
+  rows = jax.lax.dynamic_slice_in_dim(bank, first, length)
+  return jnp.matmul(queries, rows.astype(queries.dtype).T)
+
+
+# Neighbours.
+
+
+def largest(scores, k: int) -> tuple[jax.Array, jax.Array]:
+  """The k largest of `scores [B, n]` and their places, both `[B, k]`.
+
+  Of every `GROUP` places the largest is found first: the k largest lie in the
+  k groups with the largest of those.
+  """
+  count = scores.shape[1]
+  if count <= k * GROUP:
+    return jax.lax.top_k(scores, k)
+  padding = ((0, 0), (0, -count % GROUP))
+  grouped = jnp.pad(scores, padding, constant_values=-jnp.inf)
+  grouped = grouped.reshape(len(scores), -1, GROUP)
+  _, groups = jax.lax.top_k(jnp.max(grouped, axis=-1), k)
+  # In rising order, so that of equal values the first place is taken.
+  groups = jnp.sort(groups, axis=-1)
+  some = jnp.take_along_axis(grouped, groups[..., None], axis=1)
+  values, at = jax.lax.top_k(some.reshape(len(scores), -1), k)
+  group = jnp.take_along_axis(groups, at // GROUP, axis=1)
+  return values, group * GROUP + at % GROUP
+
+
+def _merged(values, rows, k: int):
+  """The k largest of `values [B, m]` and their `rows [B, m]`."""
+  values, at = jax.lax.top_k(values, k)
+  return values, jnp.take_along_axis(rows, at, axis=1)
+
+
+def nearest(
+  queries, bank, k: int, bias=None, chunk: int = CHUNK
+) -> tuple[jax.Array, jax.Array]:
+  """The k rows of a bank with the largest products, in falling order.
+
+  Args:
+    queries: `[B, D]`, whole on each device.
+    bank: `[n, D]`.
+    k: at most n.
+    bias: `[n]` added to the products; −inf leaves a row out.
+    chunk: rows looked at at a time.
+
+  Returns:
+    Values `[B, k]`, bias included, and rows `[B, k]` int32.
+  """
+  chex.assert_rank([queries, bank], 2)
+  chex.assert_equal_shape_suffix([queries, bank], 1)
+  if bias is None:
+    bias = jnp.zeros(len(bank), queries.dtype)
+  return over_devices(functools.partial(_nearest, k=k, chunk=chunk), 2)(
+    bank, bias, queries
+  )
+
+
+def _nearest(bank, bias, queries, *, k, chunk, merge):
+  """`nearest` in the rows of one device, merged with the others'."""
+  few = min(k, len(bank))
+
+  def look(found, first, length):
+    biases = jax.lax.dynamic_slice_in_dim(bias, first, length)
+    scores = products(queries, bank, first, length) + biases[None]
+    values, rows = largest(scores, min(few, length))
+    pairs = zip(found, (values, rows.astype(jnp.int32) + first), strict=True)
+    return _merged(*(jnp.concatenate(p, axis=1) for p in pairs), few)
+
+  shape = len(queries), few
+  none = jnp.full(shape, -jnp.inf, queries.dtype), jnp.zeros(shape, jnp.int32)
+  values, rows = chunks_of(look, none, len(bank), chunk)
+  if not merge:
+    return values, rows
+  rows = rows + jax.lax.axis_index(merge[0]) * len(bank)
+  gather = functools.partial(
+    jax.lax.all_gather, axis_name=merge[0], axis=1, tiled=True
+  )
+  return _merged(gather(values), gather(rows), k)
+
+
+# Softmax over a bank.
+
+
+def aggregation_loss(
+  v, own, bank, labels, tau: float, chunk: int = CHUNK
+) -> jax.Array:
+  """L_A `[B]` = −log(P(A|v) + ε), A the rows with the label `own`: LLP, Eq. 3.
+
+  P(i|v) = exp(v·v_i/τ) / Σ_j exp(v·v_j/τ) over the whole bank, Eq. 1. The slope
+  is by v alone, for which the products are computed a second time.
+
+  Args:
+    v: `[B, D]` queries.
+    own: `[B]` int32, their labels.
+    bank: `[n, D]`, of any float type.
+    labels: `[n]` int32; rows below 0 are not there.
+    tau: τ.
+    chunk: rows looked at at a time.
+  """
+  chex.assert_rank([v, own, bank, labels], [2, 1, 2, 1])
+  return _aggregation(v, own, bank, labels, tau, chunk)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _aggregation(v, own, bank, labels, tau, chunk):
+  return _aggregation_forward(v, own, bank, labels, tau, chunk)[0]
+
+
+def _aggregation_forward(v, own, bank, labels, tau, chunk):
+  sums = over_devices(functools.partial(_sums, tau=tau, chunk=chunk), 2)
+  log_every, log_same = sums(bank, labels, v, own)
+  p = jnp.exp(log_same - log_every)
+  return -jnp.log(p + EPSILON), (v, own, bank, labels, log_every, p)
+
+
+def _aggregation_backward(tau, chunk, kept, slope):
+  v, own, bank, labels, log_every, p = kept
+  pull = over_devices(functools.partial(_pull, tau=tau, chunk=chunk), 2)
+  scale = slope / ((p + EPSILON) * tau)
+  return pull(bank, labels, v, own, log_every, p, scale), None, None, None
+
+
+_aggregation.defvjp(_aggregation_forward, _aggregation_backward)
+
+
+def _logits(bank, labels, v, first, length, tau):
+  """v·v_i/τ `[B, length]` and the labels `[1, length]` of a chunk."""
+  label = jax.lax.dynamic_slice_in_dim(labels, first, length)[None]
+  scores = products(v / tau, bank, first, length)
+  return jnp.where(label < 0, -jnp.inf, scores), label
+
+
+def _sums(bank, labels, v, own, *, tau, chunk, merge):
+  """log Σ exp(v·v_i/τ), over all rows and over those of the label: `[B]`."""
+
+  def add(carry, first, length):
+    top, every, same = carry
+    logits, label = _logits(bank, labels, v, first, length, tau)
+    higher = jnp.maximum(top, jnp.max(logits, axis=1))
+    terms = jnp.exp(logits - higher[:, None])
+    shrink = jnp.exp(top - higher)
+    of_label = jnp.where(label == own[:, None], terms, 0.0)
+    return (
+      higher,
+      shrink * every + jnp.sum(terms, axis=1),
+      shrink * same + jnp.sum(of_label, axis=1),
+    )
+
+  lowest = jnp.full(len(v), -1e30, v.dtype)  # not −inf: its differences are nan
+  zero = jnp.zeros(len(v), v.dtype)
+  top, every, same = chunks_of(add, (lowest, zero, zero), len(bank), chunk)
+  if merge:
+    highest = jax.lax.pmax(top, merge)
+    shrink = jnp.exp(top - highest)
+    every, same = jax.lax.psum((shrink * every, shrink * same), merge)
+    top = highest
+  return top + jnp.log(every), top + jnp.log(same)
+
+
+def _pull(bank, labels, v, own, log_every, p, scale, *, tau, chunk, merge):
+  """Σ_i q_i (P − [y_i = y]) v_i times `scale`: `[B, D]`, q_i = P(i|v)."""
+
+  def add(total, first, length):
+    logits, label = _logits(bank, labels, v, first, length, tau)
+    q = jnp.exp(logits - log_every[:, None])
+    same = (label == own[:, None]).astype(v.dtype)
+    rows = jax.lax.dynamic_slice_in_dim(bank, first, length).astype(v.dtype)
+    return total + jnp.matmul(q * (p[:, None] - same), rows)
+
+  total = chunks_of(add, jnp.zeros_like(v), len(bank), chunk)
+  if merge:
+    total = jax.lax.psum(total, merge)
+  return scale[:, None] * total
+
+
+def log_density(queries, bank, k: int, tau: float, batch: int = 64):
+  """log Σ_{k nearest} exp(v·v_i/τ) `[M]` of queries `[M, D]`: log ρ, Eq. 7.
+
+  Of a query that is a row of the bank, it is its own nearest. Rows of the bank
+  of length 0 are as far away as is possible for those of length 1... 
+  """
+  count = math.ceil(len(queries) / batch)
+  padded = jnp.pad(queries, ((0, count * batch - len(queries)), (0, 0)))
+  of_some = lambda some: jax.nn.logsumexp(
+    nearest(some, bank, k)[0] / tau, axis=1
+  )
+  found = jax.lax.map(of_some, padded.reshape(count, batch, -1))
+  return found.reshape(-1)[: len(queries)]
