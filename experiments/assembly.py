@@ -208,9 +208,12 @@ def make_methods(arms, dataset, drawn) -> tuple[network.Network, list[Method]]:
     factory(net, tx, draw, steps, **flagging.given(factory))
     for factory in chosen
   ]
-  for method in methods:  # refuses a draw that the splits cannot serve
+  one = jax.ShapeDtypeStruct(dataset.train.shape, np.float32)
+  for method in methods:  # refuses what splits or images cannot serve
     for stage in method.stages:
       batches.Order(stage.draw, drawn[0])
+      if stage.augment:
+        jax.eval_shape(stage.augment, jax.random.key(0), one)
   return net, methods
 
 

@@ -17,14 +17,7 @@ from ssljax.core import InputError, fraction, non_negative, positive, require
 FLAGS = flags.FLAGS
 
 # Flags that decide where and how fast, not what: a resume may change them.
-FREE = (
-  'workdir',
-  'overwrite',
-  'checkpoint_seconds',
-  'keep_stages',
-  'data_dir',
-  'corrupt',
-)
+FREE = ('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt')
 
 
 def define_data_flags() -> None:
@@ -52,7 +45,7 @@ def define_data_flags() -> None:
 
 def define_training_flags() -> None:
   """Defines the rest of them: how it is trained, and where it is kept."""
-  flags.DEFINE_bool('baseline', True, 'Run the supervised baseline too.')
+  flags.DEFINE_bool('baseline', True, 'Run the baselines too, if any.')
   flags.DEFINE_integer('seeds', 1, 'How many label splits.')
   flags.DEFINE_integer('seed', 0, 'Number of the first split.')
   flags.DEFINE_integer('seeds_at_once', 1, 'Splits trained in one program.')

@@ -149,8 +149,8 @@ def scatter(axes, feature, truth, classes, size: float) -> None:
 
 # Per panel: y axis, and what is drawn of the unlabelled images of a batch.
 PANELS = (
-  ('mean entropy in nats', {'pseudo_entropy': 'p̃', 'entropy': 'p̂'}),
-  ('mean sum of logits', {'pseudo_sum': 'Σ ỹ', 'logit_sum': 'Σ ŷ'}),
+  ('mean entropy in nats', {'pseudo_entropy': 'p̃', 'predicted_entropy': 'p̂'}),
+  ('mean |Σ ỹ − Σ ŷ as predicted|', {'sum_drift': 'Eq. 13: 0'}),
   ('mean gap to Theorem 1', {'link_gap': '|p̃ₙ − exp(−L/α) p̂ₙ^(1−β/α)|'}),
 )
 
@@ -171,7 +171,7 @@ def theorems(finished):
     if stage.observe is not None
     and stage.name in {m['stage'] for m in measured}
   ]
-  columns = [name for _, panel in PANELS for name in panel] + ['sum_moved']
+  columns = [name for _, panel in PANELS for name in panel]
   return draw_theorems(measured, predicted), {
     'theorems': [
       ('step', 'stage', *columns),
@@ -200,16 +200,10 @@ def draw_theorems(measured, predicted):
       axes.plot(steps, values, color=f'C{colour}', linewidth=0.8, label=name)
     axes.set_ylabel(label)
     axes.margins(x=0.01)
+    axes.set_ylim(bottom=0)
     # Above the panel: inside there is no place without a line.
     axes.legend(
       frameon=False, ncols=2, loc='lower right', bbox_to_anchor=(1, 1)
     )
-  panels[0].set_ylim(bottom=0)
-  panels[2].set_ylim(bottom=0)
-  most = max(m['sum_moved'] for m in measured)
-  moved = f"at most {most:.0e} of a row's in a step"
-  panels[1].set_title(
-    f'Σ ỹ moved: {moved}', loc='left', fontsize='small', y=-0.14
-  )
   panels[2].set_xlabel('step (dotted: ỹ ← ŷ)')
   return drawn

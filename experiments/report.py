@@ -62,10 +62,15 @@ def opening(run, folder: pathlib.Path) -> str:
   shared = bool(set(split.labelled) & set(split.unlabelled))
   there, used = jax.device_count(), run.mesh.size
   draws = [s.draw for method in run.methods for s in method.stages]
-  labelled_flag = 'batch_per_class' if draws[-1].classes else 'batch_labelled'
+  sizes = sorted({draw.size for draw in draws})
+  names = {
+    'batch_per_class' if draw.classes else draw.flag
+    for draw in draws
+    if draw.labelled
+  }
   idle = (
-    f' ({there - used} idle: batches of {[d.size for d in draws]} images '
-    f'divide by no more; change --{labelled_flag}, --batch_unlabelled)'
+    f' ({there - used} idle: batches of {sizes} images divide by no more; '
+    f'change --{", --".join(sorted(names))}, --batch_unlabelled)'
     if used < there
     else ''
   )

@@ -63,7 +63,15 @@ def show(title: str, measured: dict[str, float], *against: str) -> None:
 
 
 def make_step(
-  method: Method, net, side, channels, *, seeds=1, stage=0, rows=None
+  method: Method,
+  net,
+  side,
+  channels,
+  *,
+  seeds=1,
+  stage=0,
+  rows=None,
+  labelled=None,
 ) -> Callable:
   """A training step of a stage on random images, ready to call."""
   draw = method.stages[stage].draw
@@ -73,7 +81,7 @@ def make_step(
   truth = np.arange(rows, dtype=np.int32) % 10
   drawn = [
     splits.draw_split(
-      truth, 10, per_class=rows // 10, seed=seed, unlabelled='all'
+      truth, 10, per_class=(labelled or rows) // 10, seed=seed, unlabelled='all'
     )
     for seed in range(seeds)
   ]
@@ -101,9 +109,8 @@ def make_step(
   return step
 
 
-def supervised_on(net, draw: Draw) -> Method:
+def supervised_on(net, draw: Draw, tx=optimizers.optimizer) -> Method:
   """Cross-entropy alone, on the same images as a method of that draw."""
-  tx = optimizers.optimizer
   stage = Stage('supervised', 1000, tx(1000), draw, supervised_loss(net))
   return Method('supervised', (stage,), weights=optimizers.weights)
 
@@ -272,11 +279,14 @@ def association_losses(na: int, nb: int, dim: int, rounds: int) -> None:
 def part_r2d2(rounds: int) -> None:
   """What pseudo-logits cost: the same images, with and without them."""
   net, draw, rows = small.small(10), Draw(32, 96), 60_000
-  method = r2d2(net, optimizers.optimizer, draw, 1000)
-  make = functools.partial(make_step, net=net, side=28, channels=1, rows=rows)
+  # As R2-D2 has it: momentum and weight decay, nothing else.
+  tx = functools.partial(optimizers.optimizer, clip=0.0, average=0.0)
+  make = functools.partial(
+    make_step, net=net, side=28, channels=1, rows=rows, labelled=1000
+  )
   steps = {
-    'supervised': make(supervised_on(net, draw)),
-    'D2': make(method, stage=1),
+    'supervised': make(supervised_on(net, draw, tx)),
+    'D2': make(r2d2(net, tx, draw, 1000), stage=1),
   }
   measured = rates(steps, dict.fromkeys(steps, draw.size), rounds)
   show(f'MNIST network, 32 + 96 of {rows} images', measured, 'supervised')

@@ -153,6 +153,11 @@ def cutout(size: int = 16) -> Augmentation:
   size = _whole(size=size)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
+    core.require(
+      size < min(image.shape[:2]),
+      f'--cutout: a hole of {size} pixels hides images of '
+      f'{image.shape[0]}x{image.shape[1]}: give a smaller one, or none',
+    )
     centre = jax.random.randint(key, (2,), 0, np.array(image.shape[:2]))
     return jnp.where(square(image.shape, centre, size), 0.0, image)
 

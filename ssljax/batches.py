@@ -82,6 +82,11 @@ class Order:
       'labelled images: give a smaller one, or more --labels',
     )
     require(
+      not draw.everything or draw.other <= other,
+      f'--batch_labelled, --batch_unlabelled: {draw.other} images a step are '
+      f'more than the {other} there are: give smaller ones',
+    )
+    require(
       draw.other <= other,
       f'--batch_unlabelled={draw.other} is larger than the {other} unlabelled '
       'images: give a smaller one, or --unlabelled=all; experiments/'

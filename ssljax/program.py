@@ -83,10 +83,10 @@ class Program:
   def _pixel_axis(self) -> int | None:
     return None if self.data.train.pixels_are_shared else 0
 
-  def _compiled(self, f: Callable, in_axes: tuple, donate=()) -> Callable:
+  def _compiled(self, f: Callable, in_axes: tuple, **options) -> Callable:
     """`f`, which returns a state, over the seeds."""
     mapped = parallel.over_seeds(f, self.seeds, in_axes)
-    return jax.jit(mapped, donate_argnums=donate, out_shardings=self.sharding)
+    return jax.jit(mapped, out_shardings=self.sharding, **options)
 
   @functools.cached_property
   def steps(self) -> list[Callable]:
@@ -120,10 +120,15 @@ class Program:
   @functools.cached_property
   def enter(self) -> list[Callable]:
     """Per stage `state -> state` with the optimiser's state made anew."""
-    return [
-      self._compiled(functools.partial(enter, stage), (0,))
-      for stage in self.method.stages
-    ]
+    return [self._enter(stage) for stage in self.method.stages]
+
+  def _enter(self, stage: Stage) -> Callable:
+    init = jax.jit(
+      parallel.over_seeds(stage.tx.init, self.seeds, (0,)),
+      out_shardings=self.sharding.opt_state,
+    )
+    # The rest stays where it is: a memory may be too large to be copied.
+    return lambda state: state.replace(opt_state=init(state.params))
 
   def sweep(self, observe: Callable, feed: batches.Feed) -> Callable:
     """`(state, rows) -> observed`, compiled once per observe and feed."""
@@ -150,8 +155,10 @@ class Program:
 
   def _refresh(self, stage: Stage) -> Callable:
     feed = self.data.train
-    # The memory may be large: what it is made of goes.
-    redo = self._compiled(stage.refresh, (0, 0), donate=(0,))
+    # The old memory's place is the new one's, even if it is not looked at.
+    redo = self._compiled(
+      stage.refresh, (0, 0), donate_argnums=0, keep_unused=True
+    )
     observe = self.sweep(stage.observe, feed)
     return lambda state: redo(state, observe(state, np.arange(feed.size)))
 

@@ -1,17 +1,22 @@
 import csv
 import json
 import shutil
+import types
 from unittest import mock
 
 import assembly
 import binary
 import numpy as np
+import optax
 import PIL.Image
 import pytest
 import r2d2_figures
+import tiny
 
 from ssljax import record
+from ssljax.methods.r2d2 import r2d2
 from ssljax.networks import network
+from ssljax.train import stage_ends
 
 RUN = (
   '--labels=2',
@@ -93,19 +98,33 @@ def test_the_measurements_are_those_of_the_stages_with_pseudo_logits(folder):
   assert [int(row['step']) for row in rows] == [4, 5, 6, 7, 8, 9]
   written = {m['step']: m for m in record.read(folder, 'r2d2') if 'loss' in m}
   for row in rows:
-    for name in ('entropy', 'pseudo_sum', 'link_gap'):
+    for name in ('predicted_entropy', 'sum_drift', 'link_gap'):
       assert float(row[name]) == written[int(row['step'])][name]
 
 
-def test_dotted_lines_are_where_pseudo_logits_are_predicted():
-  numbers = {
-    name: 1.0 for _, panel in r2d2_figures.PANELS for name in panel
-  } | {'sum_moved': 1e-7}
-  measured = [{'step': step} | numbers for step in (10, 20)]
-  drawn = r2d2_figures.draw_theorems(measured, [12, 18])
+@pytest.mark.parametrize(
+  ('switches', 'expected'),
+  [({}, [5, 9, 11]), ({'repredict': False}, [5])],
+)
+def test_dotted_lines_are_where_pseudo_logits_are_predicted(switches, expected):
+  # Stages end after 5, 9, 11, 13 and 16 steps.
+  lengths = dict(pretrain=5, repeat=4, interval=2, finetune=3, cutout=0)
+  tx = lambda *_, **__: optax.sgd(0.1)
+  method = r2d2(tiny.NET, tx, tiny.DRAW, 4, **lengths, **switches)
+  stages = ['decipher', 'repeat 1', 'repeat 2']
+  numbers = {name: 1.0 for _, panel in r2d2_figures.PANELS for name in panel}
+  finished = types.SimpleNamespace(
+    measured=[
+      {'step': step, 'stage': stage} | numbers
+      for step, stage in zip((8, 10, 12), stages, strict=True)
+    ],
+    stage_ends=stage_ends(method),
+    program=types.SimpleNamespace(method=method),
+  )
+  drawn, _ = r2d2_figures.theorems(finished)
   for axes in drawn.axes:
     dotted = [line for line in axes.lines if line.get_linestyle() == ':']
-    assert [line.get_xdata()[0] for line in dotted] == [12, 18]
+    assert [line.get_xdata()[0] for line in dotted] == expected
 
 
 def test_what_cannot_be_drawn_is_one_line(folder, tmp_path, capsys):

@@ -66,7 +66,7 @@ METHODS = {
     steps,
     pretrain=steps,
     pretrain_batch=8,
-    repeat=3,
+    repeat=4,
     interval=2,
     finetune=2,
     cutout=2,

@@ -20,18 +20,19 @@ That number is `pseudo_rate`, and does not depend on the batch here. (Eq. 7 as
 printed would move ỹ by λα = 400, past every finite slope.)
 
 What the paper proves is reported in training, of the batch's unlabelled rows:
-the entropies of p̃ and p̂ (Theorem 2: p̃ is the flatter), Σ_j ỹ_j and the most it
-has moved (Eq. 12: not at all, between repredictions), and how far p̃ is from the
+the entropies of p̃ and p̂ (Theorem 2: p̃ is the flatter), how far Σ_j ỹ_j is from
+what it was predicted as (Eq. 13: nowhere), and how far p̃ is from the
 exponential link of Theorem 1.
 
 Departures: every stage has an optimiser state of its own; batch norm is over
 the labelled and unlabelled images of a batch together (the authors' code, over
-each of four devices' images).
+each of four devices' images); weight decay is of kernels alone.
 """
 
 from typing import Literal
 
 import chex
+from flax import struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -47,6 +48,15 @@ from ssljax.core import (
   require,
 )
 from ssljax.methods.supervised import supervised_loss
+
+
+@struct.dataclass
+class PseudoLabels:
+  """The memory; N images, rounded up to divide over the devices."""
+
+  logits: jax.Array  # [N, C] ỹ
+  sums: jax.Array  # [N] Σ_j ỹ_j as they were predicted
+
 
 Divergence = Literal['kl_reverse', 'kl', 'mse']
 KNOWN = 10.0  # K, the pseudo-logit of a given label
@@ -86,41 +96,50 @@ def decipher_loss(
   )
 
 
-def link_gap(y_hat, y_tilde, alpha: float, beta: float) -> jax.Array:
-  """|p̃_n − exp(−L/α) p̂_n^(1−β/α)| `[B]`, n the predicted class: Theorem 1.
-
-  Of logits and pseudo-logits `[B, C]`, for the L of Eq. 2. 0 once the network
-  has converged, for any L whose divergence is KL(p̂‖p̃).
-  """
+def of_predicted(y_hat, y) -> jax.Array:
+  """σ(y)_n `[B]`, n the class that ŷ predicts, of logits `[B, C]`."""
   n = jnp.argmax(y_hat, axis=-1)[:, None]
-  of_n = lambda y: jnp.take_along_axis(jax.nn.log_softmax(y), n, -1)[:, 0]
+  return jnp.take_along_axis(jax.nn.softmax(y), n, axis=-1)[:, 0]
+
+
+def link(y_hat, y_tilde, alpha: float, beta: float) -> jax.Array:
+  """exp(−L/α) p̂_n^(1−β/α) `[B]`: what p̃_n becomes, Theorem 1.
+
+  Of logits and pseudo-logits `[B, C]`. L is that of KL(p̂‖p̃), whatever is
+  descended.
+  """
   loss = decipher_loss(y_hat, y_tilde, alpha, beta)
-  link = -loss / alpha + (1 - beta / alpha) * of_n(y_hat)
-  return jnp.abs(jnp.exp(of_n(y_tilde)) - jnp.exp(link))
+  p_n = of_predicted(y_hat, y_hat)
+  return jnp.exp(-loss / alpha) * p_n ** (1 - beta / alpha)
 
 
-def instruments(y_hat, y_tilde, moved, unknown, alpha, beta, kind) -> dict:
-  """What is reported of the images `[B]` in `unknown`.
+def terms(y_hat, y_tilde, kind: Divergence) -> dict[str, jax.Array]:
+  """L_c and L_e of Eq. 2, `[B]` each, of logits and pseudo-logits `[B, C]`."""
+  return {
+    'classification': classification_loss(y_hat, y_tilde, kind),
+    'entropy': entropy(y_hat),
+  }
+
+
+def instruments(y_hat, y_tilde, sums, alpha, beta) -> dict[str, jax.Array]:
+  """What the paper proves something of, `[B]` each.
 
   Args:
     y_hat: logits `[B, C]`.
-    y_tilde: pseudo-logits `[B, C]` before they are moved.
-    moved: what is added to them, `[B, C]`.
-    unknown: `[B]` bool, the label is not given.
+    y_tilde: pseudo-logits `[B, C]`.
+    sums: `[B]` of the pseudo-logits as they were predicted.
     alpha: α of Eq. 2.
     beta: β of Eq. 2.
-    kind: L_c.
   """
-  rows = {
-    'classification': classification_loss(y_hat, y_tilde, kind),
-    'entropy': entropy(y_hat),
+  return {
+    'predicted_entropy': entropy(y_hat),
     'pseudo_entropy': entropy(y_tilde),
     'logit_sum': jnp.sum(y_hat, axis=-1),
-    'pseudo_sum': jnp.sum(y_tilde, axis=-1),
-    'link_gap': link_gap(y_hat, y_tilde, alpha, beta),
+    'sum_drift': jnp.abs(jnp.sum(y_tilde, axis=-1) - sums),
+    'link_gap': jnp.abs(
+      of_predicted(y_hat, y_tilde) - link(y_hat, y_tilde, alpha, beta)
+    ),
   }
-  means = {name: losses.mean_where(x, unknown) for name, x in rows.items()}
-  return means | {'sum_moved': jnp.max(jnp.abs(jnp.sum(moved, axis=-1)))}
 
 
 def deep_decipher_loss(net, alpha, beta, kind: Divergence, rate: float):
@@ -128,16 +147,21 @@ def deep_decipher_loss(net, alpha, beta, kind: Divergence, rate: float):
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
-    y_hat, y_tilde = outputs.logits, state.memory[batch.rows]
-    terms = lambda y: decipher_loss(y_hat, y, alpha, beta, kind)
-    # ỹ's slope of each image's own loss; the network's is not of that slope.
-    slope = jax.lax.stop_gradient(jax.grad(lambda y: terms(y).sum())(y_tilde))
+    y_hat, y_tilde = outputs.logits, state.memory.logits[batch.rows]
+    of = lambda y: decipher_loss(y_hat, y, alpha, beta, kind)
+    # The slope of each image's own loss; the network's is not of that slope.
+    slope = jax.lax.stop_gradient(jax.grad(lambda y: of(y).sum())(y_tilde))
     unknown = state.labels[batch.rows] == UNLABELLED
     moved = jnp.where(unknown[:, None], -rate * slope, 0.0)
-    memory = state.memory.at[batch.rows].add(moved)
-    metrics = instruments(y_hat, y_tilde, moved, unknown, alpha, beta, kind)
+    logits = state.memory.logits.at[batch.rows].add(moved)
+
+    sums = state.memory.sums[batch.rows]
+    seen = instruments(y_hat, y_tilde, sums, alpha, beta)
+    means = {k: losses.mean_where(x, unknown) for k, x in seen.items()}
+    means |= {k: jnp.mean(x) for k, x in terms(y_hat, y_tilde, kind).items()}
+    memory = state.memory.replace(logits=logits)
     state = state.replace(stats=stats, memory=memory)
-    return jnp.mean(terms(y_tilde)), (state, metrics)
+    return jnp.mean(of(y_tilde)), (state, means)
 
   return loss
 
@@ -147,7 +171,7 @@ def hard_label_loss(net):
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
-    labels = jnp.argmax(state.memory[batch.rows], axis=-1)
+    labels = jnp.argmax(state.memory.logits[batch.rows], axis=-1)
     mean = jnp.mean(losses.cross_entropy(outputs.logits, labels))
     return mean, (state.replace(stats=stats), {'cross_entropy': mean})
 
@@ -164,6 +188,13 @@ def predict(net):
   return observe
 
 
+def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
+  """`init` of the method: there are none before the second stage."""
+  del key, params, stats
+  logits = jnp.zeros([spec.rows, spec.classes])
+  return PseudoLabels(logits, jnp.zeros(spec.rows))
+
+
 def predict_pseudo(state, observed):
   """`refresh` of a `Stage`: ỹ ← ŷ, or 10·onehot(y) where the label is given."""
   logits = observed['logits']  # [N, C]; more rows where N was rounded up
@@ -171,7 +202,8 @@ def predict_pseudo(state, observed):
   labels = jnp.pad(state.labels, (0, missing), constant_values=UNLABELLED)
   given = KNOWN * jax.nn.one_hot(labels, logits.shape[-1])
   known = (labels != UNLABELLED)[:, None]
-  return state.replace(memory=jnp.where(known, given, logits))
+  logits = jnp.where(known, given, logits)
+  return state.replace(memory=PseudoLabels(logits, jnp.sum(logits, axis=-1)))
 
 
 def r2d2(
@@ -204,8 +236,8 @@ def r2d2(
     tx: `(steps, scale, **changes) -> optimiser` of a stage, see
       `optimizers.optimizer`.
     draw: labelled and unlabelled images per step of `decipher` and `repeat`.
-    steps: length of the stage `decipher`; the learning rate of the run is its,
-      that of `supervised` and `finetune` falls on a cosine of their own.
+    steps: length of the stage `decipher`. Its learning rate and decay, and
+      those of each part of `repeat`, are the run's.
     alpha: α of Eq. 2, weight of the divergence.
     beta: β of Eq. 2, weight of the entropy; below α (Theorem 1).
     divergence: L_c: KL(p̂‖p̃), KL(p̃‖p̂) or the squared distance (Table 4).
@@ -215,10 +247,12 @@ def r2d2(
     pretrain_batch: labelled images per step of the first stage.
     pretrain_rate: its learning rate, on a cosine of 7/6 of its length.
     repeat: steps of the second time; 0 leaves it out (Table 1, column a).
-    interval: steps of each part of it; the authors' has four.
+    interval: steps of each part of it; the authors' has four. One whole where
+      there is neither `repredict` nor `lower` (column b).
     repredict: predict the pseudo-logits again at the start of each part
       (Table 1, columns c and e).
-    lower: lower the learning rate from part to part (columns d and e).
+    lower: lower the learning rate from part to part (columns d and e), to 1,
+      2/3, 1/3 and from the fourth on 1/30 of the run's.
     finetune: steps of the last stage.
     finetune_rate: its learning rate, on a cosine to 0.
     finetune_labels: argmax of the pseudo-logits as they are, or of the
@@ -238,9 +272,9 @@ def r2d2(
     'beta (Theorem 1): lower --beta, or insist with --force',
   )
   require(
-    not repeat or 0 < interval <= repeat,
-    f'--interval={interval}: is not within --repeat={repeat} steps: give a '
-    'smaller one, or --repeat=0 to leave the stage out',
+    not repeat or (interval > 0 and repeat % interval == 0),
+    f'--interval={interval}: does not divide --repeat={repeat} steps: give '
+    'one that does, or --repeat=0 to leave the stage out',
   )
   hole = augment.cutout(cutout) if cutout else None
   loss = deep_decipher_loss(net, alpha, beta, divergence, pseudo_rate)
@@ -250,12 +284,16 @@ def r2d2(
     stage = Stage(name, length, tx(length, share), draw, loss)
     return stage._replace(**again) if predicting else stage
 
-  def repeated():
-    for part, start in enumerate(range(0, repeat, interval)):
-      share = LOWERED[min(part, len(LOWERED) - 1)] if lower else 1.0
-      length = min(interval, repeat - start)
-      yield decipher(f'repeat {part + 1}', length, share, repredict)
-
+  part = interval if repredict or lower else repeat
+  repeated = [
+    decipher(
+      f'repeat {number + 1}',
+      part,
+      LOWERED[min(number, len(LOWERED) - 1)] if lower else 1.0,
+      repredict,
+    )
+    for number in range(repeat // part if repeat else 0)
+  ]
   cosine = dict(decay='cosine', decay_at=())
   first = Stage(
     'supervised',
@@ -275,6 +313,6 @@ def r2d2(
   )
   if finetune_labels == 'repredicted':
     last = last._replace(**again)
-  init = lambda key, params, stats, spec: jnp.zeros([spec.rows, spec.classes])
-  stages = (first, decipher('decipher', steps), *repeated(), last)
-  return Method('r2d2', stages, init, P('data'), optimizers.weights)
+  stages = (first, decipher('decipher', steps), *repeated, last)
+  layout, weights = P('data'), optimizers.weights
+  return Method('r2d2', stages, no_pseudo_labels, layout, weights)

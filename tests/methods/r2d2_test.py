@@ -1,3 +1,4 @@
+import inspect
 import re
 
 import chex
@@ -10,7 +11,15 @@ import pytest
 import tiny
 
 from ssljax import batches, parallel, preprocess, splits, train
-from ssljax.core import UNLABELLED, Batch, Draw, InputError, init_state
+from ssljax.core import (
+  UNLABELLED,
+  Batch,
+  Draw,
+  InputError,
+  enter,
+  init_state,
+  make_step,
+)
 from ssljax.methods import r2d2 as m
 from ssljax.networks import network
 from ssljax.program import Data, Program
@@ -127,21 +136,21 @@ def test_extreme_logits_stay_finite(kind):
   chex.assert_tree_all_finite(jax.value_and_grad(total, (0, 1))(y, -y))
 
 
-def test_at_the_exponential_link_the_gap_is_0_and_theorem_2_holds():
-  # Follow the descent of ỹ and of ŷ to its end: Eq. 5 vanishes there.
-  alpha, beta = 0.1, 0.03
-  y_hat = jnp.array([[1.0, 0.2, -0.5]])
-  y_tilde = jnp.array([[0.5, 0.6, 0.0]])
-  total = lambda a, b: m.decipher_loss(a, b, alpha, beta).sum()
-  before = float(m.link_gap(y_hat, y_tilde, alpha, beta)[0])
-  for _ in range(3000):
-    a, b = jax.grad(total, (0, 1))(y_hat, y_tilde)
-    y_hat, y_tilde = y_hat - 5 * a, y_tilde - 0.5 * b
-  after = float(m.link_gap(y_hat, y_tilde, alpha, beta)[0])
-  assert after < 1e-2 < before
-  p, q = jax.nn.softmax(y_hat[0]), jax.nn.softmax(y_tilde[0])
-  n = int(jnp.argmax(p))
-  assert q[n] <= p[n] + 1e-6
+def test_the_link_of_theorem_1():
+  y_hat, y_tilde = sample(2)
+  with jax.enable_x64(True):
+    got = m.link(jnp.asarray(y_hat), jnp.asarray(y_tilde), 0.1, 0.03)
+  for i, (a, b) in enumerate(zip(y_hat, y_tilde, strict=True)):
+    loss = numpy_loss(a, b, 0.1, 0.03, 'kl_reverse')
+    want = np.exp(-loss / 0.1) * softmax(a).max() ** (1 - 0.03 / 0.1)
+    assert float(got[i]) == pytest.approx(want, rel=1e-9)
+
+
+def test_on_the_link_a_pseudo_label_is_flatter_than_its_prediction():
+  # Theorem 2: L ≥ −β log p̂_n, so that the link is at most p̂_n.
+  y_hat, y_tilde = (jnp.float32(x) for x in sample(3, rows=500, classes=7))
+  links = m.link(y_hat, y_tilde, 0.1, 0.03)
+  assert (links <= jnp.max(jax.nn.softmax(y_hat), axis=-1) + 1e-6).all()
 
 
 # The method.
@@ -161,7 +170,7 @@ def stage_of(method, name):
   return found
 
 
-def example(method, seed=0):
+def example(method, seed=0, net=tiny.NET):
   """A state with random pseudo-logits, and a batch of 4 given, 4 other rows."""
   images, labels = tiny.images()
   rows = np.arange(8, dtype=np.int32)
@@ -169,33 +178,61 @@ def example(method, seed=0):
   table[:4] = labels[:4]
   image = images.astype(np.float32) / 255
   state = init_state(
-    method, tiny.NET, jax.random.key(seed), jnp.asarray(table), image[:4]
+    method, net, jax.random.key(seed), jnp.asarray(table), image[:4]
   )
   rng = np.random.default_rng(seed)
-  memory = rng.normal(size=(len(labels), tiny.CLASSES)).astype(np.float32)
-  memory[:4] = 10 * np.eye(tiny.CLASSES)[labels[:4]]
+  logits = rng.normal(size=(len(labels), tiny.CLASSES)).astype(np.float32)
+  logits[:4] = 10 * np.eye(tiny.CLASSES)[labels[:4]]
   batch = Batch(jnp.asarray(rows), jnp.asarray(image[rows]), jnp.arange(8) < 4)
-  return state.replace(memory=jnp.asarray(memory)), batch
+  memory = m.PseudoLabels(jnp.asarray(logits), jnp.sum(logits, axis=-1))
+  return state.replace(memory=memory), batch
+
+
+class Linear(nn.Module):
+  """Eq. 1 itself: ŷ = Wᵀ f, f the pixels."""
+
+  @nn.compact
+  def __call__(self, image, *, train, dropout):
+    x = image.reshape(image.shape[0], -1)
+    return network.Outputs(nn.Dense(tiny.CLASSES, use_bias=False)(x), x)
+
+
+def numpy_slope(y_hat, y_tilde, alpha, beta, kind):
+  """∂L/∂ŷ of one image by central differences of Eq. 2."""
+  ways = 1e-6 * np.eye(len(y_hat))
+  loss = lambda y: numpy_loss(y, y_tilde, alpha, beta, kind)
+  return np.array([(loss(y_hat + w) - loss(y_hat - w)) / 2e-6 for w in ways])
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_three_steps_equal_a_numpy_loop(kind):
-  method = make(divergence=kind, pseudo_rate=5.0, alpha=0.2, beta=0.05)
-  state, batch = example(method)
-  loss = jax.jit(stage_of(method, 'decipher').loss)
-  memory = np.asarray(state.memory, np.float64)
-  for step in range(3):
-    key = jax.random.key(step)
-    outputs, _ = tiny.NET.train(state.params, state.stats, batch.image, key)
-    y_hat = np.asarray(outputs.logits, np.float64)
-    want = np.mean(
-      [numpy_loss(y_hat[i], memory[i], 0.2, 0.05, kind) for i in range(8)]
-    )
+  net = network.from_linen(Linear())
+  method = make(net=net, divergence=kind, pseudo_rate=5.0, alpha=0.2, beta=0.05)
+  stage = stage_of(method, 'decipher')
+  state, batch = example(method, net=net)
+  state = enter(stage, state)
+  f = np.asarray(batch.image, np.float64).reshape(8, -1)
+  w = np.asarray(state.params['Dense_0']['kernel'], np.float64)
+  y_tilde = np.asarray(state.memory.logits, np.float64)
+  step = jax.jit(make_step(stage, lambda images, rows, key: images))
+  for _ in range(3):
+    y_hat = f @ w
+    of_all = lambda g, y, t: [g(y[i], t[i], 0.2, 0.05, kind) for i in range(8)]
+    want = np.mean(of_all(numpy_loss, y_hat, y_tilde))
+    # The network descends the mean with rate 0.1, an unlabelled ỹ its own loss.
+    slopes = np.array(of_all(numpy_slope, y_hat, y_tilde))
+    w = w - 0.1 * f.T @ slopes / 8
     for i in range(4, 8):  # 0..3 are labelled
-      memory[i] = memory[i] - 5.0 * closed_form(y_hat[i], memory[i], 0.2, kind)
-    got, (state, _) = loss(state.params, state, batch, key)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    np.testing.assert_allclose(state.memory, memory, rtol=1e-4, atol=1e-5)
+      moved = closed_form(y_hat[i], y_tilde[i], 0.2, kind)
+      y_tilde[i] = y_tilde[i] - 5.0 * moved
+    state, metrics = step(state, batch.image, batch.rows)
+    np.testing.assert_allclose(metrics['loss'], want, rtol=1e-5)
+    parts = 0.2 * metrics['classification'] + 0.05 * metrics['entropy']
+    np.testing.assert_allclose(parts, want, rtol=1e-5)
+    np.testing.assert_allclose(state.memory.logits, y_tilde, rtol=1e-4)
+    np.testing.assert_allclose(
+      state.params['Dense_0']['kernel'], w, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_other_rows_and_labelled_rows_are_untouched_bit_for_bit():
@@ -204,9 +241,10 @@ def test_other_rows_and_labelled_rows_are_untouched_bit_for_bit():
   _, (after, _) = stage_of(method, 'decipher').loss(
     state.params, state, batch, jax.random.key(0)
   )
-  chex.assert_trees_all_equal(after.memory[:4], state.memory[:4])
-  chex.assert_trees_all_equal(after.memory[8:], state.memory[8:])
-  assert (np.asarray(after.memory[4:8]) != state.memory[4:8]).any(axis=1).all()
+  before, after = state.memory.logits, after.memory.logits
+  chex.assert_trees_all_equal(after[:4], before[:4])
+  chex.assert_trees_all_equal(after[8:], before[8:])
+  assert (np.asarray(after[4:8]) != before[4:8]).any(axis=1).all()
 
 
 def test_a_labelled_row_in_the_other_part_is_not_moved_either():
@@ -216,7 +254,7 @@ def test_a_labelled_row_in_the_other_part_is_not_moved_either():
   _, (after, _) = stage_of(method, 'decipher').loss(
     state.params, state, batch, jax.random.key(0)
   )
-  chex.assert_trees_all_equal(after.memory[:4], state.memory[:4])
+  chex.assert_trees_all_equal(after.memory.logits[:4], state.memory.logits[:4])
 
 
 def test_the_sum_of_a_rows_pseudo_logits_stays():
@@ -224,13 +262,14 @@ def test_the_sum_of_a_rows_pseudo_logits_stays():
   method = make()
   state, batch = example(method)
   loss = jax.jit(stage_of(method, 'decipher').loss)
-  before = np.asarray(state.memory).sum(-1)
+  before = np.asarray(state.memory.logits).sum(-1)
   for step in range(200):
     _, (state, metrics) = loss(state.params, state, batch, jax.random.key(step))
-    assert float(metrics['sum_moved']) < 1e-6
-  assert not np.allclose(state.memory[4:8], example(method)[0].memory[4:8])
+    assert float(metrics['sum_drift']) < 1e-4
+  start = example(method)[0].memory.logits
+  assert not np.allclose(state.memory.logits[4:8], start[4:8])
   np.testing.assert_allclose(
-    np.asarray(state.memory).sum(-1), before, atol=1e-4
+    np.asarray(state.memory.logits).sum(-1), before, atol=1e-4
   )
 
 
@@ -243,10 +282,11 @@ def test_the_step_of_an_image_does_not_depend_on_the_batch_size():
   method = make(net=tiny.NET._replace(train=train))
   state, batch = example(method)
   loss = stage_of(method, 'decipher').loss
-  of = lambda b: loss(state.params, state, b, jax.random.key(0))[1][0].memory
+  moved = lambda b: loss(state.params, state, b, jax.random.key(0))[1][0]
+  of = lambda b: moved(b).memory.logits
   half = Batch(batch.rows[4:], batch.image[4:], batch.given[4:])
   np.testing.assert_allclose(of(half)[4:8], of(batch)[4:8], rtol=1e-6)
-  assert (np.asarray(of(half)[4:8]) != state.memory[4:8]).all()
+  assert (np.asarray(of(half)[4:8]) != state.memory.logits[4:8]).all()
 
 
 def test_prediction_gives_logits_or_ten_where_the_label_is_given():
@@ -255,8 +295,10 @@ def test_prediction_gives_logits_or_ten_where_the_label_is_given():
   logits = jax.random.normal(jax.random.key(0), [64, 3])  # 61 rounded up
   after = m.predict_pseudo(state, {'logits': logits})
   _, labels = tiny.images()
-  np.testing.assert_array_equal(after.memory[:4], 10 * np.eye(3)[labels[:4]])
-  chex.assert_trees_all_equal(after.memory[4:], logits[4:])
+  predicted = after.memory.logits
+  np.testing.assert_array_equal(predicted[:4], 10 * np.eye(3)[labels[:4]])
+  chex.assert_trees_all_equal(predicted[4:], logits[4:])
+  chex.assert_trees_all_close(after.memory.sums, predicted.sum(-1))
 
 
 def test_finetuning_descends_the_cross_entropy_of_the_hard_labels():
@@ -268,7 +310,7 @@ def test_finetuning_descends_the_cross_entropy_of_the_hard_labels():
   )
   outputs, _ = tiny.NET.train(state.params, state.stats, batch.image, key)
   p = softmax(np.asarray(outputs.logits, np.float64))
-  hard = np.asarray(state.memory)[:8].argmax(-1)
+  hard = np.asarray(state.memory.logits)[:8].argmax(-1)
   want = -np.mean([np.log(p[i, hard[i]]) for i in range(8)])
   np.testing.assert_allclose(got, want, rtol=1e-5)
   chex.assert_trees_all_equal(after.memory, state.memory)
@@ -276,23 +318,67 @@ def test_finetuning_descends_the_cross_entropy_of_the_hard_labels():
 
 def test_the_stages_of_table_1_are_switches():
   names = lambda **k: [s.name for s in make(**k).stages]
-  parts = dict(repeat=7, interval=2)
+  parts = dict(repeat=8, interval=2)
   assert names() == ['supervised', 'decipher', 'finetune']  # a
   method = make(**parts)  # e
   repeated = [s for s in method.stages if s.name.startswith('repeat')]
-  assert [s.steps for s in repeated] == [2, 2, 2, 1]
+  assert [s.steps for s in repeated] == [2, 2, 2, 2]
   assert all(s.observe and s.every == 0 for s in repeated)
   rates = []
   for stage in repeated:
     update, _ = stage.tx.update(jnp.ones([]), stage.tx.init(jnp.ones([])))
     rates.append(-float(update) / 0.1)
   np.testing.assert_allclose(rates, [1, 2 / 3, 1 / 3, 1 / 30], rtol=1e-5)
-  for stage in make(repredict=False, **parts).stages[2:-1]:  # b, d
-    assert stage.observe is None
+  for switches, lengths in (
+    (dict(repredict=False, lower=False), [8]),  # b
+    (dict(lower=False), [2] * 4),  # c
+    (dict(repredict=False), [2] * 4),  # d
+  ):
+    stages = make(**switches, **parts).stages[2:-1]
+    assert [s.steps for s in stages] == lengths
+    predicts = switches.get('repredict', True)
+    assert [s.observe is not None for s in stages] == [predicts] * len(stages)
   assert stage_of(make(), 'finetune').observe is None
   again = make(finetune_labels='repredicted')
   assert stage_of(again, 'finetune').observe is not None
   assert stage_of(make(), 'finetune').draw == Draw(0, 16, everything=True)
+
+
+def test_the_authors_schedule():
+  # implementations.md 3.3, in steps: 300 epochs of 100, 300 of 119, four times
+  # 75 of 119, 50 of 97 = ⌊50,000 / 512⌋; λ = 4000 at a batch of 512.
+  asked = []
+
+  def tx(*lengths, **changes):
+    asked.append((*lengths, changes))
+    return optax.sgd(0.1)
+
+  method = m.r2d2(tiny.NET, tx, Draw(128, 384), 35_700)
+  cosine = dict(decay='cosine', decay_at=())
+  part = lambda share: (8925, share, {})
+  expected = [
+    (35_000, dict(learning_rate=0.05) | cosine),  # of which 30,000 are taken
+    (35_700, 1.0, {}),
+    *(part(share) for share in (0.12 / 0.12, 0.08 / 0.12, 0.04 / 0.12)),
+    part(0.004 / 0.12),
+    (4850, dict(learning_rate=0.01) | cosine),
+  ]
+  for want in expected:
+    (found,) = [
+      a
+      for a in asked
+      if a[0] == want[0]
+      and a[-1] == want[-1]
+      and a[1:-1] == pytest.approx(want[1:-1])
+    ]
+    asked.remove(found)
+  assert not asked
+  steps = [stage.steps for stage in method.stages]
+  assert steps == [30_000, 35_700, 8925, 8925, 8925, 8925, 4850]
+  draws = [stage.draw[:2] for stage in method.stages]
+  assert draws == [(40, 0), *[(128, 384)] * 5, (0, 512)]
+  rate = inspect.signature(m.r2d2).parameters['pseudo_rate'].default
+  assert rate == 4000 / 512
 
 
 def test_cutout_is_in_the_first_and_the_last_stage_alone():
@@ -313,6 +399,7 @@ def test_cutout_is_in_the_first_and_the_last_stage_alone():
     (dict(steps=0), '--steps'),
     (dict(repeat=4, interval=5), '--interval=5'),
     (dict(repeat=4, interval=0), '--interval=0'),
+    (dict(repeat=4, interval=3), '--interval=3'),
     (dict(draw=Draw(0, 4)), '--batch_labelled'),
     (dict(draw=Draw(4, 0)), '--batch_unlabelled'),
   ],
@@ -356,7 +443,7 @@ def imagenet():
 
 
 def test_each_of_eight_devices_holds_an_eighth_of_the_pseudo_logits(imagenet):
-  memory = imagenet.abstract(1).memory
+  memory = imagenet.abstract(1).memory.logits
   assert memory.shape == (1, 1_281_168, 1000)
   assert memory.sharding.shard_shape(memory.shape) == (1, 160_146, 1000)
 
