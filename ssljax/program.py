@@ -153,12 +153,15 @@ class Program:
       for stage in self.method.stages
     ]
 
-  def _refresh(self, stage: Stage) -> Callable:
-    feed = self.data.train
+  def _redo(self, stage: Stage) -> Callable:
+    """`(state, observed) -> state`, compiled."""
     # The old memory's place is the new one's, even if it is not looked at.
-    redo = self._compiled(
+    return self._compiled(
       stage.refresh, (0, 0), donate_argnums=0, keep_unused=True
     )
+
+  def _refresh(self, stage: Stage) -> Callable:
+    feed, redo = self.data.train, self._redo(stage)
     observe = self.sweep(stage.observe, feed)
     return lambda state: redo(state, observe(state, np.arange(feed.size)))
 

@@ -16,6 +16,30 @@ from ssljax.networks import conv
 _SWEEP = 0x73776570  # 'swep', in the keys of a sweep
 
 
+def row_writer(mesh) -> tuple[Callable, Callable]:
+  """Makes trees of `[S, size, ...]`, split over the mesh by rows, in parts.
+
+  Returns:
+    `(part [S, B, ...], size) -> zeros`, and `(whole, part, places [B]) ->
+    whole` with the part's rows in those places, `size` and above left out.
+  """
+  by_rows = NamedSharding(mesh, P(None, 'data'))
+
+  @functools.partial(jax.jit, static_argnums=1, out_shardings=by_rows)
+  def empty(part, size):
+    zeros = lambda x: jnp.zeros([x.shape[0], size, *x.shape[2:]], x.dtype)
+    return jax.tree.map(zeros, part)
+
+  # By a scatter every device takes its own rows of a part: a concatenation
+  # would bring all rows to each of them.
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=by_rows)
+  def write(whole, part, places):
+    put = lambda whole, part: whole.at[:, places].set(part, mode='drop')
+    return jax.tree.map(put, whole, part)
+
+  return empty, write
+
+
 def make_sweep(
   observe: Callable, feed: Feed, read: Callable, mesh, *, seeds: int, batch: int
 ) -> Callable:
@@ -45,19 +69,7 @@ def make_sweep(
     parallel.over_seeds(one, seeds, (0, None, None)),
     compiler_options=conv.compiler_options(),
   )
-  by_rows = NamedSharding(mesh, P(None, 'data'))
-
-  @functools.partial(jax.jit, static_argnums=1, out_shardings=by_rows)
-  def empty(part, size):
-    zeros = lambda x: jnp.zeros([x.shape[0], size, *x.shape[2:]], x.dtype)
-    return jax.tree.map(zeros, part)
-
-  # By a scatter every device takes its own rows of a part: a concatenation
-  # would bring all rows to each of them.
-  @functools.partial(jax.jit, donate_argnums=0, out_shardings=by_rows)
-  def write(whole, part, places):
-    put = lambda whole, part: whole.at[:, places].set(part, mode='drop')
-    return jax.tree.map(put, whole, part)
+  empty, write = row_writer(mesh)
 
   def sweep(state, fitted, rows: np.ndarray):
     padded = np.resize(rows, -(-len(rows) // batch) * batch).astype(np.int32)

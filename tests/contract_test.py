@@ -35,14 +35,18 @@ def comparable(state):
 @methods
 def test_structure_shapes_and_dtypes_are_stable_and_finite(name):
   job = tiny.make_job(name)
-  before, (source, rows) = tiny.initial(job)
-  shapes = jax.tree.map(lambda x: (x.shape, x.dtype), before)
-  after, metrics = job.program.steps[0](before, source, rows)
-  chex.assert_trees_all_equal(
-    shapes, jax.tree.map(lambda x: (x.shape, x.dtype), after)
-  )
-  chex.assert_tree_all_finite((after.params, after.memory, metrics))
-  assert int(after.step[0]) == 1
+  state, (source, rows) = tiny.initial(job)
+  described = lambda state: jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  for number, stage in enumerate(job.program.method.stages):
+    state = job.program.enter[number](state)
+    shapes = described(state)
+    if stage.observe:
+      state = job.program.refresh[number](state)
+    some = rows[:, : stage.draw.size]
+    state, metrics = job.program.steps[number](state, source, some)
+    chex.assert_trees_all_equal(shapes, described(state))
+    chex.assert_tree_all_finite((state.params, state.memory, metrics))
+    assert int(state.step[0]) == number + 1
 
 
 @methods
@@ -51,17 +55,16 @@ def test_the_loss_touches_only_stats_and_memory(name):
   before, (source, rows) = tiny.initial(job)
   state = jax.tree.map(lambda x: x[0], before)
   image = job.program.plain(source, rows[0], state.key)
-  stage = job.program.method.stages[0]
-  given = jnp.arange(rows.shape[1]) < stage.draw.labelled
-  batch = Batch(rows[0], image, given)
-  loss = stage.loss
-  _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
-  for field in ('step', 'params', 'opt_state', 'labels'):
-    chex.assert_trees_all_equal(getattr(after, field), getattr(state, field))
-  assert jnp.array_equal(
-    jax.random.key_data(after.key), jax.random.key_data(state.key)
-  )
-  chex.assert_trees_all_equal_shapes(metrics, jax.tree.map(jnp.mean, metrics))
+  for loss, draw in {s.loss: s.draw for s in job.program.method.stages}.items():
+    given = jnp.arange(rows.shape[1]) < draw.labelled
+    batch = Batch(rows[0], image, given)
+    _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
+    for field in ('step', 'params', 'opt_state', 'labels'):
+      chex.assert_trees_all_equal(getattr(after, field), getattr(state, field))
+    assert jnp.array_equal(
+      jax.random.key_data(after.key), jax.random.key_data(state.key)
+    )
+    chex.assert_trees_all_equal_shapes(metrics, jax.tree.map(jnp.mean, metrics))
 
 
 @methods
@@ -185,6 +188,8 @@ def test_the_stream_feed_trains_like_the_resident_one(name, tmp_path):
     calls = [(i, i + 1) for i in range(4)]
     for source, rows in tiny.sources(job, tiny.orders(job), calls):
       state, _ = job.program.steps[0](state, source, rows)
+    for redo in filter(None, job.program.refresh[:2]):
+      state = redo(state)
     errors = job.program.evaluate(state, np.zeros(0, int))
     states.append((comparable(state), errors['test']))
   chex.assert_trees_all_close(states[0][0], states[1][0], rtol=1e-5, atol=1e-6)

@@ -1,6 +1,8 @@
 import json
 import re
+from unittest import mock
 
+import assembly
 import binary
 import pytest
 
@@ -53,3 +55,43 @@ def test_every_preset_parses_and_takes_two_steps(
   result = json.loads((tmp_path / 'run/result.json').read_text())
   assert result['steps'] == {'r2d2': 4}.get(name, 2)
   assert result['method'] == name
+
+
+OF_R2D2 = [preset for preset in PRESETS if preset.stem.startswith('r2d2.')]
+
+
+@pytest.mark.parametrize('preset', OF_R2D2, ids=lambda p: p.stem)
+def test_a_preset_of_r2d2_has_the_stages_of_its_column(preset, sets, tmp_path):
+  made = []
+
+  def stop(run, folder):
+    del folder
+    made.extend(run.methods)
+    raise SystemExit
+
+  with mock.patch.object(assembly, 'train_all', stop):
+    binary.run(
+      f'--flagfile={preset}',
+      f'--data_dir={sets}',
+      # The sets are small, and so are their images; nothing is trained.
+      '--network=digits',
+      '--labels=1',
+      '--unlabelled=rest',
+      '--batch_labelled=8',
+      '--batch_unlabelled=8',
+      '--pretrain_batch=8',
+      *(['--image_size=16'] if 'imagenet' in preset.stem else []),
+      f'--workdir={tmp_path}/run',
+      binary='r2d2',
+    )
+  stages = {stage.name: stage for stage in made[0].stages}
+  repeated = [n for n in stages if n.startswith('repeat')]
+  column = preset.stem.split('-')[-1]
+  assert len(repeated) == {'a': 0, 'b': 1}.get(column, 4)
+  predicted = [stages[name].observe is not None for name in repeated]
+  assert predicted == [column not in 'bd'] * len(repeated)
+  # As long as what it repeats, or as the header says.
+  if repeated and column != 'cpu':
+    length = sum(stages[name].steps for name in repeated)
+    if 'digits' not in preset.stem and 'mnist' not in preset.stem:
+      assert length == stages['decipher'].steps

@@ -66,7 +66,7 @@ METHODS = {
     steps,
     pretrain=steps,
     pretrain_batch=8,
-    repeat=4,
+    repeat=2,
     interval=2,
     finetune=2,
     cutout=2,

@@ -10,7 +10,7 @@ import optax
 import pytest
 import tiny
 
-from ssljax import batches, parallel, preprocess, splits, train
+from ssljax import batches, parallel, preprocess, splits, sweep, train
 from ssljax.core import (
   UNLABELLED,
   Batch,
@@ -448,19 +448,36 @@ def test_each_of_eight_devices_holds_an_eighth_of_the_pseudo_logits(imagenet):
   assert memory.sharding.shard_shape(memory.shape) == (1, 160_146, 1000)
 
 
+EIGHTH = 160_146 * 1000 * 4  # bytes of the pseudo-logits on a device
+
+
+def check_nothing_whole_is_made(compiled):
+  """Reads a compiled program that takes, and gives, the pseudo-logits."""
+  # Whatever has a column per class has an eighth of the memory's rows, or no
+  # more rows than the batch.
+  columns = re.findall(r'f32\[(?:1,)?(\d+),(?:1,)?1000\]', compiled.as_text())
+  rows = set(map(int, columns))
+  assert 160_146 in rows and max(rows - {160_146}, default=0) <= 512
+  # The new ones lie where the old ones did, and little is made beside them.
+  sizes = compiled.memory_analysis()
+  assert sizes.alias_size_in_bytes >= EIGHTH
+  assert sizes.temp_size_in_bytes < EIGHTH / 20
+
+
 def test_the_compiled_step_gathers_only_rows_of_the_batch(imagenet):
   program = imagenet.program
   batch = np.zeros([1, 512], np.int32)
   pixels, rows = next(program.data.train.batches(lambda _: batch, [0]))
   step = program.steps[1].lower(imagenet.abstract(1), (pixels, ()), rows)
-  compiled = step.compile()
-  # Whatever has a column per class has an eighth of the memory's rows, or no
-  # more rows than the batch.
-  columns = re.findall(r'f32\[(?:1,)?(\d+),(?:1,)?1000\]', compiled.as_text())
-  rows_of = set(map(int, columns))
-  assert 160_146 in rows_of and max(rows_of - {160_146}) == 512
-  # The new memory lies where the old one did, and little is made beside it.
-  eighth = 160_146 * 1000 * 4
-  sizes = compiled.memory_analysis()
-  assert sizes.alias_size_in_bytes >= eighth
-  assert sizes.temp_size_in_bytes < eighth / 20
+  check_nothing_whole_is_made(step.compile())
+
+
+def test_a_prediction_of_all_pseudo_logits_makes_no_whole_copy(imagenet):
+  program, state = imagenet.program, imagenet.abstract(1)
+  whole = state.memory.logits
+  _, write = sweep.row_writer(program.mesh)
+  part = jax.ShapeDtypeStruct((1, 512, 1000), np.float32)
+  places = jax.ShapeDtypeStruct((512,), np.int32)
+  check_nothing_whole_is_made(write.lower(whole, part, places).compile())
+  redo = program._redo(program.method.stages[1])
+  check_nothing_whole_is_made(redo.lower(state, {'logits': whole}).compile())
