@@ -37,7 +37,8 @@ class Flat(nn.Module):
 @contextlib.contextmanager
 def small():
   """On one device, and with `Flat` as `--network=digits`."""
-  flat = lambda classes: network.from_linen(Flat(classes))
+  # A preset may say how much is dropped, where there is something to drop.
+  flat = lambda classes, *, dropout=0.0: network.from_linen(Flat(classes))
   one_device = functools.partial(parallel.make_mesh, [1])
   with (
     mock.patch.dict(assembly.NETWORKS, digits=flat),
