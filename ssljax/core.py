@@ -89,11 +89,13 @@ class Draw(NamedTuple):
 
 
 class Spec(NamedTuple):
-  """The sizes a memory may depend on."""
+  """What a memory may depend on."""
 
   rows: int  # N training images, rounded up to divide over the devices
+  labelled: int  # M of them with a label, rounded up likewise
   classes: int  # C
   embedding: int  # D
+  labels: jax.Array  # [N] int32 label table
 
 
 def keep(state: TrainState, observed: Any) -> TrainState:
@@ -111,7 +113,7 @@ class Stage(NamedTuple):
   draw: Draw
   loss: Callable  # (params, state, batch, key) -> scalar, (state, metrics)
   observe: Callable | None = None  # (state, image, key) -> pytree of [B, ...]
-  # (state, observed [rows of `Spec`, ...], zeros after N) -> state
+  # (state, observed [rows of `Spec`, ...], zeros after N; or None) -> state
   refresh: Callable = keep
   every: int = 1  # epochs between refreshes; 0 for one, as the stage begins
   augment: Callable | None = None  # (key, image) -> image, after the run's own
@@ -137,7 +139,9 @@ def given_labels(state: TrainState, batch: Batch) -> jax.Array:
   return jnp.where(batch.given, state.labels[batch.rows], UNLABELLED)
 
 
-def init_state(method, net, key, labels, image, rows=None) -> TrainState:
+def init_state(
+  method, net, key, labels, image, *, rows: int = 0, labelled: int = 0
+) -> TrainState:
   """A fresh state, before its first stage.
 
   Args:
@@ -146,15 +150,18 @@ def init_state(method, net, key, labels, image, rows=None) -> TrainState:
     key: random key of this seed.
     labels: `[N]` int32 label table.
     image: `[B, H, W, c]` float32 images for data-dependent initialisation.
-    rows: of a memory with one per image, as in `Spec`; N if None.
+    rows: as in `Spec`, if there is a memory that depends on it.
+    labelled: likewise.
   """
   net_key, memory_key, train_key = jax.random.split(key, 3)
   params, stats = net.init(net_key, image)
   outputs = jax.eval_shape(net.infer, params, stats, image)
   spec = Spec(
-    rows or labels.shape[0],
+    rows,
+    labelled,
     outputs.logits.shape[-1],
     outputs.embedding.shape[-1],
+    labels,
   )
   memory = method.init(memory_key, params, stats, spec)
   step = jnp.zeros([], jnp.int32)

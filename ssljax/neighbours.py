@@ -242,16 +242,24 @@ def _pull(bank, labels, v, own, log_every, p, scale, *, tau, chunk, merge):
   return scale[:, None] * total
 
 
-def log_density(queries, bank, k: int, tau: float, batch: int = 64):
-  """log Σ_{k nearest} exp(v·v_i/τ) `[M]` of queries `[M, D]`: log ρ, Eq. 7.
+def log_density(
+  queries, bank, k: int, tau: float, absent=None, batch: int = 64
+) -> jax.Array:
+  """log ρ `[M]` = log Σ exp(v·v_i/τ) over the k nearest rows: LLP, Eq. 7.
 
-  Of a query that is a row of the bank, it is its own nearest. Rows of the bank
-  of length 0 are as far away as is possible for those of length 1... 
+  Args:
+    queries: `[M, D]`; one that is a row of the bank is its own nearest.
+    bank: `[n, D]`.
+    k: at most n.
+    tau: τ.
+    absent: `[n]` bool, rows that are not there.
+    batch: queries at a time.
   """
+  bias = None if absent is None else jnp.where(absent, -jnp.inf, 0.0)
   count = math.ceil(len(queries) / batch)
-  padded = jnp.pad(queries, ((0, count * batch - len(queries)), (0, 0)))
+  padding = ((0, count * batch - len(queries)), (0, 0))
   of_some = lambda some: jax.nn.logsumexp(
-    nearest(some, bank, k)[0] / tau, axis=1
+    nearest(some, bank, k, bias)[0] / tau, axis=1
   )
-  found = jax.lax.map(of_some, padded.reshape(count, batch, -1))
-  return found.reshape(-1)[: len(queries)]
+  batches = jnp.pad(queries, padding).reshape(count, batch, -1)
+  return jax.lax.map(of_some, batches).reshape(-1)[: len(queries)]

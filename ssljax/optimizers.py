@@ -100,6 +100,7 @@ def optimizer(
   decay_at: Sequence[int] = (),
   decay_factor: float = 0.1,
   momentum: float = 0.9,
+  nesterov: bool = True,
   weight_decay: float = 4e-5,
   clip: float = 2.0,
   average: float = 0.9999,
@@ -111,13 +112,14 @@ def optimizer(
   Args:
     steps: length of the stage, over which the learning rate decays.
     scale: of the learning rate, for a stage that has its own.
-    optimizer: 'sgd' is Nesterov's momentum, 'adam' has optax's defaults.
+    optimizer: 'adam' has optax's defaults.
     learning_rate: at the first step.
     decay: see `schedule`.
     decay_at: the steps of decay 'steps', counted from the stage's first; one
       that is named twice counts twice.
     decay_factor: of the learning rate at each of them.
     momentum: of 'sgd', and β₁ of 'adam'.
+    nesterov: Nesterov's momentum, of 'sgd'.
     weight_decay: coefficient of ½‖kernel‖² added to the loss; kernels only.
     clip: bound on the absolute value of each gradient entry, weight decay
       included; 0 clips nothing.
@@ -129,7 +131,9 @@ def optimizer(
   fraction(momentum=momentum, average=average)
   rate = schedule(decay, scale * learning_rate, steps, decay_at, decay_factor)
   if optimizer == 'sgd':
-    descend = optax.sgd(rate, momentum or None, nesterov=momentum > 0)
+    descend = optax.sgd(
+      rate, momentum or None, nesterov=nesterov and momentum > 0
+    )
   else:
     descend = _promoting(optax.adam(rate, b1=momentum))
   parts = [optax.add_decayed_weights(weight_decay, mask=kernels)]

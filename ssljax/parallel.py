@@ -49,6 +49,16 @@ def rounded_up(count: int, mesh: Mesh) -> int:
   return -(-count // mesh.size) * mesh.size
 
 
+def on_mesh(f: Callable, mesh: Mesh) -> Callable:
+  """`f`, to be compiled, with what it is compiled on as its mesh."""
+
+  def call(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return f(*args)
+
+  return call
+
+
 def placer(mesh: Mesh) -> Callable:
   """`(array, batch axis or None) -> jax.Array`, split or whole on each."""
 

@@ -8,7 +8,15 @@ import jax
 import numpy as np
 
 from ssljax import augment, batches, evaluate, parallel, sweep
-from ssljax.core import Method, Stage, TrainState, enter, init_state, make_step
+from ssljax.core import (
+  Method,
+  Stage,
+  TrainState,
+  enter,
+  init_state,
+  keep,
+  make_step,
+)
 from ssljax.networks import conv
 from ssljax.networks.network import Network
 from ssljax.splits import Split
@@ -61,20 +69,29 @@ class Program:
     pixels, rows = next(iter(self.data.train.batches(lambda _: rows, [0])))
     seeds = np.array([split.seed for split in splits], np.uint32)
     labels = np.stack([split.labels for split in splits])
-    return self._initial(
+    # As many in every split.
+    labelled = parallel.rounded_up(len(splits[0].labelled), self.mesh)
+    return self._initial(labelled)(
       self.place(seeds, None),
       self.place(labels, None),
       (pixels, self.fitted),
       rows,
     )
 
-  @functools.cached_property
-  def _initial(self) -> Callable:
+  @functools.cache  # noqa: B019 (a program lasts as long as its process)
+  def _initial(self, labelled: int) -> Callable:
     def one(seed, labels, source, rows):
       key = jax.random.key(seed)
       image = self.plain(source, rows, key)
-      rows = parallel.rounded_up(self.data.train.size, self.mesh)
-      state = init_state(self.method, self.net, key, labels, image, rows)
+      state = init_state(
+        self.method,
+        self.net,
+        key,
+        labels,
+        image,
+        rows=parallel.rounded_up(self.data.train.size, self.mesh),
+        labelled=labelled,
+      )
       return enter(self.method.stages[0], state)
 
     return self._compiled(one, (0, 0, (self._pixel_axis, None), 0))
@@ -86,6 +103,7 @@ class Program:
   def _compiled(self, f: Callable, in_axes: tuple, **options) -> Callable:
     """`f`, which returns a state, over the seeds."""
     mapped = parallel.over_seeds(f, self.seeds, in_axes)
+    mapped = parallel.on_mesh(mapped, self.mesh)
     return jax.jit(mapped, out_shardings=self.sharding, **options)
 
   @functools.cached_property
@@ -104,6 +122,7 @@ class Program:
       self.seeds,
       (0, (self._pixel_axis, None), 0),
     )
+    step = parallel.on_mesh(step, self.mesh)
 
     def call(state, source, rows):
       if rows.ndim == 2:
@@ -149,7 +168,7 @@ class Program:
   def refresh(self) -> list[Callable]:
     """Per stage `state -> state`: sweeps all images and redoes what is due."""
     return [
-      self._refresh(stage) if stage.observe else None
+      None if stage.refresh is keep else self._refresh(stage)
       for stage in self.method.stages
     ]
 
@@ -162,6 +181,8 @@ class Program:
 
   def _refresh(self, stage: Stage) -> Callable:
     feed, redo = self.data.train, self._redo(stage)
+    if stage.observe is None:
+      return lambda state: redo(state, None)
     observe = self.sweep(stage.observe, feed)
     return lambda state: redo(state, observe(state, np.arange(feed.size)))
 

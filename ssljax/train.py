@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssljax import batches, checkpoint, record
-from ssljax.core import InputError, Method, TrainState, require
+from ssljax.core import InputError, Method, TrainState, keep, require
 from ssljax.program import Program
 from ssljax.splits import Split
 
@@ -195,7 +195,7 @@ class _Loop:
     saved = time.monotonic()
     for span in spans:
       start, here = span[0][0], span[-1][1]
-      if stage.observe is not None and start % redo == 0:
+      if stage.refresh is not keep and start % redo == 0:
         self.state = self.program.refresh[number](self.state)
       metrics, seconds = self.advance(number, span, fetched, first)
       self.progress = self.progress._replace(
@@ -215,7 +215,7 @@ class _Loop:
     """The calls of each span between stops, and the feed of all of them."""
     stage, options = self.stages[number], self.options
     periods = [options.record_every, options.evaluate_every]
-    if stage.observe is not None:
+    if stage.refresh is not keep:
       periods.append(redo)
     points = [done, *stops(done, stage.steps, periods)]
     spans = [

@@ -79,7 +79,7 @@ def test_each_stage_compiles_once_for_all_seeds(name):
     for source, rows in tiny.sources(job, tiny.orders(job), calls):
       state, _ = program.steps[0](state, source, rows)
   assert program.steps[0]._cache_size() == 1
-  assert program._initial._cache_size() == 1
+  assert program._initial(24)._cache_size() == 1
 
 
 @methods

@@ -8,6 +8,7 @@ import optax
 from ssljax import batches, parallel, preprocess, splits
 from ssljax.core import Draw
 from ssljax.methods.association import association
+from ssljax.methods.llp import llp
 from ssljax.methods.madnn import madnn
 from ssljax.methods.r2d2 import r2d2
 from ssljax.methods.supervised import supervised
@@ -58,6 +59,9 @@ METHODS = {
   'association': lambda tx, steps: association(NET, tx, BALANCED, steps),
   'adaptation': lambda tx, steps: association(
     NET, tx, BALANCED, steps, pretrain=3
+  ),
+  'llp': lambda tx, steps: llp(
+    NET, tx, DRAW, steps, warm=2, neighbours=5, density_neighbours=4
   ),
   'r2d2': lambda tx, steps: r2d2(
     NET,

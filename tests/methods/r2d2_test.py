@@ -178,7 +178,12 @@ def example(method, seed=0, net=tiny.NET):
   table[:4] = labels[:4]
   image = images.astype(np.float32) / 255
   state = init_state(
-    method, net, jax.random.key(seed), jnp.asarray(table), image[:4]
+    method,
+    net,
+    jax.random.key(seed),
+    jnp.asarray(table),
+    image[:4],
+    rows=len(labels),
   )
   rng = np.random.default_rng(seed)
   logits = rng.normal(size=(len(labels), tiny.CLASSES)).astype(np.float32)
