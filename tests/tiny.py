@@ -61,7 +61,14 @@ METHODS = {
     NET, tx, BALANCED, steps, pretrain=3
   ),
   'llp': lambda tx, steps: llp(
-    NET, tx, DRAW, steps, warm=2, neighbours=5, density_neighbours=4
+    NET,
+    tx,
+    DRAW,
+    steps,
+    warm=3,
+    warm_loss='softmax',
+    neighbours=5,
+    density_neighbours=4,
   ),
   'r2d2': lambda tx, steps: r2d2(
     NET,

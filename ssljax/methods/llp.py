@@ -289,11 +289,12 @@ def empty_bank(key, params, stats, spec) -> Bank:
   """Rows U(−s, s), s = √(3/D), every image with a label of its own."""
   del params, stats
   bound = (3 / spec.embedding) ** 0.5
-  rows = jax.random.uniform(
-    key, [spec.rows, spec.embedding], minval=-bound, maxval=bound
-  )
-  number = jnp.arange(spec.rows, dtype=jnp.int32)
   count = len(spec.labels)
+  drawn = jax.random.uniform(
+    key, [count, spec.embedding], minval=-bound, maxval=bound
+  )
+  rows = jnp.pad(drawn, ((0, spec.rows - count), (0, 0)))
+  number = jnp.arange(spec.rows, dtype=jnp.int32)
   labels = jnp.where(number < count, spec.classes + number, ABSENT)
   (known,) = jnp.nonzero(
     spec.labels != UNLABELLED, size=spec.labelled, fill_value=count
