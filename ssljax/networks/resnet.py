@@ -42,16 +42,8 @@ STEMS = {'imagenet': (7, 2), 'small': (3, 1)}  # size and stride
 
 
 def convolution(features: int, size: int, stride: int, version: Version):
-  """A convolution without bias, padded on every side."""
-  return nn.Conv(
-    features,
-    (size, size),
-    stride,
-    padding=size // 2,
-    use_bias=False,
-    kernel_init=KERNELS[version],
-    conv_general_dilated=conv.conv_general_dilated,
-  )
+  """A convolution without bias, as the version's weights start."""
+  return layers.convolution(features, size, stride, KERNELS[version])
 
 
 def block_convolutions(features: int, stride: int, bottleneck: bool):
