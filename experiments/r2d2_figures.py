@@ -150,7 +150,7 @@ def scatter(axes, feature, truth, classes, size: float) -> None:
 # Per panel: y axis, and what is drawn of the unlabelled images of a batch.
 PANELS = (
   ('mean entropy in nats', {'pseudo_entropy': 'p̃', 'predicted_entropy': 'p̂'}),
-  ('mean |Σ ỹ − Σ ŷ as predicted|', {'sum_drift': 'Eq. 13: 0'}),
+  ('mean drift of a sum', {'sum_drift': '|Σ ỹ − Σ ỹ as predicted|, Eq. 13: 0'}),
   ('mean gap to Theorem 1', {'link_gap': '|p̃ₙ − exp(−L/α) p̂ₙ^(1−β/α)|'}),
 )
 
