@@ -70,11 +70,12 @@ class Program:
 
   @functools.cached_property
   def _initial(self) -> Callable:
+    size = parallel.rounded_up(self.data.train.size, self.mesh)
+
     def one(seed, labels, source, rows):
       key = jax.random.key(seed)
       image = self.plain(source, rows, key)
-      rows = parallel.rounded_up(self.data.train.size, self.mesh)
-      state = init_state(self.method, self.net, key, labels, image, rows)
+      state = init_state(self.method, self.net, key, labels, image, size)
       return enter(self.method.stages[0], state)
 
     return self._compiled(one, (0, 0, (self._pixel_axis, None), 0))
