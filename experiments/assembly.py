@@ -76,9 +76,9 @@ NETWORKS = {
   'shakeshake': shakeshake.shakeshake,
   'resnet18': resnet.resnet18,
   'resnet18_small': functools.partial(resnet.resnet18, stem='small'),
-  'resnet18v2': resnet.resnet18v2,
-  'resnet18v2_small': functools.partial(resnet.resnet18v2, stem='small'),
-  'resnet50v2': resnet.resnet50v2,
+  'resnet18v2': resnet.resnet_v2,
+  'resnet18v2_small': functools.partial(resnet.resnet_v2, stem='small'),
+  'resnet50v2': functools.partial(resnet.resnet_v2, depth=50),
   'convlarge': convlarge.convlarge,
   'convlarge_weightnorm': functools.partial(convlarge.convlarge, norm='weight'),
 }

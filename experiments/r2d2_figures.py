@@ -50,23 +50,23 @@ def features(finished, *, stage: str = 'decipher', points: int = 10_000):
   some = plotting.evenly(seen, points)
   rows = np.union1d(split.labelled, some)
   truth = dataset.train.labels[rows]
-  panels, table = [], [rows, truth, np.isin(rows, split.labelled)]
-  for name in (BEFORE, stage):
-    feature, error = look(finished, ends[name], rows)
-    panels.append((name, feature, error))
-    table += [*feature.T]
+  labelled = np.isin(rows, split.labelled)
+  panels = [
+    (name, *look(finished, ends[name], rows)) for name in (BEFORE, stage)
+  ]
   figure = draw_features(
-    panels, truth, table[2], np.isin(rows, some), len(seen), dataset.classes
+    panels, truth, labelled, np.isin(rows, some), len(seen), dataset.classes
   )
   axes = [f'{name}_{axis}' for name in (BEFORE, stage) for axis in 'xy']
-  lines = zip(*table, strict=True)
-  header = 'train_row', 'class', 'labelled', *axes
+  coordinates = np.concatenate([feature for _, feature, _ in panels], axis=1)
   return figure, {
     'features': [
-      header,
+      ('train_row', 'class', 'labelled', *axes),
       *(
         (row, dataset.classes[c], int(known), *xy)
-        for row, c, known, *xy in lines
+        for row, c, known, xy in zip(
+          rows, truth, labelled, coordinates, strict=True
+        )
       ),
     ]
   }
@@ -150,7 +150,7 @@ def scatter(axes, feature, truth, classes, size: float) -> None:
 # Per panel: y axis, and what is drawn of the unlabelled images of a batch.
 PANELS = (
   ('mean entropy in nats', {'pseudo_entropy': 'p̃', 'predicted_entropy': 'p̂'}),
-  ('mean |Σ ỹ − Σ ŷ as predicted|', {'sum_drift': 'Eq. 13: 0'}),
+  ('mean drift of a sum', {'sum_drift': '|Σ ỹ − Σ ỹ as predicted|, Eq. 13: 0'}),
   ('mean gap to Theorem 1', {'link_gap': '|p̃ₙ − exp(−L/α) p̂ₙ^(1−β/α)|'}),
 )
 
@@ -165,11 +165,11 @@ def theorems(finished):
   require(bool(measured), '--run: its metrics.jsonl is gone or has other terms')
   ends = finished.stage_ends
   starts = dict(zip(ends, [0, *ends.values()], strict=False))
+  reached = {m['stage'] for m in measured}
   predicted = [
     starts[stage.name]
     for stage in finished.program.method.stages
-    if stage.observe is not None
-    and stage.name in {m['stage'] for m in measured}
+    if stage.observe is not None and stage.name in reached
   ]
   columns = [name for _, panel in PANELS for name in panel]
   return draw_theorems(measured, predicted), {

@@ -81,17 +81,15 @@ class Order:
       f'--{draw.flag}={draw.labelled} is larger than the {labelled} '
       'labelled images: give a smaller one, or more --labels',
     )
-    require(
-      not draw.everything or draw.other <= other,
+    too_many = (
       f'--batch_labelled, --batch_unlabelled: {draw.other} images a step are '
-      f'more than the {other} there are: give smaller ones',
+      f'more than the {other} there are: give smaller ones'
+      if draw.everything
+      else f'--batch_unlabelled={draw.other} is larger than the {other} '
+      'unlabelled images: give a smaller one, or --unlabelled=all; '
+      'experiments/supervised.py trains on the labelled images alone'
     )
-    require(
-      draw.other <= other,
-      f'--batch_unlabelled={draw.other} is larger than the {other} unlabelled '
-      'images: give a smaller one, or --unlabelled=all; experiments/'
-      'supervised.py trains on the labelled images alone',
-    )
+    require(draw.other <= other, too_many)
     self.epoch_steps = (
       other // draw.other if draw.other else max(1, labelled // draw.labelled)
     )

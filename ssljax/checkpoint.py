@@ -1,5 +1,6 @@
 """Saves and restores a run: orbax, asynchronous, the newest good one wins."""
 
+from asyncio import log
 from collections.abc import Callable, Collection
 import contextlib
 import functools
@@ -43,8 +44,8 @@ class Checkpoints:
 
     Args:
       folder: of the checkpoints.
-      keep: how many of the newest are kept,
-      lasting: beside those of these steps.
+      keep: of the checkpoints, how many of the newest stay.
+      lasting: steps whose checkpoints stay beside those.
     """
     self.folder = pathlib.Path(folder).absolute()
     self._kept = checkpoint_managers.AnyPreservationPolicy(
@@ -172,6 +173,8 @@ def _write_errors(folder: pathlib.Path):
   try:
     yield
   except (ValueError, OSError) as error:
+    # Orbax's other writes fail as well, and say so after the one line.
+    log.logger.disabled = True
     raise InputError(
       f'--workdir: a checkpoint cannot be written to {folder} (is the disk '
       'full?): make room and run the same command again, it goes on from the '

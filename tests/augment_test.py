@@ -174,11 +174,12 @@ def test_a_hole_is_cut_off_at_the_border(centre, pixels):
   assert mask.shape == (32, 32, 1) and mask.sum() == pixels
 
 
-def test_a_hole_of_nothing_changes_nothing_and_a_large_one_leaves_nothing():
+def test_a_hole_of_nothing_changes_nothing_and_a_large_one_is_refused():
   image = picture(4, 5, 3)
   key = jax.random.key(0)
   np.testing.assert_array_equal(augment.cutout(0)(key, image), image)
-  assert not augment.cutout(10)(key, image).any()
+  with pytest.raises(core.InputError, match='--cutout: a hole of 4 pixels'):
+    augment.cutout(4)(key, image)
 
 
 @pytest.mark.parametrize('size, sigma', [(7, 1.4), (5, 0.7), (11, None)])

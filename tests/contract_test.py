@@ -35,15 +35,16 @@ def comparable(state):
 @methods
 def test_structure_shapes_and_dtypes_are_stable_and_finite(name):
   job = tiny.make_job(name)
-  state, (source, rows) = tiny.initial(job)
+  state, _ = tiny.initial(job)
   described = lambda state: jax.tree.map(lambda x: (x.shape, x.dtype), state)
   for number, stage in enumerate(job.program.method.stages):
     state = job.program.enter[number](state)
     shapes = described(state)
     if stage.observe:
       state = job.program.refresh[number](state)
-    some = rows[:, : stage.draw.size]
-    state, metrics = job.program.steps[number](state, source, some)
+    of_stage = tiny.orders(job, number)
+    source, rows = next(tiny.sources(job, of_stage, [(0, 1)]))
+    state, metrics = job.program.steps[number](state, source, rows)
     chex.assert_trees_all_equal(shapes, described(state))
     chex.assert_tree_all_finite((state.params, state.memory, metrics))
     assert int(state.step[0]) == number + 1
@@ -52,11 +53,14 @@ def test_structure_shapes_and_dtypes_are_stable_and_finite(name):
 @methods
 def test_the_loss_touches_only_stats_and_memory(name):
   job = tiny.make_job(name)
-  before, (source, rows) = tiny.initial(job)
+  before, _ = tiny.initial(job)
   state = jax.tree.map(lambda x: x[0], before)
-  image = job.program.plain(source, rows[0], state.key)
-  for loss, draw in {s.loss: s.draw for s in job.program.method.stages}.items():
-    given = jnp.arange(rows.shape[1]) < draw.labelled
+  stages = job.program.method.stages
+  for loss, number in {s.loss: i for i, s in enumerate(stages)}.items():
+    of_stage = tiny.orders(job, number)
+    source, rows = next(tiny.sources(job, of_stage, [(0, 1)]))
+    image = job.program.plain(source, rows[0], state.key)
+    given = jnp.arange(rows.shape[1]) < stages[number].draw.labelled
     batch = Batch(rows[0], image, given)
     _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
     for field in ('step', 'params', 'opt_state', 'labels'):

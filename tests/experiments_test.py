@@ -103,10 +103,13 @@ def test_epochs_are_passes_over_the_unlabelled_images(tmp_path):
   assert json.loads((tmp_path / 'run/result.json').read_text())['steps'] == 2
 
 
-def test_convlarge_takes_a_step_from_the_command_line(tmp_path, capsys):
+@pytest.mark.parametrize('network', ['convlarge', 'convlarge_weightnorm'])
+def test_convlarge_takes_a_step_from_the_command_line(
+  network, tmp_path, capsys
+):
   # 9×9 is the smallest image it takes.
   status = binary.run(
-    '--network=convlarge_weightnorm',
+    f'--network={network}',
     '--image_size=9',
     '--steps=1',
     '--labels=1',

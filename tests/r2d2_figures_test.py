@@ -21,6 +21,7 @@ from ssljax.train import stage_ends
 RUN = (
   '--labels=2',
   '--augment=',
+  '--cutout=0',
   '--batch_labelled=8',
   '--batch_unlabelled=24',
   '--pretrain=3',

@@ -136,7 +136,7 @@ def sources(job, order, calls):
     yield (pixels, job.program.fitted), rows
 
 
-def orders(job):
-  """The order of a job's first stage, for every seed."""
-  draw = job.program.method.stages[0].draw
+def orders(job, stage=0):
+  """The order of a job's stage, for every seed."""
+  draw = job.program.method.stages[stage].draw
   return [batches.Order(draw, split) for split in job.splits]

@@ -26,6 +26,20 @@ def spread(fan_in: int) -> nn.initializers.Initializer:
   return init
 
 
+def convolution(features: int, size: int, stride: int, kernel_init) -> nn.Conv:
+  """A convolution without bias, padded by ⌊size / 2⌋ on every side."""
+  # 'SAME' would pad an even image on one side only where it strides by 2.
+  return nn.Conv(
+    features,
+    (size, size),
+    stride,
+    padding=size // 2,
+    use_bias=False,
+    kernel_init=kernel_init,
+    conv_general_dilated=conv.conv_general_dilated,
+  )
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation over all axes but the last, in float32.
 

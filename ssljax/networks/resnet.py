@@ -38,20 +38,14 @@ KERNELS = {
   2: nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
 }
 POOL_PADDING = {1: ((1, 1), (1, 1)), 2: 'SAME'}
+# Blocks per stage, and whether they are bottlenecks.
+DEPTHS = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}
 STEMS = {'imagenet': (7, 2), 'small': (3, 1)}  # size and stride
 
 
 def convolution(features: int, size: int, stride: int, version: Version):
-  """A convolution without bias, padded on every side."""
-  return nn.Conv(
-    features,
-    (size, size),
-    stride,
-    padding=size // 2,
-    use_bias=False,
-    kernel_init=KERNELS[version],
-    conv_general_dilated=conv.conv_general_dilated,
-  )
+  """A convolution without bias, as the version's weights start."""
+  return layers.convolution(features, size, stride, KERNELS[version])
 
 
 def block_convolutions(features: int, stride: int, bottleneck: bool):
@@ -180,55 +174,37 @@ def resnet18(
     momentum: of the running averages; PyTorch's 0.1 is 0.9 here.
   """
   return from_resnet(
-    ResNet(classes, 1, (2, 2, 2, 2), False, stem, width, None, momentum)
+    ResNet(classes, 1, *DEPTHS[18], stem, width, None, momentum)
   )
 
 
-def resnet18v2(
+def resnet_v2(
   classes: int,
   *,
+  depth: Literal[18, 50] = 18,
   stem: Stem = 'imagenet',
   width: int = 64,
   embedding: int | None = None,
   momentum: float = 0.997,
 ) -> network.Network:
-  """ResNet-18v2: LLP's, 11.76 million parameters with its two heads.
+  """ResNet-18v2 and ResNet-50v2: LLP's, 11.76 and 25.81 million parameters.
 
   Weights start as in LLP's code: truncated normal with variance 1 / fan_in, the
   classifier 2 / fan_in, the embedding Glorot's uniform; biases at 0.
 
   Args:
     classes: C.
+    depth: 18 has blocks of two 3×3 convolutions, 50 has bottlenecks.
     stem: as of `resnet18`; LLP's is 'imagenet'.
-    width: as of `resnet18`.
+    width: of the 3×3 convolutions of the first stage; a bottleneck gives 4
+      times as many channels.
     embedding: D of a linear layer beside the classifier, both on the pooled
       feature: 128 in LLP (section 4, "Experimental settings"), whose loss
-      normalises it to length 1. None: the pooled feature, D = 8 width.
+      normalises it to length 1. None: the pooled feature, D = 8 width, or
+      32 width of bottlenecks.
     momentum: of the running averages.
   """
+  blocks, bottleneck = DEPTHS[depth]
   return from_resnet(
-    ResNet(classes, 2, (2, 2, 2, 2), False, stem, width, embedding, momentum)
-  )
-
-
-def resnet50v2(
-  classes: int,
-  *,
-  stem: Stem = 'imagenet',
-  width: int = 64,
-  embedding: int | None = None,
-  momentum: float = 0.997,
-) -> network.Network:
-  """ResNet-50v2: LLP's, 25.81 million parameters with its two heads.
-
-  Args:
-    classes: C.
-    stem: as of `resnet18v2`.
-    width: of the 3×3 convolutions of the first stage; blocks give 4 times as
-      many channels. Without a head D = 32 width.
-    embedding: as of `resnet18v2`; 128 in LLP.
-    momentum: as of `resnet18v2`.
-  """
-  return from_resnet(
-    ResNet(classes, 2, (3, 4, 6, 3), True, stem, width, embedding, momentum)
+    ResNet(classes, 2, blocks, bottleneck, stem, width, embedding, momentum)
   )

@@ -75,16 +75,8 @@ def draw_gates(key: chex.PRNGKey, batch: int, dtype=jnp.float32) -> chex.Array:
 
 def convolution(features: int, size: int, stride: int = 1) -> nn.Conv:
   """N(0, 2 / (size² features)) weights, no bias, PyTorch's padding."""
-  # 'SAME' would pad an even image on one side only where it strides by 2.
-  return nn.Conv(
-    features,
-    (size, size),
-    stride,
-    padding=size // 2,
-    use_bias=False,
-    kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
-    conv_general_dilated=conv.conv_general_dilated,
-  )
+  init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+  return layers.convolution(features, size, stride, init)
 
 
 def shifted_pixels(x: chex.Array) -> tuple[chex.Array, chex.Array]:

@@ -1,3 +1,4 @@
+import functools
 import chex
 import jax
 import jax.numpy as jnp
@@ -57,22 +58,22 @@ def head(features, outputs):
       512,
     ),
     (
-      resnet.resnet18v2(1000),
+      resnet.resnet_v2(1000),
       STEM + BASIC + 64**2 + 2 * NORMS_V2 + head(512, 1000),
       512,
     ),
     (
-      resnet.resnet18v2(1000, embedding=128),
+      resnet.resnet_v2(1000, embedding=128),
       STEM + BASIC + 64**2 + 2 * NORMS_V2 + head(512, 1128),
       128,
     ),
     (
-      resnet.resnet50v2(1000),
+      resnet.resnet_v2(1000, depth=50),
       STEM + BOTTLENECK + 2 * NORMS_50 + head(2048, 1000),
       2048,
     ),
     (
-      resnet.resnet50v2(7, stem='small', embedding=128),
+      resnet.resnet_v2(7, depth=50, stem='small', embedding=128),
       SMALL_STEM + BOTTLENECK + 2 * NORMS_50 + head(2048, 135),
       128,
     ),
@@ -95,8 +96,8 @@ def test_the_parameters_of_resnet_18_add_up_to_the_published_number():
   ('make', 'pooled'),
   [
     (resnet.resnet18, 8 * 4),
-    (resnet.resnet18v2, 8 * 4),
-    (resnet.resnet50v2, 4 * 8 * 4),
+    (resnet.resnet_v2, 8 * 4),
+    (functools.partial(resnet.resnet_v2, depth=50), 4 * 8 * 4),
   ],
 )
 def test_the_same_weights_fit_images_of_any_size(make, pooled, stem):
@@ -114,8 +115,8 @@ def test_the_same_weights_fit_images_of_any_size(make, pooled, stem):
     # 17 pixels become 9, 5, 3, 2, 1; 5 become 3, 2, 1.
     (resnet.resnet18(3, width=4), 17),
     (resnet.resnet18(3, width=4, stem='small'), 5),
-    (resnet.resnet18v2(3, width=4), 17),
-    (resnet.resnet50v2(3, width=4, stem='small'), 5),
+    (resnet.resnet_v2(3, width=4), 17),
+    (resnet.resnet_v2(3, depth=50, width=4, stem='small'), 5),
   ],
 )
 def test_an_image_too_small_is_refused_by_flag(net, smallest):
@@ -128,7 +129,7 @@ def test_an_image_too_small_is_refused_by_flag(net, smallest):
 @pytest.mark.parametrize('more', [{'width': 0}, {'embedding': -1}])
 def test_sizes_below_1_are_refused_by_name(more):
   with pytest.raises(InputError, match=f'--{next(iter(more))}'):
-    resnet.resnet18v2(3, **more)
+    resnet.resnet_v2(3, **more)
 
 
 def tiny(
