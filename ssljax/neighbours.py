@@ -200,7 +200,7 @@ def _logits(bank, labels, v, first, length, tau):
 
 
 def _sums(bank, labels, v, own, *, tau, chunk, merge):
-  """log Σ exp(v·v_i/τ), over all rows and over those of the label: `[B]`."""
+  """Log Σ exp(v·v_i/τ), over all rows and over those of the label: `[B]`."""
 
   def add(carry, first, length):
     top, every, same = carry
@@ -245,7 +245,7 @@ def _pull(bank, labels, v, own, log_every, p, scale, *, tau, chunk, merge):
 def log_density(
   queries, bank, k: int, tau: float, absent=None, batch: int = 64
 ) -> jax.Array:
-  """log ρ `[M]` = log Σ exp(v·v_i/τ) over the k nearest rows: LLP, Eq. 7.
+  """Log ρ `[M]` = log Σ exp(v·v_i/τ) over the k nearest rows: LLP, Eq. 7.
 
   Args:
     queries: `[M, D]`; one that is a row of the bank is its own nearest.

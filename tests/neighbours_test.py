@@ -75,7 +75,7 @@ def test_the_aggregation_loss_and_its_slope_equal_a_loop(mesh, chunk):
 
 
 def test_the_loss_is_0_when_all_have_the_label_and_large_when_none_has():
-  bank, v, labels, _ = example()
+  bank, v, _labels, _ = example()
   loss = lambda own, labels: neighbours.aggregation_loss(
     jnp.float32(v), own, jnp.float32(bank), labels, TAU
   )

@@ -44,7 +44,6 @@ from ssljax.core import (
   fraction,
   non_negative,
   positive,
-  require,
 )
 
 ABSENT = -1  # the label of a row that only fills up a device
@@ -167,8 +166,8 @@ def infer(v, logits, state, arms: Arms) -> tuple[jax.Array, jax.Array]:
     p = jax.nn.softmax(logits)
     return jnp.argmax(p, axis=-1).astype(jnp.int32), jnp.max(p, axis=-1)
   memory = state.memory
-  density = memory.log_density if arms.density else jnp.zeros_like(
-    memory.log_density
+  density = (
+    memory.log_density if arms.density else jnp.zeros_like(memory.log_density)
   )
   return propagate(
     v,
@@ -231,8 +230,13 @@ def instance_loss(net, arms: Arms, kind: str, negatives: int):
         negative_key, (negatives,), 0, len(state.labels)
       )
       total = jnp.mean(
-        contrast(v, memory.rows[batch.rows], memory.rows[others],
-                 len(state.labels), tau)
+        contrast(
+          v,
+          memory.rows[batch.rows],
+          memory.rows[others],
+          len(state.labels),
+          tau,
+        )
       )
     v = jax.lax.stop_gradient(v)
     sure = memory.confidence[batch.rows]

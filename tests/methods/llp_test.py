@@ -14,9 +14,7 @@ N, D, TAU = 61, 5, 0.07
 
 def make(steps=1, **arguments):
   given = dict(warm=0, neighbours=3, density_neighbours=4) | arguments
-  return m.llp(
-    tiny.NET, lambda *_: optax.sgd(0.1), Draw(8, 16), steps, **given
-  )
+  return m.llp(tiny.NET, lambda *_: optax.sgd(0.1), Draw(8, 16), steps, **given)
 
 
 def example(method, seed=0):
