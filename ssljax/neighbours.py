@@ -141,10 +141,18 @@ def _nearest(bank, bias, queries, *, k, chunk, merge):
   if not merge:
     return values, rows
   rows = rows + jax.lax.axis_index(merge[0]) * len(bank)
-  gather = functools.partial(
-    jax.lax.all_gather, axis_name=merge[0], axis=1, tiled=True
-  )
-  return _merged(gather(values), gather(rows), k)
+  return _merged(*_gathered(values, rows, merge[0]), k)
+
+
+def _gathered(values, rows, axis: str):
+  """Float32 `values [B, m]` and int32 `rows [B, m]` of all devices.
+
+  In one transfer: two that do not wait for each other may meet in another order
+  on every device, and a CPU has not threads enough to wait for both.
+  """
+  bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+  pair = jax.lax.all_gather(jnp.stack([bits, rows]), axis, axis=2, tiled=True)
+  return jax.lax.bitcast_convert_type(pair[0], values.dtype), pair[1]
 
 
 # Softmax over a bank.

@@ -69,6 +69,7 @@ METHODS = {
     warm_loss='softmax',
     neighbours=5,
     density_neighbours=4,
+    temperature=0.5,
   ),
   'r2d2': lambda tx, steps: r2d2(
     NET,
