@@ -117,7 +117,7 @@ def main(binary: str, arms: Mapping[str, Callable], **defaults) -> None:
       before it the baselines it is compared with.
     **defaults: of flags, where its paper's differ from the others'.
   """
-  parallel.keep_freed_memory()
+  parallel.start()
   flags.disclaim_key_flags()  # They are the calling program's.
   names = define(arms, **defaults)
 
@@ -161,8 +161,10 @@ def prefer_command_line(args, *alternatives: str) -> None:
 def quieten_orbax() -> None:
   """Leaves out what Orbax's threads say: what fails there is raised here."""
   logging.set_verbosity(logging.WARNING)
+  # What it left to asyncio fails as well, and says so after the one line.
+  quiet = 'orbax', 'asyncio'
   logging.get_absl_handler().addFilter(
-    lambda line: 'orbax' not in line.pathname
+    lambda line: not any(name in line.pathname for name in quiet)
   )
   in_thread, unraisable = threading.excepthook, sys.unraisablehook
 

@@ -1,6 +1,5 @@
 """Saves and restores a run: orbax, asynchronous, the newest good one wins."""
 
-from asyncio import log
 from collections.abc import Callable, Collection
 import contextlib
 import functools
@@ -173,8 +172,6 @@ def _write_errors(folder: pathlib.Path):
   try:
     yield
   except (ValueError, OSError) as error:
-    # Orbax's other writes fail as well, and say so after the one line.
-    log.logger.disabled = True
     raise InputError(
       f'--workdir: a checkpoint cannot be written to {folder} (is the disk '
       'full?): make room and run the same command again, it goes on from the '
