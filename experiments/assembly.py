@@ -31,7 +31,7 @@ from ssljax import (
   warp,
   workdir,
 )
-from ssljax.core import Draw, Method, require
+from ssljax.core import Draw, Method, enter, init_state, require
 from ssljax.networks import (
   convlarge,
   elu,
@@ -144,8 +144,41 @@ def assemble(arms: Mapping[str, Callable]) -> Run:
   mesh = parallel.make_mesh(
     [stage.draw.size for method in methods for stage in method.stages]
   )
+  for method in methods:
+    refuse_too_large(method, net, dataset, drawn[0], mesh)
   data = make_data(dataset, drawn, mesh)
   return Run(dataset, drawn, net, methods, data, mesh)
+
+
+def refuse_too_large(method, net, dataset, split, mesh) -> None:
+  """Refuses a memory that cannot be, or does not fit, before it is made."""
+  seeds = min(FLAGS.seeds, FLAGS.seeds_at_once)
+  image = jax.ShapeDtypeStruct((1, *dataset.train.shape), np.float32)
+  make = lambda image, key, labels: enter(
+    method.stages[0],
+    init_state(
+      method,
+      net,
+      key,
+      labels,
+      image,
+      labelled=len(split.labelled),
+      multiple=parallel.row_multiple(mesh),
+    ),
+  )
+  with_seeds = lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype)
+  shapes = jax.eval_shape(make, image, jax.random.key(0), split.labels)
+  need = parallel.bytes_per_device(
+    jax.tree.map(with_seeds, shapes),
+    parallel.state_sharding(mesh, method.layout),
+  )
+  have = parallel.device_bytes()
+  require(
+    need <= have,
+    f'--seeds_at_once={seeds}: the state of {method.name} needs {need} bytes '
+    f'on each of {mesh.size} devices, which have {have}: take more devices, '
+    'fewer seeds at once, or a network with a smaller embedding',
+  )
 
 
 def keep_splits(folder: pathlib.Path, run: Run) -> None:

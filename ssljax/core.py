@@ -48,6 +48,11 @@ def fraction(**flags: float) -> None:
     require(0 <= value < 1, f'--{name}={value}: give a number in [0, 1)')
 
 
+def rounded_up(count: int, multiple: int) -> int:
+  """The least multiple that is not below `count`."""
+  return -(-count // multiple) * multiple
+
+
 @struct.dataclass
 class TrainState:
   """Everything a run carries; N training images, C classes.
@@ -91,11 +96,20 @@ class Draw(NamedTuple):
 class Spec(NamedTuple):
   """What a memory may depend on."""
 
-  rows: int  # N training images, rounded up to divide over the devices
-  labelled: int  # M of them with a label, rounded up likewise
+  labels: jax.Array  # [N] int32 label table of the training images
+  labelled: int  # M of them have a label
   classes: int  # C
   embedding: int  # D
-  labels: jax.Array  # [N] int32 label table
+  multiple: int = 1  # of it are the lengths of tables split over devices
+
+  @property
+  def rows(self) -> int:
+    """Length of a table with a row per image."""
+    return self.padded(len(self.labels))
+
+  def padded(self, count: int) -> int:
+    """Length of a table of which `count` rows are in use."""
+    return rounded_up(count, self.multiple)
 
 
 def keep(state: TrainState, observed: Any) -> TrainState:
@@ -140,7 +154,7 @@ def given_labels(state: TrainState, batch: Batch) -> jax.Array:
 
 
 def init_state(
-  method, net, key, labels, image, *, rows: int = 0, labelled: int = 0
+  method, net, key, labels, image, *, labelled: int = 0, multiple: int = 1
 ) -> TrainState:
   """A fresh state, before its first stage.
 
@@ -150,18 +164,18 @@ def init_state(
     key: random key of this seed.
     labels: `[N]` int32 label table.
     image: `[B, H, W, c]` float32 images for data-dependent initialisation.
-    rows: as in `Spec`, if there is a memory that depends on it.
-    labelled: likewise.
+    labelled: as in `Spec`, if there is a memory that depends on it.
+    multiple: likewise.
   """
   net_key, memory_key, train_key = jax.random.split(key, 3)
   params, stats = net.init(net_key, image)
   outputs = jax.eval_shape(net.infer, params, stats, image)
   spec = Spec(
-    rows,
+    labels,
     labelled,
     outputs.logits.shape[-1],
     outputs.embedding.shape[-1],
-    labels,
+    multiple,
   )
   memory = method.init(memory_key, params, stats, spec)
   step = jnp.zeros([], jnp.int32)

@@ -64,9 +64,13 @@ def order_exchanges() -> None:
     os.environ['XLA_FLAGS'] = f'{given} {flag}'
 
 
-def rounded_up(count: int, mesh: Mesh) -> int:
-  """The least multiple of the number of devices that is not below `count`."""
-  return -(-count // mesh.size) * mesh.size
+def row_multiple(mesh: Mesh) -> int:
+  """Of it are the lengths of tables that are split over the devices.
+
+  The same for every number of devices that divides 256, so that a checkpoint of
+  one fits any other.
+  """
+  return math.lcm(256, mesh.size)
 
 
 def on_mesh(f: Callable, mesh: Mesh) -> Callable:
@@ -98,6 +102,29 @@ def state_sharding(mesh: Mesh, layout) -> TrainState:
     is_leaf=lambda leaf: isinstance(leaf, P),
   )
   return TrainState(whole, whole, whole, whole, whole, whole, memory)
+
+
+def bytes_per_device(shapes, sharding) -> int:
+  """What a tree of `jax.ShapeDtypeStruct` takes on the fullest device.
+
+  Args:
+    shapes: the tree.
+    sharding: a prefix tree of `Sharding`.
+  """
+  of_leaf = lambda x, where: (
+    math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+  )
+  shardings = jax.tree.broadcast(sharding, shapes)
+  return sum(jax.tree.leaves(jax.tree.map(of_leaf, shapes, shardings)))
+
+
+def device_bytes() -> int:
+  """Memory of a device; devices of one CPU share its own."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats:
+    return stats['bytes_limit']
+  whole = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return whole // jax.local_device_count()
 
 
 def over_seeds(f: Callable, seeds: int, in_axes: tuple) -> Callable:

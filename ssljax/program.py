@@ -16,6 +16,7 @@ from ssljax.core import (
   init_state,
   keep,
   make_step,
+  rounded_up,
 )
 from ssljax.networks import conv
 from ssljax.networks.network import Network
@@ -52,7 +53,7 @@ class Program:
     """
     self.method, self.net, self.data, self.seeds = method, net, data, seeds
     self.mesh = mesh
-    self.batch = parallel.rounded_up(batch, mesh)
+    self.batch = rounded_up(batch, mesh.size)
     self.place = parallel.placer(mesh)
     self.sharding = parallel.state_sharding(mesh, method.layout)
     self.plain = batches.reader(data.train, data.preprocess, None)
@@ -69,9 +70,7 @@ class Program:
     pixels, rows = next(iter(self.data.train.batches(lambda _: rows, [0])))
     seeds = np.array([split.seed for split in splits], np.uint32)
     labels = np.stack([split.labels for split in splits])
-    # As many in every split.
-    labelled = parallel.rounded_up(len(splits[0].labelled), self.mesh)
-    return self._initial(labelled)(
+    return self._initial(len(splits[0].labelled))(  # as many in every split
       self.place(seeds, None),
       self.place(labels, None),
       (pixels, self.fitted),
@@ -89,8 +88,8 @@ class Program:
         key,
         labels,
         image,
-        rows=parallel.rounded_up(self.data.train.size, self.mesh),
         labelled=labelled,
+        multiple=parallel.row_multiple(self.mesh),
       )
       return enter(self.method.stages[0], state)
 

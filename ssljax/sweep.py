@@ -11,6 +11,7 @@ import numpy as np
 
 from ssljax import parallel
 from ssljax.batches import Feed
+from ssljax.core import rounded_up
 from ssljax.networks import conv
 
 _SWEEP = 0x73776570  # 'swep', in the keys of a sweep
@@ -55,7 +56,7 @@ def make_sweep(
 
   Returns:
     `(state, fitted, rows [M]) -> pytree of [S, M, ...]`, with M rounded up to
-    divide over the devices: there are zeros after the M.
+    a multiple of `parallel.row_multiple`: there are zeros after the M.
   """
 
   def one(state, source, rows):
@@ -74,7 +75,7 @@ def make_sweep(
   def sweep(state, fitted, rows: np.ndarray):
     padded = np.resize(rows, -(-len(rows) // batch) * batch).astype(np.int32)
     chunks = padded.reshape(-1, batch)
-    size = parallel.rounded_up(len(rows), mesh)
+    size = rounded_up(len(rows), parallel.row_multiple(mesh))
     places = np.arange(padded.size, dtype=np.int32)
     places = np.where(places < len(rows), places, size).reshape(-1, batch)
     whole = None

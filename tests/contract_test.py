@@ -148,23 +148,41 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ):
   always = OPTIONS._replace(checkpoint_seconds=0.0)
   whole, progress = fit(tmp_path / 'whole', name, options=always)
-
-  real = train._Loop.evaluate
-
-  def evaluate(self, stage):
-    if self.progress.step == 6 and not (tmp_path / 'stopped').exists():
-      (tmp_path / 'stopped').touch()
-      self.checkpoints.wait()
-      raise StoppedError
-    real(self, stage)
-
-  monkeypatch.setattr(train._Loop, 'evaluate', evaluate)
-  with pytest.raises(StoppedError):
-    fit(tmp_path / 'parts', name, options=always)
+  fit_until(6, monkeypatch, tmp_path / 'parts', name, options=always)
   resumed, again = fit(tmp_path / 'parts', name, options=always)
   chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
   assert list(again.evaluations) == list(progress.evaluations)
   assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
+
+
+def fit_until(step, monkeypatch, *args, **options):
+  real = train._Loop.evaluate
+
+  def evaluate(self, stage):
+    if self.progress.step == step:
+      self.checkpoints.wait()
+      raise StoppedError
+    real(self, stage)
+
+  with monkeypatch.context() as patched, pytest.raises(StoppedError):
+    patched.setattr(train._Loop, 'evaluate', evaluate)
+    fit(*args, **options)
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize('name', ['llp', 'r2d2'])  # split over devices
+def test_a_checkpoint_of_eight_devices_resumes_on_fewer(
+  name, devices, tmp_path, monkeypatch
+):
+  always = OPTIONS._replace(checkpoint_seconds=0.0)
+  whole, _ = fit(tmp_path / 'whole', name, options=always)
+  folder = tmp_path / 'parts'
+  fit_until(6, monkeypatch, folder, name, options=always, devices=8)
+  resumed, progress = fit(folder, name, options=always, devices=devices)
+  assert progress.evaluations[0]['step'] < 6 < progress.step
+  chex.assert_trees_all_close(
+    comparable(resumed), comparable(whole), rtol=1e-4, atol=1e-5
+  )
 
 
 def lines(folder):

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from ssljax import parallel
 from ssljax.methods.madnn import madnn
 from ssljax.optimizers import optimizer
 
@@ -348,6 +349,41 @@ def test_bad_input_of_r2d2_is_one_line_that_names_the_flag(
   line = binary.refused(capsys, *where, *arguments, binary='r2d2')
   assert re.search(expected, line), line
   assert not folder.exists()
+
+
+BAD_LLP = [
+  (['--neighbours=101'], '--neighbours=101: there are 100 labelled images'),
+  (['--density_neighbours=1298'], '--density_neighbours=1298: .* 1297 images'),
+  (['--temperature=0'], '--temperature=0'),
+  (['--bank_momentum=1'], '--bank_momentum=1'),
+  (['--warm=-1'], '--warm=-1'),
+  (['--bank_dtype=int8'], '--bank_dtype'),
+  (['--source=oracle'], '--source'),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'expected'), BAD_LLP)
+def test_bad_input_of_llp_is_one_line_that_names_the_flag(
+  arguments, expected, tmp_path, capsys
+):
+  folder = tmp_path / 'run'
+  line = binary.refused(capsys, f'--workdir={folder}', *arguments, binary='llp')
+  assert re.search(expected, line), line
+  assert not folder.exists()
+
+
+def test_a_bank_that_does_not_fit_is_refused_in_bytes_per_device(
+  tmp_path, capsys
+):
+  with mock.patch.object(parallel, 'device_bytes', lambda: 2**14):
+    line = binary.refused(capsys, f'--workdir={tmp_path}/run', binary='llp')
+  need = int(re.search(r'the state of llp needs (\d+) bytes', line)[1])
+  # N = 1297 is 1536 in use or not: rows of D = 5, a label, a confidence; 256
+  # labelled rows again, with a density and a number; labels; some weights.
+  bank = 4 * (1536 * (5 + 2) + 256 * (5 + 2) + 1297)
+  assert bank < need < 1.2 * bank
+  assert 'on each of 1 devices, which have 16384' in line
+  assert not (tmp_path / 'run').exists()
 
 
 def test_the_decay_of_r2d2_is_of_its_second_stage(tmp_path, capsys):

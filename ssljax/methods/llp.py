@@ -27,6 +27,7 @@ Departures: a row that is drawn twice in a batch is written once, from where it
 stands first; weight decay is of kernels alone.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import chex
@@ -44,6 +45,7 @@ from ssljax.core import (
   fraction,
   non_negative,
   positive,
+  require,
 )
 
 ABSENT = -1  # the label of a row that only fills up a device
@@ -82,6 +84,7 @@ class Arms(NamedTuple):
   categorize: bool
   density: bool
   source: str
+  bank_dtype: str
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -289,9 +292,20 @@ def estimate_density(arms: Arms):
   return refresh
 
 
-def empty_bank(key, params, stats, spec) -> Bank:
+def empty_bank(arms: Arms, key, params, stats, spec) -> Bank:
   """Rows U(−s, s), s = √(3/D), every image with a label of its own."""
   del params, stats
+  k, t, images = arms.neighbours, arms.density_neighbours, len(spec.labels)
+  require(
+    arms.source == 'classifier' or k <= spec.labelled,
+    f'--neighbours={k}: there are {spec.labelled} labelled images: give at '
+    'most as many, or more --labels',
+  )
+  require(
+    not arms.density or t <= images,
+    f'--density_neighbours={t}: there are {images} images: give at most as '
+    'many, or --nodensity',
+  )
   bound = (3 / spec.embedding) ** 0.5
   count = len(spec.labels)
   drawn = jax.random.uniform(
@@ -301,16 +315,19 @@ def empty_bank(key, params, stats, spec) -> Bank:
   number = jnp.arange(spec.rows, dtype=jnp.int32)
   labels = jnp.where(number < count, spec.classes + number, ABSENT)
   (known,) = jnp.nonzero(
-    spec.labels != UNLABELLED, size=spec.labelled, fill_value=count
+    spec.labels != UNLABELLED,
+    size=spec.padded(spec.labelled),
+    fill_value=count,
   )
   known = known.astype(jnp.int32)
+  rows = rows.astype(arms.bank_dtype)
   return Bank(
     rows,
     labels,
     jnp.ones(spec.rows),
     rows[jnp.minimum(known, count - 1)],
     known,
-    jnp.zeros(spec.labelled),
+    jnp.zeros(len(known)),
   )
 
 
@@ -328,6 +345,7 @@ def llp(
   categorize: bool = True,
   density: bool = True,
   source: Literal['neighbours', 'classifier'] = 'neighbours',
+  bank_dtype: Literal['float32', 'bfloat16'] = 'float32',
   warm: int = 100_090,
   warm_loss: Literal['nce', 'softmax'] = 'nce',
   negatives: int = 4096,
@@ -349,6 +367,8 @@ def llp(
     density: divide a vote by the density about it (Table 6: lw).
     source: of pseudo-labels: the neighbours, or the classifier's prediction and
       its probability, as in the released code.
+    bank_dtype: of the bank's rows; 'bfloat16' takes half the memory, and rounds
+      a product of unit rows by at most 2⁻⁸.
     warm: steps of a first stage of instance recognition; 0 leaves it out.
     warm_loss: its loss: noise-contrastive, or the softmax over the whole bank.
     negatives: rows of the bank that 'nce' contrasts a step's images with.
@@ -367,6 +387,7 @@ def llp(
     categorize,
     density,
     source,
+    bank_dtype,
   )
   every = Draw(0, draw.other, everything=True)
   propagating = Stage('propagate', steps, tx(steps), every, llp_loss(net, arms))
@@ -380,4 +401,5 @@ def llp(
     instance_loss(net, arms, warm_loss, negatives),
   )
   stages = (alone, propagating) if warm else (propagating,)
-  return Method('llp', stages, empty_bank, LAYOUT, optimizers.weights)
+  init = functools.partial(empty_bank, arms)
+  return Method('llp', stages, init, LAYOUT, optimizers.weights)

@@ -29,8 +29,8 @@ def example(method, seed=0):
     jax.random.key(seed),
     jnp.asarray(table),
     image[:4],
-    rows=64,
     labelled=16,
+    multiple=16,
   )
   rng = np.random.default_rng(seed)
   bank = rng.normal(size=(64, D))
@@ -133,8 +133,8 @@ def test_until_something_is_propagated_every_image_is_its_own_class():
     jax.random.key(0),
     jnp.asarray(truth),
     images[:4] / np.float32(255),
-    rows=64,
-    labelled=64,
+    labelled=61,
+    multiple=16,
   )
   labels = np.asarray(state.memory.labels)
   np.testing.assert_array_equal(labels[:N], 3 + np.arange(N))

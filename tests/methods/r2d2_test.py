@@ -183,7 +183,6 @@ def example(method, seed=0, net=tiny.NET):
     jax.random.key(seed),
     jnp.asarray(table),
     image[:4],
-    rows=len(labels),
   )
   rng = np.random.default_rng(seed)
   logits = rng.normal(size=(len(labels), tiny.CLASSES)).astype(np.float32)
