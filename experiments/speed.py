@@ -4,7 +4,9 @@
   python experiments/speed.py --part=conv     native convolutions, ours, PyTorch
   python experiments/speed.py --part=madnn    MA-DNN's step beside a supervised
   python experiments/speed.py --part=association  its step and its losses
+  python experiments/speed.py --part=r2d2     D2's step beside a supervised
   python experiments/speed.py --part=seeds    seeds at once beside in turn
+  python experiments/speed.py --part=bank     a bank of ImageNet's size
 
 What is compared is measured in turn, round after round, in one process, and
 the best round counts: a shared machine slows everything down alike, or only
@@ -17,12 +19,13 @@ import functools
 import importlib.util
 import itertools
 import os
-import time
 from unittest import mock
 
 from absl import app, flags
+import bank_speed
 import jax
 import numpy as np
+import timing
 
 from ssljax import batches, optimizers, parallel, preprocess, program, splits
 from ssljax.core import Draw, Method, Stage
@@ -37,21 +40,6 @@ NETWORKS = {
   'ConvLarge': (convlarge.convlarge, 32, 3, 64),
   'MNIST network': (small.small, 28, 1, 100),
 }
-
-
-def rates(
-  steps: dict[str, Callable], images: dict[str, int], rounds: int
-) -> dict[str, float]:
-  """Images per second of each, the best of some rounds in turn."""
-  best = dict.fromkeys(steps, float('inf'))
-  for step in steps.values():
-    step()  # compiles
-  for _ in range(rounds):
-    for name, step in steps.items():
-      began = time.perf_counter()
-      step()
-      best[name] = min(best[name], time.perf_counter() - began)
-  return {name: images[name] / best[name] for name in steps}
 
 
 def show(title: str, measured: dict[str, float], *against: str) -> None:
@@ -196,7 +184,7 @@ def part_conv(rounds: int) -> None:
         steps[f'PyTorch {layout}'] = torch_step(
           name, batch, side, channels, layout
         )
-    measured = rates(steps, dict.fromkeys(steps, batch), rounds)
+    measured = timing.rates(steps, dict.fromkeys(steps, batch), rounds)
     if len(steps) > 2:
       best = max(list(measured)[2:], key=measured.get)
       against.append(best)
@@ -214,7 +202,7 @@ def part_madnn(rounds: int) -> None:
       'MA-DNN, L1 distance': madnn(net, tx, draw, 1000, distance='l1'),
     }
     steps = {k: make_step(m, net, side, channels) for k, m in methods.items()}
-    measured = rates(steps, dict.fromkeys(steps, batch), rounds)
+    measured = timing.rates(steps, dict.fromkeys(steps, batch), rounds)
     show(
       f'{name}, {draw.labelled} + {draw.other} images', measured, 'supervised'
     )
@@ -232,7 +220,7 @@ def part_association(rounds: int) -> None:
       association.association(net, tx, draw, 1000), net, 28, 1
     ),
   }
-  measured = rates(steps, dict.fromkeys(steps, draw.size), rounds)
+  measured = timing.rates(steps, dict.fromkeys(steps, draw.size), rounds)
   show('ELU network, 100 + 100 images, D = 128', measured, 'supervised')
   cost = measured['supervised'] / measured['association']
   print(f'  a step of association takes {cost:.3f} x a supervised one')
@@ -266,7 +254,7 @@ def association_losses(na: int, nb: int, dim: int, rounds: int) -> None:
     residuals = sum(x.nbytes for x in kept)
     memory[name] = residuals / one, temporary / one
   print(f'\nlosses alone, Na = {na}, Nb = {nb}, D = {dim}')
-  measured = rates(steps, dict.fromkeys(steps, 1), rounds)
+  measured = timing.rates(steps, dict.fromkeys(steps, 1), rounds)
   for name, rate in measured.items():
     residuals, temporary = memory[name]
     print(
@@ -288,7 +276,7 @@ def part_r2d2(rounds: int) -> None:
     'supervised': make(supervised_on(net, draw, tx)),
     'D2': make(r2d2(net, tx, draw, 1000), stage=1),
   }
-  measured = rates(steps, dict.fromkeys(steps, draw.size), rounds)
+  measured = timing.rates(steps, dict.fromkeys(steps, draw.size), rounds)
   show(f'MNIST network, 32 + 96 of {rows} images', measured, 'supervised')
   cost = measured['supervised'] / measured['D2']
   print(f'  a step of D2 takes {cost:.3f} x a supervised one')
@@ -311,7 +299,11 @@ def part_seeds(rounds: int) -> None:
       for seeds in (1, 2, 5)
     }
     images = {k: draw.size * int(k.split()[0]) for k in steps}
-    show(f'{name}, seeds of MA-DNN', rates(steps, images, rounds), '1 at once')
+    show(
+      f'{name}, seeds of MA-DNN',
+      timing.rates(steps, images, rounds),
+      '1 at once',
+    )
 
 
 PARTS = {
@@ -320,6 +312,7 @@ PARTS = {
   'association': part_association,
   'r2d2': part_r2d2,
   'seeds': part_seeds,
+  'bank': bank_speed.part_bank,
 }
 _PART = flags.DEFINE_enum('part', None, list(PARTS), 'One part; all if unset.')
 _ROUNDS = flags.DEFINE_integer('rounds', 8, 'Measurements, the best counts.', 1)
