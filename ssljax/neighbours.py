@@ -265,9 +265,10 @@ def log_density(
   """
   bias = None if absent is None else jnp.where(absent, -jnp.inf, 0.0)
   count = math.ceil(len(queries) / batch)
-  padding = ((0, count * batch - len(queries)), (0, 0))
-  of_some = lambda some: jax.nn.logsumexp(
-    nearest(some, bank, k, bias)[0] / tau, axis=1
+  # Taken a batch at a time: queries that are split stay so.
+  places = jnp.arange(count * batch) % len(queries)
+  of_some = lambda places: jax.nn.logsumexp(
+    nearest(queries[places], bank, k, bias)[0] / tau, axis=1
   )
-  batches = jnp.pad(queries, padding).reshape(count, batch, -1)
-  return jax.lax.map(of_some, batches).reshape(-1)[: len(queries)]
+  found = jax.lax.map(of_some, places.reshape(count, batch))
+  return found.reshape(-1)[: len(queries)]

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import optax
 
-from ssljax import batches, parallel, preprocess, splits
+from ssljax import batches, parallel, preprocess, splits, train
 from ssljax.core import Draw
 from ssljax.methods.association import association
 from ssljax.methods.llp import llp
@@ -14,7 +14,6 @@ from ssljax.methods.r2d2 import r2d2
 from ssljax.methods.supervised import supervised
 from ssljax.networks import layers, network
 from ssljax.program import Data, Program
-from ssljax.train import Job
 
 CLASSES, ROWS, SIDE = 3, 61, 4
 DRAW = Draw(8, 8)
@@ -119,7 +118,7 @@ def make_job(name, steps=6, seeds=(0,), tx=None, validation=0, **where):
   data, mesh = make_data(**where)
   method = METHODS[name](lambda *_, **__: tx or optax.sgd(0.1, 0.9), steps)
   program = Program(method, NET, data, mesh, seeds=len(seeds), batch=8)
-  return Job(name, program, make_splits(seeds, validation))
+  return train.Job(name, program, make_splits(seeds, validation))
 
 
 def initial(job):
@@ -141,3 +140,31 @@ def orders(job, stage=0):
   """The order of a job's stage, for every seed."""
   draw = job.program.method.stages[stage].draw
   return [batches.Order(draw, split) for split in job.splits]
+
+
+class Wide(nn.Module):
+  """A classifier of 1,000 classes on an embedding."""
+
+  embedding: int
+
+  @nn.compact
+  def __call__(self, image, *, train, dropout):
+    x = nn.Dense(self.embedding)(image.reshape(image.shape[0], -1))
+    return network.Outputs(nn.Dense(1000)(x), x)
+
+
+def imagenet_loop(method, net):
+  """A loop over as many images and classes as ImageNet has; nothing has run.
+
+  They are of one pixel, over eight devices.
+  """
+  count, classes = 1_281_167, 1000
+  mesh = parallel.make_mesh([8])
+  labels = np.arange(count, dtype=np.int32) % classes
+  feed = batches.resident(
+    np.zeros([count, 1, 1, 1], np.uint8), parallel.placer(mesh)
+  )
+  data = Data(feed, feed, labels, labels[:0], preprocess.identity(), (), None)
+  split = splits.draw_split(labels, classes, per_class=128, seed=0)
+  job = train.Job('wide', Program(method, net, data, mesh), [split])
+  return train._Loop(job, None, None, None)

@@ -1,3 +1,6 @@
+import math
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import tiny
 
 from ssljax.core import UNLABELLED, Batch, Draw, InputError, init_state
 from ssljax.methods import llp as m
+from ssljax.networks import network
 
 N, D, TAU = 61, 5, 0.07
 
@@ -160,3 +164,38 @@ def test_until_something_is_propagated_every_image_is_its_own_class():
 def test_what_cannot_work_is_refused_by_name(arguments, flag):
   with pytest.raises(InputError, match=flag):
     make(**arguments)
+
+
+# As many images and classes as ImageNet has, over eight devices.
+
+
+@pytest.fixture(scope='module')
+def imagenet():
+  net = network.from_linen(tiny.Wide(128))
+  tx = lambda *_: optax.sgd(0.1)
+  return tiny.imagenet_loop(m.llp(net, tx, Draw(0, 128), 1, warm=0), net)
+
+
+def check_no_bank_is_gathered(compiled, banks):
+  """Reads a compiled program that takes, and gives, the bank."""
+  rows = re.findall(r'f32\[(?:1,)?(\d+),(?:1,)?128\]', compiled.as_text())
+  # Nothing with a column per number of an embedding has more rows than a
+  # device's eighth of the bank.
+  assert max(map(int, rows)) == 1_281_280 // 8
+  sizes = compiled.memory_analysis()
+  assert sizes.alias_size_in_bytes >= banks
+  assert sizes.temp_size_in_bytes < banks / 5
+
+
+def test_the_compiled_step_never_gathers_the_bank(imagenet):
+  program, state = imagenet.program, imagenet.abstract(0)
+  bank = state.memory.rows
+  assert bank.shape == (1, 1_281_280, 128)
+  eighth = bank.sharding.shard_shape(bank.shape)
+  assert eighth == (1, 160_160, 128)
+  batch = np.zeros([1, 128], np.int32)
+  pixels, rows = next(program.data.train.batches(lambda _: batch, [0]))
+  step = program.steps[0].lower(state, (pixels, ()), rows)
+  check_no_bank_is_gathered(step.compile(), 4 * math.prod(eighth))
+  redo = program._redo(program.method.stages[0]).lower(state, None)
+  check_no_bank_is_gathered(redo.compile(), 4 * math.prod(eighth))
