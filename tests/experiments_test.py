@@ -358,7 +358,7 @@ BAD_LLP = [
   (['--bank_momentum=1'], '--bank_momentum=1'),
   (['--warm=-1'], '--warm=-1'),
   (['--bank_dtype=int8'], '--bank_dtype'),
-  (['--source=oracle'], '--source'),
+  (['--pseudo_labels=oracle'], '--pseudo_labels'),
 ]
 
 

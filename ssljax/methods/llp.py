@@ -18,10 +18,10 @@ Until it has been propagated to, an image's pseudo-label is an index of its own
 and L_C leaves it out: L_A is then instance recognition. That alone is the
 first stage, `warm`, which hands over weights and bank.
 
-Readings, of the authors' code where it is silent or differs (their released
-step takes the classifier's prediction for a pseudo-label: `source`): the loss
-sees y and c of the image's visit before, the bank before it is written to, and
-no normaliser in ρ; a row is its own nearest.
+Readings, of the authors' code where the paper is silent: the loss sees y and c
+of the image's visit before, the bank before it is written to, and no normaliser
+in ρ; a row is its own nearest. The released step takes the classifier's
+prediction for a pseudo-label instead of 3: `pseudo_labels`.
 
 Departures: a row that is drawn twice in a batch is written once, from where it
 stands first; weight decay is of kernels alone.
@@ -83,7 +83,7 @@ class Arms(NamedTuple):
   confidence: bool
   categorize: bool
   density: bool
-  source: str
+  pseudo_labels: str
   bank_dtype: str
 
 
@@ -165,7 +165,7 @@ def aggregate(v, own, memory: Bank, tau: float) -> jax.Array:
 
 def infer(v, logits, state, arms: Arms) -> tuple[jax.Array, jax.Array]:
   """Pseudo-labels and confidences `[B]` of embeddings and logits."""
-  if arms.source == 'classifier':
+  if arms.pseudo_labels == 'classifier':
     p = jax.nn.softmax(logits)
     return jnp.argmax(p, axis=-1).astype(jnp.int32), jnp.max(p, axis=-1)
   memory = state.memory
@@ -297,7 +297,7 @@ def empty_bank(arms: Arms, key, params, stats, spec) -> Bank:
   del params, stats
   k, t, images = arms.neighbours, arms.density_neighbours, len(spec.labels)
   require(
-    arms.source == 'classifier' or k <= spec.labelled,
+    arms.pseudo_labels == 'classifier' or k <= spec.labelled,
     f'--neighbours={k}: there are {spec.labelled} labelled images: give at '
     'most as many, or more --labels',
   )
@@ -344,7 +344,7 @@ def llp(
   confidence: bool = True,
   categorize: bool = True,
   density: bool = True,
-  source: Literal['neighbours', 'classifier'] = 'neighbours',
+  pseudo_labels: Literal['neighbours', 'classifier'] = 'neighbours',
   bank_dtype: Literal['float32', 'bfloat16'] = 'float32',
   warm: int = 100_090,
   warm_loss: Literal['nce', 'softmax'] = 'nce',
@@ -365,7 +365,7 @@ def llp(
     confidence: weigh an image's loss by its confidence (Table 6: not in woc).
     categorize: learn the classifier too (Table 6: wc).
     density: divide a vote by the density about it (Table 6: lw).
-    source: of pseudo-labels: the neighbours, or the classifier's prediction and
+    pseudo_labels: of the neighbours, or the classifier's prediction and
       its probability, as in the released code.
     bank_dtype: of the bank's rows; 'bfloat16' takes half the memory, and rounds
       a product of unit rows by at most 2⁻⁸.
@@ -386,12 +386,12 @@ def llp(
     confidence,
     categorize,
     density,
-    source,
+    pseudo_labels,
     bank_dtype,
   )
   every = Draw(0, draw.other, everything=True)
   propagating = Stage('propagate', steps, tx(steps), every, llp_loss(net, arms))
-  if density and source == 'neighbours':
+  if density and pseudo_labels == 'neighbours':
     propagating = propagating._replace(refresh=estimate_density(arms))
   alone = Stage(
     'warm',
