@@ -76,9 +76,11 @@ NETWORKS = {
   'shakeshake': shakeshake.shakeshake,
   'resnet18': resnet.resnet18,
   'resnet18_small': functools.partial(resnet.resnet18, stem='small'),
-  'resnet18v2': resnet.resnet_v2,
-  'resnet18v2_small': functools.partial(resnet.resnet_v2, stem='small'),
-  'resnet50v2': functools.partial(resnet.resnet_v2, depth=50),
+  'resnet18v2': functools.partial(resnet.resnet_v2, embedding=128),
+  'resnet18v2_small': functools.partial(
+    resnet.resnet_v2, stem='small', embedding=128
+  ),
+  'resnet50v2': functools.partial(resnet.resnet_v2, depth=50, embedding=128),
   'convlarge': convlarge.convlarge,
   'convlarge_weightnorm': functools.partial(convlarge.convlarge, norm='weight'),
 }
