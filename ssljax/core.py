@@ -48,6 +48,12 @@ def fraction(**flags: float) -> None:
     require(0 <= value < 1, f'--{name}={value}: give a number in [0, 1)')
 
 
+def probability(**flags: float) -> None:
+  """Refuses, by name, a value outside [0, 1]."""
+  for name, value in flags.items():
+    require(0 <= value <= 1, f'--{name}={value}: give a number from 0 to 1')
+
+
 @struct.dataclass
 class TrainState:
   """Everything a run carries; N training images, C classes.
