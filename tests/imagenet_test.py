@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ssljax import core, imagenet
+from ssljax import augment, core, imagenet
 
 # Unoptimised, compilation takes a third.
 compiled = functools.partial(
@@ -251,6 +251,14 @@ def test_jitter_recolours_as_drawn():
     order, factors, turns = map(np.asarray, draw(key))
     expected = slow_recolour(image, [NAMES[i] for i in order], *factors, turns)
     np.testing.assert_allclose(result, expected, atol=3e-6)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_shape_and_type_stay(channels):
+  views = augment.chain(imagenet.crop(), imagenet.grey(), imagenet.jitter())
+  image = jax.ShapeDtypeStruct((28, 30, channels), jnp.float32)
+  result = jax.eval_shape(views, jax.random.key(0), image)
+  assert (result.shape, result.dtype) == (image.shape, image.dtype)
 
 
 @pytest.mark.parametrize(
