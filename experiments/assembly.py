@@ -21,6 +21,7 @@ from ssljax import (
   batches,
   checkpoint,
   datasets,
+  imagenet,
   optimizers,
   parallel,
   preprocess,
@@ -56,7 +57,12 @@ AUGMENTATIONS = {
   'blur': augment.blur(),
   'stl10': augment.stl10(),
   'cutout': augment.cutout(),
+  'crop': imagenet.crop(),
+  'grey': imagenet.grey(),
+  'jitter': imagenet.jitter(),
 }
+# They and what is listed before them precede the preprocessing.
+ON_PIXELS = ('crop', 'grey', 'jitter')
 PREPROCESS = {
   'none': preprocess.identity,
   'standardize': preprocess.standardize,
@@ -64,6 +70,7 @@ PREPROCESS = {
   'gcn': preprocess.gcn,
   'zca': preprocess.zca,
   'gcn_zca': preprocess.gcn_zca,
+  'imagenet': preprocess.imagenet,
 }
 NETWORKS = {
   'digits': functools.partial(small.small, widths=(32,), embedding=64),
@@ -133,6 +140,7 @@ def load_dataset() -> datasets.Dataset:
       'corrupt',
     )
   }
+  how['crop'] = 'crop' in FLAGS.augment
   if FLAGS.source:
     return adaptation.load(FLAGS.source, FLAGS.target, **how)
   return datasets.load(FLAGS.dataset, **how)
@@ -263,31 +271,70 @@ def checkpoint_folder(folder: pathlib.Path, method: Method, group):
   return folder / 'checkpoints' / method.name / f'seed-{seed_range(group)}'
 
 
+def is_streamed(dataset: datasets.Dataset) -> bool:
+  """Whether the images are decoded during the training, by --feed."""
+  if dataset.train.crop:
+    require(
+      FLAGS.feed != 'resident',
+      '--feed=resident: --augment=crop cuts images that differ in size as '
+      'they are decoded: give --feed=stream',
+    )
+    return True
+  count = len(dataset.train.labels) + len(dataset.test.labels)
+  large = count * math.prod(dataset.train.shape) > RESIDENT_BYTES
+  return FLAGS.feed == 'stream' or (FLAGS.feed == 'auto' and large)
+
+
+def make_augmentations(on_host: bool) -> list[Callable | None]:
+  """What --augment lists, before and after the preprocessing.
+
+  Args:
+    on_host: the feed crops already.
+  """
+  names = list(FLAGS.augment)
+  if on_host:
+    require(
+      names.index('crop') == 0 and names.count('crop') == 1,
+      f'--augment={",".join(names)}: images that differ in size are cropped '
+      'as they are decoded: give crop once, as the first',
+    )
+    names = names[1:]
+  first = max(
+    (i + 1 for i, name in enumerate(names) if name in ON_PIXELS), default=0
+  )
+  return [
+    augment.chain(*(AUGMENTATIONS[name] for name in part)) if part else None
+    for part in (names[:first], names[first:])
+  ]
+
+
 def make_data(dataset: datasets.Dataset, drawn, mesh) -> program.Data:
   """Feeds, fitted preprocessing and truth, on the devices of a mesh."""
   place = parallel.placer(mesh)
   source = dataset.train
-  count = len(source.labels) + len(dataset.test.labels)
-  fits = count * math.prod(source.shape) <= RESIDENT_BYTES
-  if FLAGS.feed == 'resident' or (FLAGS.feed == 'auto' and fits):
-    make_feed = lambda s: batches.resident(datasets.arrays(s), place)
-  else:
+  on_pixels, augmentation = make_augmentations(source.crop is not None)
+  if is_streamed(dataset):
     make_feed = lambda s: batches.stream(s, place)
-  chain = augment.chain(*(AUGMENTATIONS[name] for name in FLAGS.augment))
+  else:
+    make_feed = lambda s: batches.resident(datasets.arrays(s), place)
   processing = PREPROCESS[FLAGS.preprocess]()
   # Evenly spaced images, as many as fit: the same ones through either feed.
   rows = len(source.labels)
   every = -(-rows * math.prod(source.shape) // FITTING_BYTES)
   need = FLAGS.preprocess in FITTED
   sample = source.read(np.arange(0, rows, every)) if need else None
+  fitted = processing.fit(sample) if need else ()
+  one = jax.ShapeDtypeStruct(source.shape, np.float32)
+  jax.eval_shape(processing.apply, fitted, one)  # refuses grey ones
   return program.Data(
     make_feed(source),
     make_feed(dataset.test),
     dataset.test.labels,
     source.labels[drawn[0].validation],
     processing,
-    processing.fit(sample) if need else (),
-    chain if FLAGS.augment else None,
+    fitted,
+    augmentation,
+    on_pixels,
   )
 
 

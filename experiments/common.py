@@ -72,7 +72,7 @@ def define_training_flags() -> None:
     'preprocess',
     'none',
     list(assembly.PREPROCESS),
-    'Fitted to the training images.',
+    'Of every image; fitted to the training images, but for imagenet.',
   )
   flags.DEFINE_enum(
     'feed', 'auto', ['auto', 'resident', 'stream'], 'Where the images wait.'

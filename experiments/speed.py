@@ -7,6 +7,7 @@
   python experiments/speed.py --part=r2d2     D2's step beside a supervised
   python experiments/speed.py --part=seeds    seeds at once beside in turn
   python experiments/speed.py --part=bank     a bank of ImageNet's size
+  python experiments/speed.py --part=stream   decoding and augmenting at 224
 
 What is compared is measured in turn, round after round, in one process, and
 the best round counts: a shared machine slows everything down alike, or only
@@ -25,6 +26,7 @@ from absl import app, flags
 import bank_speed
 import jax
 import numpy as np
+import stream_speed
 import timing
 
 from ssljax import batches, optimizers, parallel, preprocess, program, splits
@@ -313,6 +315,7 @@ PARTS = {
   'r2d2': part_r2d2,
   'seeds': part_seeds,
   'bank': bank_speed.part_bank,
+  'stream': stream_speed.part_stream,
 }
 _PART = flags.DEFINE_enum('part', None, list(PARTS), 'One part; all if unset.')
 _ROUNDS = flags.DEFINE_integer('rounds', 8, 'Measurements, the best counts.', 1)

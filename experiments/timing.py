@@ -4,22 +4,27 @@ from collections.abc import Callable
 import time
 
 
-def seconds(steps: dict[str, Callable], rounds: int) -> dict[str, float]:
+def seconds(
+  steps: dict[str, Callable], rounds: int, clock: Callable = time.perf_counter
+) -> dict[str, float]:
   """What each takes, the best of some rounds in turn."""
   best = dict.fromkeys(steps, float('inf'))
   for step in steps.values():
     step()  # compiles
   for _ in range(rounds):
     for name, step in steps.items():
-      began = time.perf_counter()
+      began = clock()
       step()
-      best[name] = min(best[name], time.perf_counter() - began)
+      best[name] = min(best[name], clock() - began)
   return best
 
 
 def rates(
-  steps: dict[str, Callable], images: dict[str, int], rounds: int
+  steps: dict[str, Callable],
+  images: dict[str, int],
+  rounds: int,
+  clock: Callable = time.perf_counter,
 ) -> dict[str, float]:
   """Images per second of each, measured likewise."""
-  measured = seconds(steps, rounds)
+  measured = seconds(steps, rounds, clock)
   return {name: images[name] / measured[name] for name in steps}

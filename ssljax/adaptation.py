@@ -18,6 +18,7 @@ def load(
   test_split: str | None = None,
   image_size: int | None = None,
   corrupt: int = 0,
+  crop: bool = False,
 ) -> datasets.Dataset:
   """The training images of both, and the target's test images.
 
@@ -30,6 +31,7 @@ def load(
     test_split: of the target.
     image_size: of both; the larger of the two if None.
     corrupt: as in `datasets.load`, for each.
+    crop: training images are cropped at random; refused if they differ in size.
 
   Raises:
     InputError: one of them cannot be read, or their classes differ.
@@ -37,7 +39,12 @@ def load(
   require(source != target, f'--target={target}: is the --source: give another')
 
   def both(image_size):
-    how = dict(train_split=train_split, image_size=image_size, corrupt=corrupt)
+    how = dict(
+      train_split=train_split,
+      image_size=image_size,
+      corrupt=corrupt,
+      crop=crop,
+    )
     with _named('source'):
       # It is not tested on: its training images stand in for test images.
       first = datasets.load(source, data_dir, test_split=train_split, **how)
@@ -46,6 +53,11 @@ def load(
     return first, second
 
   opened = both(image_size)
+  require(
+    all(dataset.train.crop is None for dataset in opened),
+    '--augment=crop: of a --source and a --target images that differ in size '
+    'are not cropped: leave crop out',
+  )
   sides = {side for dataset in opened for side in dataset.train.shape[:2]}
   if len(sides) > 1:
     opened = both(max(sides))

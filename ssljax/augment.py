@@ -274,7 +274,7 @@ def blur(
     probability: of a blur; 1/2 in LbA.
   """
   weights = gaussian(size, sigma)
-  _probability(probability=probability)
+  core.probability(probability=probability)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     down, right = (_smoother(weights, size) for size in image.shape[:2])
@@ -377,7 +377,7 @@ def jitter(
   core.require(
     low <= high, f'--saturation={low},{high}: give the lower number first'
   )
-  _probability(grey=grey)
+  core.probability(grey=grey)
   most, turns = float(brightness) / 255, float(hue)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
@@ -394,11 +394,13 @@ def jitter(
   return apply
 
 
-def turn_hue(image: chex.Array, turns: chex.Numeric) -> chex.Array:
-  """Adds [] turns to the HSV hue of [H, W, 3]."""
+def turn_hue(
+  image: chex.Array, turns: chex.Numeric, channel_axis: int = -1
+) -> chex.Array:
+  """Adds [] turns to the HSV hue of [H, W, 3], or of another axis' channels."""
   # `pix` adds booleans to floats.
   with jax.numpy_dtype_promotion('standard'):
-    return pix.adjust_hue(image, turns)
+    return pix.adjust_hue(image, turns, channel_axis=channel_axis)
 
 
 def _reflect(image: chex.Array, pad: int) -> chex.Array:
@@ -428,11 +430,3 @@ def _whole(**flags: int) -> int:
     f'--{name}={value}: give a whole number of pixels',
   )
   return operator.index(value)
-
-
-def _probability(**flags: float) -> None:
-  """Refuses, by name, a value outside [0, 1]."""
-  for name, value in flags.items():
-    core.require(
-      0 <= value <= 1, f'--{name}={value}: give a number from 0 to 1'
-    )

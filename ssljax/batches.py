@@ -3,7 +3,8 @@
 Order is arithmetic: the rows of step t are a pure function of (split, draw,
 stage, t), so a resume needs a number and a process its own share. `resident`
 keeps uint8 images on the devices and gathers inside the compiled step;
-`stream` decodes them on the host, ahead of the step. Same rows, same keys.
+`stream` decodes them on the host, ahead of the step, where it may cut random
+windows from originals that differ in size. Same rows, same keys.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,12 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ssljax import augment
+from ssljax import augment, imagenet
 from ssljax.core import Draw, require
 from ssljax.splits import Split, generator
 
 # Random streams of `epoch_rows`: above those of `splits`.
-_LABELLED, _OTHER = 10, 11
+_LABELLED, _OTHER, _CROP = 10, 11, 12
+_ON_PIXELS = 0x70697865  # 'pixe', in the keys of what precedes preprocessing
 _AHEAD_BYTES = 2**29  # of images that `stream` decodes ahead of the step
 
 
@@ -123,6 +125,10 @@ class Order:
     epoch, position = divmod(step, self.epoch_steps)
     return self._epoch(epoch)[position]
 
+  def words(self, step: int) -> tuple[int, int, int]:
+    """What a step's draws on the host are a function of, beside a row."""
+    return self.split.seed, _CROP + self._stream, step
+
 
 def rows_of_call(orders: Sequence[Order], call: tuple[int, int]) -> np.ndarray:
   """Rows of the steps of a call: `[S, B]`, or `[K, S, B]` for K > 1 steps.
@@ -131,10 +137,39 @@ def rows_of_call(orders: Sequence[Order], call: tuple[int, int]) -> np.ndarray:
     orders: one per seed.
     call: first step and the one after the last, counted from the stage's first.
   """
-  rows = np.stack(
-    [[order.rows(step) for order in orders] for step in range(*call)]
+  return _of_call(Order.rows, orders, call)
+
+
+def words_of_call(orders: Sequence[Order], call: tuple[int, int]) -> np.ndarray:
+  """Likewise the words `[S, 3]` or `[K, S, 3]` of its draws on the host."""
+  return _of_call(Order.words, orders, call)
+
+
+def _of_call(what: Callable, orders, call: tuple[int, int]) -> np.ndarray:
+  """`what(order, step)` of each, `[S, ...]`, or `[K, S, ...]` for K > 1."""
+  found = np.stack(
+    [[what(order, step) for order in orders] for step in range(*call)]
   )
-  return rows if len(rows) > 1 else rows[0]
+  return found if len(found) > 1 else found[0]
+
+
+def window_draws(rows, words) -> np.ndarray:
+  """Draws for the window that an image is cropped to, alike in any batch.
+
+  Args:
+    rows: `[..., B]`.
+    words: `[..., 3]` of `Order.words`.
+
+  Returns:
+    `[..., B, T, 4]` in [0, 1), as `imagenet.window` takes them.
+  """
+  draws = [
+    [generator(*own, row).random((imagenet.TRIES, 4)) for row in some]
+    for some, own in zip(
+      rows.reshape(-1, rows.shape[-1]), words.reshape(-1, 3), strict=True
+    )
+  ]
+  return np.reshape(draws, (*rows.shape, imagenet.TRIES, 4))
 
 
 class Feed(NamedTuple):
@@ -143,7 +178,9 @@ class Feed(NamedTuple):
   size: int  # N
   gather: Callable  # (pixels, rows [B]) -> uint8 [B, H, W, c], traced
   pixels_are_shared: bool  # one array for all seeds, or one per batch
-  batches: Callable  # (rows of a call, calls) -> iterator of (pixels, rows)
+  # (rows of a call, calls, words of a call or None) -> iterator of (pixels,
+  # rows); with words, images that the source can crop are cropped at random.
+  batches: Callable
 
 
 def resident(images: np.ndarray, place: Callable) -> Feed:
@@ -155,7 +192,8 @@ def resident(images: np.ndarray, place: Callable) -> Feed:
   """
   pixels = place(images, None)
 
-  def batches(rows_of: Callable, calls: Iterable) -> Iterator:
+  def batches(rows_of: Callable, calls: Iterable, words_of=None) -> Iterator:
+    del words_of  # what is resident is cropped inside the compiled step
     for call in calls:
       rows = rows_of(call)
       yield pixels, place(rows, rows.ndim - 1)
@@ -178,11 +216,16 @@ def stream(source, place: Callable, *, threads: int = 16) -> Feed:
   """
   import grain  # Slow to import, and the resident feed has no need of it.
 
-  def load(rows: np.ndarray):  # [..., B]
-    pixels = source.read(rows.reshape(-1))
+  def load(rows: np.ndarray, words: np.ndarray | None):  # [..., B], [..., 3]
+    flat = rows.reshape(-1)
+    if words is None or source.crop is None:
+      pixels = source.read(flat)
+    else:
+      draws = window_draws(rows, words)
+      pixels = source.crop(flat, draws.reshape(len(flat), *draws.shape[-2:]))
     return pixels.reshape(*rows.shape, *source.shape), rows
 
-  def batches(rows_of: Callable, calls: Iterable) -> Iterator:
+  def batches(rows_of: Callable, calls: Iterable, words_of=None) -> Iterator:
     calls = list(calls)
     if not calls:
       return
@@ -191,7 +234,7 @@ def stream(source, place: Callable, *, threads: int = 16) -> Feed:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     loaded = (
       grain.MapDataset.source(calls)
-      .map(lambda call: load(rows_of(call)))
+      .map(lambda call: load(rows_of(call), words_of and words_of(call)))
       .to_iter_dataset(options)
     )
     for pixels, rows in loaded:
@@ -205,7 +248,12 @@ def stream(source, place: Callable, *, threads: int = 16) -> Feed:
   )
 
 
-def reader(feed: Feed, preprocess, augmentation: Callable | None) -> Callable:
+def reader(
+  feed: Feed,
+  preprocess,
+  augmentation: Callable | None,
+  on_pixels: Callable | None = None,
+) -> Callable:
   """What the compiled step calls for its images.
 
   Every row is augmented under its own key, folded from the step's key and the
@@ -215,6 +263,7 @@ def reader(feed: Feed, preprocess, augmentation: Callable | None) -> Callable:
     feed: brings uint8 pixels.
     preprocess: a `Preprocess`, applied before the augmentation.
     augmentation: `(key, image) -> image`, or None.
+    on_pixels: another one, applied before the preprocessing, or None.
 
   Returns:
     `((pixels, fitted), rows [B], key) -> [B, H, W, c] float32`.
@@ -223,10 +272,13 @@ def reader(feed: Feed, preprocess, augmentation: Callable | None) -> Callable:
   def read(source: tuple[Any, Any], rows, key):
     pixels, fitted = source
     image = augment.to_float(feed.gather(pixels, rows))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    if on_pixels is not None:
+      own = jax.vmap(jax.random.fold_in, (0, None))(keys, _ON_PIXELS)
+      image = jax.vmap(on_pixels)(own, image)
     image = jax.vmap(preprocess.apply, (None, 0))(fitted, image)
     if augmentation is None:
       return image
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     return jax.vmap(augmentation)(keys, image)
 
   return read

@@ -53,6 +53,12 @@ def rounded_up(count: int, multiple: int) -> int:
   return -(-count // multiple) * multiple
 
 
+def probability(**flags: float) -> None:
+  """Refuses, by name, a value outside [0, 1]."""
+  for name, value in flags.items():
+    require(0 <= value <= 1, f'--{name}={value}: give a number from 0 to 1')
+
+
 @struct.dataclass
 class TrainState:
   """Everything a run carries; N training images, C classes.

@@ -8,7 +8,6 @@ of a split, B rows of one read, H x W x c the size of an image.
 
 from collections.abc import Callable
 from concurrent import futures
-import io
 import os
 import threading
 from typing import Any, NamedTuple
@@ -18,12 +17,13 @@ import numpy as np
 import PIL.Image
 import tqdm
 
-from ssljax import prepared
+from ssljax import decode, prepared
 from ssljax.core import UNLABELLED, InputError, non_negative, positive, require
 
 _CHUNK = 512  # rows of one task of a thread
 _MANY = 10_000  # rows from which on the wait deserves a progress bar
 _DIGITS_TEST = 50  # test images of each digit
+_MARGIN = 8 / 7  # a shorter side of 256 of which 224 are looked at
 
 
 class Source(NamedTuple):
@@ -32,6 +32,9 @@ class Source(NamedTuple):
   labels: np.ndarray  # [N] int32 truth, UNLABELLED where there is none
   shape: tuple[int, int, int]  # H, W, c of every image
   read: Callable[[Any], np.ndarray]  # rows [B] int -> uint8 [B, H, W, c]
+  # (rows [B], draws [B, T, 4] of `imagenet.window`) -> uint8 [B, H, W, c]: a
+  # random window of each original; None where `load` was not asked for it.
+  crop: Callable[[Any, np.ndarray], np.ndarray] | None = None
 
 
 class Dataset(NamedTuple):
@@ -52,6 +55,7 @@ def load(
   test_split: str | None = None,
   image_size: int | None = None,
   corrupt: int = 0,
+  crop: bool = False,
 ) -> Dataset:
   """Opens a data set; images stay on disk until their rows are read.
 
@@ -64,6 +68,9 @@ def load(
     image_size: shorter sides are resized to it, then the centre is cropped.
       Sets whose images differ in size need it.
     corrupt: how many undecodable images, over both splits, are read as zeros.
+    crop: give images that differ in size a `Source.crop`. What is read without
+      it then has its shorter side resized to 8/7 of the image size, so that as
+      much of the border is left out.
 
   Returns:
     The data set. `Source.read` may be called from many threads at once.
@@ -77,7 +84,7 @@ def load(
   if name == 'digits':
     return _digits(train_split, test_split or 'test', image_size)
   return _prepared_set(
-    name, data_dir, train_split, test_split, image_size, corrupt
+    name, data_dir, train_split, test_split, image_size, corrupt, crop
   )
 
 
@@ -138,7 +145,7 @@ def _digits_test(labels: np.ndarray) -> np.ndarray:
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:
   """Resizes a grey image [H, W, 1] -> [size, size, 1]."""
-  fitted = _fit(PIL.Image.fromarray(image[..., 0]), size)
+  fitted = decode.fit(PIL.Image.fromarray(image[..., 0]), size, size)
   return np.asarray(fitted)[..., None]
 
 
@@ -146,13 +153,15 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _prepared_set(
-  name, data_dir, train_split, test_split, image_size, corrupt
+  name, data_dir, train_split, test_split, image_size, corrupt, crop
 ) -> Dataset:
   """Opens a set in the TFDS layout; the arguments are those of `load`."""
   builder = prepared.open_builder(name, data_dir)
   columns = prepared.find_columns(name, builder.info)
   shape = _shape(name, columns.feature, image_size)
   test_split = test_split or _test_split(name, builder, columns)
+  crop = crop and None in columns.feature.shape[:2]
+  shorter = round(_MARGIN * image_size) if crop else image_size
   tolerance = _Tolerance(corrupt)
 
   def source(flag, split):
@@ -163,10 +172,10 @@ def _prepared_set(
       records,
       columns,
       shape,
-      image_size,
+      shorter,
       tolerance,
     )
-    return Source(labels, shape, reader)
+    return Source(labels, shape, reader, reader if crop else None)
 
   train = source('train_split', train_split)
   test = source('test_split', test_split)
@@ -324,51 +333,34 @@ class _Reader(NamedTuple):
   records: Any  # the split's serialized examples
   columns: prepared.Columns
   shape: tuple[int, int, int]  # H, W, c
-  image_size: int | None
+  shorter: int | None  # what shorter sides are resized to
   tolerance: _Tolerance
 
-  def __call__(self, rows) -> np.ndarray:
-    """Rows [B] int -> uint8 [B, H, W, c]."""
+  def __call__(self, rows, draws=None) -> np.ndarray:
+    """Rows [B] int -> uint8 [B, H, W, c], with draws random windows."""
     rows = np.asarray(rows).tolist()
     images = np.zeros((len(rows), *self.shape), np.uint8)
     records = self.records.__getitems__(rows)
-    for image, row, record in zip(images, rows, records, strict=True):
+    draws = [None] * len(rows) if draws is None else draws
+    for image, row, record, own in zip(
+      images, rows, records, draws, strict=True
+    ):
       try:
-        encoded = self.columns.image(record)
-        image[:] = _decode(encoded, self.shape, self.image_size)
+        image[:] = self._decode(self.columns.image(record), own)
       except Exception as error:  # a damaged file makes codecs raise anything
         self.tolerance.admit(self.where, row, self._title(record), error)
     return images
+
+  def _decode(self, encoded: bytes, draws: np.ndarray | None) -> np.ndarray:
+    """One PNG, JPEG ... -> uint8 [H, W, c]."""
+    if draws is None:
+      return decode.centre(encoded, self.shape, self.shorter)
+    return decode.crop(encoded, self.shape, draws)
 
   def _title(self, record: bytes) -> str:
     title = self.columns.title(record)
     title = title.decode() if isinstance(title, bytes) else title
     return f' ({title})' if title else ''
-
-
-def _decode(encoded: bytes, shape, image_size) -> np.ndarray:
-  """One PNG, JPEG ... -> uint8 [H, W, c]."""
-  mode = 'L' if shape[-1] == 1 else 'RGB'
-  with PIL.Image.open(io.BytesIO(encoded)) as image:
-    if image_size is not None:
-      # A large JPEG is decoded at 1/2, 1/4, 1/8 where that leaves enough.
-      image.draft(mode, (2 * image_size, 2 * image_size))
-    image = image if image.mode == mode else image.convert(mode)
-    pixels = np.asarray(_fit(image, image_size))
-  if pixels.shape[:2] != shape[:2]:
-    raise ValueError(f'{pixels.shape[:2]} pixels where {shape[:2]} are stated')
-  return pixels.reshape(shape)
-
-
-def _fit(image: PIL.Image.Image, size: int | None) -> PIL.Image.Image:
-  """Resizes the shorter side to `size` and crops the centre."""
-  if size is None or image.size == (size, size):
-    return image
-  shorter = min(image.size)
-  width, height = (max(size, round(s * size / shorter)) for s in image.size)
-  image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
-  left, top = (width - size) // 2, (height - size) // 2
-  return image.crop((left, top, left + size, top + size))
 
 
 def _by_chunk(fill: Callable[[slice], None], count: int, unit: str) -> None:

@@ -7,6 +7,7 @@ JAX function of one image, meant for `vmap` inside a compiled step.
 MA-DNN   none                       R2-D2    standardize()
 TE       CIFAR zca()                MT       CIFAR gcn_zca()
          SVHN image_standardize()            SVHN image_standardize()
+LLP      imagenet()
 """
 
 from collections.abc import Callable, Iterator
@@ -53,6 +54,13 @@ class Whitening(NamedTuple):
   matrix: np.ndarray  # [D, D] symmetric
 
 
+# Of ImageNet's training images, as every code that uses it has them.
+IMAGENET = Standard(
+  np.array([[[0.485, 0.456, 0.406]]], np.float32),
+  np.array([[[0.229, 0.224, 0.225]]], np.float32),
+)
+
+
 def unit(images: np.ndarray) -> np.ndarray:
   """uint8 [n, H, W, c] -> float32 in [0, 1], as a compiled step sees them."""
   return images.astype(np.float32) / np.float32(255)
@@ -79,10 +87,27 @@ def standardize() -> Preprocess:
     std = np.where(std < 1e-7, 1.0, std)[None, None]
     return Standard(mean.astype(np.float32), std.astype(np.float32))
 
-  def apply(fitted: Standard, image: chex.Array) -> chex.Array:
-    return (image - fitted.mean) / fitted.std
+  return Preprocess(fit, _standardized)
 
-  return Preprocess(fit, apply)
+
+def imagenet() -> Preprocess:
+  """`standardize` with the constants of ImageNet (LLP), of colour images."""
+
+  def apply(fitted: tuple[()], image: chex.Array) -> chex.Array:
+    del fitted
+    core.require(
+      image.shape[-1] == 3,
+      f'--preprocess=imagenet: of colour images, not of {image.shape[-1]} '
+      'channel: give another preprocessing, as standardize',
+    )
+    return _standardized(IMAGENET, image)
+
+  return Preprocess(_nothing, apply)
+
+
+def _standardized(fitted: Standard, image: chex.Array) -> chex.Array:
+  """(x - μ) / σ of each channel of [H, W, c]."""
+  return (image - fitted.mean) / fitted.std
 
 
 def gcn(scale: float = 55.0) -> Preprocess:

@@ -33,6 +33,7 @@ class Data(NamedTuple):
   preprocess: Any  # a `Preprocess`
   fitted: Any  # what it was fitted to
   augmentation: Callable | None
+  on_pixels: Callable | None = None  # another, before the preprocessing
 
 
 class Program:
@@ -115,7 +116,9 @@ class Program:
     if stage.augment:
       both = filter(None, [augmentation, stage.augment])
       augmentation = augment.chain(*both)
-    read = batches.reader(data.train, data.preprocess, augmentation)
+    read = batches.reader(
+      data.train, data.preprocess, augmentation, data.on_pixels
+    )
     step = parallel.over_seeds(
       make_step(stage, read),
       self.seeds,

@@ -222,9 +222,11 @@ class _Loop:
       list(calls(start, stop, options.steps_per_call))
       for start, stop in itertools.pairwise(points)
     ]
+    orders = self.orders[number]
     fetched = self.program.data.train.batches(
-      functools.partial(batches.rows_of_call, self.orders[number]),
+      functools.partial(batches.rows_of_call, orders),
       list(itertools.chain(*spans)),
+      functools.partial(batches.words_of_call, orders),
     )
     return spans, fetched
 

@@ -1,3 +1,5 @@
+import functools
+
 import fake_tfds
 import numpy as np
 import pytest
@@ -85,3 +87,15 @@ def test_digits_take_the_size_of_the_other_set(folder):
 def test_classes_that_differ_are_refused(folder):
   with pytest.raises(InputError, match=r'--target=other.*4.*--source=grey.*3'):
     adaptation.load('grey', 'other', str(folder))
+
+
+def test_images_that_differ_in_size_are_not_cropped_at_random(tmp_path):
+  sizes = [np.zeros((side, 9, 3), np.uint8) for side in (8, 9)]
+  for name in ('here', 'there'):
+    fake_tfds.write(tmp_path, name, sizes, [0, 1], ['a', 'b'])
+  load = functools.partial(
+    adaptation.load, 'here', 'there', str(tmp_path), image_size=4
+  )
+  assert load().train.read([3]).shape == (1, 4, 4, 3)
+  with pytest.raises(InputError, match='--augment=crop'):
+    load(crop=True)

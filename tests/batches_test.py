@@ -121,6 +121,103 @@ def test_an_error_while_reading_ahead_reaches_the_loop():
     list(feed.batches(lambda call: np.zeros([1, 4], np.int32), [(0, 1)]))
 
 
+def crop_source():
+  """Images that show which row they are and how they were cropped."""
+  labels = np.zeros(60, np.int32)
+  read = lambda rows: np.repeat(rows, 4).reshape(-1, 2, 2, 1).astype(np.uint8)
+
+  def crop(rows, draws):
+    images = read(rows)
+    images[:, 1, :, 0] = 256 * draws[:, 0, :2]
+    return images
+
+  return datasets.Source(labels, (2, 2, 1), read, crop)
+
+
+def streamed(order, calls):
+  """Pixels and rows of each call, as arrays, cropped at random."""
+  place = parallel.placer(parallel.make_mesh([1]))
+  feed = batches.stream(crop_source(), place, threads=2)
+  fetched = feed.batches(
+    lambda call: batches.rows_of_call([order], call),
+    calls,
+    lambda call: batches.words_of_call([order], call),
+  )
+  return [jax.device_get(pair) for pair in fetched]
+
+
+def test_a_resumed_stream_sees_the_same_crops():
+  order = batches.Order(Draw(5, 8), SPLIT)
+  calls = [(i, i + 1) for i in range(9)]
+  whole = streamed(order, calls)
+  chex.assert_trees_all_equal(streamed(order, calls[4:]), whole[4:])
+  # Several steps of one call are as if each were its own.
+  ((pixels, rows),) = streamed(order, [(0, 9)])
+  chex.assert_trees_all_equal(
+    (list(pixels), list(rows)), tuple(map(list, zip(*whole, strict=True)))
+  )
+
+
+def test_an_image_is_cropped_anew_in_every_step_seed_and_stage():
+  order = batches.Order(Draw(12, 48), SPLIT)
+  others = [
+    batches.Order(Draw(12, 48), SPLIT, stage=1),
+    batches.Order(Draw(12, 48), SPLIT._replace(seed=1)),
+  ]
+  seen = set()
+  for which, call in [(order, (0, 1)), (order, (1, 2))] + [
+    (other, (0, 1)) for other in others
+  ]:
+    ((pixels, rows),) = streamed(which, [call])
+    row = pixels[0, rows[0] == SPLIT.unlabelled[0]]
+    assert row[0, 0, 0, 0] == SPLIT.unlabelled[0]
+    seen.add(tuple(row[0, 1, :, 0]))
+  # Two pairs of bytes agree with chance 2^-16.
+  assert len(seen) == 4
+
+
+def test_a_row_that_is_repeated_in_a_step_is_cropped_alike():
+  rows = np.array([[3, 7, 3], [7, 7, 3]])
+  words = np.array([[0, 12, 5], [1, 12, 5]])
+  draws = batches.window_draws(rows, words)
+  assert draws.shape == (2, 3, 10, 4)
+  assert (draws >= 0).all() and (draws < 1).all()
+  np.testing.assert_array_equal(draws[0, 0], draws[0, 2])
+  np.testing.assert_array_equal(draws[1, 0], draws[1, 1])
+  for one, other in [((0, 0), (0, 1)), ((0, 0), (1, 2)), ((0, 1), (1, 0))]:
+    assert not np.array_equal(draws[one], draws[other])
+
+
+def test_without_words_the_centre_is_read():
+  place = parallel.placer(parallel.make_mesh([1]))
+  feed = batches.stream(crop_source(), place)
+  rows = np.array([4, 9], np.int32)
+  ((pixels, _),) = feed.batches(lambda call: rows, [0])
+  np.testing.assert_array_equal(pixels[:, 1, 1, 0], rows)
+
+
+def test_pixels_are_augmented_before_and_after_the_preprocessing():
+  images = np.full((3, 2, 2, 1), 51, np.uint8)  # 1/5
+  place = parallel.placer(parallel.make_mesh([1]))
+  feed = batches.resident(images, place)
+  double = preprocess.Preprocess(None, lambda fitted, image: 2 * image)
+  add = lambda key, image: image + 1
+  drawn = lambda key, image: image * 0 + jax.random.uniform(key)
+  read = lambda *chains: batches.reader(feed, double, *chains)(
+    (images, ()), np.array([1, 2]), jax.random.key(0)
+  )
+  # 2/5 + 1, 2 (1/5 + 1), and 2 (1/5 + 1) + 1.
+  for chains, expected in [
+    ((add,), 1.4),
+    ((None, add), 2.4),
+    ((add, add), 3.4),
+  ]:
+    np.testing.assert_allclose(read(*chains), expected, rtol=1e-6)
+  before, after = read(None, drawn) / 2, read(drawn)
+  # A key for each row and each of the two.
+  assert len({float(x[0, 0, 0]) for x in (*before, *after)}) == 4
+
+
 BALANCED = Draw(9, 8, classes=3)
 
 

@@ -287,6 +287,59 @@ def test_images_of_mixed_sizes_need_image_size(tmp_path):
   assert '--image_size' in error('imagenet2012', tmp_path)
 
 
+def test_images_of_mixed_sizes_are_cropped_at_random_when_asked(tmp_path):
+  images = imagenet(tmp_path)
+  how = dict(data_dir=str(tmp_path), image_size=28)
+  assert datasets.load('imagenet2012', **how).train.crop is None
+  data = datasets.load('imagenet2012', crop=True, **how)
+  draws = np.random.default_rng(0).random((3, 10, 4))
+  crops = data.train.crop([1, 0, 1], draws)
+  assert crops.shape == (3, 28, 28, 3)
+  # One colour stays that colour, whichever part is seen.
+  for crop, row in zip(crops, [1, 0, 1], strict=True):
+    np.testing.assert_allclose(
+      crop.astype(int), np.broadcast_to(images[row][0, 0], crop.shape), atol=4
+    )
+
+
+def test_what_is_cropped_at_random_is_tested_on_its_centre(tmp_path):
+  # A frame of 4 pixels about a black square of 56, on either side of an image
+  # twice as wide: a shorter side of 32, of which 28 are looked at.
+  wide = np.zeros((64, 128, 3), np.uint8)
+  wide[:4] = wide[-4:] = 255
+  small = np.zeros((9, 9, 3), np.uint8)
+  fake_tfds.write(tmp_path, 'mixed', [wide, small], [0, 1])
+  load = lambda crop: datasets.load(
+    'mixed', str(tmp_path), image_size=28, crop=crop
+  )
+  for source in load(True)[1:3]:
+    # Rows 2 .. 29 of 32: of the frame, rows 0 and 1, some is smeared into 2.
+    seen = source.read([0])[0]
+    assert seen.shape == (28, 28, 3) and not seen[1:-1].any()
+    assert seen[0].max() < 64
+  # Not cropped at random, the whole height is squeezed to 28.
+  assert load(False).test.read([0])[0, 0].min() == 255
+
+
+def test_images_of_one_size_have_no_crop_of_their_own(tmp_path):
+  fake_tfds.write(tmp_path, 'pets', flat(2, (8, 8, 3)), [0, 0], 1)
+  data = datasets.load('pets', str(tmp_path), image_size=4, crop=True)
+  assert data.train.crop is None
+  assert datasets.load('digits', crop=True).train.crop is None
+
+
+def test_a_corrupt_image_has_no_window_either(tmp_path):
+  images = [GARBAGE, *flat(1)]
+  fake_tfds.write(tmp_path, 'pets', images, [0, 0], 1, shape=(None, None, 3))
+  how = dict(data_dir=str(tmp_path), image_size=2, crop=True)
+  draws = np.zeros((1, 10, 4))
+  with pytest.raises(InputError, match=r'row 0 .*--corrupt'):
+    datasets.load('pets', **how).train.crop([0], draws)
+  assert (
+    not datasets.load('pets', corrupt=1, **how).train.crop([0], draws).any()
+  )
+
+
 def test_a_test_split_without_labels_is_refused(tmp_path):
   imagenet(tmp_path)
   message = error('imagenet2012', tmp_path, image_size=8, test_split='test')

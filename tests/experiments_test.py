@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from ssljax import parallel
+from ssljax import parallel, train
 from ssljax.methods.madnn import madnn
 from ssljax.optimizers import optimizer
 
@@ -136,7 +136,7 @@ def test_both_feeds_train_alike_from_the_command_line(sets, tmp_path):
         '--seeds=1',
         '--record_every=1',
         f'--feed={feed}',
-        '--augment=flip,translate',
+        '--augment=crop,grey,jitter,flip,translate',
         '--preprocess=standardize',
         f'--workdir={folder}',
       )
@@ -634,3 +634,83 @@ def test_a_corrupt_image_stops_a_streamed_run_unless_tolerated(
   line = binary.refused(capsys, *common_args, f'--workdir={tmp_path}/1')
   assert '17' in line and '--corrupt' in line
   assert binary.run(*common_args, '--corrupt=1', f'--workdir={tmp_path}/1') == 0
+
+
+IMAGENET = (
+  '--dataset=imagenet2012',
+  '--network=digits',
+  '--labels=1',
+  '--seeds=1',
+  '--batch_labelled=8',
+  '--augment=crop,grey,jitter,flip',
+  '--preprocess=imagenet',
+)
+
+
+def losses_of(folder):
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  return [m['loss'] for m in map(json.loads, lines) if 'loss' in m]
+
+
+def test_imagenet_is_streamed_with_random_views_and_resumed(sets, tmp_path):
+  args = (
+    *IMAGENET,
+    '--image_size=16',
+    f'--data_dir={sets}',
+    '--steps=2',
+    '--feed=stream',
+    '--record_every=1',
+    '--checkpoint_seconds=0',
+  )
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  assert binary.run(*args, f'--workdir={whole}', binary='supervised') == 0
+  result = json.loads((whole / 'result.json').read_text())
+  assert result['steps'] == 2 and result['complete']
+
+  class InterruptedRunError(Exception):
+    pass
+
+  def interrupt(loop):
+    save(loop)
+    if loop.progress.step == 1:
+      raise InterruptedRunError
+
+  save = train._Loop.save
+  with (
+    mock.patch.object(train._Loop, 'save', interrupt),
+    pytest.raises(InterruptedRunError),
+  ):
+    binary.run(*args, f'--workdir={parts}', binary='supervised')
+  assert binary.run(*args, f'--workdir={parts}', binary='supervised') == 0
+  assert losses_of(parts) == losses_of(whole) and len(losses_of(whole)) == 2
+
+
+@pytest.mark.parametrize(
+  'args, words',
+  [
+    (
+      ('--image_size=16', '--feed=resident'),
+      ('--feed=resident', '--feed=stream'),
+    ),
+    (
+      ('--image_size=16', '--augment=flip,crop'),
+      ('--augment=flip,crop', 'first'),
+    ),
+    (('--image_size=16', '--augment=crop,crop'), ('crop,crop', 'once')),
+    ((), ('--image_size',)),
+  ],
+)
+def test_crops_of_mixed_sizes_that_cannot_be_are_refused(
+  args, words, sets, tmp_path, capsys
+):
+  line = binary.refused(
+    capsys,
+    *IMAGENET,
+    *args,
+    '--steps=1',
+    f'--data_dir={sets}',
+    f'--workdir={tmp_path}/run',
+    binary='supervised',
+  )
+  assert all(word in line for word in words), line
+  assert not (tmp_path / 'run').exists()

@@ -25,6 +25,10 @@ def write_sets(folder):
   }
   fake_tfds.write(folder, 'stl10', list(images), labels, splits=splits)
   labels = np.arange(2060) % 1000
-  images = rng.integers(0, 256, (len(labels), 8, 8, 3)).astype(np.uint8)
+  # Of mixed sizes, as the real ones.
+  sides = rng.integers(6, 40, (len(labels), 2))
+  images = [rng.integers(0, 256, (*side, 3)).astype(np.uint8) for side in sides]
   splits = {'train': list(range(2040)), 'validation': list(range(2040, 2060))}
-  fake_tfds.write(folder, 'imagenet2012', list(images), labels, splits=splits)
+  fake_tfds.write(
+    folder, 'imagenet2012', images, labels, splits=splits, encoding='jpeg'
+  )

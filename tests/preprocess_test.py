@@ -243,3 +243,19 @@ def test_a_number_that_cannot_be_is_refused_by_name(value):
     preprocess.gcn(value)
   with pytest.raises(core.InputError, match='regularizer'):
     preprocess.zca(value)
+
+
+def test_imagenets_constants_make_its_mean_zero():
+  # The mean of a channel becomes 0, and a deviation above it 1.
+  mean, std = (
+    np.float32([0.485, 0.456, 0.406]),
+    np.float32([0.229, 0.224, 0.225]),
+  )
+  image = np.stack([mean, mean + std])[None]
+  result = preprocess.imagenet().apply((), image)
+  np.testing.assert_allclose(result[0], [[0, 0, 0], [1, 1, 1]], atol=1e-6)
+
+
+def test_imagenets_constants_are_of_colour_images():
+  with pytest.raises(core.InputError, match='--preprocess=imagenet'):
+    preprocess.imagenet().apply((), np.zeros((4, 4, 1), np.float32))
