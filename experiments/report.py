@@ -67,10 +67,10 @@ def opening(run, folder: pathlib.Path) -> str:
     'batch_per_class' if draw.classes else draw.flag
     for draw in draws
     if draw.labelled
-  }
+  } | {'batch_unlabelled' for draw in draws if draw.other}
   idle = (
     f' ({there - used} idle: batches of {sizes} images divide by no more; '
-    f'change --{", --".join(sorted(names))}, --batch_unlabelled)'
+    f'change --{", --".join(sorted(names))})'
     if used < there
     else ''
   )

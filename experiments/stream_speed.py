@@ -87,12 +87,9 @@ def augmenting(pixels: np.ndarray, rounds: int, clock: Callable) -> None:
   batch = jax.jit(jax.vmap(views))
   keys = jax.random.split(jax.random.key(0), len(pixels))
   image = jax.device_put(augment.to_float(pixels))
-  steps = {
-    'grey, jitter, flip': lambda: jax.block_until_ready(batch(keys, image))
-  }
-  per_core(
-    timing.rates(steps, dict.fromkeys(steps, len(pixels)), rounds, clock)
-  )
+  name, images = 'grey, jitter, flip', len(pixels)
+  step = lambda: jax.block_until_ready(batch(keys, image))
+  per_core(timing.rates({name: step}, {name: images}, rounds, clock))
 
 
 def per_core(measured: dict[str, float]) -> None:
