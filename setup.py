@@ -21,6 +21,7 @@ setuptools.setup(
     'orbax-checkpoint>=0.11.20',
     'pillow>=10.0',
     'scikit-learn>=1.5',
+    'scipy>=1.12',
     'tensorboardX>=2.6',
     'tensorflow-datasets>=4.9.7',
     'tqdm>=4.66',

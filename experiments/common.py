@@ -1,6 +1,7 @@
 """What every experiment shares: its flags, and how it starts and ends."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import gc
 import pathlib
 import sys
@@ -125,25 +126,40 @@ def main(binary: str, arms: Mapping[str, Callable], **defaults) -> None:
     preset = pathlib.Path(__file__).parent / f'presets/{binary}.digits.flags'
     if not any(arg.lstrip('-').startswith('flagfile') for arg in argv):
       argv = [argv[0], f'--flagfile={preset}', *argv[1:]]
+    rest = FLAGS(argv)
+    prefer_command_line(argv[1:], 'steps', 'epochs')
+    return rest
+
+  run(binary, lambda: experiment(binary, arms, names), parse)
+
+
+def run(binary: str, act: Callable, parse: Callable = FLAGS) -> None:
+  """Parses the flags, acts, and exits; bad input is one line.
+
+  Args:
+    binary: its name.
+    act: does what the flags say.
+    parse: arguments -> those that are no flags.
+  """
+
+  def parse_or_fail(argv):
     try:
-      rest = FLAGS(argv)
-      prefer_command_line(argv[1:], 'steps', 'epochs')
-      return rest
+      return parse(argv)
     except flags.Error as error:
       fail(binary, f'{error} (--help lists the flags)')
 
-  def run(argv):
+  def begin(argv):
     if not FLAGS['verbosity'].present:
       quieten_orbax()
     try:
       require(
         len(argv) == 1, f'"{argv[-1]}" is not a flag: flags begin with --'
       )
-      experiment(binary, arms, names)
+      act()
     except InputError as error:
       fail(binary, error)
 
-  app.run(run, flags_parser=parse)
+  app.run(begin, flags_parser=parse_or_fail)
 
 
 def prefer_command_line(args, *alternatives: str) -> None:
@@ -187,6 +203,17 @@ def fail(binary: str, error) -> None:
   print(f'{binary}: {error}', file=sys.stderr)
   gc.collect()  # what is half done goes before the interpreter does
   sys.exit(2)
+
+
+@contextlib.contextmanager
+def write_errors(out: pathlib.Path):
+  """Makes one line of an --out that cannot be written."""
+  try:
+    yield
+  except OSError as error:
+    raise InputError(
+      f'--out={out}: cannot be written ({error.strerror}): give another place'
+    ) from error
 
 
 def settle_alternatives() -> None:

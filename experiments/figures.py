@@ -14,10 +14,9 @@ import functools
 import importlib
 import json
 import pathlib
-import sys
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import flags
 import assembly
 import association_figures
 import association_graph
@@ -252,21 +251,9 @@ def restore(folder: pathlib.Path, made, group, seed: int, step: int):
 
 def make_folder(folder: pathlib.Path) -> pathlib.Path:
   """Makes the folder of the figures, before anything is computed."""
-  with write_errors(folder):
+  with common.write_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
   return folder
-
-
-@contextlib.contextmanager
-def write_errors(folder: pathlib.Path):
-  """Makes one line of a folder that cannot be written."""
-  try:
-    yield
-  except OSError as error:
-    raise InputError(
-      f'--out={folder}: cannot be written ({error.strerror}): give another '
-      'folder'
-    ) from error
 
 
 # The binary.
@@ -324,7 +311,7 @@ def draw(own: set[str]) -> None:
   name = f'{asked["figure"].replace("/", "-")}.seed-{finished.split.seed}'
   with plotting.style():
     figure, tables = make(finished, **options)
-    with write_errors(out):
+    with common.write_errors(out):
       paths = plotting.save(out / name, figure, tables)
   print('\n'.join(map(str, paths)))
 
@@ -336,27 +323,13 @@ def main() -> None:
   define_flags()
   own = set(FLAGS) - known
 
-  def parse(argv):
-    try:
-      return FLAGS(argv)
-    except flags.Error as error:
-      common.fail('figures', f'{error} (--help lists the flags)')
-
-  def run(argv):
-    if not FLAGS['verbosity'].present:
-      common.quieten_orbax()
-    try:
-      require(
-        len(argv) == 1, f'"{argv[-1]}" is not a flag: flags begin with --'
-      )
-      if FLAGS['list'].value:
-        print(listing())
-        sys.exit()
+  def act():
+    if FLAGS['list'].value:
+      print(listing())
+    else:
       draw(own)
-    except InputError as error:
-      common.fail('figures', error)
 
-  app.run(run, flags_parser=parse)
+  common.run('figures', act)
 
 
 if __name__ == '__main__':

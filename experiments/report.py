@@ -93,6 +93,17 @@ def mean_std(values: list[float]) -> str:
   return f'{mean:.2f} ± {statistics.stdev(values):.2f}'
 
 
+def aligned(rows: list[list[str]]) -> list[str]:
+  """A line per row, its cells under each other."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    '  '.join(
+      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    ).rstrip()
+    for row in rows
+  ]
+
+
 def by_seed(errors: dict) -> str:
   """'4.12 3.90 (median 4.01)', of the weights that a method evaluates."""
   kind = next(k for k in ('minimum', 'averaged', 'last') if k in errors)
@@ -115,13 +126,6 @@ def table(result: dict, folder: pathlib.Path) -> str:
     errors = entry['test_error']
     cells = [mean_std(errors[c]) if c in errors else '-' for c in columns]
     rows.append([arm, *cells, str(entry['steps']), f'{entry["seconds"]:.0f}'])
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    '  '.join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-    )
-    for row in rows
-  ]
   labels = result['labels']
   per_seed = [
     f'{arm} by seed: {by_seed(entry["test_error"])}'
@@ -137,5 +141,5 @@ def table(result: dict, folder: pathlib.Path) -> str:
     f'{len(result["seeds"])} seeds'
   )
   return '\n'.join(
-    [title, *lines, *by_stage, *per_seed, f'run folder: {folder}']
+    [title, *aligned(rows), *by_stage, *per_seed, f'run folder: {folder}']
   )

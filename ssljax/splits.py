@@ -13,7 +13,7 @@ from ssljax.core import UNLABELLED, require
 
 Pool = Literal['rest', 'all']
 # What a random stream is for: the second word of its key.
-_VALIDATION, _LABELLED, _UNLABELLED = range(3)
+_VALIDATION, _LABELLED, _UNLABELLED, SUBSAMPLE = range(4)
 
 
 class Split(NamedTuple):
