@@ -12,13 +12,14 @@ classes `[M]` int32, UNLABELLED but for a few, and of C:
   LP_DLP  deep_propagation   Deep Label Propagation (Iscen et al. 2019,
                              arXiv:1904.04717): LS over nearest neighbours
 
-The paper gives no hyper-parameter but LLP's; those of the others are inferred
-and none is chosen for its result: LP and LS have scikit-learn's own, LP_DMT and
-LP_DLP the constants of their authors' code. scikit-learn's γ = 20 weighs a pair
-of vectors of length 1 by exp((cos − 1)/τ) with τ = 1/(2γ) = 0.025. LLP's own
-τ = 0.07 is that of a vote of ten neighbours: in a sum over all pairs those far
-away, which are many, would outweigh the near. Where a method wants more
-neighbours than there are, it has all.
+The paper gives no hyper-parameter but LLP's; those of the others are inferred:
+LP and LS have scikit-learn's own, LP_DMT and LP_DLP the constants of their
+authors' code. scikit-learn's γ = 20 weighs a pair of vectors of length 1 by
+exp((cos − 1)/τ) with τ = 1/(2γ) = 0.025. LLP's τ = 0.07, that of a vote of ten
+neighbours, was tried for LP and LS first, with the α = 0.99 of LS's paper, and
+given up for what came of it on digits (experiments/README.md): in a sum over
+all pairs those far away, which are many, outweighed the near. Where a method
+wants more neighbours than there are, it has all.
 
 Letters: M images, D numbers, C classes, E pairs, v embeddings of length 1.
 """

@@ -139,7 +139,7 @@ def test_label_propagation_is_where_scikit_learns_iteration_ends():
 
 
 def test_label_spreading_is_the_limit_of_its_paper():
-  # F* = (1 − α)(I − αS)⁻¹ Y, Zhou et al., Eq. 3 up to a factor.
+  # F* = (1 − α)(I − αS)⁻¹ Y of Zhou et al., up to a factor.
   for seed in range(3):
     v, known = example(seed)
     w = np.exp(-3.0 * np.sum((v[:, None] - v[None]) ** 2, axis=-1))
