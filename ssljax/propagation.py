@@ -234,7 +234,7 @@ def deep_propagation(
   alpha: float = 0.99,
   iterations: int = 20,
 ) -> np.ndarray:
-  """Classes `[M]` by the propagation of Deep Label Propagation, Eq. 5, 9, 10.
+  """Classes `[M]` by the propagation of Deep Label Propagation.
 
   A pair weighs max(0, cos)^γ, a class 1 over its labelled images.
 
@@ -287,7 +287,7 @@ def biased_cut(graph, known, count: int, eigenvectors: int) -> np.ndarray:
   """Columns x_c = Σ_i u_i u_i·s_c / λ_i of the same length, `[M, C]`.
 
   λ_i, u_i the least eigenvalues of I − D^−½ W D^−½ and their vectors: Maji,
-  Vishnoi, Malik, 2011, algorithm 1, with γ = 0. The least of all needs not be
+  Vishnoi, Malik, 2011, with γ = 0. The least of all needs not be
   left out: `cut_bias` is orthogonal to its vector.
 
   Args:
