@@ -4,7 +4,7 @@ Haeusser, Mordvintsev, Cremers, CVPR 2017:
   Figure 3, section 4.1.2  `mistakes`    labelled images, confusions, mistakes
   Figure 4, section 4.2    `neighbours`  neighbours of unlabelled images
 
-Each takes a `figures.Finished`, computes arrays from it, and hands these to a
+Each takes a `loading.Finished`, computes arrays from it, and hands these to a
 function that draws. Sizes are in inches as printed.
 
 Letters: N training images, M test images, C classes, Q queries, K neighbours, D

@@ -4,7 +4,7 @@ Wang, Wu, AAAI 2021:
   Figure 2, "A toy example"  `features`  2-d features before and after D2
   Theorems 1, 2, Eq. 13      `theorems`  what was measured of them in training
 
-Each takes a `figures.Finished`. N training images, C classes.
+Each takes a `loading.Finished`. N training images, C classes.
 """
 
 import numpy as np
