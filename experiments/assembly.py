@@ -287,8 +287,8 @@ def run_job(
   method = job.program.method
   where = checkpoint_folder(folder, method, job.splits)
   options = make_options(method.stages, job.program.data.train)
-  ends = train.stage_ends(method).values() if FLAGS.keep_stages else ()
-  kept = checkpoint.Checkpoints(where, lasting=ends)
+  lasting = train.lasting(method, FLAGS.keep_stages, FLAGS.keep_every)
+  kept = checkpoint.Checkpoints(where, lasting=lasting)
   with contextlib.closing(kept) as checkpoints:
     _, progress = train.fit(job, options, recorder, checkpoints, metrics_start)
   return progress
@@ -303,4 +303,5 @@ def make_options(stages, feed: batches.Feed) -> train.Options:
     record_every=FLAGS.record_every or min(max(1, steps // 100), 100),
     checkpoint_seconds=FLAGS.checkpoint_seconds,
     steps_per_call=FLAGS.steps_per_call or (1 if one else ACCELERATOR_STEPS),
+    keep_every=FLAGS.keep_every,
   )

@@ -220,8 +220,8 @@ def restore(folder: pathlib.Path, made, group, seed: int, step: int):
   require(
     restored is not None,
     f'--run={folder}: the checkpoint of step {step} is not in {where}: run '
-    'its command again with --overwrite'
-    + ('' if step == train.total_steps(made.method) else ' --keep_stages'),
+    'its command again with --overwrite, and with --keep_stages or '
+    '--keep_every if it is not the last one',
   )
   at = [split.seed for split in group].index(seed)
   return jax.tree.map(lambda x: x[at : at + 1], restored)
