@@ -228,16 +228,25 @@ def checkpoint_folder(folder: pathlib.Path, method: Method, group):
   return folder / 'checkpoints' / method.name / f'seed-{seed_range(group)}'
 
 
+def feed_maker(dataset: datasets.Dataset, kind: str, place) -> Callable:
+  """`datasets.Source -> batches.Feed`, as `--feed=KIND` says of a data set.
+
+  Args:
+    dataset: whose images are fed.
+    kind: 'auto', 'resident' or 'stream'.
+    place: `(array, batch axis or None) -> jax.Array` on the devices.
+  """
+  count = len(dataset.train.labels) + len(dataset.test.labels)
+  fits = count * math.prod(dataset.train.shape) <= RESIDENT_BYTES
+  if kind == 'resident' or (kind == 'auto' and fits):
+    return lambda source: batches.resident(datasets.arrays(source), place)
+  return lambda source: batches.stream(source, place)
+
+
 def make_data(dataset: datasets.Dataset, drawn, mesh) -> program.Data:
   """Feeds, fitted preprocessing and truth, on the devices of a mesh."""
-  place = parallel.placer(mesh)
   source = dataset.train
-  count = len(source.labels) + len(dataset.test.labels)
-  fits = count * math.prod(source.shape) <= RESIDENT_BYTES
-  if FLAGS.feed == 'resident' or (FLAGS.feed == 'auto' and fits):
-    make_feed = lambda s: batches.resident(datasets.arrays(s), place)
-  else:
-    make_feed = lambda s: batches.stream(s, place)
+  make_feed = feed_maker(dataset, FLAGS.feed, parallel.placer(mesh))
   chain = augment.chain(*(AUGMENTATIONS[name] for name in FLAGS.augment))
   processing = PREPROCESS[FLAGS.preprocess]()
   # Evenly spaced images, as many as fit: the same ones through either feed.

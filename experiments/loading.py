@@ -23,6 +23,7 @@ from ssljax import (
   parallel,
   program,
   record,
+  representation,
   train,
 )
 from ssljax.core import UNLABELLED, InputError, TrainState, require
@@ -30,6 +31,7 @@ from ssljax.networks.network import Outputs
 from ssljax.splits import Split
 
 FLAGS = flags.FLAGS
+CHUNK = 2**16  # images whose outputs are on the devices at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +69,48 @@ class Finished:
     """At the end of the run."""
     return self.after(self.steps)
 
-  def infer(self, state: TrainState, feed: batches.Feed, rows) -> Outputs:
-    """What the evaluated weights say of rows `[M]`, as NumPy arrays.
+  def sweep(self, observe, state: TrainState, feed: batches.Feed, rows):
+    """What `observe` says of rows `[M]`, as NumPy arrays `[M, ...]`.
 
     Args:
+      observe: `(state, image [B, H, W, c], key) -> pytree of [B, ...]`, the
+        same one every time, so that it is compiled once.
       state: `self.state`, or another one of the run.
       feed: `program.data.train`, `program.data.test`, or another one.
       rows: `[M]` of that feed.
     """
-    swept = self.program.sweep(self.observe, feed)(state, np.asarray(rows))
-    return jax.tree.map(lambda x: jax.device_get(x)[0, : len(rows)], swept)
+    sweep, rows = self.program.sweep(observe, feed), np.asarray(rows)
+    chunks = np.split(rows, range(CHUNK, len(rows), CHUNK))
+    first = lambda x, chunk: jax.device_get(x)[0, : len(chunk)]
+    swept = [
+      jax.tree.map(lambda x, c=chunk: first(x, c), sweep(state, chunk))
+      for chunk in chunks
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *swept)
+
+  def infer(self, state: TrainState, feed: batches.Feed, rows) -> Outputs:
+    """What the evaluated weights say of rows `[M]`; arguments of `sweep`."""
+    return self.sweep(self.observe, state, feed, rows)
+
+  def embed(self, state: TrainState, feed: batches.Feed, rows) -> np.ndarray:
+    """Embeddings `[M, D]` of length 1; arguments of `sweep`."""
+    return representation.unit(self.sweep(self._embedding, state, feed, rows))
+
+  def features(self, state: TrainState, feed: batches.Feed, rows) -> np.ndarray:
+    """Features `[M, F]`; arguments of `sweep`."""
+    return self.sweep(self._feature, state, feed, rows)
+
+  @functools.cached_property
+  def _embedding(self) -> Callable:
+    return lambda *args: self.observe(*args).embedding
+
+  @functools.cached_property
+  def _feature(self) -> Callable:
+    def feature(*args):
+      outputs = self.observe(*args)
+      return outputs.embedding if outputs.feature is None else outputs.feature
+
+    return feature
 
   def replay(self, steps: int) -> TrainState:
     """The state after the first steps of the run, taken once more.
