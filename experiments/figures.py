@@ -16,6 +16,8 @@ from absl import flags
 import association_figures
 import association_graph
 import flagging
+import llp_maps
+import llp_norms
 import loading
 import plotting
 import r2d2_figures
@@ -41,6 +43,18 @@ FIGURES = {
   ),
   'association/4': Drawing(
     association_figures.neighbours, 'nearest neighbours of unlabelled images'
+  ),
+  'llp/2a': Drawing(
+    llp_maps.evolution, 'classes over training (--keep_stages, --keep_every)'
+  ),
+  'llp/2b': Drawing(
+    llp_norms.trajectories, 'mean aggregation over training; a --run each', 6
+  ),
+  'llp/2cd': Drawing(
+    llp_norms.norms, 'aggregation of each class, early and late or of two', 2
+  ),
+  'llp/2eg': Drawing(
+    llp_maps.categories, 'one class in two dimensions, with examples'
   ),
   'r2d2/2': Drawing(
     r2d2_figures.features, '2-d features before and after D2 (--keep_stages)'
