@@ -271,18 +271,31 @@ def checkpoint_folder(folder: pathlib.Path, method: Method, group):
   return folder / 'checkpoints' / method.name / f'seed-{seed_range(group)}'
 
 
-def is_streamed(dataset: datasets.Dataset) -> bool:
-  """Whether the images are decoded during the training, by --feed."""
+def feed_maker(dataset: datasets.Dataset, kind: str, place) -> Callable:
+  """`datasets.Source -> batches.Feed`, as `--feed=KIND` says of a data set.
+
+  Args:
+    dataset: whose images are fed.
+    kind: 'auto', 'resident' or 'stream'.
+    place: `(array, batch axis or None) -> jax.Array` on the devices.
+  """
+  if is_streamed(dataset, kind):
+    return lambda source: batches.stream(source, place)
+  return lambda source: batches.resident(datasets.arrays(source), place)
+
+
+def is_streamed(dataset: datasets.Dataset, kind: str) -> bool:
+  """Whether the images are decoded during the training."""
   if dataset.train.crop:
     require(
-      FLAGS.feed != 'resident',
+      kind != 'resident',
       '--feed=resident: --augment=crop cuts images that differ in size as '
       'they are decoded: give --feed=stream',
     )
     return True
   count = len(dataset.train.labels) + len(dataset.test.labels)
   large = count * math.prod(dataset.train.shape) > RESIDENT_BYTES
-  return FLAGS.feed == 'stream' or (FLAGS.feed == 'auto' and large)
+  return kind == 'stream' or (kind == 'auto' and large)
 
 
 def make_augmentations(on_host: bool) -> list[Callable | None]:
@@ -310,13 +323,9 @@ def make_augmentations(on_host: bool) -> list[Callable | None]:
 
 def make_data(dataset: datasets.Dataset, drawn, mesh) -> program.Data:
   """Feeds, fitted preprocessing and truth, on the devices of a mesh."""
-  place = parallel.placer(mesh)
   source = dataset.train
+  make_feed = feed_maker(dataset, FLAGS.feed, parallel.placer(mesh))
   on_pixels, augmentation = make_augmentations(source.crop is not None)
-  if is_streamed(dataset):
-    make_feed = lambda s: batches.stream(s, place)
-  else:
-    make_feed = lambda s: batches.resident(datasets.arrays(s), place)
   processing = PREPROCESS[FLAGS.preprocess]()
   # Evenly spaced images, as many as fit: the same ones through either feed.
   rows = len(source.labels)
@@ -369,8 +378,8 @@ def run_job(
   method = job.program.method
   where = checkpoint_folder(folder, method, job.splits)
   options = make_options(method.stages, job.program.data.train)
-  ends = train.stage_ends(method).values() if FLAGS.keep_stages else ()
-  kept = checkpoint.Checkpoints(where, lasting=ends)
+  lasting = train.lasting(method, FLAGS.keep_stages, FLAGS.keep_every)
+  kept = checkpoint.Checkpoints(where, lasting=lasting)
   with contextlib.closing(kept) as checkpoints:
     _, progress = train.fit(job, options, recorder, checkpoints, metrics_start)
   return progress
@@ -385,4 +394,5 @@ def make_options(stages, feed: batches.Feed) -> train.Options:
     record_every=FLAGS.record_every or min(max(1, steps // 100), 100),
     checkpoint_seconds=FLAGS.checkpoint_seconds,
     steps_per_call=FLAGS.steps_per_call or (1 if one else ACCELERATOR_STEPS),
+    keep_every=FLAGS.keep_every,
   )

@@ -4,7 +4,7 @@ Haeusser, Mordvintsev, Cremers, CVPR 2017:
   Figure 3, section 4.1.2  `mistakes`    labelled images, confusions, mistakes
   Figure 4, section 4.2    `neighbours`  neighbours of unlabelled images
 
-Each takes a `figures.Finished`, computes arrays from it, and hands these to a
+Each takes a `loading.Finished`, computes arrays from it, and hands these to a
 function that draws. Sizes are in inches as printed.
 
 Letters: N training images, M test images, C classes, Q queries, K neighbours, D
@@ -15,6 +15,7 @@ import numpy as np
 import plotting
 
 from ssljax.core import UNLABELLED, positive, require
+from ssljax.representation import unit
 from ssljax.splits import generator
 
 _QUERIES = 51  # a random stream above those of `splits` and `batches`
@@ -252,12 +253,6 @@ def choose_queries(truth: np.ndarray, count: int, seed: int) -> np.ndarray:
   strange = min(count // 2, np.count_nonzero(~known))
   of_known = order[known][: count - strange]
   return np.concatenate([of_known, order[~known][: count - len(of_known)]])
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-  """Vectors `[B, D]` of length 1; of one that is 0, 0."""
-  lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-  return vectors / np.maximum(lengths, np.finfo(vectors.dtype).tiny)
 
 
 def cosines_to(embed, rows: np.ndarray, of: np.ndarray) -> np.ndarray:

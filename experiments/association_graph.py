@@ -1,7 +1,7 @@
 """Figure 2 of Learning by Association: associations early and late.
 
 Haeusser, Mordvintsev, Cremers, CVPR 2017, section 4.1.1. `evolution` takes a
-`figures.Finished`, computes arrays from it, and hands these to a function that
+`loading.Finished`, computes arrays from it, and hands these to a function that
 draws. Sizes are in inches as printed.
 
 Letters: Na labelled images, Nb others, N training images, C classes, H x W x c

@@ -92,6 +92,9 @@ def define_training_flags() -> None:
     'keep_stages', False, 'Keep the checkpoint at the end of every stage.'
   )
   flags.DEFINE_integer(
+    'keep_every', None, 'Keep a checkpoint every so many steps of a stage.'
+  )
+  flags.DEFINE_integer(
     'steps_per_call', None, '1 on CPU or streaming, else 50.'
   )
 
@@ -248,6 +251,7 @@ def check_flags() -> None:
     'image_size',
     'evaluate_every',
     'record_every',
+    'keep_every',
     'steps_per_call',
   ):
     if FLAGS[name].value is not None:

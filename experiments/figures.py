@@ -4,50 +4,34 @@ python experiments/figures.py --list
 python experiments/figures.py --figure=association/3 --run=runs/FOLDER
 
 A figure is a function `(finished, *, options) -> Figure, tables`, whose options
-are flags. It is written as PNG and as PDF, and the data behind it as CSV.
+are flags; one that compares runs takes several. It is written as PNG and as
+PDF, and the data behind it as CSV.
 """
 
 from collections.abc import Callable
-import contextlib
-import dataclasses
-import functools
-import importlib
-import json
 import pathlib
 from typing import Any, NamedTuple
 
 from absl import flags
-import assembly
 import association_figures
 import association_graph
 import common
 import flagging
-import jax
-import numpy as np
+import llp_maps
+import llp_norms
+import loading
 import plotting
 import r2d2_figures
 
-from ssljax import (
-  batches,
-  checkpoint,
-  datasets,
-  parallel,
-  program,
-  record,
-  train,
-)
-from ssljax.core import InputError, TrainState, require
-from ssljax.networks.network import Outputs
-from ssljax.splits import Split
-
-FLAGS = flags.FLAGS
+from ssljax.core import require
 
 
 class Drawing(NamedTuple):
   """A figure that can be drawn."""
 
-  draw: Callable  # (Finished, *, options) -> Figure, {table: rows}
+  draw: Callable  # (*runs, options) -> Figure, {table: rows}
   shows: str
+  runs: int = 1  # that it can compare; each is a `loading.Finished`
 
 
 # METHOD/NUMBER of the paper, or METHOD/WORD where it has no such figure.
@@ -61,6 +45,18 @@ FIGURES = {
   'association/4': Drawing(
     association_figures.neighbours, 'nearest neighbours of unlabelled images'
   ),
+  'llp/2a': Drawing(
+    llp_maps.evolution, 'classes over training (--keep_stages, --keep_every)'
+  ),
+  'llp/2b': Drawing(
+    llp_norms.trajectories, 'mean aggregation over training; a --run each', 6
+  ),
+  'llp/2cd': Drawing(
+    llp_norms.norms, 'aggregation of each class, early and late or of two', 2
+  ),
+  'llp/2eg': Drawing(
+    llp_maps.categories, 'one class in two dimensions, with examples'
+  ),
   'r2d2/2': Drawing(
     r2d2_figures.features, '2-d features before and after D2 (--keep_stages)'
   ),
@@ -70,183 +66,44 @@ FIGURES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Finished:
-  """A finished run under one of its splits, as figures look at it."""
-
-  dataset: datasets.Dataset
-  split: Split
-  program: program.Program  # of one seed
-  after: Callable  # step -> its state, with an axis [1] of seeds, if kept
-  observe: Callable  # (state, image, key) -> Outputs; one, so compiled once
-  settings: dict[str, Any]  # the method's hyper-parameters
-  measured: list[dict]  # lines of metrics.jsonl, in order
-
-  @property
-  def steps(self) -> int:
-    """The length of the run."""
-    return train.total_steps(self.program.method)
-
-  @property
-  def stage_ends(self) -> dict[str, int]:
-    """The last step of each stage, by its name."""
-    return train.stage_ends(self.program.method)
-
-  @functools.cached_property
-  def state(self) -> TrainState:
-    """At the end of the run."""
-    return self.after(self.steps)
-
-  def infer(self, state: TrainState, feed: batches.Feed, rows) -> Outputs:
-    """What the evaluated weights say of rows `[M]`, as NumPy arrays.
-
-    Args:
-      state: `self.state`, or another one of the run.
-      feed: `program.data.train` or `program.data.test`.
-      rows: `[M]` of that feed.
-    """
-    swept = self.program.sweep(self.observe, feed)(state, np.asarray(rows))
-    return jax.tree.map(lambda x: jax.device_get(x)[0, : len(rows)], swept)
-
-  def replay(self, steps: int) -> TrainState:
-    """The state after the first steps of the run, taken once more.
-
-    Nothing but the seed is needed: the order of a run is arithmetic. Not for
-    a stage that re-estimates something after an epoch.
-    """
-    made, stage = self.program, self.program.method.stages[0]
-    order = batches.Order(stage.draw, self.split)
-    rows_of = functools.partial(batches.rows_of_call, [order])
-    calls = [(step, step + 1) for step in range(steps)]
-    state = made.initial([self.split], rows_of((0, 1)))
-    for pixels, rows in made.data.train.batches(rows_of, calls):
-      state, _ = made.steps[0](state, (pixels, made.fitted), rows)
-    return state
+def define_flags() -> None:
+  """Defines this program's flags; a figure's options are flags too."""
+  flags.DEFINE_string('figure', None, f'One of {", ".join(FIGURES)}.')
+  flags.DEFINE_multi_string(
+    'run', None, 'Folder of a finished run; repeated where runs are compared.'
+  )
+  flags.DEFINE_string('out', None, 'RUN/figures if unset.')
+  flags.DEFINE_bool('list', False, 'List the figures.')
+  loading.define_flags()
+  flagging.define_unset({name: kind.draw for name, kind in FIGURES.items()})
 
 
-def observer(net, method) -> Callable:
-  """`(state, image, key) -> Outputs` of the weights that are evaluated."""
-
-  def observe(state, image, key):
-    del key
-    return net.infer(*method.weights(state), image)
-
-  return observe
+def listing() -> str:
+  """The figures, one a line."""
+  return '\n'.join(f'{name}  {kind.shows}' for name, kind in FIGURES.items())
 
 
-# Loading.
-
-
-def finished_result(folder: pathlib.Path) -> dict:
-  """The `result.json` of a run that is complete."""
+def check(figure: str | None, folders: list[str] | None) -> None:
+  """Refuses what cannot be drawn, before anything is loaded."""
   require(
-    (folder / 'flags.txt').is_file(),
-    f"--run={folder}: holds no run: give a run's folder, the --workdir of "
-    'the command that trained it',
+    figure in FIGURES,
+    f'--figure={figure or ""}: give one of {", ".join(FIGURES)}',
   )
-  path = folder / 'result.json'
-  result = json.loads(path.read_text()) if path.exists() else {}
+  plotting.check_matplotlib()
+  require(bool(folders), '--run: give the folder of a finished run')
+  most = FIGURES[figure].runs
   require(
-    result.get('complete', False),
-    f'--run={folder}: is not finished: run its command again with '
-    f'--workdir={folder}, it goes on from the last checkpoint',
+    len(folders) <= most,
+    f'--run: {len(folders)} are given, --figure={figure} shows at most {most}: '
+    'leave some out',
   )
-  return result
-
-
-def take_flags(folder: pathlib.Path, method: str, data_dir, corrupt: int):
-  """Has FLAGS say what they said in a run.
-
-  Args:
-    folder: of the run.
-    method: the binary that made it.
-    data_dir: where its data set is now.
-    corrupt: how many corrupt images it may have.
-
-  Returns:
-    The binary's arms.
-  """
-  binary = importlib.import_module(method)
-  common.define(binary.ARMS, **getattr(binary, 'DEFAULTS', {}))
-  lines = (folder / 'flags.txt').read_text().split('\n')
-  try:
-    FLAGS([method, *filter(None, lines)])
-  except flags.Error as error:
-    raise InputError(
-      f'--run={folder}: its flags.txt is of another version ({error}): run it '
-      'again with this one'
-    ) from error
-  FLAGS.data_dir, FLAGS.corrupt = data_dir, corrupt
-  return binary.ARMS
-
-
-def load(
-  folder: pathlib.Path,
-  seed: int | None = None,
-  data_dir: str | None = None,
-  corrupt: int = 0,
-) -> Finished:
-  """A finished run under one of its splits.
-
-  Args:
-    folder: of the run.
-    seed: number of the split; the run's first if None.
-    data_dir: where its data set is prepared.
-    corrupt: how many corrupt images it may have.
-  """
-  result = finished_result(folder)
-  seed = result['seeds'][0] if seed is None else seed
-  require(
-    seed in result['seeds'],
-    f'--seed={seed}: --run={folder} has {result["seeds"]}: give one of them',
-  )
-  arms = take_flags(folder, result['method'], data_dir, corrupt)
-  run = assembly.assemble(arms)
-  require(
-    [split.digest for split in run.drawn] == result['splits'],
-    f'--run={folder}: its labelled images are others than its flags draw now: '
-    'give the data set it was trained on, with --data_dir',
-  )
-  method, at = run.methods[-1], result['seeds'].index(seed)
-  size = FLAGS.seeds_at_once
-  group = run.drawn[at - at % size :][:size]
-  make = functools.partial(program.Program, method, run.net, run.data, run.mesh)
-  return Finished(
-    run.dataset,
-    run.drawn[at],
-    make(),
-    lambda step: restore(folder, make(seeds=len(group)), group, seed, step),
-    observer(run.net, method),
-    flagging.given(arms[method.name]),
-    [line for line in record.read(folder, method.name) if line['seed'] == seed],
-  )
-
-
-def restore(folder: pathlib.Path, made, group, seed: int, step: int):
-  """A `TrainState` of a run, of one seed and with an axis [1].
-
-  Args:
-    folder: of the run.
-    made: the `Program` of the group.
-    group: splits that were trained at once.
-    seed: of one of them.
-    step: after which the state was kept.
-  """
-  where = assembly.checkpoint_folder(folder, made.method, group)
-  # Opening the checkpoints would make the folder.
-  restored = None
-  if where.is_dir():
-    with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
-      job = train.Job(made.method.name, made, group)
-      restored = train.restore(job, checkpoints, step)
-  require(
-    restored is not None,
-    f'--run={folder}: the checkpoint of step {step} is not in {where}: run '
-    'its command again with --overwrite'
-    + ('' if step == train.total_steps(made.method) else ' --keep_stages'),
-  )
-  at = [split.seed for split in group].index(seed)
-  return jax.tree.map(lambda x: x[at : at + 1], restored)
+  for folder in folders:
+    made_by = loading.finished_result(pathlib.Path(folder))['method']
+    require(
+      made_by == figure.split('/')[0],
+      f'--figure={figure}: is not of {made_by}, the method of --run={folder}: '
+      'give another figure, or another run',
+    )
 
 
 def make_folder(folder: pathlib.Path) -> pathlib.Path:
@@ -256,81 +113,27 @@ def make_folder(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-# The binary.
-
-
-def define_flags() -> None:
-  """Defines this program's flags; a figure's options are flags too."""
-  flags.DEFINE_string('figure', None, f'One of {", ".join(FIGURES)}.')
-  flags.DEFINE_string('run', None, 'Folder of the finished run to draw.')
-  flags.DEFINE_string('out', None, 'RUN/figures if unset.')
-  flags.DEFINE_integer('seed', None, "Number of the split; the run's first.")
-  flags.DEFINE_string('data_dir', None, 'Where TFDS data sets are prepared.')
-  flags.DEFINE_integer('corrupt', 0, 'How many corrupt images to tolerate.')
-  flags.DEFINE_bool('list', False, 'List the figures.')
-  flagging.define(*(drawing.draw for drawing in FIGURES.values()))
-
-
-def listing() -> str:
-  """The figures, one a line."""
-  return '\n'.join(f'{name}  {kind.shows}' for name, kind in FIGURES.items())
-
-
-def check(figure: str | None, folder: str | None) -> None:
-  """Refuses what cannot be drawn, before anything is loaded."""
-  require(
-    figure in FIGURES,
-    f'--figure={figure or ""}: give one of {", ".join(FIGURES)}',
-  )
-  plotting.check_matplotlib()
-  require(folder is not None, '--run: give the folder of a finished run')
-  made_by = finished_result(pathlib.Path(folder))['method']
-  require(
-    made_by == figure.split('/')[0],
-    f'--figure={figure}: is not of {made_by}, the method of --run={folder}: '
-    'give another figure, or another run',
-  )
-
-
-def draw(own: set[str]) -> None:
-  """Draws what the flags name.
-
-  Args:
-    own: the names of this program's flags.
-  """
-  asked = {name: FLAGS[name].value for name in own}
+def draw(asked: dict[str, Any]) -> None:
+  """Draws what the flags, by name, ask for."""
+  if asked['list']:
+    print(listing())
+    return
   check(asked['figure'], asked['run'])
   make = FIGURES[asked['figure']].draw
-  options = flagging.given(make)
-  folder = pathlib.Path(asked['run'])
-  out = make_folder(pathlib.Path(asked['out'] or folder / 'figures'))
-  for name in own:  # `seed` and `data_dir` are the run's from here on
-    delattr(FLAGS, name)
+  given = {name: asked[name] for name in flagging.keywords(make)}
+  options = {name: x for name, x in given.items() if x is not None}
+  folders = [pathlib.Path(folder) for folder in asked['run']]
+  out = make_folder(pathlib.Path(asked['out'] or folders[0] / 'figures'))
 
-  finished = load(folder, asked['seed'], asked['data_dir'], asked['corrupt'])
-  name = f'{asked["figure"].replace("/", "-")}.seed-{finished.split.seed}'
+  how = asked['seed'], asked['data_dir'], asked['corrupt']
+  runs = [loading.load(folder, *how) for folder in folders]
+  name = f'{asked["figure"].replace("/", "-")}.seed-{runs[0].split.seed}'
   with plotting.style():
-    figure, tables = make(finished, **options)
+    figure, tables = make(*runs, **options)
     with common.write_errors(out):
       paths = plotting.save(out / name, figure, tables)
   print('\n'.join(map(str, paths)))
 
 
-def main() -> None:
-  """Draws a figure and exits."""
-  parallel.start()
-  known = set(FLAGS)
-  define_flags()
-  own = set(FLAGS) - known
-
-  def act():
-    if FLAGS['list'].value:
-      print(listing())
-    else:
-      draw(own)
-
-  common.run('figures', act)
-
-
 if __name__ == '__main__':
-  main()
+  loading.main('figures', define_flags, draw)

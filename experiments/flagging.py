@@ -1,6 +1,6 @@
 """Flags from a factory's signature: a default lives in one place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import inspect
 import re
 import types
@@ -39,6 +39,26 @@ def define(*factories: Callable) -> None:
     for name, parameter in keywords(factory).items():
       if name not in flags.FLAGS:
         _define(name, hints[name], parameter.default, texts[name])
+
+
+def define_unset(functions: Mapping[str, Callable]) -> None:
+  """Defines a flag for every keyword of some functions, unset by default.
+
+  One that several have is defined once; its help says whose default is what.
+
+  Args:
+    functions: by the name that the help calls each.
+  """
+  flags.disclaim_key_flags()
+  hints, texts = {}, {}
+  for owner, function in functions.items():
+    says = argument_help(function)
+    for name, parameter in keywords(function).items():
+      hints[name] = typing.get_type_hints(function)[name]
+      text = f'{owner}: {says[name]} Unset: {parameter.default!r}.'
+      texts.setdefault(name, []).append(text)
+  for name, hint in hints.items():
+    _define(name, hint, None, ' '.join(texts[name]))
 
 
 def _define(name: str, hint, default, text: str) -> None:

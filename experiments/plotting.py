@@ -34,8 +34,25 @@ STYLE = {
 }
 LARGE_PNG = 200_000  # bytes
 COLOURS = ('0072B2', 'D55E00', '009E73', 'E69F00', 'CC79A7', '56B4E9')
+CLASS_COLOURS = (  # Paul Tol's muted ones, for the colour-blind, and black
+  '332288',
+  'CC6677',
+  '117733',
+  'DDCC77',
+  '88CCEE',
+  'AA4499',
+  '999933',
+  '882255',
+  '44AA99',
+  '000000',
+)
 GREEN, RED, BLUE = 'C2', 'C1', 'C0'
 MANY_CLASSES = 20  # of more, only the first are shown one by one
+
+
+def class_colour(label: int) -> str:
+  """The colour of a class; after ten they come again."""
+  return f'#{CLASS_COLOURS[label % len(CLASS_COLOURS)]}'
 
 
 @contextlib.contextmanager

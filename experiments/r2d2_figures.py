@@ -4,7 +4,7 @@ Wang, Wu, AAAI 2021:
   Figure 2, "A toy example"  `features`  2-d features before and after D2
   Theorems 1, 2, Eq. 13      `theorems`  what was measured of them in training
 
-Each takes a `figures.Finished`. N training images, C classes.
+Each takes a `loading.Finished`. N training images, C classes.
 """
 
 import numpy as np
@@ -12,18 +12,6 @@ import plotting
 
 from ssljax.core import positive, require
 
-CLASS_COLOURS = (  # Paul Tol's muted ones, for the colour-blind, and black
-  '332288',
-  'CC6677',
-  '117733',
-  'DDCC77',
-  '88CCEE',
-  'AA4499',
-  '999933',
-  '882255',
-  '44AA99',
-  '000000',
-)
 BEFORE = 'supervised'
 
 
@@ -123,11 +111,10 @@ def scatter(axes, feature, truth, classes, size: float) -> None:
   from matplotlib import patheffects
 
   halo = [patheffects.withStroke(linewidth=2, foreground='w')]
-  colour = lambda c: f'#{CLASS_COLOURS[c % len(CLASS_COLOURS)]}'
   axes.scatter(
     *feature.T,
     s=size,
-    c=[colour(c) for c in truth],
+    c=[plotting.class_colour(c) for c in truth],
     linewidths=0,
     rasterized=True,  # thousands of points would fill a PDF
   )
@@ -135,7 +122,7 @@ def scatter(axes, feature, truth, classes, size: float) -> None:
     axes.text(
       *np.median(feature[truth == c], axis=0),
       classes[c],
-      color=colour(c),
+      color=plotting.class_colour(c),
       weight='bold',
       ha='center',
       va='center',

@@ -62,6 +62,10 @@ class Checkpoints:
       item_names=('state', 'progress'),
     )
 
+  def steps(self) -> tuple[int, ...]:
+    """The steps there are checkpoints of, in rising order."""
+    return tuple(sorted(self._manager.all_steps()))
+
   def save(self, step: int, state: TrainState, progress: dict) -> None:
     """Saves in the background.
 
@@ -100,9 +104,9 @@ class Checkpoints:
     Raises:
       InputError: there are checkpoints, and none can be read.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
+    steps = self.steps()[::-1]
     if step is not None:
-      steps = [saved for saved in steps if saved == step]
+      steps = tuple(saved for saved in steps if saved == step)
     for step in steps:
       try:
         return self._read(step, like)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssljax import batches, checkpoint, record
-from ssljax.core import InputError, Method, TrainState, keep, require
+from ssljax.core import InputError, Method, Stage, TrainState, keep, require
 from ssljax.program import Program
 from ssljax.splits import Split
 
@@ -31,6 +31,7 @@ class Options(NamedTuple):
   record_every: int  # steps
   checkpoint_seconds: float = 60.0
   steps_per_call: int = 1
+  keep_every: int | None = None  # steps between checkpoints that stay, if any
 
 
 class Job(NamedTuple):
@@ -60,6 +61,27 @@ def stage_ends(method: Method) -> dict[str, int]:
   names = [stage.name for stage in method.stages]
   lengths = [stage.steps for stage in method.stages]
   return dict(zip(names, itertools.accumulate(lengths), strict=True))
+
+
+def kept_every(stage: Stage, every: int | None) -> Sequence[int]:
+  """Every so many steps of a stage, if any."""
+  return range(every, stage.steps + 1, every) if every else ()
+
+
+def lasting(method: Method, ends: bool, every: int | None) -> list[int]:
+  """The steps, over all stages, whose checkpoints stay.
+
+  Args:
+    method: that is trained.
+    ends: whether those at the end of each stage do.
+    every: so many steps within a stage, if any.
+  """
+  steps = list(stage_ends(method).values()) if ends else []
+  first = 0
+  for stage in method.stages:
+    steps += [first + step for step in kept_every(stage, every)]
+    first += stage.steps
+  return steps
 
 
 def total_steps(method: Method) -> int:
@@ -192,6 +214,7 @@ class _Loop:
     done = self.progress.step - first
     spans, fetched = self.fetch(number, done, redo)
 
+    stays = kept_every(stage, self.options.keep_every)
     saved = time.monotonic()
     for span in spans:
       start, here = span[0][0], span[-1][1]
@@ -205,7 +228,7 @@ class _Loop:
       if here % self.options.evaluate_every == 0 or here == stage.steps:
         self.evaluate(stage)
       due = time.monotonic() - saved > self.options.checkpoint_seconds
-      if due or here == stage.steps:
+      if due or here in stays or here == stage.steps:
         self.save()
         saved = time.monotonic()
       bar.update(here - start)
@@ -215,6 +238,7 @@ class _Loop:
     """The calls of each span between stops, and the feed of all of them."""
     stage, options = self.stages[number], self.options
     periods = [options.record_every, options.evaluate_every]
+    periods += [options.keep_every] if options.keep_every else []
     if stage.refresh is not keep:
       periods.append(redo)
     points = [done, *stops(done, stage.steps, periods)]

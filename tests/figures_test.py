@@ -5,12 +5,12 @@ import shutil
 import sys
 from unittest import mock
 
-from absl import flags
 import association_figures
 import binary
 import chex
 import figures
 import jax
+import loading
 import numpy as np
 import PIL.Image
 import plotting
@@ -68,14 +68,8 @@ def out(folder):
 @pytest.fixture(scope='module')
 def finished(folder):
   """The run as a figure gets it."""
-  known = set(flags.FLAGS)
-  try:
-    with binary.small():
-      return figures.load(folder, SEED)
-  finally:
-    for name in set(flags.FLAGS) - known:
-      delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
+  with binary.small():
+    return loading.load(folder, SEED)
 
 
 def table(out, name):

@@ -28,6 +28,24 @@ def test_calls_cover_a_span_without_overlap():
   assert list(train.calls(0, 2, 1)) == [(0, 1), (1, 2)]
 
 
+def test_checkpoints_stay_at_the_ends_of_stages_and_every_so_often():
+  stages = [tiny.METHODS['supervised'](lambda *_: None, n) for n in (5, 4)]
+  stages = [m.stages[0]._replace(name=str(m.stages[0].steps)) for m in stages]
+  method = Method('two', tuple(stages))
+  assert train.lasting(method, True, None) == [5, 9]
+  # Every second step of a stage: 2 and 4, then 5 + 2 and 5 + 4.
+  assert train.lasting(method, False, 2) == [2, 4, 7, 9]
+  assert train.lasting(method, False, 6) == []
+
+
+def test_a_checkpoint_that_is_to_stay_is_saved_on_its_step(tmp_path):
+  options = OPTIONS._replace(keep_every=1, record_every=6, evaluate_every=6)
+  fit(tmp_path, 'supervised', steps=3, options=options)
+  # Without `lasting` the newest two are left.
+  saved = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert {'2', '3'} <= saved and '1' not in saved
+
+
 def test_every_term_of_the_loss_is_recorded_for_every_seed(tmp_path):
   fit(tmp_path, 'madnn', seeds=(3, 4))
   measured = [m for m in lines(tmp_path) if 'loss' in m]

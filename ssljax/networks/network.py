@@ -14,6 +14,7 @@ class Outputs(NamedTuple):
 
   logits: jax.Array  # [B, C]
   embedding: jax.Array  # [B, D], what methods compare
+  feature: jax.Array | None = None  # [B, F] before both; None: the embedding
 
 
 class Network(NamedTuple):

@@ -128,7 +128,7 @@ class ResNet(nn.Module):
 def heads(
   pooled, classes: int, embedding: int | None, version: Version
 ) -> network.Outputs:
-  """`pooled [B, c]` classified, and embedded; called in a module."""
+  """`pooled [B, F]` classified, and embedded; called in a module."""
   if version == 1:
     init = layers.spread(pooled.shape[-1])
     classifier = nn.Dense(classes, kernel_init=init, bias_init=init)
@@ -138,7 +138,7 @@ def heads(
   if embedding is None:
     return network.Outputs(logits, pooled)
   dense = nn.Dense(embedding, kernel_init=nn.initializers.glorot_uniform())
-  return network.Outputs(logits, dense(pooled))
+  return network.Outputs(logits, dense(pooled), pooled)
 
 
 def from_resnet(module: ResNet) -> network.Network:

@@ -259,6 +259,10 @@ def test_inference_is_that_of_a_network_written_in_numpy(net, by_hand, side):
   embedded = slow.dense(pooled, 1) if 'Dense_1' in params else pooled
   np.testing.assert_allclose(outputs.logits, slow.dense(pooled, 0), 1e-4, 1e-4)
   np.testing.assert_allclose(outputs.embedding, embedded, 1e-4, 1e-4)
+  if 'Dense_1' in params:
+    np.testing.assert_allclose(outputs.feature, pooled, 1e-4, 1e-4)
+  else:
+    assert outputs.feature is None
 
 
 def test_training_is_that_of_pytorchs_layers():
