@@ -74,7 +74,11 @@ PREPROCESS = {
 }
 NETWORKS = {
   'digits': functools.partial(small.small, widths=(32,), embedding=64),
+  'digits_heads': functools.partial(
+    small.small, widths=(32,), embedding=64, head=64
+  ),
   'mnist': small.small,
+  'mnist_heads': functools.partial(small.small, head=128),
   'elu_digits': functools.partial(elu.elu, widths=(32, 64)),
   'elu_mnist': elu.elu,
   'elu_svhn': functools.partial(elu.elu, depth=3, normalize='variance'),
