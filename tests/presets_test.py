@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from unittest import mock
@@ -7,61 +8,67 @@ import binary
 import pytest
 
 PRESETS = sorted((binary.EXPERIMENTS / 'presets').glob('*.flags'))
+# Others of the same method and data set differ in numbers alone.
+FIRST = {
+  next(group)
+  for _, group in itertools.groupby(PRESETS, lambda p: p.stem.split('-')[0])
+}
+# So that a preset's stages are short, and its classes have labels enough.
+SHORT = {
+  'association': (
+    '--batch_unlabelled=8',
+    '--batch_per_class=1',
+    '--pretrain=0',
+    '--unlabelled=all',
+    '--evaluate_every=2',
+    '--nobaseline',
+  ),
+  'llp': (
+    '--batch_labelled=8',
+    '--batch_unlabelled=8',
+    '--warm=1',
+    '--negatives=8',
+    '--neighbours=2',
+    '--density_neighbours=2',
+    '--unlabelled=all',
+    '--nobaseline',
+  ),
+  'r2d2': (
+    '--pretrain=1',
+    '--pretrain_batch=4',
+    '--batch_labelled=8',
+    '--batch_unlabelled=8',
+    '--unlabelled=rest',
+    '--repeat=0',
+    '--finetune=1',
+  ),
+}
 
 
-@pytest.mark.parametrize('preset', PRESETS, ids=lambda p: p.stem)
-def test_every_preset_parses_and_takes_two_steps(
-  preset, sets, tmp_path, capsys
-):
+def start(preset, sets, folder, *more):
   name = preset.stem.split('.')[0]
-  header = preset.read_text()
-  # Its header says what the paper has and what was measured here.
-  assert re.search(r'^# +paper:', header, re.M), preset
-  assert re.search(r'^# +ours:', header, re.M), preset
-  small = ('--network=digits',)  # ConvLarge is compiled in its own test
-  own = {
-    'association': (
-      '--batch_unlabelled=8',
-      '--batch_per_class=1',
-      '--pretrain=0',
-      '--unlabelled=all',
-      '--evaluate_every=2',
-      '--nobaseline',
-    ),
-    'r2d2': (
-      '--pretrain=1',
-      '--pretrain_batch=4',
-      '--batch_labelled=8',
-      '--batch_unlabelled=8',
-      '--unlabelled=rest',
-      '--repeat=0',
-      '--finetune=1',
-    ),
-  }
-  if 'imagenet' in preset.stem:
-    small += ('--image_size=16',)
-  status = binary.run(
+  # ConvLarge is compiled in its own test.
+  size = ('--image_size=16',) if 'imagenet' in preset.stem else ()
+  return binary.run(
     f'--flagfile={preset}',
     f'--data_dir={sets}',
-    *small,
-    '--steps=2',
+    '--network=digits',
     '--labels=1',
-    '--seeds=1',
-    *own.get(name, ('--batch_labelled=8', '--batch_unlabelled=8')),
-    f'--workdir={tmp_path}/run',
+    *size,
+    *more,
+    f'--workdir={folder}',
     binary=name,
   )
-  assert status == 0, capsys.readouterr().err
-  result = json.loads((tmp_path / 'run/result.json').read_text())
-  assert result['steps'] == {'r2d2': 4}.get(name, 2)
-  assert result['method'] == name
 
 
-OF_R2D2 = [preset for preset in PRESETS if preset.stem.startswith('r2d2.')]
+def shortened(preset):
+  name = preset.stem.split('.')[0]
+  usual = '--batch_labelled=8', '--batch_unlabelled=8'
+  return '--steps=2', '--seeds=1', *SHORT.get(name, usual)
 
 
-@pytest.mark.parametrize('preset', OF_R2D2, ids=lambda p: p.stem)
-def test_a_preset_of_r2d2_has_the_stages_of_its_column(preset, sets, tmp_path):
+def put_together(preset, sets, folder, *more):
+  """The methods of a run that is about to start."""
   made = []
 
   def stop(run, folder):
@@ -70,20 +77,47 @@ def test_a_preset_of_r2d2_has_the_stages_of_its_column(preset, sets, tmp_path):
     raise SystemExit
 
   with mock.patch.object(assembly, 'train_all', stop):
-    binary.run(
-      f'--flagfile={preset}',
-      f'--data_dir={sets}',
-      # The sets are small, and so are their images; nothing is trained.
-      '--network=digits',
-      '--labels=1',
-      '--unlabelled=rest',
-      '--batch_labelled=8',
-      '--batch_unlabelled=8',
-      '--pretrain_batch=8',
-      *(['--image_size=16'] if 'imagenet' in preset.stem else []),
-      f'--workdir={tmp_path}/run',
-      binary='r2d2',
-    )
+    start(preset, sets, folder, *more)
+  return made
+
+
+@pytest.mark.parametrize('preset', PRESETS, ids=lambda p: p.stem)
+def test_every_preset_is_put_together(preset, sets, tmp_path):
+  header = preset.read_text()
+  # Its header says what the paper has and what was measured here.
+  assert re.search(r'^# +paper:', header, re.M), preset
+  assert re.search(r'^# +ours:', header, re.M), preset
+  methods = put_together(preset, sets, tmp_path / 'run', *shortened(preset))
+  assert methods[-1].name == preset.stem.split('.')[0]
+
+
+@pytest.mark.parametrize(
+  'preset',
+  [
+    pytest.param(preset, marks=() if preset in FIRST else pytest.mark.slow)
+    for preset in PRESETS
+  ],
+  ids=lambda p: p.stem,
+)
+def test_every_preset_takes_two_steps(preset, sets, tmp_path, capsys):
+  status = start(preset, sets, tmp_path / 'run', *shortened(preset))
+  assert status == 0, capsys.readouterr().err
+  result = json.loads((tmp_path / 'run/result.json').read_text())
+  name = preset.stem.split('.')[0]
+  assert result['steps'] == {'r2d2': 4, 'llp': 3}.get(name, 2)
+  assert result['method'] == name
+
+
+OF_R2D2 = [preset for preset in PRESETS if preset.stem.startswith('r2d2.')]
+
+
+@pytest.mark.parametrize('preset', OF_R2D2, ids=lambda p: p.stem)
+def test_a_preset_of_r2d2_has_the_stages_of_its_column(preset, sets, tmp_path):
+  # The sets are small; the stages are as long as they are.
+  small = '--batch_labelled=8', '--batch_unlabelled=8', '--pretrain_batch=8'
+  made = put_together(
+    preset, sets, tmp_path / 'run', '--unlabelled=rest', *small
+  )
   stages = {stage.name: stage for stage in made[0].stages}
   repeated = [n for n in stages if n.startswith('repeat')]
   column = preset.stem.split('-')[-1]
