@@ -1,7 +1,6 @@
 """ImageNet's augmentations against slow NumPy, Pillow and colorsys."""
 
 import colorsys
-import functools
 import itertools
 import math
 
@@ -10,29 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from views import compiled, many, picture
 
 from ssljax import augment, core, imagenet
 
-# Unoptimised, compilation takes a third.
-compiled = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
 BILINEAR = PIL.Image.Resampling.BILINEAR
-
-
-def picture(*shape, seed=0):
-  return np.random.default_rng(seed).random(shape, np.float32)
-
-
-@functools.partial(compiled, static_argnums=(0, 2))
-def _many(augmentation, image, n):
-  keys = jax.random.split(jax.random.key(7), n)
-  return jax.vmap(augmentation, (0, None))(keys, image)
-
-
-def many(augmentation, image, n):
-  """The results [n, H, W, c] of n keys on one image."""
-  return np.asarray(_many(augmentation, image, n))
 
 
 def slow_window(draws, height, width, area=(0.2, 1), aspect=(3 / 4, 4 / 3)):
