@@ -36,3 +36,10 @@ def sets(tmp_path_factory):
   folder = tmp_path_factory.mktemp('tensorflow_datasets')
   official.write_sets(folder)
   return folder
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forgotten_programs():
+  """Frees what a module compiled: a process has only so many memory maps."""
+  yield
+  jax.clear_caches()
