@@ -169,7 +169,8 @@ def test_a_refresh_sees_all_images_in_order_every_so_many_epochs(tmp_path):
   # Four epochs refreshed before each, then four before every second.
   images, _ = tiny.images()
   brightness = images.mean((1, 2, 3)) / 255
-  np.testing.assert_allclose(state.memory[0], 6 * brightness, rtol=1e-5)
+  memory = state.memory[0, : tiny.ROWS]  # what fills up is no one's
+  np.testing.assert_allclose(memory, 6 * brightness, rtol=1e-5)
   assert progress.step == 24 == int(state.step[0])
 
 
