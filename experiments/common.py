@@ -117,7 +117,7 @@ def main(binary: str, arms: Mapping[str, Callable], **defaults) -> None:
       before it the baselines it is compared with.
     **defaults: of flags, where its paper's differ from the others'.
   """
-  parallel.start()
+  parallel.keep_freed_memory()
   flags.disclaim_key_flags()  # They are the calling program's.
   names = define(arms, **defaults)
 

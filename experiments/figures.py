@@ -331,7 +331,7 @@ def draw(own: set[str]) -> None:
 
 def main() -> None:
   """Draws a figure and exits."""
-  parallel.start()
+  parallel.keep_freed_memory()
   known = set(FLAGS)
   define_flags()
   own = set(FLAGS) - known

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 import ctypes
 import math
-import os
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -27,18 +26,12 @@ def make_mesh(batches: Sequence[int] = ()) -> Mesh:
   )
 
 
-def start() -> None:
-  """What a program that trains on a CPU does before it computes anything."""
-  keep_freed_memory()
-  order_exchanges()
-
-
 def keep_freed_memory() -> None:
   """Has a CPU's allocator keep what a step frees for the next one.
 
   By default glibc returns large buffers to the system, and every step faults
   all its pages in again: a fifth of the processor time of a small network.
-  Does nothing elsewhere.
+  To be called before anything is computed; does nothing elsewhere.
   """
   arena_max, mmap_max, top_pad, trim_threshold = -8, -4, -2, -1
   try:
@@ -49,19 +42,6 @@ def keep_freed_memory() -> None:
   mallopt(mmap_max, 0)
   mallopt(trim_threshold, 2**31 - 1)
   mallopt(top_pad, 2**26)
-
-
-def order_exchanges() -> None:
-  """Has several devices of one CPU exchange one thing after the other.
-
-  By default XLA starts what waits for nothing at once: then one device waits
-  in one exchange and another in the next, for ever, where there are no more
-  threads than devices.
-  """
-  given = os.environ.get('XLA_FLAGS', '')
-  if 'device_count' in given or 'JAX_NUM_CPU_DEVICES' in os.environ:
-    flag = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
-    os.environ['XLA_FLAGS'] = f'{given} {flag}'
 
 
 def rounded_up(count: int, mesh: Mesh) -> int:

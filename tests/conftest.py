@@ -10,7 +10,6 @@ os.environ['XLA_FLAGS'] = ' '.join(
   [
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
-    '--xla_cpu_enable_concurrency_optimized_scheduler=false',  # `parallel`
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
   ]
