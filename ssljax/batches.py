@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from ssljax import augment, imagenet
-from ssljax.core import Draw, require
+from ssljax.core import UNLABELLED, Draw, require
 from ssljax.splits import Split, generator
 
 # Random streams of `epoch_rows`: above those of `splits`.
@@ -50,19 +50,35 @@ def queue(rows, start, size, *words: int) -> np.ndarray:
 class Order:
   """The rows of each step of a stage under one split."""
 
-  def __init__(self, draw: Draw, split: Split, stage: int = 0):
+  def __init__(
+    self,
+    draw: Draw,
+    split: Split,
+    stage: int = 0,
+    *,
+    start: int = 0,
+    epoch: int = 0,
+    copies: np.ndarray | None = None,
+  ):
     """Checks that the split can serve the draw.
 
     Args:
       draw: what a step sees.
       split: the rows there are.
       stage: number of the stage, so that no two stages share an order.
+      start: step of the stage from which on this is its order.
+      epoch: number of the epoch that begins there.
+      copies: `[N]` how often an epoch has a row in its other part, if the
+        run admits it.
     """
     self.draw, self.split = draw, split
-    self._stream = 100 * stage
+    self._stream, self._start, self._first = 100 * stage, start, epoch
     self._others = split.unlabelled
     if draw.everything:
       self._others = np.union1d(split.labelled, split.unlabelled)
+    if copies is not None:
+      admitted = split.admitted | (split.labels != UNLABELLED)
+      self._others = np.repeat(np.arange(len(copies)), copies * admitted)
     labelled, other = len(split.labelled), len(self._others)
     self._pools = [
       np.flatnonzero(split.labels == label) for label in range(draw.classes)
@@ -91,10 +107,13 @@ class Order:
       'unlabelled images: give a smaller one, or --unlabelled=all; '
       'experiments/supervised.py trains on the labelled images alone'
     )
-    require(draw.other <= other, too_many)
+    if copies is None:
+      require(draw.other <= other, too_many)
     self.epoch_steps = (
       other // draw.other if draw.other else max(1, labelled // draw.labelled)
     )
+    if copies is not None:
+      self.epoch_steps = -(-other // draw.other)
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
   def _make_epoch(self, epoch: int) -> np.ndarray:
@@ -102,7 +121,7 @@ class Order:
 
     The other part (or the labelled one, where it is alone) is one shuffle,
     each row at most once: what is left over at the end is less than a batch.
-    Of a balanced draw the labelled part is a queue per class instead, which
+    (Of copies nothing is left over: another shuffle fills up the last step.) Of a balanced draw the labelled part is a queue per class instead, which
     an epoch's end does not interrupt.
     """
     steps, (labelled, other, classes, *_) = self.epoch_steps, self.draw
@@ -122,8 +141,8 @@ class Order:
 
   def rows(self, step: int) -> np.ndarray:
     """Rows `[B]` of a step, counted from the stage's first."""
-    epoch, position = divmod(step, self.epoch_steps)
-    return self._epoch(epoch)[position]
+    epoch, position = divmod(step - self._start, self.epoch_steps)
+    return self._epoch(self._first + epoch)[position]
 
   def words(self, step: int) -> tuple[int, int, int]:
     """What a step's draws on the host are a function of, beside a row."""

@@ -103,7 +103,7 @@ class Spec(NamedTuple):
   """What a memory may depend on."""
 
   labels: jax.Array  # [N] int32 label table of the training images
-  labelled: int  # M of them have a label
+  labelled: int  # M of them have a label, or may come to have one
   classes: int  # C
   embedding: int  # D
   multiple: int = 1  # of it are the lengths of tables split over devices
@@ -128,7 +128,7 @@ class Stage(NamedTuple):
   """One phase of training, as data."""
 
   name: str
-  steps: int
+  steps: int  # its length, where it does not last `rounds`
   tx: optax.GradientTransformation
   draw: Draw
   loss: Callable  # (params, state, batch, key) -> scalar, (state, metrics)
@@ -137,11 +137,32 @@ class Stage(NamedTuple):
   refresh: Callable = keep
   every: int = 1  # epochs between refreshes; 0 for one, as the stage begins
   augment: Callable | None = None  # (key, image) -> image, after the run's own
+  # state -> [N] int32, how often an epoch has a row, as it begins; the step's
+  # `draw.other` rows are of these.
+  copies: Callable | None = None
+  rounds: int = 0  # the stage, with copies, lasts so many epochs; the last one
+  # As `observe`, but only of rows whose label is known, zeros in the others;
+  # `refresh` then gets a pair.
+  observe_known: Callable | None = None
+  asks: bool = True  # an oracle may be asked for labels meanwhile
+  continues: bool = False  # with the optimiser's state of the stage before
 
 
 def raw_weights(state: TrainState) -> tuple[Any, Any]:
   """The weights as they are trained: (params, stats)."""
   return state.params, state.stats
+
+
+def reveal(state: TrainState, rows, labels) -> TrainState:
+  """The state with acquired labels.
+
+  Args:
+    state: as it was.
+    rows: `[Q]` int32; those that are N are no one's.
+    labels: `[Q]` int32; UNLABELLED where there was no answer.
+  """
+  labels = state.labels.at[rows].set(labels, mode='drop')
+  return state.replace(labels=labels)
 
 
 class Method(NamedTuple):
@@ -152,6 +173,7 @@ class Method(NamedTuple):
   init: Callable = lambda key, params, stats, spec: ()  # -> memory
   layout: Any = P()  # PartitionSpec prefix tree of the memory
   weights: Callable = raw_weights  # state -> (params, stats) to evaluate
+  reveal: Callable = reveal  # (state, rows [Q], labels [Q]) -> state
 
 
 def given_labels(state: TrainState, batch: Batch) -> jax.Array:
@@ -189,7 +211,9 @@ def init_state(
 
 
 def enter(stage: Stage, state: TrainState) -> TrainState:
-  """Enters a stage: the optimiser's state is made anew."""
+  """Enters a stage: the optimiser's state is made anew, or goes on."""
+  if stage.continues:
+    return state
   return state.replace(opt_state=stage.tx.init(state.params))
 
 

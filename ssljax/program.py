@@ -9,6 +9,7 @@ import numpy as np
 
 from ssljax import augment, batches, evaluate, parallel, sweep
 from ssljax.core import (
+  UNLABELLED,
   Method,
   Stage,
   TrainState,
@@ -140,10 +141,12 @@ class Program:
 
   @functools.cached_property
   def enter(self) -> list[Callable]:
-    """Per stage `state -> state` with the optimiser's state made anew."""
+    """Per stage `state -> state`, as `core.enter`."""
     return [self._enter(stage) for stage in self.method.stages]
 
   def _enter(self, stage: Stage) -> Callable:
+    if stage.continues:
+      return lambda state: state
     init = jax.jit(
       parallel.over_seeds(stage.tx.init, self.seeds, (0,)),
       out_shardings=self.sharding.opt_state,
@@ -159,7 +162,10 @@ class Program:
         observe, feed, read, self.mesh, seeds=self.seeds, batch=self.batch
       )
     made = self._sweeps[observe, id(feed)]
-    return lambda state, rows: made(state, self.fitted, rows)
+    return functools.partial(self._swept, made)
+
+  def _swept(self, made: Callable, state, rows, **how):
+    return made(state, self.fitted, rows, **how)
 
   @functools.cached_property
   def _predict(self) -> Callable:
@@ -185,8 +191,24 @@ class Program:
     feed, redo = self.data.train, self._redo(stage)
     if stage.observe is None:
       return lambda state: redo(state, None)
-    observe = self.sweep(stage.observe, feed)
-    return lambda state: redo(state, observe(state, np.arange(feed.size)))
+    observe, rows = self.sweep(stage.observe, feed), np.arange(feed.size)
+    if stage.observe_known is None:
+      return lambda state: redo(state, observe(state, rows))
+    observe_known = self.sweep(stage.observe_known, feed)
+
+    def refresh(state):
+      labels = jax.device_get(state.labels)  # [S, N]
+      known = np.flatnonzero((labels != UNLABELLED).any(axis=0))
+      of_known = observe_known(state, known, in_place=True)
+      return redo(state, (observe(state, rows), of_known))
+
+    return refresh
+
+  @functools.cached_property
+  def copies(self) -> list[Callable | None]:
+    """Per stage `state -> [S, N]`, how often its epochs have each row."""
+    over_seeds = lambda f: parallel.over_seeds(f, self.seeds, (0,))
+    return [s.copies and jax.jit(over_seeds(s.copies)) for s in self.method.stages]
 
   def evaluate(
     self, state: TrainState, held_out: np.ndarray

@@ -34,6 +34,15 @@ class Split(NamedTuple):
     """Rows `[U]` that the unlabelled part is drawn from."""
     return np.flatnonzero(self.admitted)
 
+  def grown(self, labels: np.ndarray) -> 'Split':
+    """The split with more labels `[N]`.
+
+    Where the unlabelled part left out the labelled rows, it goes on doing so.
+    """
+    left_out = not self.admitted[self.labelled].any()
+    known = left_out & (labels != UNLABELLED)
+    return self._replace(labels=labels, admitted=self.admitted & ~known)
+
   @property
   def digest(self) -> str:
     """A hash of everything above."""

@@ -55,8 +55,10 @@ def make_sweep(
     batch: images per call.
 
   Returns:
-    `(state, fitted, rows [M]) -> pytree of [S, M, ...]`, with M rounded up to
-    a multiple of `parallel.row_multiple`: there are zeros after the M.
+    `(state, fitted, rows [M], in_place=False) -> pytree of [S, M, ...]`, with M
+    rounded up to a multiple of `parallel.row_multiple`: there are zeros after
+    the M. In place it is of [S, N, ...], rounded up likewise, with what is of a
+    row in that row, and zeros in the others.
   """
 
   def one(state, source, rows):
@@ -72,12 +74,14 @@ def make_sweep(
   )
   empty, write = row_writer(mesh)
 
-  def sweep(state, fitted, rows: np.ndarray):
+  def sweep(state, fitted, rows: np.ndarray, in_place: bool = False):
     padded = np.resize(rows, -(-len(rows) // batch) * batch).astype(np.int32)
     chunks = padded.reshape(-1, batch)
-    size = rounded_up(len(rows), parallel.row_multiple(mesh))
-    places = np.arange(padded.size, dtype=np.int32)
-    places = np.where(places < len(rows), places, size).reshape(-1, batch)
+    count = feed.size if in_place else len(rows)
+    size = rounded_up(count, parallel.row_multiple(mesh))
+    number = np.arange(padded.size, dtype=np.int32)
+    places = padded if in_place else number
+    places = np.where(number < len(rows), places, size).reshape(-1, batch)
     whole = None
     fed = feed.batches(lambda i: chunks[i], range(len(chunks)))
     for (pixels, chunk), here in zip(fed, places, strict=True):

@@ -20,6 +20,7 @@ import numpy as np
 
 from ssljax import batches, checkpoint, record
 from ssljax.core import InputError, Method, Stage, TrainState, keep, require
+from ssljax.asking import Asking
 from ssljax.program import Program
 from ssljax.splits import Split
 
@@ -40,6 +41,7 @@ class Job(NamedTuple):
   name: str
   program: Program
   splits: Sequence[Split]  # as many as the program has seeds
+  asking: Asking | None = None  # for more labels, if any are asked for
 
 
 class DivergedError(InputError):
@@ -54,10 +56,17 @@ class Progress(NamedTuple):
   evaluations: tuple = ()  # {'step', 'last': [S], ...} of the test images
   seconds: float = 0.0  # in compiled steps, interrupted runs together
   metrics_bytes: int = 0  # length of metrics.jsonl
+  ends: tuple = ()  # the step after which each finished stage ended
+  round: int = 0  # of its stage: epochs over which no label comes
+  begun: int = 0  # the step, over all stages, after which the round began
+  asked: tuple = ()  # {'step', 'rows': [S][Q], 'labels': [S][Q]} of the oracle
 
 
 def stage_ends(method: Method) -> dict[str, int]:
-  """Each stage's name, and the step over all stages at which it ends."""
+  """Each stage's name, and the step over all stages at which it ends.
+
+  Of a last one that lasts rounds, the step at which it begins.
+  """
   names = [stage.name for stage in method.stages]
   lengths = [stage.steps for stage in method.stages]
   return dict(zip(names, itertools.accumulate(lengths), strict=True))
@@ -84,8 +93,10 @@ def lasting(method: Method, ends: bool, every: int | None) -> list[int]:
   return steps
 
 
-def total_steps(method: Method) -> int:
-  """Steps of all stages."""
+def total_steps(method: Method) -> int | None:
+  """Steps of all stages, if they are known."""
+  if any(stage.rounds for stage in method.stages):
+    return None
   return sum(stage.steps for stage in method.stages)
 
 
@@ -162,10 +173,7 @@ class _Loop:
     self.job, self.program, self.options = job, job.program, options
     self.recorder, self.checkpoints = recorder, checkpoints
     self.stages = job.program.method.stages
-    self.orders = [
-      [batches.Order(stage.draw, split, i) for split in job.splits]
-      for i, stage in enumerate(self.stages)
-    ]
+    self.asking = job.asking
     self.digests = [split.digest for split in job.splits]
 
   def begin(self, metrics_start: int):
@@ -174,7 +182,7 @@ class _Loop:
       self.recorder.rewind(metrics_start)
       self.progress = Progress(metrics_bytes=metrics_start)
       self.state = self.initial()
-    elif self.progress.step < total_steps(self.program.method):
+    elif not self.is_complete():
       self.recorder.rewind(self.progress.metrics_bytes)
 
   def take_up(self, put_aside: bool = True, step: int | None = None) -> bool:
@@ -195,7 +203,9 @@ class _Loop:
 
   def initial(self) -> TrainState:
     """The state before the first step of the first stage."""
-    rows = batches.rows_of_call(self.orders[0], (0, 1))
+    draw = self.stages[0].draw
+    orders = [batches.Order(draw, split) for split in self.job.splits]
+    rows = batches.rows_of_call(orders, (0, 1))
     return self.program.initial(self.job.splits, rows)
 
   def abstract(self, stage: int) -> TrainState:
@@ -203,50 +213,147 @@ class _Loop:
     shapes = jax.eval_shape(lambda: self.program.enter[stage](self.initial()))
     return checkpoint.abstract(shapes, self.program.sharding)
 
+  def is_over(self, stage: Stage) -> bool:
+    """Whether the stage that the progress is in has ended."""
+    if stage.rounds:
+      return self.progress.round == stage.rounds
+    return self.progress.step - self.first == stage.steps
+
+  def is_complete(self) -> bool:
+    """Whether the last stage has ended."""
+    last = len(self.stages) - 1
+    return self.progress.stage == last and self.is_over(self.stages[last])
+
+  @property
+  def first(self) -> int:
+    """The step after which the stage began."""
+    number = self.progress.stage
+    return self.progress.ends[number - 1] if number else 0
+
   def run_stage(self, number: int, bar):
     """Runs what is left of a stage."""
-    stage = self.stages[number]
-    first = sum(s.steps for s in self.stages[:number])
+    stage, step = self.stages[number], self.progress.step
     if self.progress.stage < number:
       self.state = self.program.enter[number](self.state)
-      self.progress = self.progress._replace(stage=number)
-    redo = self.orders[number][0].epoch_steps * stage.every or stage.steps
-    done = self.progress.step - first
-    spans, fetched = self.fetch(number, done, redo)
+      self.progress = self.progress._replace(stage=number, round=0, begun=step)
+    while not self.is_over(stage):
+      if step == self.progress.begun:
+        self.open_round(number)
+      self.run_round(number, bar)
+      step = self.progress.step
+    self.progress = self.progress._replace(
+      ends=(*self.progress.ends[:number], step)
+    )
+
+  def open_round(self, number: int):
+    """What comes before the first step of a round."""
+    stage, begins = self.stages[number], self.progress.round == 0
+    if stage.refresh is not keep and (stage.every or begins):
+      self.state = self.program.refresh[number](self.state)
+    if self.is_asking(number):
+      self.ask()
+
+  def is_asking(self, number: int) -> bool:
+    """Whether the oracle is asked as the round begins."""
+    stage, asking, step = self.stages[number], self.asking, self.progress.step
+    if not asking or not stage.asks or not step:
+      return False
+    return not stage.rounds or self.progress.round % asking.every == 0
+
+  def ask(self):
+    """Asks the oracle, and gives the method what it says."""
+    past = self.progress.asked
+    self.state, answer = self.asking.ask(self.state, self.job.splits, past)
+    if answer:
+      step = {'step': self.progress.step}
+      self.progress = self.progress._replace(asked=(*past, step | answer))
+
+  def orders(self, number: int) -> list[batches.Order]:
+    """The order of the round, one per seed."""
+    stage, splits = self.stages[number], self.job.splits
+    if self.asking:
+      known = jax.device_get(self.state.labels)
+      splits = map(Split.grown, splits, known)
+    copies = [None] * self.program.seeds
+    if stage.copies:
+      copies = jax.device_get(self.program.copies[number](self.state))
+    epochs = 1 if stage.rounds else self.asking.every if self.asking else 0
+    orders = [
+      batches.Order(
+        stage.draw,
+        split,
+        number,
+        start=self.progress.begun - self.first,
+        epoch=self.progress.round * epochs,
+        copies=copy,
+      )
+      for split, copy in zip(splits, copies, strict=True)
+    ]
+    require(
+      len({order.epoch_steps for order in orders}) == 1,
+      '--seeds_at_once: an epoch has more images under one split than under '
+      'another: give --seeds_at_once=1',
+    )
+    return orders
+
+  def round_end(self, stage: Stage, epoch_steps: int) -> int:
+    """The step of the stage after which the round ends."""
+    begin = self.progress.begun - self.first
+    if stage.rounds:
+      return begin + epoch_steps
+    if not self.asking or not stage.asks:
+      return stage.steps
+    return min(stage.steps, begin + epoch_steps * self.asking.every)
+
+  def run_round(self, number: int, bar):
+    """Runs what is left of a round."""
+    stage, first = self.stages[number], self.first
+    orders = self.orders(number)
+    begin, done = (at - first for at in (self.progress.begun, self.progress.step))
+    end = self.round_end(stage, orders[0].epoch_steps)
+    redo = orders[0].epoch_steps * stage.every or end
+    spans, fetched = self.fetch(stage, orders, done, begin, end, redo)
 
     stays = kept_every(stage, self.options.keep_every)
     saved = time.monotonic()
     for span in spans:
       start, here = span[0][0], span[-1][1]
-      if stage.refresh is not keep and start % redo == 0:
+      again = start > begin and (start - begin) % redo == 0
+      if stage.refresh is not keep and again:
         self.state = self.program.refresh[number](self.state)
       metrics, seconds = self.advance(number, span, fetched, first)
       self.progress = self.progress._replace(
         step=first + here, seconds=self.progress.seconds + seconds
       )
+      if here == end:
+        self.progress = self.progress._replace(
+          round=self.progress.round + 1, begun=first + here
+        )
       self.record(stage, metrics, (here - start) * stage.draw.size / seconds)
-      if here % self.options.evaluate_every == 0 or here == stage.steps:
+      due = not stage.rounds and here % self.options.evaluate_every == 0
+      if here == end or due:
         self.evaluate(stage)
       due = time.monotonic() - saved > self.options.checkpoint_seconds
-      if due or here in stays or here == stage.steps:
+      last = here == end and (self.is_over(stage) or self.is_asking(number))
+      if due or here in stays or last:
         self.save()
         saved = time.monotonic()
       bar.update(here - start)
       bar.set_postfix(loss=f'{np.mean(metrics["loss"]):.4f}')
 
-  def fetch(self, number: int, done: int, redo: int):
+  def fetch(self, stage, orders, done: int, begin: int, end: int, redo: int):
     """The calls of each span between stops, and the feed of all of them."""
-    stage, options = self.stages[number], self.options
-    periods = [options.record_every, options.evaluate_every]
+    options = self.options
+    periods = [options.record_every]
+    periods += [] if stage.rounds else [options.evaluate_every]
     periods += [options.keep_every] if options.keep_every else []
+    points = {done, *stops(done, end, periods)}
     if stage.refresh is not keep:
-      periods.append(redo)
-    points = [done, *stops(done, stage.steps, periods)]
+      points |= {p for p in range(begin, end, redo) if p > done}
     spans = [
       list(calls(start, stop, options.steps_per_call))
-      for start, stop in itertools.pairwise(points)
+      for start, stop in itertools.pairwise(sorted(points))
     ]
-    orders = self.orders[number]
     fetched = self.program.data.train.batches(
       functools.partial(batches.rows_of_call, orders),
       list(itertools.chain(*spans)),
