@@ -35,6 +35,7 @@ from ssljax import (
 from ssljax.core import Draw, Method, enter, init_state, require
 from ssljax.networks import (
   convlarge,
+  deepbass,
   elu,
   lenet,
   network,
@@ -79,6 +80,8 @@ NETWORKS = {
   ),
   'mnist': small.small,
   'mnist_heads': functools.partial(small.small, head=128),
+  'deepbass_mnist': deepbass.deepbass,
+  'deepbass_toy': deepbass.mlp,
   'elu_digits': functools.partial(elu.elu, widths=(32, 64)),
   'elu_mnist': elu.elu,
   'elu_svhn': functools.partial(elu.elu, depth=3, normalize='variance'),
