@@ -35,6 +35,7 @@ from ssljax import (
 from ssljax.core import Draw, Method, enter, init_state, require
 from ssljax.networks import (
   convlarge,
+  deepbass,
   elu,
   lenet,
   network,
@@ -79,6 +80,8 @@ NETWORKS = {
   ),
   'mnist': small.small,
   'mnist_heads': functools.partial(small.small, head=128),
+  'deepbass_mnist': deepbass.deepbass,
+  'deepbass_toy': deepbass.mlp,
   'elu_digits': functools.partial(elu.elu, widths=(32, 64)),
   'elu_mnist': elu.elu,
   'elu_svhn': functools.partial(elu.elu, depth=3, normalize='variance'),
@@ -147,7 +150,22 @@ def load_dataset() -> datasets.Dataset:
   how['crop'] = 'crop' in FLAGS.augment
   if FLAGS.source:
     return adaptation.load(FLAGS.source, FLAGS.target, **how)
-  return datasets.load(FLAGS.dataset, **how)
+  dataset = datasets.load(FLAGS.dataset, **how)
+  if dataset.train.dtype != np.uint8:
+    refuse_of_points(dataset)
+  return dataset
+
+
+def refuse_of_points(dataset: datasets.Dataset) -> None:
+  """Refuses flags that are of images, where there are none."""
+  for flag, none in (('augment', []), ('preprocess', 'none')):
+    value = FLAGS[flag].value
+    shown = ','.join(value) if flag == 'augment' else value
+    require(
+      value == none,
+      f'--{flag}={shown}: --dataset={dataset.name} is of points, not of '
+      f'images: give --{flag}={"" if flag == "augment" else none}',
+    )
 
 
 def assemble(arms: Mapping[str, Callable]) -> Run:
@@ -260,6 +278,12 @@ def make_methods(arms, dataset, drawn) -> tuple[network.Network, list[Method]]:
     for stage in method.stages:
       batches.Order(stage.draw, drawn[0])
       if stage.augment:
+        require(
+          dataset.train.dtype == np.uint8,
+          f'--dataset={dataset.name}: is of points, and the stage {stage.name} '
+          f'of {method.name} changes images: switch that off (for R2-D2, '
+          '--cutout=0)',
+        )
         jax.eval_shape(stage.augment, jax.random.key(0), one)
   return net, methods
 

@@ -5,6 +5,7 @@
   python experiments/speed.py --part=madnn    MA-DNN's step beside a supervised
   python experiments/speed.py --part=association  its step and its losses
   python experiments/speed.py --part=r2d2     D2's step beside a supervised
+  python experiments/speed.py --part=mc       passes with dropout in one program
   python experiments/speed.py --part=seeds    seeds at once beside in turn
   python experiments/speed.py --part=bank     a bank of ImageNet's size
   python experiments/speed.py --part=stream   decoding and augmenting at 224
@@ -29,13 +30,21 @@ import numpy as np
 import stream_speed
 import timing
 
-from ssljax import batches, optimizers, parallel, preprocess, program, splits
+from ssljax import (
+  acquisition,
+  batches,
+  optimizers,
+  parallel,
+  preprocess,
+  program,
+  splits,
+)
 from ssljax.core import Draw, Method, Stage
 from ssljax.methods import association
 from ssljax.methods.madnn import madnn
 from ssljax.methods.r2d2 import r2d2
 from ssljax.methods.supervised import supervised_loss
-from ssljax.networks import conv, convlarge, elu, small
+from ssljax.networks import conv, convlarge, deepbass, elu, small
 
 # name -> (network, image side, channels, batch)
 NETWORKS = {
@@ -284,6 +293,46 @@ def part_r2d2(rounds: int) -> None:
   print(f'  a step of D2 takes {cost:.3f} x a supervised one')
 
 
+def part_mc(rounds: int) -> None:
+  """What T passes with dropout cost beside T calls of one, and of none."""
+  passes, batch = 10, 512
+  for name, make in {
+    'MNIST network': small.small,
+    "DeepBASS's network": deepbass.deepbass,
+  }.items():
+    calls, megabytes = sampling(make(10), passes, batch)
+    measured = timing.rates(calls, dict.fromkeys(calls, batch), rounds)
+    show(f'{name}, batch {batch}', measured, *list(calls)[1:])
+    for count, size in megabytes.items():
+      print(f'  {count:3d} passes hold {size:8.2f} MiB at a time')
+
+
+def sampling(net, passes: int, batch: int) -> tuple[dict, dict]:
+  """Calls that infer so many times, and MiB that 10 and 100 passes hold."""
+  key = jax.random.key(0)
+  image = jax.random.uniform(key, [batch, 28, 28, 1])
+  params, stats = jax.jit(net.init)(key, image)
+  options = conv.compiler_options()
+
+  def compiled(f, *more):
+    f = jax.jit(f, compiler_options=options)
+    f = f.lower(params, stats, image, *more).compile()
+    return f, lambda: f(params, stats, image, *more)
+
+  def repeated(call):
+    return lambda: jax.block_until_ready([call() for _ in range(passes)])
+
+  loop, looped = compiled(acquisition.sampler(net, passes), key)
+  longer, _ = compiled(acquisition.sampler(net, 100), key)
+  calls = {
+    f'{passes} passes': lambda: jax.block_until_ready(looped()),
+    f'{passes} x 1 pass': repeated(compiled(net.sample, key)[1]),
+    f'{passes} x inference': repeated(compiled(net.infer)[1]),
+  }
+  size = lambda f: f.memory_analysis().temp_size_in_bytes / 2**20
+  return calls, {passes: size(loop), 100: size(longer)}
+
+
 def part_seeds(rounds: int) -> None:
   """Images per second of one seed, and of several in one program."""
   for name, (make, side, channels) in {
@@ -313,6 +362,7 @@ PARTS = {
   'madnn': part_madnn,
   'association': part_association,
   'r2d2': part_r2d2,
+  'mc': part_mc,
   'seeds': part_seeds,
   'bank': bank_speed.part_bank,
   'stream': stream_speed.part_stream,

@@ -53,6 +53,11 @@ def load(
     return first, second
 
   opened = both(image_size)
+  for flag, dataset in zip(('source', 'target'), opened, strict=True):
+    require(
+      dataset.train.dtype == np.uint8,
+      f'--{flag}={dataset.name}: is of points, not of images: give another',
+    )
   require(
     all(dataset.train.crop is None for dataset in opened),
     '--augment=crop: of a --source and a --target images that differ in size '

@@ -64,7 +64,9 @@ OPENCV_KERNELS = {
 
 
 def to_float(image: chex.Array) -> chex.Array:
-  """uint8 [...] -> float32 [...] in [0, 1]."""
+  """uint8 [...] -> float32 [...] in [0, 1]; float32, of no image, as it is."""
+  if image.dtype == jnp.float32:
+    return jnp.asarray(image)
   chex.assert_type(image, jnp.uint8)
   return jnp.asarray(image).astype(jnp.float32) / 255
 

@@ -195,7 +195,9 @@ class Feed(NamedTuple):
   """Images of one data set, on their way to the compiled step."""
 
   size: int  # N
-  gather: Callable  # (pixels, rows [B]) -> uint8 [B, H, W, c], traced
+  # (pixels, rows [B]) -> uint8, or float32 that is fed as it is, [B, H, W, c];
+  # traced
+  gather: Callable
   pixels_are_shared: bool  # one array for all seeds, or one per batch
   # (rows of a call, calls, words of a call or None) -> iterator of (pixels,
   # rows); with words, images that the source can crop are cropped at random.
@@ -203,10 +205,10 @@ class Feed(NamedTuple):
 
 
 def resident(images: np.ndarray, place: Callable) -> Feed:
-  """All images `[N, H, W, c]` uint8 on the devices, whole on each.
+  """All images `[N, H, W, c]` on the devices, whole on each.
 
   Args:
-    images: of the whole data set.
+    images: uint8 of the whole data set, or float32 that is fed as it is.
     place: `(array, batch axis or None) -> jax.Array` on the devices.
   """
   pixels = place(images, None)
@@ -279,7 +281,7 @@ def reader(
   row's number, so that a row looks the same in any batch layout.
 
   Args:
-    feed: brings uint8 pixels.
+    feed: brings the pixels.
     preprocess: a `Preprocess`, applied before the augmentation.
     augmentation: `(key, image) -> image`, or None.
     on_pixels: another one, applied before the preprocessing, or None.

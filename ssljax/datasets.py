@@ -1,9 +1,11 @@
 """A named data set as rows: images uint8 [N, H, W, c], truth int32 [N].
 
-`digits` is embedded. Every other name is a TFDS image classification set, or
-one prepared in the TFDS layout, read row by row through its data source; no
-TensorFlow is imported unless a set has to be prepared first. Letters: N images
-of a split, B rows of one read, H x W x c the size of an image.
+`digits` is embedded, and so is `yin-yang`, of points in the plane: "images"
+float32 [N, 1, 2, 1] that are fed as they are. Every other name is a TFDS image
+classification set, or one prepared in the TFDS layout, read row by row through
+its data source; no TensorFlow is imported unless a set has to be prepared
+first. Letters: N images of a split, B rows of one read, H x W x c the size of
+an image.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import numpy as np
 import PIL.Image
 import tqdm
 
-from ssljax import decode, prepared
+from ssljax import decode, points, prepared
 from ssljax.core import UNLABELLED, InputError, non_negative, positive, require
 
 _CHUNK = 512  # rows of one task of a thread
@@ -35,6 +37,7 @@ class Source(NamedTuple):
   # (rows [B], draws [B, T, 4] of `imagenet.window`) -> uint8 [B, H, W, c]: a
   # random window of each original; None where `load` was not asked for it.
   crop: Callable[[Any, np.ndarray], np.ndarray] | None = None
+  dtype: Any = np.uint8  # of what is read; float32 where it is no image
 
 
 class Dataset(NamedTuple):
@@ -60,8 +63,9 @@ def load(
   """Opens a data set; images stay on disk until their rows are read.
 
   Args:
-    name: `digits`, a TFDS name, or a set in the TFDS layout in `data_dir`.
-    data_dir: the folder that holds prepared data sets; `digits` needs none.
+    name: `digits`, `yin-yang`, a TFDS name, or a set in the TFDS layout in
+      `data_dir`.
+    data_dir: the folder that holds prepared data sets; embedded ones need none.
     train_split: TFDS split notation, as 'train+extra' or 'train[:90%]'.
     test_split: the same; by default 'test', or 'validation' where 'test' is
       missing or has no labels.
@@ -83,14 +87,16 @@ def load(
     positive(image_size=image_size)
   if name == 'digits':
     return _digits(train_split, test_split or 'test', image_size)
+  if name == 'yin-yang':
+    return _yin_yang(train_split, test_split or 'test', image_size)
   return _prepared_set(
     name, data_dir, train_split, test_split, image_size, corrupt, crop
   )
 
 
 def arrays(source: Source) -> np.ndarray:
-  """Decodes every image of `source` -> uint8 [N, H, W, c]."""
-  images = np.empty((len(source.labels), *source.shape), np.uint8)
+  """Decodes every image of `source` -> its dtype [N, H, W, c]."""
+  images = np.empty((len(source.labels), *source.shape), source.dtype)
 
   def fill(rows):
     images[rows] = source.read(np.arange(rows.start, rows.stop))
@@ -147,6 +153,33 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
   """Resizes a grey image [H, W, 1] -> [size, size, 1]."""
   fitted = decode.fit(PIL.Image.fromarray(image[..., 0]), size, size)
   return np.asarray(fitted)[..., None]
+
+
+# The embedded points.
+
+
+def _yin_yang(train_split, test_split, image_size) -> Dataset:
+  """DeepBASS's 500 + 500 points to train on, and as many to test."""
+  require(
+    image_size is None,
+    f'--image_size={image_size}: --dataset=yin-yang is of points, not of '
+    'images: leave it out',
+  )
+  splits = ('train', 'test')
+
+  def source(flag, split):
+    require(split in splits, _unknown_split(flag, split, splits))
+    mine, labels = points.yin_yang(500, key=splits.index(split))
+    mine = mine.reshape(-1, 1, 2, 1)
+    read = lambda rows: mine[np.asarray(rows)]
+    return Source(labels, (1, 2, 1), read, dtype=np.float32)
+
+  return Dataset(
+    'yin-yang',
+    source('train_split', train_split),
+    source('test_split', test_split),
+    points.CLASSES,
+  )
 
 
 # Assembling a prepared data set.

@@ -89,6 +89,13 @@ def test_classes_that_differ_are_refused(folder):
     adaptation.load('grey', 'other', str(folder))
 
 
+@pytest.mark.parametrize('flag', ['source', 'target'])
+def test_points_are_no_images_of_a_source_or_target(flag):
+  names = dict(source='digits', target='digits') | {flag: 'yin-yang'}
+  with pytest.raises(InputError, match=f'--{flag}=yin-yang: .* points'):
+    adaptation.load(**names)
+
+
 def test_images_that_differ_in_size_are_not_cropped_at_random(tmp_path):
   sizes = [np.zeros((side, 9, 3), np.uint8) for side in (8, 9)]
   for name in ('here', 'there'):

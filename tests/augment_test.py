@@ -40,8 +40,11 @@ def test_bytes_become_floats_between_0_and_1():
 
 
 def test_floats_are_not_divided_again():
-  with pytest.raises(AssertionError):
-    augment.to_float(np.ones((2, 2, 1), np.float32))
+  given = np.array([[-1.5, 0, 300]], np.float32)
+  np.testing.assert_array_equal(augment.to_float(given), given)
+  for other in (np.float64, np.int32):
+    with pytest.raises(AssertionError):
+      augment.to_float(given.astype(other))
 
 
 def test_flip_mirrors_half_of_the_images():

@@ -372,6 +372,53 @@ def test_bad_input_of_llp_is_one_line_that_names_the_flag(
   assert not folder.exists()
 
 
+POINTS = '--dataset=yin-yang', '--network=deepbass_toy', '--labels=4'
+
+
+@pytest.mark.parametrize('feed', ['resident', 'stream'])
+def test_points_are_trained_on_from_the_command_line(feed, tmp_path):
+  folder = tmp_path / 'run'
+  short = (
+    f'--feed={feed}',
+    '--steps=200',
+    '--seeds=1',
+    '--batch_labelled=8',
+    '--learning_rate=0.05',
+  )
+  where = *POINTS, *short, f'--workdir={folder}'
+  assert binary.run(*where, binary='supervised') == 0
+  result = json.loads((folder / 'result.json').read_text())
+  # A line through the middle is wrong about a quarter of both classes at most.
+  assert result['test_error']['last'][0] < 35
+
+
+@pytest.mark.parametrize(
+  ('binary_name', 'arguments', 'expected'),
+  [
+    ('madnn', ['--augment=flip,noise'], '--augment=flip,noise: .* of points'),
+    ('madnn', ['--preprocess=zca'], '--preprocess=zca: .* --preprocess=none'),
+    ('madnn', ['--image_size=8'], '--image_size=8: .* of points'),
+    ('madnn', ['--train_split=all'], '--train_split=all.*train, test'),
+    ('madnn', ['--network=convlarge'], '--network'),
+    (
+      'r2d2',
+      ['--preprocess=none', '--augment=', '--cutout=2'],
+      'yin-yang: is of points.*--cutout=0',
+    ),
+  ],
+)
+def test_what_is_of_images_is_refused_of_points(
+  binary_name, arguments, expected, tmp_path, capsys
+):
+  folder = tmp_path / 'run'
+  few = '--batch_labelled=8', '--batch_unlabelled=8', f'--workdir={folder}'
+  more = ('--pretrain_batch=8',) if binary_name == 'r2d2' else ()
+  where = *POINTS, *few, *more, *arguments
+  line = binary.refused(capsys, *where, binary=binary_name)
+  assert re.search(expected, line), line
+  assert not folder.exists()
+
+
 def test_a_bank_that_does_not_fit_is_refused_in_bytes_per_device(
   tmp_path, capsys
 ):
