@@ -13,6 +13,7 @@ from absl import flags
 import flagging
 import jax
 import numpy as np
+import questions
 import report
 
 from ssljax import (
@@ -179,7 +180,9 @@ def assemble(arms: Mapping[str, Callable]) -> Run:
   for method in methods:
     refuse_too_large(method, net, dataset, drawn[0], mesh)
   data = make_data(dataset, drawn, mesh)
-  return Run(dataset, drawn, net, methods, data, mesh)
+  run = Run(dataset, drawn, net, methods, data, mesh)
+  questions.refuse(run, dropout_rate())
+  return run
 
 
 def refuse_too_large(method, net, dataset, split, mesh) -> None:
@@ -246,6 +249,14 @@ def make_network(classes: int):
       f'--network={FLAGS.network} has none: leave it out',
     )
   return make(classes, **chosen)
+
+
+def dropout_rate() -> float:
+  """Of the network that the flags name; 0 if it has none."""
+  if FLAGS.dropout is not None:
+    return FLAGS.dropout
+  parameters = inspect.signature(NETWORKS[FLAGS.network]).parameters
+  return parameters['dropout'].default if 'dropout' in parameters else 0.0
 
 
 def make_draw(classes: int, supervised_only: bool) -> Draw:
@@ -389,7 +400,9 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
       }
       for group in groups:
         name = f'{method.name} seed {seed_range(group)}'
-        job = train.Job(name, programs[len(group)], group)
+        made = programs[len(group)]
+        asks = questions.make(run, made, group, folder)
+        job = train.Job(name, made, group, asks)
         progress = run_job(job, recorder, folder, metrics_start)
         metrics_start = progress.metrics_bytes
         report.add(result, method, progress, FLAGS.report_minimum)

@@ -10,10 +10,12 @@ import threading
 from absl import app, flags, logging
 import assembly
 import flagging
+import questions
 import report
 
 from ssljax import optimizers, parallel, workdir
 from ssljax.core import InputError, fraction, non_negative, positive, require
+from ssljax.oracle import WaitingError
 
 FLAGS = flags.FLAGS
 
@@ -104,6 +106,7 @@ def define(arms: Mapping[str, Callable], **defaults) -> list[str]:
   known = set(FLAGS)
   define_data_flags()
   define_training_flags()
+  questions.define()
   flagging.define(*reversed(arms.values()), optimizers.optimizer)
   for name, value in defaults.items():
     FLAGS.set_default(name, value)
@@ -161,6 +164,10 @@ def run(binary: str, act: Callable, parse: Callable = FLAGS) -> None:
       act()
     except InputError as error:
       fail(binary, error)
+    except WaitingError as waiting:
+      logging.flush()
+      print(f'{binary}: {waiting}', file=sys.stderr)
+      sys.exit(3)
 
   app.run(begin, flags_parser=parse_or_fail)
 
@@ -239,6 +246,7 @@ def settle_alternatives() -> None:
 def check_flags() -> None:
   """Refuses values that no run can have, by name."""
   settle_alternatives()
+  questions.check()
   for name in ('seeds', 'seeds_at_once', 'batch_unlabelled'):
     positive(**{name: FLAGS[name].value})
   for name in ('validation', 'seed', 'corrupt', 'checkpoint_seconds'):

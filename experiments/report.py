@@ -6,7 +6,7 @@ import statistics
 import jax
 
 from ssljax import evaluate, workdir
-from ssljax.train import Progress, stage_ends
+from ssljax.train import Progress
 
 
 def begin(run, labels: str) -> dict:
@@ -37,16 +37,23 @@ def add(result: dict, method, progress: Progress, minimum: bool) -> None:
   beside it.
   """
   arm = method.name
-  before = progress.step - method.stages[-1].steps
+  before = (0, *progress.ends)[-2]
   of_last_stage = [e for e in progress.evaluations if e['step'] > before]
   errors = evaluate.summarize(of_last_stage, minimum=minimum)
-  ends = stage_ends(method)
+  names = [stage.name for stage in method.stages]
+  ends = dict(zip(names, progress.ends, strict=True))
   stages = evaluate.by_stage(progress.evaluations, ends)
   empty = {'steps': progress.step, 'seconds': 0.0, 'test_error': {}}
   if len(stages) > 1:
     empty['test_error_after'] = {}
   entry = result['arms'].setdefault(arm, empty)
   entry['seconds'] = round(entry['seconds'] + progress.seconds, 1)
+  for i in range(len(errors['last']) if progress.asked else 0):
+    found = {
+      what: [x for question in progress.asked for x in question[what][i]]
+      for what in ('rows', 'labels')
+    }
+    entry.setdefault('asked', []).append(found)
   for kept, found in (('test_error', errors), ('test_error_after', stages)):
     if kept in entry:
       for name, values in found.items():

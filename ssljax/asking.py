@@ -7,6 +7,7 @@ is compiled again.
 """
 
 from collections.abc import Callable, Sequence
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,6 @@ import numpy as np
 
 from ssljax import acquisition, parallel
 from ssljax.core import UNLABELLED, TrainState
-from ssljax.oracle import Oracle
 from ssljax.program import Program
 from ssljax.splits import Split
 
@@ -36,14 +36,14 @@ class Asking:
   """A policy, compiled for a program, and whom it asks."""
 
   def __init__(
-    self, policy: Policy, program: Program, oracle: Oracle, among: np.ndarray
+    self, policy: Policy, program: Program, oracle, among: np.ndarray
   ):
     """Nothing is compiled before it is first called.
 
     Args:
       policy: how it is asked.
       program: whose states choose.
-      oracle: that is asked.
+      oracle: that is asked, see `ssljax.oracle`.
       among: `[N]` bool, the rows that it can answer for.
     """
     self.policy, self.every = policy, policy.every
@@ -77,14 +77,13 @@ class Asking:
   def _choice(self, state: TrainState, observed, askable) -> jax.Array:
     """Rows `[Q]` of one seed; those that may not be asked for come last."""
     sampled, embedding = observed
-    missing = sampled.entropy.shape[0] - len(askable)
-    pad = lambda x, value: jnp.pad(x, (0, missing), constant_values=value)
+    missing = len(sampled.entropy) - len(askable)
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _CHOICE)
     return acquisition.ACQUISITIONS[self.policy.acquire](
       sampled,
       embedding,
-      pad(state.labels, UNLABELLED),
-      pad(askable, False),
+      state.labels,
+      jnp.pad(askable, (0, missing)),
       self.policy.size,
       key,
     )
@@ -108,13 +107,13 @@ class Asking:
       splits: S of them, as the run began.
       past: what `ask` returned, each time.
     """
-    asked = [sum((p['rows'][i] for p in past), []) for i in range(len(splits))]
-    askable = np.stack(list(map(self.askable, splits, asked)))
-    budget = self.policy.budget
-    left = [
-      min(self.policy.size, *([] if budget is None else [budget - len(some)]))
-      for some in asked
+    asked = [
+      list(itertools.chain.from_iterable(p['rows'][i] for p in past))
+      for i in range(len(splits))
     ]
+    askable = np.stack(list(map(self.askable, splits, asked)))
+    budget = self.policy.budget or len(self._rows)
+    left = [min(self.policy.size, budget - len(some)) for some in asked]
     if not any(left) or not askable.any():
       return [[] for _ in splits]
     observed = self._observe(state, self._rows)

@@ -121,8 +121,9 @@ class Order:
 
     The other part (or the labelled one, where it is alone) is one shuffle,
     each row at most once: what is left over at the end is less than a batch.
-    (Of copies nothing is left over: another shuffle fills up the last step.) Of a balanced draw the labelled part is a queue per class instead, which
-    an epoch's end does not interrupt.
+    Of copies nothing is left over: another shuffle fills up the last step. Of a
+    balanced draw the labelled part is a queue per class instead, which an
+    epoch's end does not interrupt.
     """
     steps, (labelled, other, classes, *_) = self.epoch_steps, self.draw
     seed, parts = self.split.seed, []

@@ -208,7 +208,9 @@ class Program:
   def copies(self) -> list[Callable | None]:
     """Per stage `state -> [S, N]`, how often its epochs have each row."""
     over_seeds = lambda f: parallel.over_seeds(f, self.seeds, (0,))
-    return [s.copies and jax.jit(over_seeds(s.copies)) for s in self.method.stages]
+    return [
+      s.copies and jax.jit(over_seeds(s.copies)) for s in self.method.stages
+    ]
 
   def evaluate(
     self, state: TrainState, held_out: np.ndarray

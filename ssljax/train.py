@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssljax import batches, checkpoint, record
-from ssljax.core import InputError, Method, Stage, TrainState, keep, require
 from ssljax.asking import Asking
+from ssljax.core import InputError, Method, Stage, TrainState, keep, require
 from ssljax.program import Program
 from ssljax.splits import Split
 
@@ -251,7 +251,7 @@ class _Loop:
     if stage.refresh is not keep and (stage.every or begins):
       self.state = self.program.refresh[number](self.state)
     if self.is_asking(number):
-      self.ask()
+      self.ask(number)
 
   def is_asking(self, number: int) -> bool:
     """Whether the oracle is asked as the round begins."""
@@ -260,13 +260,16 @@ class _Loop:
       return False
     return not stage.rounds or self.progress.round % asking.every == 0
 
-  def ask(self):
+  def ask(self, number: int):
     """Asks the oracle, and gives the method what it says."""
     past = self.progress.asked
     self.state, answer = self.asking.ask(self.state, self.job.splits, past)
     if answer:
       step = {'step': self.progress.step}
       self.progress = self.progress._replace(asked=(*past, step | answer))
+      for i, split in enumerate(self.job.splits):
+        count = sum(len(asked['rows'][i]) for asked in self.progress.asked)
+        self.write(self.stages[number], split, {'asked': count})
 
   def orders(self, number: int) -> list[batches.Order]:
     """The order of the round, one per seed."""
@@ -309,7 +312,9 @@ class _Loop:
     """Runs what is left of a round."""
     stage, first = self.stages[number], self.first
     orders = self.orders(number)
-    begin, done = (at - first for at in (self.progress.begun, self.progress.step))
+    begin, done = (
+      at - first for at in (self.progress.begun, self.progress.step)
+    )
     end = self.round_end(stage, orders[0].epoch_steps)
     redo = orders[0].epoch_steps * stage.every or end
     spans, fetched = self.fetch(stage, orders, done, begin, end, redo)

@@ -102,9 +102,9 @@ def refresh_with(membership: Membership):
     sampled, theta = observed, memory.threshold
     if membership == 'stepwise':
       sampled, of_known = observed
-      entropy = acquisition.entropy(of_known.mean)[:count]
+      entropy = acquisition.entropy(of_known)[:count]
       theta = threshold(entropy, state.labels != UNLABELLED)
-    entropy = acquisition.entropy(sampled.mean)
+    entropy = acquisition.entropy(sampled)
     below = membership == 'all' or entropy < theta
     memory = PseudoLabels(
       jnp.argmax(sampled.mean, axis=-1).astype(jnp.int32),
