@@ -199,6 +199,7 @@ def refuse_too_large(method, net, dataset, split, mesh) -> None:
       image,
       labelled=len(split.labelled),
       multiple=parallel.row_multiple(mesh),
+      extra=questions.most(split),
     ),
   )
   with_seeds = lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype)
@@ -389,13 +390,15 @@ def make_data(dataset: datasets.Dataset, drawn, mesh) -> program.Data:
 def train_all(run: Run, folder: pathlib.Path) -> dict:
   """Trains every method under every split, keeping `result.json` up to date."""
   result = report.begin(run, FLAGS.labels)
-  size = FLAGS.seeds_at_once
+  size, extra = FLAGS.seeds_at_once, questions.most(run.drawn[0])
   groups = [run.drawn[i : i + size] for i in range(0, len(run.drawn), size)]
   metrics_start = 0
   with contextlib.closing(record.Recorder(folder)) as recorder:
     for method in run.methods:
       programs = {
-        seeds: program.Program(method, run.net, run.data, run.mesh, seeds=seeds)
+        seeds: program.Program(
+          method, run.net, run.data, run.mesh, seeds=seeds, extra=extra
+        )
         for seeds in {len(group) for group in groups}
       }
       for group in groups:

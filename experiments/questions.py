@@ -49,6 +49,14 @@ def answerable(run) -> np.ndarray:
   return (truth != UNLABELLED) | (FLAGS.oracle == 'people')
 
 
+def most(split) -> int:
+  """Labels that may be asked for under a split."""
+  if FLAGS.acquire == 'none':
+    return 0
+  unknown = int((split.labels == UNLABELLED).sum())
+  return min(FLAGS.budget or unknown, unknown)
+
+
 def refuse(run, dropout: float) -> None:
   """Refuses questions that a run cannot ask, before it begins.
 

@@ -103,10 +103,11 @@ class Spec(NamedTuple):
   """What a memory may depend on."""
 
   labels: jax.Array  # [N] int32 label table of the training images
-  labelled: int  # M of them have a label, or may come to have one
+  labelled: int  # M of them have a label
   classes: int  # C
   embedding: int  # D
   multiple: int = 1  # of it are the lengths of tables split over devices
+  extra: int = 0  # labels that may come while training
 
   @property
   def rows(self) -> int:
@@ -182,7 +183,15 @@ def given_labels(state: TrainState, batch: Batch) -> jax.Array:
 
 
 def init_state(
-  method, net, key, labels, image, *, labelled: int = 0, multiple: int = 1
+  method,
+  net,
+  key,
+  labels,
+  image,
+  *,
+  labelled: int = 0,
+  multiple: int = 1,
+  extra: int = 0,
 ) -> TrainState:
   """A fresh state, before its first stage.
 
@@ -194,6 +203,7 @@ def init_state(
     image: `[B, H, W, c]` float32 images for data-dependent initialisation.
     labelled: as in `Spec`, if there is a memory that depends on it.
     multiple: likewise.
+    extra: likewise.
   """
   net_key, memory_key, train_key = jax.random.split(key, 3)
   params, stats = net.init(net_key, image)
@@ -204,6 +214,7 @@ def init_state(
     outputs.logits.shape[-1],
     outputs.embedding.shape[-1],
     multiple,
+    extra,
   )
   memory = method.init(memory_key, params, stats, spec)
   step = jnp.zeros([], jnp.int32)

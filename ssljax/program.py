@@ -41,7 +41,15 @@ class Program:
   """The compiled parts of a method: made once, used for every seed."""
 
   def __init__(
-    self, method: Method, net: Network, data: Data, mesh, *, seeds=1, batch=512
+    self,
+    method: Method,
+    net: Network,
+    data: Data,
+    mesh,
+    *,
+    seeds=1,
+    batch=512,
+    extra=0,
   ):
     """Nothing is compiled before it is first called.
 
@@ -52,9 +60,10 @@ class Program:
       mesh: of `parallel.make_mesh`.
       seeds: S, how many are trained at once.
       batch: images per call of a sweep.
+      extra: labels that may be acquired, under each split.
     """
     self.method, self.net, self.data, self.seeds = method, net, data, seeds
-    self.mesh = mesh
+    self.mesh, self.extra = mesh, extra
     self.batch = rounded_up(batch, mesh.size)
     self.place = parallel.placer(mesh)
     self.sharding = parallel.state_sharding(mesh, method.layout)
@@ -92,6 +101,7 @@ class Program:
         image,
         labelled=labelled,
         multiple=parallel.row_multiple(self.mesh),
+        extra=self.extra,
       )
       return enter(self.method.stages[0], state)
 

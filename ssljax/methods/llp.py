@@ -46,6 +46,7 @@ from ssljax.core import (
   non_negative,
   positive,
   require,
+  reveal,
 )
 
 ABSENT = -1  # the label of a row that only fills up a device
@@ -314,12 +315,7 @@ def empty_bank(arms: Arms, key, params, stats, spec) -> Bank:
   rows = jnp.pad(drawn, ((0, spec.rows - count), (0, 0)))
   number = jnp.arange(spec.rows, dtype=jnp.int32)
   labels = jnp.where(number < count, spec.classes + number, ABSENT)
-  (known,) = jnp.nonzero(
-    spec.labels != UNLABELLED,
-    size=spec.padded(spec.labelled),
-    fill_value=count,
-  )
-  known = known.astype(jnp.int32)
+  known = rows_of_labels(spec.labels, spec.padded(spec.labelled + spec.extra))
   rows = rows.astype(arms.bank_dtype)
   return Bank(
     rows,
@@ -329,6 +325,24 @@ def empty_bank(arms: Arms, key, params, stats, spec) -> Bank:
     known,
     jnp.zeros(len(known)),
   )
+
+
+def rows_of_labels(labels, size: int) -> jax.Array:
+  """The rows `[size]` of `labels [N]` that have one, and N after them."""
+  (known,) = jnp.nonzero(
+    labels != UNLABELLED, size=size, fill_value=len(labels)
+  )
+  return known.astype(jnp.int32)
+
+
+def take_labels(arms: Arms, state, rows, labels):
+  """`reveal` of the method: the new rows have a vote from now on."""
+  state = reveal(state, rows, labels)
+  memory = state.memory
+  known = rows_of_labels(state.labels, len(memory.known_rows))
+  some = memory.rows[jnp.minimum(known, len(state.labels) - 1)]
+  memory = memory.replace(known=some, known_rows=known)
+  return estimate_density(arms)(state.replace(memory=memory), None)
 
 
 def llp(
@@ -399,7 +413,9 @@ def llp(
     tx(max(1, warm)),
     every,
     instance_loss(net, arms, warm_loss, negatives),
+    asks=False,
   )
   stages = (alone, propagating) if warm else (propagating,)
   init = functools.partial(empty_bank, arms)
-  return Method('llp', stages, init, LAYOUT, optimizers.weights)
+  take = functools.partial(take_labels, arms)
+  return Method('llp', stages, init, LAYOUT, optimizers.weights, take)

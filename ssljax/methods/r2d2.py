@@ -46,6 +46,7 @@ from ssljax.core import (
   non_negative,
   positive,
   require,
+  reveal,
 )
 from ssljax.methods.supervised import supervised_loss
 
@@ -206,6 +207,16 @@ def predict_pseudo(state, observed):
   return state.replace(memory=PseudoLabels(logits, jnp.sum(logits, axis=-1)))
 
 
+def take_labels(state, rows, labels):
+  """`reveal` of the method: ỹ is 10·onehot(y) from now on."""
+  state, memory = reveal(state, rows, labels), state.memory
+  answered = jnp.where(labels == UNLABELLED, len(memory.sums), rows)
+  logits = KNOWN * jax.nn.one_hot(labels, memory.logits.shape[-1])
+  put = lambda whole, part: whole.at[answered].set(part, mode='drop')
+  memory = PseudoLabels(put(memory.logits, logits), put(memory.sums, KNOWN))
+  return state.replace(memory=memory)
+
+
 def r2d2(
   net,
   tx,
@@ -315,4 +326,5 @@ def r2d2(
     last = last._replace(**again)
   stages = (first, decipher('decipher', steps), *repeated, last)
   layout, weights = P('data'), optimizers.weights
-  return Method('r2d2', stages, no_pseudo_labels, layout, weights)
+  init, take = no_pseudo_labels, take_labels
+  return Method('r2d2', stages, init, layout, weights, take)
