@@ -36,12 +36,12 @@ class Flat(nn.Module):
 
 @contextlib.contextmanager
 def small():
-  """On one device, and with `Flat` as `--network=digits`."""
+  """On one device, and with `Flat` as the networks for digits."""
   # A preset may say how much is dropped, where there is something to drop.
   flat = lambda classes, *, dropout=0.0: network.from_linen(Flat(classes))
   one_device = functools.partial(parallel.make_mesh, [1])
   with (
-    mock.patch.dict(assembly.NETWORKS, digits=flat),
+    mock.patch.dict(assembly.NETWORKS, digits=flat, digits_heads=flat),
     # Eight virtual devices on two cores take their time.
     mock.patch.object(parallel, 'make_mesh', lambda _: one_device()),
   ):

@@ -73,7 +73,7 @@ def test_the_loss_touches_only_stats_and_memory(name):
 
 @methods
 def test_each_stage_compiles_once_for_all_seeds(name):
-  job = tiny.make_job(name, 20)
+  job = tiny.make_job(name, 20, shared=False)
   program = job.program
   for seed in (0, 1):
     job = job._replace(splits=tiny.make_splits((seed,)))
@@ -90,7 +90,7 @@ def test_each_stage_compiles_once_for_all_seeds(name):
 def test_the_truth_of_other_rows_changes_nothing(name, tmp_path, monkeypatch):
   def train_with(folder, truth):
     monkeypatch.setattr(tiny, 'truth', lambda: truth)
-    state, _ = fit(folder, name)
+    state, _ = fit(folder, name, shared=False)
     return comparable(state)
 
   truth = tiny.truth()

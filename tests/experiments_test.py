@@ -423,13 +423,20 @@ def test_a_bank_that_does_not_fit_is_refused_in_bytes_per_device(
   tmp_path, capsys
 ):
   with mock.patch.object(parallel, 'device_bytes', lambda: 2**14):
-    line = binary.refused(capsys, f'--workdir={tmp_path}/run', binary='llp')
+    line = binary.refused(
+      capsys, f'--workdir={tmp_path}/run', '--nobaseline', binary='llp'
+    )
   need = int(re.search(r'the state of llp needs (\d+) bytes', line)[1])
-  # N = 1297 is 1536 in use or not: rows of D = 5, a label, a confidence; 256
-  # labelled rows again, with a density and a number; labels. The weights
-  # and their momenta are less than 2¹³ numbers.
-  bank = 4 * (1536 * (5 + 2) + 256 * (5 + 2) + 1297)
-  assert bank < need < bank + 4 * 2**13
+  # N = 1297 is 1536 in use or not: rows of D = 8, a label, a confidence; 256
+  # labelled rows again, with a density and a number; labels.
+  bank = 1536 * (8 + 2) + 256 * (8 + 2) + 1297
+  with binary.small():
+    net, image = assembly.NETWORKS['digits_heads'](10), np.zeros([1, 8, 8, 1])
+  params, stats = jax.eval_shape(net.init, jax.random.key(0), image)
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  # Weights and their momenta; a few numbers more, as the step's.
+  rest = 2 * count(params) + count(stats)
+  assert 4 * (bank + rest) <= need <= 4 * (bank + rest) + 64
   assert 'on each of 1 devices, which have 16384' in line
   assert not (tmp_path / 'run').exists()
 

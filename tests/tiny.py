@@ -1,5 +1,7 @@
 """A tiny problem that every test of training shares: seconds to compile."""
 
+import functools
+
 from flax import linen as nn
 import jax
 import numpy as np
@@ -113,11 +115,23 @@ def make_data(devices=1, make_feed=batches.resident):
   return data, mesh
 
 
-def make_job(name, steps=6, seeds=(0,), tx=None, validation=0, **where):
-  """A job of a method of the table above; `where` is as in `make_data`."""
+def make_program(name, steps, seeds, tx, **where):
+  """A program of a method of the table above; `where` is as in `make_data`."""
   data, mesh = make_data(**where)
   method = METHODS[name](lambda *_, **__: tx or optax.sgd(0.1, 0.9), steps)
-  program = Program(method, NET, data, mesh, seeds=len(seeds), batch=8)
+  return Program(method, NET, data, mesh, seeds=seeds, batch=8)
+
+
+# What a test takes is compilation: those that want the same program share it.
+shared_program = functools.cache(make_program)
+
+
+def make_job(
+  name, steps=6, seeds=(0,), tx=None, validation=0, shared=True, **where
+):
+  """A job of a method of the table above; `where` is as in `make_data`."""
+  make = shared_program if shared else make_program
+  program = make(name, steps, len(seeds), tx, **where)
   return train.Job(name, program, make_splits(seeds, validation))
 
 

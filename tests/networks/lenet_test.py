@@ -91,7 +91,7 @@ def test_it_is_slow_numpy_in_training_and_inference():
   params, trained, inferred = run(jax.random.key(1))
   expected = slow(image, jax.tree.map(np.asarray, params))
   for outputs in (trained, inferred):
-    for value, same in zip(outputs, expected, strict=True):
+    for value, same in zip(outputs[:2], expected, strict=True):
       np.testing.assert_allclose(value, same, rtol=1e-3, atol=1e-4)
   features = expected[1]
   assert features.min() < 0 < features.max()  # no ReLU
