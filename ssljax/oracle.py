@@ -78,7 +78,8 @@ def _rows(rows) -> list[int]:
   """Rows `[Q]` as integers, none of them twice."""
   rows = np.asarray(rows).tolist()
   twice = [row for row in rows if rows.count(row) > 1]
-  require(not twice, f'row {(twice or [0])[0]}: is asked about twice at once')
+  if twice:
+    raise InputError(f'row {twice[0]}: is asked about twice at once')
   return rows
 
 
@@ -315,11 +316,11 @@ def _read_answers(batch: Batch, meaning: Callable) -> dict[int, int] | None:
     _check_cells(batch, line, cells, images)
   there = {row for _, (row, _, _) in records}
   missing = [row for row in images if row not in there]
-  require(
-    not missing,
-    f'{batch.answers}: {len(missing)} of {len(images)} rows are missing, the '
-    f'first is {(missing or [0])[0]}; put them back, with {LABEL}',
-  )
+  if missing:
+    raise InputError(
+      f'{batch.answers}: {len(missing)} of {len(images)} rows are missing, the '
+      f'first is {missing[0]}; put them back, with {LABEL}'
+    )
   if not any(label for _, (_, _, label) in records):
     return None
   return _labels(batch, records, meaning)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ssljax import acquisition
+from ssljax import acquisition, parallel
 from ssljax.acquisition import ACQUISITIONS, EMBEDDED, Sampled
 from ssljax.core import UNLABELLED, InputError
 
@@ -349,3 +349,19 @@ def test_seeds_at_once_choose_what_they_choose_apart(name):
   stacked = jax.tree.map(lambda *x: jnp.stack(x), *problems)
   at_once = jax.jit(jax.vmap(choose))(stacked, keys)
   np.testing.assert_array_equal(at_once, np.stack(apart))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_rows_split_over_devices_are_chosen_as_whole_ones(name):
+  sampled, embedding, labels, askable = problem(1)
+  by_rows = jax.sharding.NamedSharding(
+    parallel.make_mesh([8]), jax.sharding.PartitionSpec('data')
+  )
+  choose = jax.jit(
+    lambda *parts: ACQUISITIONS[name](*parts, 5, jax.random.key(2))
+  )
+  split = jax.device_put((sampled, embedding), by_rows)
+  np.testing.assert_array_equal(
+    choose(*split, labels, askable),
+    choose(sampled, embedding, labels, askable),
+  )
