@@ -221,7 +221,8 @@ def test_the_stream_feed_trains_like_the_resident_one(name, tmp_path):
 @methods
 def test_training_learns(name, tmp_path):
   # Three brightnesses with 8 labels each: chance is 67 % error.
-  tx = optax.sgd(lambda step: 0.1 - jnp.float32(step) * 0.1 / 150, 0.9)
+  fall = lambda step: jnp.maximum(0.01, 0.1 - jnp.float32(step) * 0.1 / 150)
+  tx = optax.sgd(fall, 0.9)
   options = OPTIONS._replace(evaluate_every=150, record_every=150)
   _, progress = fit(tmp_path, name, steps=150, tx=tx, options=options)
   assert progress.evaluations[-1]['last'][0] <= 15

@@ -10,6 +10,7 @@ import optax
 from ssljax import batches, parallel, preprocess, splits, train
 from ssljax.core import Draw
 from ssljax.methods.association import association
+from ssljax.methods.deepbass import deepbass
 from ssljax.methods.llp import llp
 from ssljax.methods.madnn import madnn
 from ssljax.methods.r2d2 import r2d2
@@ -71,6 +72,9 @@ METHODS = {
     neighbours=5,
     density_neighbours=4,
     temperature=0.5,
+  ),
+  'deepbass': lambda tx, steps: deepbass(
+    NET, tx, DRAW, steps, iterations=3, passes=2, upsample=2
   ),
   'r2d2': lambda tx, steps: r2d2(
     NET,

@@ -128,9 +128,8 @@ def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
 
 def copies(state, upsample: int) -> jax.Array:
   """How often `[N]` int32 an epoch has each row, of X and of D."""
-  member = state.memory.member[: len(state.labels)]
-  known = state.labels != UNLABELLED
-  return jnp.where(known, upsample, member).astype(jnp.int32)
+  member = state.memory.member[: len(state.labels)].astype(jnp.int32)
+  return jnp.where(state.labels != UNLABELLED, upsample, member)
 
 
 def deepbass(

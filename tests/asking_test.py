@@ -1,0 +1,148 @@
+"""Labels that come in the middle of a run, for every method."""
+
+import chex
+from contract_test import OPTIONS, comparable, fit, lines
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from ssljax import asking, oracle, train
+from ssljax.core import UNLABELLED
+from ssljax.program import Program
+
+POLICY = asking.Policy('entropy', every=1, size=4, budget=10, passes=2)
+OFTEN = OPTIONS._replace(checkpoint_seconds=0.0)
+methods = pytest.mark.parametrize('name', tiny.METHODS)
+
+
+def make_job(name, answers=None, policy=POLICY, steps=16, seeds=(0,), **where):
+  data, mesh = tiny.make_data(**where)
+  method = tiny.METHODS[name](lambda *_, **__: optax.sgd(0.1, 0.9), steps)
+  program = Program(
+    method, tiny.NET, data, mesh, seeds=len(seeds), batch=8, extra=10
+  )
+  answers = answers or oracle.Simulation(tiny.truth())
+  among = np.ones(tiny.ROWS, bool)
+  asks = asking.Asking(policy, program, answers, among)
+  return train.Job(name, program, tiny.make_splits(seeds), asks)
+
+
+def asked_rows(progress, seed=0):
+  return [row for asked in progress.asked for row in asked['rows'][seed]]
+
+
+@methods
+def test_labels_come_once_each_and_never_more_than_the_budget(name, tmp_path):
+  job = make_job(name)
+  state, progress = fit(tmp_path, name, job=job)
+  rows = asked_rows(progress)
+  # 4, 4, and the two that are left of ten.
+  assert [len(asked['rows'][0]) for asked in progress.asked] == [4, 4, 2]
+  assert len(set(rows)) == 10
+  start = job.splits[0].labels
+  assert (start[rows] == UNLABELLED).all()
+  want = start.copy()
+  want[rows] = tiny.truth()[rows]
+  np.testing.assert_array_equal(state.labels[0], want)
+  counts = [m['asked'] for m in lines(tmp_path) if 'asked' in m]
+  assert counts == [4, 8, 10]
+  # Before the first step there is nothing to be unsure with.
+  assert progress.asked[0]['step'] > 0
+
+
+@methods
+def test_what_is_learned_is_a_function_of_what_was_asked_for(name, tmp_path):
+  truth = tiny.truth()
+  state, progress = fit(tmp_path / '1', name, job=make_job(name))
+  rows = asked_rows(progress)
+  known = tiny.make_splits()[0].labels >= 0
+  known[rows] = True
+  # Every other label is another one: nowhere in the state is there a trace.
+  other = np.where(known, truth, (truth + 1) % tiny.CLASSES).astype(np.int32)
+  job = make_job(name, oracle.Simulation(other))
+  again, _ = fit(tmp_path / '2', name, job=job)
+  chex.assert_trees_all_equal(comparable(again), comparable(state))
+  assert lines(tmp_path / '1') == lines(tmp_path / '2')
+  # And as to the labels themselves:
+  assert (np.asarray(state.labels[0])[~known] == UNLABELLED).all()
+
+
+@methods
+def test_an_acquired_label_is_learned_from(name, tmp_path):
+  """Two runs of which one is told other labels part ways."""
+  truth = tiny.truth()
+  state, _ = fit(tmp_path / '1', name, job=make_job(name))
+  lies = ((truth + 1) % tiny.CLASSES).astype(np.int32)
+  told, _ = fit(
+    tmp_path / '2', name, job=make_job(name, oracle.Simulation(lies))
+  )
+  with pytest.raises(AssertionError):
+    chex.assert_trees_all_close(told.params, state.params, rtol=1e-3)
+
+
+@methods
+def test_killed_about_an_acquisition_it_ends_the_same(
+  name, tmp_path, monkeypatch
+):
+  job = make_job(name)
+  whole, progress = fit(tmp_path / 'whole', name, OFTEN, job)
+  at = progress.asked[1]['step']
+  save, ask = train._Loop.save, asking.Asking.ask
+
+  def stop_at(step):
+    def stop(self):
+      save(self)
+      if self.progress.step == step:
+        self.checkpoints.wait()
+        raise KeyboardInterrupt
+
+    return train._Loop, 'save', stop
+
+  def stop_within(*args):
+    ask(*args)
+    raise KeyboardInterrupt
+
+  parts = tmp_path / 'parts'
+  # As the question is due; with the answer there, but nothing saved; and later.
+  for patched in (
+    stop_at(at),
+    (asking.Asking, 'ask', stop_within),
+    stop_at(at + 1),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(*patched)
+      with pytest.raises(KeyboardInterrupt):
+        fit(parts, name, OFTEN._replace(record_every=1), make_job(name))
+  resumed, again = fit(parts, name, OFTEN, make_job(name))
+  assert [*again.asked] == [*progress.asked]
+  chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+
+
+def test_seeds_at_once_ask_for_what_seeds_apart_ask_for(tmp_path):
+  _, both = fit(tmp_path / 'both', '', job=make_job('madnn', seeds=(0, 1)))
+  for i in (0, 1):
+    job = make_job('madnn', seeds=(i,))
+    _, alone = fit(tmp_path / str(i), '', job=job)
+    assert asked_rows(alone) == asked_rows(both, i)
+
+
+def test_the_labelled_part_of_a_step_draws_from_new_labels_too(tmp_path):
+  job = make_job('supervised')
+  loop = train._Loop(job, OPTIONS, None, None)
+  _, progress = fit(tmp_path, '', job=job)
+  loop.state, loop.progress = fit(tmp_path, '', job=job)
+  (order,) = loop.orders(0)
+  seen = {row for step in range(16, 80) for row in order.rows(step)}
+  assert set(asked_rows(progress)) < seen
+
+
+def test_the_unlabelled_part_leaves_out_what_has_become_labelled(tmp_path):
+  split = tiny.make_splits()[0]
+  labels = split.labels.copy()
+  row = int(np.flatnonzero(labels < 0)[0])
+  labels[row] = 1
+  assert not split.grown(labels).admitted[row] and split.admitted[row]
+  # Where labelled rows were among the unlabelled ones, they stay there.
+  everything = split._replace(admitted=np.ones(tiny.ROWS, bool))
+  assert everything.grown(labels).admitted.all()

@@ -1,0 +1,219 @@
+import chex
+from contract_test import OPTIONS, fit
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from ssljax import batches, train
+from ssljax.acquisition import Sampled
+from ssljax.core import (
+  UNLABELLED,
+  Batch,
+  Draw,
+  InputError,
+  TrainState,
+  init_state,
+)
+from ssljax.methods import deepbass as m
+from ssljax.program import Program
+
+N, C = tiny.ROWS, tiny.CLASSES
+
+
+def make(steps=4, **arms):
+  tx = lambda _: optax.sgd(lambda count: 0.1)
+  return m.deepbass(tiny.NET, tx, tiny.DRAW, steps, **arms)
+
+
+def bare_state(labels, memory):
+  """A state of nothing but labels and a memory."""
+  none = jnp.zeros([])
+  return TrainState(none, none, (), (), (), jnp.asarray(labels), memory)
+
+
+def sampled(p):
+  """`Sampled` of p̃ `[N, C]`; the rest is not looked at."""
+  p = jnp.asarray(p, jnp.float32)
+  return Sampled(p, jnp.zeros(len(p)), p, p)
+
+
+def slow_entropy(p):
+  """Eq. 3 of one row."""
+  return -sum(x * np.log(x) for x in p if x > 0) / np.log(len(p))
+
+
+def draws(seed, rows=12, spread=0.5):
+  return np.random.default_rng(seed).dirichlet(np.full(C, spread), rows)
+
+
+def test_membership_and_threshold_are_a_simulation_of_algorithm_3_1():
+  labels = np.full(8, UNLABELLED)
+  labels[[1, 4, 6]] = [0, 2, 1]
+  # Twelve rows of a table for eight images; after them there is no one.
+  memory = m.PseudoLabels(
+    jnp.zeros(12, int), jnp.zeros(12), jnp.zeros(12, bool), jnp.zeros([])
+  )
+  state, refresh = bare_state(labels, memory), m.refresh_with('stepwise')
+  member, grew = set(), []
+  for iteration in range(4):
+    many, all_rows = draws(iteration, 12, 0.1), draws(100 + iteration)
+    theta = np.mean([slow_entropy(many[j]) for j in (1, 4, 6)])  # Eq. 8
+    member |= {j for j in range(8) if slow_entropy(all_rows[j]) < theta}
+    grew.append(len(member))
+    state = refresh(state, (sampled(all_rows), sampled(many)))
+    assert float(state.memory.threshold) == pytest.approx(theta, abs=1e-6)
+    found = np.flatnonzero(state.memory.member)
+    assert set(found) == member  # once in D, always in D: Eq. 9
+    for j in range(12):
+      assert int(state.memory.labels[j]) == np.argmax(all_rows[j])  # Eq. 4
+      want = slow_entropy(all_rows[j])
+      assert float(state.memory.entropy[j]) == pytest.approx(want, abs=1e-5)
+    # An epoch has a labelled row 20 times, and one of D once: Eq. 6.
+    often = [20 if labels[j] >= 0 else int(j in member) for j in range(8)]
+    np.testing.assert_array_equal(m.copies(state, 20), often)
+  assert 0 < grew[0] < grew[-1] < 8  # or the test has shown nothing
+
+
+def test_all_data_are_learned_from_at_once_and_none_in_active_learning():
+  labels = np.array([0, UNLABELLED, UNLABELLED])
+  memory = m.PseudoLabels(
+    jnp.zeros(4, int), jnp.zeros(4), jnp.zeros(4, bool), jnp.zeros([])
+  )
+  state = bare_state(labels, memory)
+  np.testing.assert_array_equal(m.copies(state, 5), [5, 0, 0])
+  state = m.refresh_with('all')(state, sampled(draws(0, 4)))
+  np.testing.assert_array_equal(m.copies(state, 5), [5, 1, 1])
+  alone = make(membership='none').stages[1]
+  assert alone.observe is None
+
+
+def test_the_loss_is_the_mean_over_truth_and_pseudo_labels():
+  method, truth = make(), tiny.make_splits()[0].labels
+  images = tiny.images()[0].astype(np.float32) / 255
+  state = init_state(
+    method, tiny.NET, jax.random.key(0), jnp.asarray(truth), images[:4]
+  )
+  guesses = (np.arange(N) % C).astype(np.int32)
+  state = state.replace(memory=state.memory.replace(labels=guesses))
+  rows = np.array([0, 1, 2, 3, 20, 21, 22, 60])
+  assert 0 < (truth[rows] >= 0).sum() < len(rows)
+  batch = Batch(jnp.asarray(rows), images[rows], jnp.zeros(8, bool))
+  loss, (_, metrics) = method.stages[1].loss(
+    state.params, state, batch, jax.random.key(5)
+  )
+  outputs, _ = tiny.NET.train(
+    state.params, state.stats, batch.image, jax.random.key(5)
+  )
+  terms = []
+  for row, logits in zip(rows, np.asarray(outputs.logits), strict=True):
+    label = truth[row] if truth[row] >= 0 else guesses[row]  # Eq. 2 and 5
+    terms.append(np.log(np.exp(logits).sum()) - logits[label])
+  assert float(loss) == pytest.approx(np.mean(terms), rel=1e-5)
+  known = truth[rows] >= 0
+  for name, of in (('of_labelled', known), ('of_pseudo_labelled', ~known)):
+    want = np.mean(np.array(terms)[of])
+    assert float(metrics[name]) == pytest.approx(want, rel=1e-5)
+
+
+def test_an_epoch_has_every_copy_and_fills_up_its_last_step():
+  split = tiny.make_splits()[0]
+  copies = np.where(split.labels >= 0, 3, 1)
+  draw = Draw(0, 10, everything=True)
+  order = batches.Order(draw, split, copies=copies, start=7, epoch=2)
+  # 24 labelled ones 3 times and 37 others: 109 rows, 11 steps of 10.
+  assert order.epoch_steps == 11
+  rows = np.concatenate([order.rows(7 + step) for step in range(11)])
+  times = np.bincount(rows, minlength=N)
+  assert (times >= copies).all() and times.sum() == 110
+  assert times[split.labels < 0].max() <= 2
+  # Another epoch is another shuffle; the same is the same.
+  again = batches.Order(draw, split, copies=copies, epoch=2)
+  np.testing.assert_array_equal(again.rows(0), order.rows(7))
+  other = batches.Order(draw, split, copies=copies, epoch=3)
+  assert (other.rows(0) != order.rows(7)).any()
+
+
+def test_rows_that_the_run_does_not_admit_are_in_no_epoch():
+  split = tiny.make_splits(validation=9)[0]
+  order = batches.Order(
+    Draw(0, 8, everything=True), split, copies=np.ones(N, int)
+  )
+  seen = {row for step in range(order.epoch_steps) for row in order.rows(step)}
+  assert seen == set(range(N)) - set(split.validation)
+
+
+def job_of(**arms):
+  data, mesh = tiny.make_data()
+  program = Program(make(**arms), tiny.NET, data, mesh, batch=8)
+  return train.Job('deepbass', program, tiny.make_splits())
+
+
+def test_the_optimiser_goes_on_through_both_stages(tmp_path):
+  job = job_of(iterations=2, passes=2, upsample=2)
+  state, progress = fit(tmp_path, 'deepbass', job=job)
+  count = optax.tree_utils.tree_get(state.opt_state, 'count')
+  # 4 steps; then 24 rows twice and 37 once, 85 rows in steps of 8, twice.
+  assert progress.step == 4 + 2 * 11 == int(count[0]) == int(state.step[0])
+  assert progress.ends == (4, 26)
+  assert [e['step'] for e in progress.evaluations] == [3, 4, 15, 26]
+
+
+def test_nothing_is_compiled_again_as_epochs_grow(tmp_path):
+  job = job_of(iterations=4, passes=2, labelled_passes=3, membership='stepwise')
+  _, progress = fit(tmp_path, 'deepbass', job=job)
+  lengths = np.diff([e['step'] for e in progress.evaluations[1:]])
+  assert len(set(lengths)) > 1
+  for compiled in (*job.program.steps, job.program.copies[1]):
+    assert compiled._cache_size() == 1
+
+
+def test_seeds_whose_epochs_differ_are_not_trained_at_once(tmp_path):
+  data, mesh = tiny.make_data()
+  method = make(iterations=4, passes=2, membership='stepwise')
+  program = Program(method, tiny.NET, data, mesh, seeds=3, batch=8)
+  job = train.Job('deepbass', program, tiny.make_splits((0, 1, 2)))
+  with pytest.raises(InputError, match='--seeds_at_once=1'):
+    fit(tmp_path, 'deepbass', job=job)
+
+
+def test_a_run_resumes_in_any_round_bit_for_bit(tmp_path, monkeypatch):
+  often = OPTIONS._replace(checkpoint_seconds=0.0, record_every=3)
+  job = job_of(iterations=3, passes=2, labelled_passes=3, membership='stepwise')
+  whole, progress = fit(tmp_path / 'whole', 'deepbass', often, job)
+  save = train._Loop.save
+  ends = [e['step'] for e in progress.evaluations]
+  # In the first stage, at its end, within a round, and as one ends.
+  for at in (3, 4, 7, ends[3]):
+
+    def stop(self, at=at):
+      save(self)
+      if self.progress.step == at:
+        self.checkpoints.wait()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+      patch.setattr(train._Loop, 'save', stop)
+      with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / 'parts', 'deepbass', often, job)
+  resumed, again = fit(tmp_path / 'parts', 'deepbass', often, job)
+  assert list(again.evaluations) == list(progress.evaluations)
+  plain = lambda s: s.replace(key=jax.random.key_data(s.key))
+  chex.assert_trees_all_equal(plain(resumed), plain(whole))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'flag'),
+  [
+    (dict(steps=0), '--steps'),
+    (dict(iterations=-1), '--iterations'),
+    (dict(passes=0), '--passes'),
+    (dict(labelled_passes=0), '--labelled_passes'),
+    (dict(upsample=0), '--upsample'),
+  ],
+)
+def test_what_cannot_work_is_refused_by_name(arguments, flag):
+  with pytest.raises(InputError, match=flag):
+    make(**arguments)
