@@ -17,15 +17,6 @@ from ssljax.core import Batch
 OPTIONS = train.Options(evaluate_every=3, record_every=2)
 
 
-@pytest.fixture(scope='module', params=tiny.METHODS)
-def name(request):
-  """Every method in turn: pytest runs all tests of one before the next."""
-  yield request.param
-  # A process has only so many memory maps for what it has compiled.
-  tiny.shared_program.cache_clear()
-  jax.clear_caches()
-
-
 def fit(folder, name, options=OPTIONS, job=None, **more):
   recorder = record.Recorder(folder)
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
