@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT / 'experiments'), str(ROOT / 'tests')]
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import tiny  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
@@ -38,8 +39,21 @@ def sets(tmp_path_factory):
   return folder
 
 
-@pytest.fixture(scope='module', autouse=True)
-def forgotten_programs():
-  """Frees what a module compiled: a process has only so many memory maps."""
-  yield
+def forget_programs():
+  """Frees what was compiled: a process has only so many memory maps."""
+  tiny.shared_program.cache_clear()
   jax.clear_caches()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs_of_a_module():
+  """Programs last as long as their module."""
+  yield
+  forget_programs()
+
+
+@pytest.fixture(scope='module', params=tiny.METHODS)
+def name(request):
+  """Every method in turn: all tests of one run before the next one's."""
+  yield request.param
+  forget_programs()

@@ -15,7 +15,6 @@ from ssljax import batches, checkpoint, datasets, record, train
 from ssljax.core import Batch
 
 OPTIONS = train.Options(evaluate_every=3, record_every=2)
-methods = pytest.mark.parametrize('name', tiny.METHODS)
 
 
 def fit(folder, name, options=OPTIONS, job=None, **more):
@@ -32,7 +31,6 @@ def comparable(state):
   return state.replace(key=jax.random.key_data(state.key), memory=memory)
 
 
-@methods
 def test_structure_shapes_and_dtypes_are_stable_and_finite(name):
   job = tiny.make_job(name)
   state, _ = tiny.initial(job)
@@ -50,7 +48,6 @@ def test_structure_shapes_and_dtypes_are_stable_and_finite(name):
     assert int(state.step[0]) == number + 1
 
 
-@methods
 def test_the_loss_touches_only_stats_and_memory(name):
   job = tiny.make_job(name)
   before, _ = tiny.initial(job)
@@ -71,7 +68,6 @@ def test_the_loss_touches_only_stats_and_memory(name):
     chex.assert_trees_all_equal_shapes(metrics, jax.tree.map(jnp.mean, metrics))
 
 
-@methods
 def test_each_stage_compiles_once_for_all_seeds(name):
   job = tiny.make_job(name, 20, shared=False)
   program = job.program
@@ -86,7 +82,6 @@ def test_each_stage_compiles_once_for_all_seeds(name):
   assert program._initial(24)._cache_size() == 1
 
 
-@methods
 def test_the_truth_of_other_rows_changes_nothing(name, tmp_path, monkeypatch):
   def train_with(folder, truth):
     monkeypatch.setattr(tiny, 'truth', lambda: truth)
@@ -105,7 +100,6 @@ def test_the_truth_of_other_rows_changes_nothing(name, tmp_path, monkeypatch):
   assert lines(tmp_path / '1') == lines(tmp_path / '2')
 
 
-@methods
 def test_seeds_vmapped_equal_seeds_apart(name, tmp_path):
   together, progress = fit(tmp_path / 'both', name, seeds=(0, 1))
   for i, seed in enumerate((0, 1)):
@@ -118,7 +112,6 @@ def test_seeds_vmapped_equal_seeds_apart(name, tmp_path):
       assert a['last'][i] == b['last'][0]
 
 
-@methods
 def test_split_over_eight_devices_equals_whole(name, tmp_path):
   whole, _ = fit(tmp_path / '1', name)
   split, _ = fit(tmp_path / '8', name, devices=8)
@@ -128,7 +121,6 @@ def test_split_over_eight_devices_equals_whole(name, tmp_path):
   )
 
 
-@methods
 def test_many_steps_per_call_equal_one(name, tmp_path):
   one, _ = fit(tmp_path / '1', name, steps=7)
   options = OPTIONS._replace(steps_per_call=2)
@@ -142,7 +134,6 @@ class StoppedError(Exception):
   """Stands in for whatever ends a process."""
 
 
-@methods
 def test_interrupted_and_resumed_equals_uninterrupted(
   name, tmp_path, monkeypatch
 ):
@@ -193,7 +184,6 @@ def lines(folder):
   return found
 
 
-@methods
 def test_the_stream_feed_trains_like_the_resident_one(name, tmp_path):
   def streamed(images, place):
     source = datasets.Source(
@@ -218,7 +208,6 @@ def test_the_stream_feed_trains_like_the_resident_one(name, tmp_path):
   assert states[0][1] == states[1][1]
 
 
-@methods
 def test_training_learns(name, tmp_path):
   # Three brightnesses with 8 labels each: chance is 67 % error.
   fall = lambda step: jnp.maximum(0.01, 0.1 - jnp.float32(step) * 0.1 / 150)
