@@ -13,7 +13,6 @@ from ssljax.program import Program
 
 POLICY = asking.Policy('entropy', every=1, size=4, budget=10, passes=2)
 OFTEN = OPTIONS._replace(checkpoint_seconds=0.0)
-methods = pytest.mark.parametrize('name', tiny.METHODS)
 
 
 def make_job(name, answers=None, policy=POLICY, steps=16, seeds=(0,), **where):
@@ -32,7 +31,6 @@ def asked_rows(progress, seed=0):
   return [row for asked in progress.asked for row in asked['rows'][seed]]
 
 
-@methods
 def test_labels_come_once_each_and_never_more_than_the_budget(name, tmp_path):
   job = make_job(name)
   state, progress = fit(tmp_path, name, job=job)
@@ -51,7 +49,6 @@ def test_labels_come_once_each_and_never_more_than_the_budget(name, tmp_path):
   assert progress.asked[0]['step'] > 0
 
 
-@methods
 def test_what_is_learned_is_a_function_of_what_was_asked_for(name, tmp_path):
   truth = tiny.truth()
   state, progress = fit(tmp_path / '1', name, job=make_job(name))
@@ -68,7 +65,6 @@ def test_what_is_learned_is_a_function_of_what_was_asked_for(name, tmp_path):
   assert (np.asarray(state.labels[0])[~known] == UNLABELLED).all()
 
 
-@methods
 def test_an_acquired_label_is_learned_from(name, tmp_path):
   """Two runs of which one is told other labels part ways."""
   truth = tiny.truth()
@@ -81,7 +77,6 @@ def test_an_acquired_label_is_learned_from(name, tmp_path):
     chex.assert_trees_all_close(told.params, state.params, rtol=1e-3)
 
 
-@methods
 def test_killed_about_an_acquisition_it_ends_the_same(
   name, tmp_path, monkeypatch
 ):

@@ -27,7 +27,8 @@ def fit(folder, name, options=OPTIONS, job=None, **more):
 
 def comparable(state):
   # Of a memory split over devices, the rows that fill up are no one's.
-  memory = jax.tree.map(lambda x: x[:, : tiny.ROWS], state.memory)
+  some = lambda x: x[:, : tiny.ROWS] if x.ndim > 1 else x
+  memory = jax.tree.map(some, state.memory)
   return state.replace(key=jax.random.key_data(state.key), memory=memory)
 
 
