@@ -11,6 +11,7 @@ not the run knew an image's.
 Letters: M training images, C classes, D embedding.
 """
 
+import loading
 import numpy as np
 import plotting
 
@@ -47,19 +48,12 @@ def trajectories(*runs):
     name: [
       (step, float(np.nanmean(norms_after(run, step)))) for step in run.kept
     ]
-    for name, run in zip(names_of(runs), runs, strict=True)
+    for name, run in zip(loading.names_of(runs), runs, strict=True)
   }
   table = [('run', 'step', 'aggregation')]
   table += [(name, *point) for name, line in lines.items() for point in line]
   begins = list(runs[0].stage_ends.values())[:-1]
   return draw_trajectories(lines, begins), {'aggregation': table}
-
-
-def names_of(runs) -> list[str]:
-  """What tells runs apart: their folders."""
-  names = [run.folder.name for run in runs]
-  different = len(set(names)) == len(names)
-  return names if different else [str(run.folder) for run in runs]
 
 
 def draw_trajectories(lines, begins):
@@ -103,7 +97,7 @@ def norms(*runs):
     sides = {f'step {step:,}': (run, step) for step in (run.kept[0], run.steps)}
   else:
     ends = ((finished, finished.steps) for finished in runs)
-    sides = dict(zip(names_of(runs), ends, strict=True))
+    sides = dict(zip(loading.names_of(runs), ends, strict=True))
   classes = run.dataset.classes
   require(
     classes == other.dataset.classes,

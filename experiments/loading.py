@@ -15,6 +15,7 @@ import common
 import flagging
 import jax
 import numpy as np
+import questions
 
 from ssljax import (
   batches,
@@ -51,12 +52,21 @@ class Finished:
   @property
   def steps(self) -> int:
     """The length of the run."""
-    return train.total_steps(self.program.method)
+    total = train.total_steps(self.program.method)
+    if total is not None:
+      return total
+    require(
+      bool(self.kept),
+      f'--run={self.folder}: has no checkpoint left, which alone knows how '
+      'long the run was: run its command again with --overwrite',
+    )
+    return self.kept[-1]
 
   @property
   def stage_ends(self) -> dict[str, int]:
     """The last step of each stage, by its name."""
-    return train.stage_ends(self.program.method)
+    ends = train.stage_ends(self.program.method)
+    return ends | {list(ends)[-1]: self.steps}
 
   @property
   def known_rows(self) -> np.ndarray:
@@ -206,14 +216,16 @@ def load(
   with flags_of(folder, result['method'], data_dir, corrupt) as arms:
     run = assembly.assemble(arms)
     settings = flagging.given(arms[run.methods[-1].name])
-    size = FLAGS.seeds_at_once
+    size, extra = FLAGS.seeds_at_once, questions.most(run.drawn[0])
   require(
     [split.digest for split in run.drawn] == result['splits'],
     f'--run={folder}: its labelled images are others than its flags draw now: '
     'give the data set it was trained on, with --data_dir',
   )
   method, group = run.methods[-1], run.drawn[at - at % size :][:size]
-  make = functools.partial(program.Program, method, run.net, run.data, run.mesh)
+  make = functools.partial(
+    program.Program, method, run.net, run.data, run.mesh, extra=extra
+  )
   return Finished(
     folder,
     run.dataset,
@@ -259,6 +271,13 @@ def restore(folder: pathlib.Path, made, group, seed: int, step: int):
   )
   at = [split.seed for split in group].index(seed)
   return jax.tree.map(lambda x: x[at : at + 1], restored)
+
+
+def names_of(runs) -> list[str]:
+  """What tells runs apart: their folders."""
+  names = [run.folder.name for run in runs]
+  different = len(set(names)) == len(names)
+  return names if different else [str(run.folder) for run in runs]
 
 
 # The programs that look at them.

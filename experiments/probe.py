@@ -32,7 +32,7 @@ class Embedded(NamedTuple):
   rows: np.ndarray  # [K] of the training images
   train: np.ndarray  # [K, D] of length 1
   train_labels: np.ndarray  # [K] the truth
-  labelled: np.ndarray  # [K] bool, the run knew it
+  labelled: np.ndarray  # [K] bool, the run knew it, from the start or told
   test: np.ndarray  # [M, D] of length 1
   test_labels: np.ndarray  # [M]
 
@@ -51,7 +51,7 @@ def embed(finished, state) -> tuple[Embedded, np.ndarray]:
     rows,
     finished.embed(state, data.train, rows),
     dataset.train.labels[rows],
-    finished.split.labels[rows] != UNLABELLED,
+    np.asarray(state.labels)[0, rows] != UNLABELLED,
     representation.unit(tested.embedding),
     dataset.test.labels,
   ), tested.logits

@@ -12,7 +12,6 @@ import binary
 from flax import linen as nn
 import jax
 import llp_maps
-import llp_norms
 import loading
 import numpy as np
 import PIL.Image
@@ -115,6 +114,20 @@ def test_the_embeddings_are_of_all_images_but_those_held_out(probed, folder):
   assert set(arrays['rows'][arrays['labelled']]) == labelled
   assert result['train_images'] == count and result['labelled_images'] == 20
   assert result['step'] == 7 and result['seed'] == 0
+
+
+def test_a_run_that_asked_for_labels_is_probed_with_what_it_was_told(tmp_path):
+  # Beyond 256, of which the length of a table is a multiple.
+  asks = '--acquire=random', '--query_size=300', '--budget=300'
+  run = train(tmp_path, *asks)
+  assert binary.run(f'--run={run}', binary='probe') == 0
+  result = json.loads((run / 'probe.json').read_text())
+  of_run = json.loads((run / 'result.json').read_text())
+  assert len(of_run['asked'][0]['rows']) == 300
+  assert result['labelled_images'] == 20 + 300
+  assert result['test_error']['softmax'] == pytest.approx(
+    of_run['test_error']['last'][0]
+  )
 
 
 def test_the_nearest_neighbours_are_scikit_learns(probed):
@@ -311,8 +324,8 @@ def test_typical_classes_leave_out_those_without_images():
 
 def test_runs_are_called_by_their_folders_where_these_differ():
   run = lambda path: mock.Mock(folder=pathlib.Path(path))
-  assert llp_norms.names_of([run('a/x'), run('a/y')]) == ['x', 'y']
-  assert llp_norms.names_of([run('a/x'), run('b/x')]) == ['a/x', 'b/x']
+  assert loading.names_of([run('a/x'), run('a/y')]) == ['x', 'y']
+  assert loading.names_of([run('a/x'), run('b/x')]) == ['a/x', 'b/x']
 
 
 BAD = {
