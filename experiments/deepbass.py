@@ -14,6 +14,7 @@ ARMS = {'deepbass': deepbass}
 DEFAULTS = {
   'unlabelled': 'all',
   'network': 'deepbass_mnist',
+  'batch_labelled': 1,  # a step has no such part: any number of labels will do
   'batch_unlabelled': 256,
   'optimizer': 'adam',
   'learning_rate': 1e-3,
