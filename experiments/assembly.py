@@ -54,6 +54,7 @@ AUGMENTATIONS = {
   'crop_or_resize': augment.crop_or_resize(2),
   'distort': augment.distort,
   'rotate': warp.rotate(0.2),
+  'turn_scale': warp.turn_and_scale(),
   'noise': augment.noise(0.15),
   'affine': warp.affine(),
   'blur': augment.blur(),

@@ -10,6 +10,7 @@ LbA      Haeusser, Mordvintsev, Cremers, CVPR 2017, released train.py at the
          commit bfe5398:
            SVHN    affine(), then augment.blur()
            STL-10  tilt(), zoom(), then the rest of augment.stl10()
+DeepBASS Rottmann, Kahl, Gottschalk 2018, on MNIST:  turn_and_scale()
 """
 
 from collections.abc import Callable
@@ -57,6 +58,32 @@ def turn(image: chex.Array, angle: chex.Numeric) -> chex.Array:
   middle = (width - 1) / 2, (height - 1) / 2
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   return _pull(image, ((cos, -sin), (sin, cos)), (0.0, 0.0), middle, zeros)
+
+
+def turn_and_scale(degrees: float = 10.0, scale: float = 0.05) -> Augmentation:
+  """Turns by U(-degrees, degrees) and scales each side (DeepBASS on MNIST).
+
+  Height and width become U(1 - scale, 1 + scale) of themselves, each apart,
+  about the centre; then it is turned. Bilinear, with zeros outside.
+
+  Args:
+    degrees: 10 in DeepBASS.
+    scale: in [0, 1); 0.05 in DeepBASS.
+  """
+  core.non_negative(degrees=degrees)
+  core.fraction(scale=scale)
+
+  def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
+    angle, wide, high = jax.random.uniform(key, (3,), minval=-1.0)
+    angle = angle * float(degrees) * jnp.pi / 180
+    width, height = 1 + float(scale) * wide, 1 + float(scale) * high
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    # Where a pixel was: turned back, then scaled back.
+    inverse = (cos / width, -sin / width), (sin / height, cos / height)
+    middle = (image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2
+    return _pull(image, inverse, (0.0, 0.0), middle, zeros)
+
+  return apply
 
 
 def affine(scale: float = 0.15, shift: float = 2.0) -> Augmentation:

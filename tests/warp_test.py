@@ -238,6 +238,40 @@ def test_a_tilt_is_scipys_with_zeros_outside():
     assert abs(tried - result).max(axis=(1, 2, 3)).min() < 0.01
 
 
+def test_a_turned_and_scaled_image_is_read_where_the_map_says():
+  # Interpolation is exact on ramps, whose values are the places that are read:
+  # x = (cos a (x' - m) - sin a (y' - m)) / w + m and y likewise over h.
+  height, width = 9, 13
+  y, x = np.mgrid[:height, :width].astype(np.float32)
+  ramps = np.stack([x, y], axis=-1)
+  results = many(warp.turn_and_scale(10, 0.05), ramps, 1000)
+  # At the centre, where nothing from outside is read.
+  at = lambda down, right: results[:, 4 + down, 6 + right]
+  np.testing.assert_allclose(at(0, 0), [[6, 4]] * 1000, atol=1e-5)
+  across, along = at(0, 1) - at(0, 0), at(1, 0) - at(0, 0)
+  np.testing.assert_allclose(at(1, 1), at(0, 0) + across + along, atol=1e-5)
+  wide = 1 / np.hypot(across[:, 0], along[:, 0])
+  high = 1 / np.hypot(across[:, 1], along[:, 1])
+  angle = np.arctan2(-along[:, 0], across[:, 0])
+  # No shear: both rows of the matrix are turned alike.
+  turned_back = np.arctan2(across[:, 1], along[:, 1])
+  np.testing.assert_allclose(turned_back, angle, atol=1e-4)
+  drawn = np.stack([angle / (np.pi / 18), (wide - 1) / 0.05, (high - 1) / 0.05])
+  # As in `test_angles_are_uniform_within_the_bound`, of U(-1, 1) thrice; and a
+  # correlation of 1000 deviates by 1 / √1000 = .0316.
+  assert abs(drawn).max() < 1 + 1e-3
+  assert (abs(drawn.mean(axis=1)) < 0.073).all()
+  assert (drawn.max(axis=1) > 0.97).all() and (drawn.min(axis=1) < -0.97).all()
+  assert abs(np.corrcoef(drawn) - np.eye(3)).max() < 4.5 * 0.0316
+
+
+def test_turned_and_scaled_by_0_changes_nothing():
+  image = picture(5, 8, 3)
+  results = many(warp.turn_and_scale(0, 0), image, 4)
+  expected = np.broadcast_to(image, results.shape)
+  np.testing.assert_allclose(results, expected, atol=1e-6)
+
+
 def enlarged(image, height, width):
   """Every window of these sides of [6, 4, c], enlarged to [6, 4, c]."""
   rows = [i * height // 6 for i in range(6)]
@@ -272,7 +306,9 @@ def test_a_zoom_of_0_changes_nothing():
   np.testing.assert_array_equal(results, np.broadcast_to(image, results.shape))
 
 
-@pytest.mark.parametrize('augmentation', [warp.affine(), warp.zoom()])
+@pytest.mark.parametrize(
+  'augmentation', [warp.affine(), warp.zoom(), warp.turn_and_scale()]
+)
 def test_the_key_alone_decides(augmentation):
   image = picture(8, 8, 1)
   results = many(augmentation, image, 10)
@@ -288,6 +324,8 @@ def test_the_key_alone_decides(augmentation):
     (warp.affine, 'shift'),
     (warp.tilt, 'degrees'),
     (warp.zoom, 'crop'),
+    (warp.turn_and_scale, 'degrees'),
+    (warp.turn_and_scale, 'scale'),
   ],
 )
 @pytest.mark.parametrize('value', [-1, float('nan'), float('inf')])
