@@ -16,6 +16,7 @@ from absl import flags
 import association_figures
 import association_graph
 import common
+import deepbass_figures
 import flagging
 import llp_maps
 import llp_norms
@@ -44,6 +45,12 @@ FIGURES = {
   ),
   'association/4': Drawing(
     association_figures.neighbours, 'nearest neighbours of unlabelled images'
+  ),
+  'deepbass/1': Drawing(
+    deepbass_figures.maps, 'classes over the plane; a --run each (yin-yang)', 4
+  ),
+  'deepbass/3': Drawing(
+    deepbass_figures.curves, 'accuracy over the iterations; a --run each', 6
   ),
   'llp/2a': Drawing(
     llp_maps.evolution, 'classes over training (--keep_stages, --keep_every)'
