@@ -9,6 +9,8 @@ from ssljax import acquisition, asking, oracle
 from ssljax.core import UNLABELLED, positive, require
 
 FLAGS = flags.FLAGS
+# They say something of a network that is always sure of itself.
+WITHOUT_DROPOUT = ('least_confidence', 'margin', 'k_centre', 'random')
 
 
 def define() -> None:
@@ -67,10 +69,10 @@ def refuse(run, dropout: float) -> None:
   if FLAGS.acquire == 'none':
     return
   require(
-    dropout > 0 or FLAGS.acquire in ('random', 'margin', 'least_confidence'),
+    dropout > 0 or FLAGS.acquire in WITHOUT_DROPOUT,
     f'--acquire={FLAGS.acquire}: --network={FLAGS.network} has no dropout to '
     'be unsure with: give --dropout or another network, or '
-    '--acquire=least_confidence, margin or random',
+    f'--acquire={", ".join(WITHOUT_DROPOUT[:-1])} or {WITHOUT_DROPOUT[-1]}',
   )
   left = [
     int((split.admitted & (split.labels == UNLABELLED) & answerable(run)).sum())
