@@ -143,7 +143,7 @@ def draw_maps(panels, axes, points, truth):
     for label, ink in enumerate(inks):
       mine = points[truth == label]
       part.scatter(*mine.T, s=2, color=ink, linewidths=0, rasterized=True)
-    part.scatter(*points[labelled].T, s=14, c='k', marker='x', linewidths=0.9)
+    part.scatter(*points[labelled].T, s=9, c='k', marker='x', linewidths=0.7)
     part.set(title=name, xticks=[], yticks=[])
   return drawn
 

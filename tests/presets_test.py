@@ -23,6 +23,13 @@ SHORT = {
     '--evaluate_every=2',
     '--nobaseline',
   ),
+  # Nothing is dropped that one could be unsure with.
+  'deepbass': (
+    '--batch_unlabelled=8',
+    '--iterations=0',
+    '--acquire=none',
+    '--train_split=train',
+  ),
   'llp': (
     '--batch_labelled=8',
     '--batch_unlabelled=8',
@@ -129,3 +136,28 @@ def test_a_preset_of_r2d2_has_the_stages_of_its_column(preset, sets, tmp_path):
   if repeated and preset.stem not in ours:
     length = sum(stages[name].steps for name in repeated)
     assert length == stages['decipher'].steps
+
+
+# Those of the paper; the digits are our own.
+OF_DEEPBASS = [
+  preset
+  for preset in PRESETS
+  if re.match(r'deepbass\.(mnist|yin)', preset.stem)
+]
+# Labels a run ends with.
+ENDS_WITH = {'yin-yang-8': 80, 'mnist-100': 300, 'mnist-1000': 1000}
+
+
+@pytest.mark.parametrize('preset', OF_DEEPBASS, ids=lambda p: p.stem)
+def test_a_preset_of_deepbass_has_the_schedule_of_its_paper(preset):
+  lines = preset.read_text().splitlines()
+  given = dict(line[2:].split('=') for line in lines if line.startswith('--'))
+  number = lambda name: int(given[name])
+  name = preset.stem.removeprefix('deepbass.')
+  labels = number('labels') * (2 if name.startswith('yin') else 10)
+  # A hundred epochs of twenty copies, in whole batches of 256.
+  assert number('steps') == 100 * -(-labels * 20 // 256)
+  if number('iterations'):
+    questions = -(-number('iterations') // number('query_every'))
+    labels += questions * number('query_size')
+    assert labels == ENDS_WITH[name.removesuffix('-cpu')]
