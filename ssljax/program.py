@@ -120,7 +120,13 @@ class Program:
   @functools.cached_property
   def steps(self) -> list[Callable]:
     """Per stage `(state, source, rows) -> state, metrics`, compiled."""
-    return [self._compile(stage) for stage in self.method.stages]
+    made, steps = {}, []
+    for stage in self.method.stages:  # those that step alike share one
+      alike = stage.loss, stage.tx, stage.draw, stage.augment
+      if alike not in made:
+        made[alike] = self._compile(stage)
+      steps.append(made[alike])
+    return steps
 
   def _compile(self, stage: Stage) -> Callable:
     data, augmentation = self.data, self.data.augmentation

@@ -166,7 +166,9 @@ def test_nothing_is_compiled_again_as_epochs_grow(tmp_path):
   _, progress = fit(tmp_path, 'deepbass', job=job)
   lengths = np.diff([e['step'] for e in progress.evaluations[1:]])
   assert len(set(lengths)) > 1
-  for compiled in (*job.program.steps, job.program.copies[1]):
+  first, second = job.program.steps
+  assert first is second  # nor as the second stage begins
+  for compiled in (first, job.program.copies[1]):
     assert compiled._cache_size() == 1
 
 
