@@ -402,11 +402,14 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
         )
         for seeds in {len(group) for group in groups}
       }
+      asks = {
+        seeds: questions.make(run, made, folder)
+        for seeds, made in programs.items()
+      }
       for group in groups:
         name = f'{method.name} seed {seed_range(group)}'
         made = programs[len(group)]
-        asks = questions.make(run, made, group, folder)
-        job = train.Job(name, made, group, asks)
+        job = train.Job(name, made, group, asks[len(group)])
         progress = run_job(job, recorder, folder, metrics_start)
         metrics_start = progress.metrics_bytes
         report.add(result, method, progress, FLAGS.report_minimum)

@@ -91,13 +91,12 @@ def refuse(run, dropout: float) -> None:
     )
 
 
-def make(run, made, group, folder: pathlib.Path):
-  """The `asking.Asking` of a job, if any.
+def make(run, made, folder: pathlib.Path):
+  """The `asking.Asking` of all jobs of a program, if any.
 
   Args:
-    run: an `assembly.Run` that the job is of.
-    made: its `Program`.
-    group: its splits.
+    run: an `assembly.Run` that they are of.
+    made: the `Program`.
     folder: of the run.
   """
   if FLAGS.acquire == 'none':
@@ -112,7 +111,11 @@ def make(run, made, group, folder: pathlib.Path):
   train = run.dataset.train
   answers = (
     oracle.Folder(
-      folder / 'questions', train.read, run.dataset.classes, group[0].digest
+      # People are asked about one split.
+      folder / 'questions',
+      train.read,
+      run.dataset.classes,
+      run.drawn[0].digest,
     )
     if FLAGS.oracle == 'people'
     else oracle.Simulation(train.labels)

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ssljax import datasets
+from ssljax import asking, datasets
 
 # Asks as the first iteration begins, and as the third does.
 RUN = (
@@ -159,6 +159,21 @@ def test_a_person_who_tells_the_truth_is_as_good_as_the_data_set(
   )
   for same in ('asked', 'test_error', 'test_error_after', 'steps'):
     assert people[same] == truth[same]
+
+
+def test_what_chooses_is_compiled_once_for_all_seeds(tmp_path, monkeypatch):
+  made, init = [], asking.Asking.__init__
+
+  def count(self, *args):
+    made.append(self)
+    init(self, *args)
+
+  monkeypatch.setattr(asking.Asking, '__init__', count)
+  args = command(tmp_path / 'run', '--seeds=3')
+  assert binary.run(*args, binary='deepbass') == 0
+  assert len(made) == 1 and made[0]._choose._cache_size() == 1
+  result = json.loads((tmp_path / 'run/result.json').read_text())
+  assert [len(set(asked['rows'])) for asked in result['asked']] == [6, 6, 6]
 
 
 def test_an_image_that_is_skipped_stays_without_a_label(tmp_path, capsys):
