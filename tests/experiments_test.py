@@ -129,6 +129,7 @@ def test_both_feeds_train_alike_from_the_command_line(sets, tmp_path):
     assert (
       binary.run(
         *TINY,
+        '--nobaseline',
         '--dataset=cifar10',
         f'--data_dir={sets}',
         '--labels=1',
