@@ -1,29 +1,46 @@
 """Labels that come in the middle of a run, for every method."""
 
+import functools
+
 import chex
 from contract_test import OPTIONS, comparable, fit, lines
 import numpy as np
-import optax
 import pytest
 import tiny
 
 from ssljax import asking, oracle, train
 from ssljax.core import UNLABELLED
-from ssljax.program import Program
 
 POLICY = asking.Policy('entropy', every=1, size=4, budget=10, passes=2)
 OFTEN = OPTIONS._replace(checkpoint_seconds=0.0)
 
 
-def make_job(name, answers=None, policy=POLICY, steps=16, seeds=(0,), **where):
-  data, mesh = tiny.make_data(**where)
-  method = tiny.METHODS[name](lambda *_, **__: optax.sgd(0.1, 0.9), steps)
-  program = Program(
-    method, tiny.NET, data, mesh, seeds=len(seeds), batch=8, extra=10
-  )
-  answers = answers or oracle.Simulation(tiny.truth())
-  among = np.ones(tiny.ROWS, bool)
-  asks = asking.Asking(policy, program, answers, among)
+class Told:
+  """An oracle for which another may stand in: what is compiled is shared."""
+
+  other = oracle.Simulation(tiny.truth())
+
+  def ask(self, *question):
+    return self.other.ask(*question)
+
+
+@functools.cache
+def shared(name, seeds):
+  """(program, asking, its oracle) of a method and a number of seeds."""
+  program = tiny.make_program(name, 16, seeds, None, extra=10)
+  told, among = Told(), np.ones(tiny.ROWS, bool)
+  return program, asking.Asking(POLICY, program, told, among), told
+
+
+@pytest.fixture(scope='module', autouse=True)
+def unshared():
+  yield
+  shared.cache_clear()
+
+
+def make_job(name, truth=None, seeds=(0,)):
+  program, asks, told = shared(name, len(seeds))
+  told.other = oracle.Simulation(tiny.truth() if truth is None else truth)
   return train.Job(name, program, tiny.make_splits(seeds), asks)
 
 
@@ -57,7 +74,7 @@ def test_what_is_learned_is_a_function_of_what_was_asked_for(name, tmp_path):
   known[rows] = True
   # Every other label is another one: nowhere in the state is there a trace.
   other = np.where(known, truth, (truth + 1) % tiny.CLASSES).astype(np.int32)
-  job = make_job(name, oracle.Simulation(other))
+  job = make_job(name, other)
   again, _ = fit(tmp_path / '2', name, job=job)
   chex.assert_trees_all_equal(comparable(again), comparable(state))
   assert lines(tmp_path / '1') == lines(tmp_path / '2')
@@ -70,9 +87,7 @@ def test_an_acquired_label_is_learned_from(name, tmp_path):
   truth = tiny.truth()
   state, _ = fit(tmp_path / '1', name, job=make_job(name))
   lies = ((truth + 1) % tiny.CLASSES).astype(np.int32)
-  told, _ = fit(
-    tmp_path / '2', name, job=make_job(name, oracle.Simulation(lies))
-  )
+  told, _ = fit(tmp_path / '2', name, job=make_job(name, lies))
   with pytest.raises(AssertionError):
     chex.assert_trees_all_close(told.params, state.params, rtol=1e-3)
 

@@ -119,11 +119,11 @@ def make_data(devices=1, make_feed=batches.resident):
   return data, mesh
 
 
-def make_program(name, steps, seeds, tx, **where):
+def make_program(name, steps, seeds, tx, extra=0, **where):
   """A program of a method of the table above; `where` is as in `make_data`."""
   data, mesh = make_data(**where)
   method = METHODS[name](lambda *_, **__: tx or optax.sgd(0.1, 0.9), steps)
-  return Program(method, NET, data, mesh, seeds=seeds, batch=8)
+  return Program(method, NET, data, mesh, seeds=seeds, batch=8, extra=extra)
 
 
 # What a test takes is compilation: those that want the same program share it.
