@@ -104,7 +104,13 @@ def test_epochs_are_passes_over_the_unlabelled_images(tmp_path):
   assert json.loads((tmp_path / 'run/result.json').read_text())['steps'] == 2
 
 
-@pytest.mark.parametrize('network', ['convlarge', 'convlarge_weightnorm'])
+@pytest.mark.parametrize(
+  'network',
+  [
+    pytest.param('convlarge', marks=pytest.mark.slow),
+    'convlarge_weightnorm',
+  ],
+)
 def test_convlarge_takes_a_step_from_the_command_line(
   network, tmp_path, capsys
 ):
