@@ -47,7 +47,8 @@ def make_sweep(
   """Compiles `observe` once and sweeps it over any rows of a feed.
 
   Args:
-    observe: `(state, image [B, H, W, c], key) -> pytree of [B, ...]`.
+    observe: `(state, image [B, H, W, c], key) -> pytree of [B, ...]`; the key
+      is the same for all batches of a sweep.
     feed: brings the images.
     read: `(source, rows, key) -> images`, usually without augmentation.
     mesh: what is observed is split over it by rows.
@@ -63,9 +64,10 @@ def make_sweep(
 
   def one(state, source, rows):
     key = jax.random.fold_in(state.key, state.step)
-    # Away from the step's own keys, and another one for every batch.
-    key = jax.random.fold_in(jax.random.fold_in(key, _SWEEP), rows[0])
-    read_key, key = jax.random.split(key)
+    # Away from the step's own keys. All batches are observed with one key, so
+    # that a pass with dropout is the same function of every image.
+    read_key, key = jax.random.split(jax.random.fold_in(key, _SWEEP))
+    read_key = jax.random.fold_in(read_key, rows[0])
     return observe(state, read(source, rows, read_key), key)
 
   compiled = jax.jit(

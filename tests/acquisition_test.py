@@ -63,6 +63,17 @@ def test_monte_carlo_dropout_is_a_loop_over_the_passes():
   chex.assert_trees_all_close(sampled, summed(p), rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_sampled_of_an_image_does_not_depend_on_the_others():
+  params, stats, image = network()
+  sample = jax.jit(acquisition.sampler(tiny.NET, PASSES))
+  key = jax.random.key(3)
+  whole = sample(params, stats, image, key)
+  parts = [sample(params, stats, part, key) for part in np.split(image, [2])]
+  chex.assert_trees_all_close(
+    whole, jax.tree.map(lambda *x: jnp.concatenate(x), *parts), rtol=1e-5
+  )
+
+
 def test_one_pass_has_nothing_to_disagree_with():
   sampled = jax.jit(acquisition.sampler(tiny.NET, 1))(
     *network(), jax.random.key(3)

@@ -30,7 +30,7 @@ class Net(nn.Module):
   def __call__(self, image, *, train, dropout):
     x = nn.Dense(5)(image.reshape(image.shape[0], -1))
     x = layers.leaky_relu(layers.BatchNorm(0.9)(x, train=train))
-    x = nn.Dropout(0.2)(x, deterministic=not dropout)
+    x = layers.dropout(x, 0.2, train=train, active=dropout)
     return network.Outputs(nn.Dense(CLASSES)(x), x)
 
 

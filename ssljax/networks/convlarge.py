@@ -30,7 +30,7 @@ class ConvLarge(nn.Module):
       for _ in range(3):
         x = block(width)(x, train=train)
       x = conv.max_pool(x, 2, 2, 'SAME')
-      x = nn.Dropout(self.dropout)(x, deterministic=not dropout)
+      x = layers.dropout(x, self.dropout, train=train, active=dropout)
     x = block(512, 3, 'VALID')(x, train=train)
     x = block(256, 1)(x, train=train)
     x = block(128, 1)(x, train=train)

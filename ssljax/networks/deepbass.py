@@ -28,7 +28,6 @@ class DeepBass(nn.Module):
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
     """Maps images `[B, H, W, c]` to `Outputs`; D is 784 of 28×28 pixels."""
-    del train  # no batch norm
     x = image
     for width in self.widths:
       for _ in range(2):
@@ -39,7 +38,7 @@ class DeepBass(nn.Module):
           conv_general_dilated=conv.conv_general_dilated,
         )(x)
         x = layers.leaky_relu(x)
-        x = nn.Dropout(self.dropout)(x, deterministic=not dropout)
+        x = layers.dropout(x, self.dropout, train=train, active=dropout)
       x = conv.max_pool(x, 2, 2)
     x = x.reshape(len(x), -1)
     return network.Outputs(nn.Dense(self.classes, kernel_init=_INIT)(x), x)
@@ -55,11 +54,10 @@ class Perceptron(nn.Module):
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
     """Maps images `[B, H, W, c]` to `Outputs` with D the last width."""
-    del train  # no batch norm
     x = image.reshape(len(image), -1)
     for width in self.widths:
       x = layers.leaky_relu(nn.Dense(width, kernel_init=_INIT)(x))
-      x = nn.Dropout(self.dropout)(x, deterministic=not dropout)
+      x = layers.dropout(x, self.dropout, train=train, active=dropout)
     return network.Outputs(nn.Dense(self.classes, kernel_init=_INIT)(x), x)
 
 

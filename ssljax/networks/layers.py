@@ -17,6 +17,18 @@ def leaky_relu(x: jax.Array) -> jax.Array:
   return jnp.maximum(x, SLOPE * x)
 
 
+def dropout(x, rate: float, *, train: bool, active: bool) -> jax.Array:
+  """Drops numbers of `x [B, ...]`, in a module's `@nn.compact`.
+
+  In training every image has a mask of its own. In a sample all images share
+  one, so that a pass is one function of them all (f^(t)(x, w) of Gal,
+  Ghahramani 2016; consistent dropout of Kirsch et al., arXiv:1906.08158): what
+  is said of an image has the same distribution, at the cost of inference.
+  """
+  shared = () if train else (0,)
+  return nn.Dropout(rate, shared, deterministic=not active)(x)
+
+
 def spread(fan_in: int) -> nn.initializers.Initializer:
   """U(−1, 1) / √fan_in: PyTorch's for biases and fully connected layers."""
 

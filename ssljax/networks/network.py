@@ -23,7 +23,7 @@ class Network(NamedTuple):
   init: Callable  # (key, image [B, H, W, c]) -> params, stats
   train: Callable  # (params, stats, image, key) -> Outputs, stats
   infer: Callable  # (params, stats, image) -> Outputs
-  sample: Callable  # (params, stats, image, key) -> Outputs, dropout active
+  sample: Callable  # (params, stats, image, key) -> Outputs, see layers.dropout
   smallest: int  # the least H and W it accepts
 
 

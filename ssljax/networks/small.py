@@ -30,7 +30,7 @@ class Small(nn.Module):
       x = block(width)(x, train=train)
       x = block(width)(x, train=train)
       x = conv.max_pool(x, 2, 2, 'SAME')
-      x = nn.Dropout(self.dropout)(x, deterministic=not dropout)
+      x = layers.dropout(x, self.dropout, train=train, active=dropout)
     x = block(self.embedding, 'VALID')(x, train=train)
     pooled = jnp.mean(x, (1, 2))
     init = nn.initializers.normal(0.05)
