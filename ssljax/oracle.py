@@ -52,7 +52,7 @@ class Simulation:
     self._asked = {}  # seed -> number -> rows
 
   def count(self, seed: int) -> int:
-    """Labels that were asked for in a seed's run."""
+    """Labels that this process was asked for in a seed's run."""
     return sum(len(rows) for rows in self._asked.get(seed, {}).values())
 
   def ask(self, seed: int, number: int, rows) -> np.ndarray:
