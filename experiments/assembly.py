@@ -391,6 +391,7 @@ def make_data(dataset: datasets.Dataset, drawn, mesh) -> program.Data:
 def train_all(run: Run, folder: pathlib.Path) -> dict:
   """Trains every method under every split, keeping `result.json` up to date."""
   result = report.begin(run, FLAGS.labels)
+  workdir.write_json(folder / 'result.json', result)
   size, extra = FLAGS.seeds_at_once, questions.most(run.drawn[0])
   groups = [run.drawn[i : i + size] for i in range(0, len(run.drawn), size)]
   metrics_start = 0

@@ -21,6 +21,7 @@ import flagging
 import llp_maps
 import llp_norms
 import loading
+import madnn_figures
 import plotting
 import r2d2_figures
 
@@ -63,6 +64,19 @@ FIGURES = {
   ),
   'llp/2eg': Drawing(
     llp_maps.categories, 'one class in two dimensions, with examples'
+  ),
+  'madnn/3': Drawing(
+    madnn_figures.robustness, 'the error by how many labels; a --run each', 9
+  ),
+  'madnn/4': Drawing(
+    madnn_figures.keys, 'keys among features over training (--keep_every)'
+  ),
+  'madnn/5': Drawing(
+    madnn_figures.values, 'value embeddings over training (--keep_every)'
+  ),
+  'madnn/6': Drawing(
+    madnn_figures.predictions,
+    'what the memory says of a few images over training (--keep_every)',
   ),
   'r2d2/2': Drawing(
     r2d2_figures.features, '2-d features before and after D2 (--keep_stages)'

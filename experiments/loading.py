@@ -110,6 +110,17 @@ class Finished:
     """Features `[M, F]`; arguments of `sweep`."""
     return self.sweep(self._feature, state, feed, rows)
 
+  def as_trained(self, state: TrainState, feed: batches.Feed, rows):
+    """Embeddings `[M, D]` by the weights as they are, not by their average."""
+    return self.sweep(self._as_trained, state, feed, rows)
+
+  @functools.cached_property
+  def _as_trained(self) -> Callable:
+    infer = self.program.net.infer
+    return lambda state, image, _: (
+      infer(state.params, state.stats, image).embedding
+    )
+
   @functools.cached_property
   def _embedding(self) -> Callable:
     return lambda *args: self.observe(*args).embedding

@@ -5,7 +5,7 @@ import statistics
 
 import jax
 
-from ssljax import evaluate, workdir
+from ssljax import evaluate, train, workdir
 from ssljax.train import Progress
 
 
@@ -18,8 +18,15 @@ def begin(run, labels: str) -> dict:
     'seeds': [split.seed for split in run.drawn],
     'splits': [split.digest for split in run.drawn],
     'complete': False,
+    'total_steps': _all_steps(run.methods),
     'arms': {},
   } | workdir.provenance(run.mesh.size)
+
+
+def _all_steps(methods) -> int | None:
+  """Steps of all arms under one split, if they are known."""
+  steps = [train.total_steps(method) for method in methods]
+  return None if None in steps else sum(steps)
 
 
 def add(result: dict, method, progress: Progress, minimum: bool) -> None:

@@ -1,0 +1,350 @@
+"""The papers' tables: what is printed there, and ours beside it.
+
+`tables/METHOD.toml` holds a paper's tables and figures as data: of every number
+what the paper has, the preset and flags of the run that is to reproduce it, and
+where in the run's result ours is.
+
+A row of ours is compared with the paper's by what the paper printed:
+
+  means      ours − paper's and its 95 % interval: Welch's, of two samples with
+             their standard deviations and sizes; where the paper does not give
+             both, that of our mean alone (Student's)
+  medians    how many of our splits are below the paper's, and the probability
+             of a split as uneven if its median were ours (a sign test)
+"""
+
+import csv
+import functools
+import io
+import math
+import operator
+import pathlib
+import statistics
+import tomllib
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+from ssljax.core import InputError
+
+FOLDER = pathlib.Path(__file__).parent / 'tables'
+PAPERS = ('madnn', 'association', 'r2d2', 'llp', 'deepbass')
+LOOKS = ('probe', 'propagate')  # programs, and the files they write
+BUDGETS = ('cpu', 'gpu')  # that may make a row smaller; 'paper' does not
+
+
+class Cut(NamedTuple):
+  """How a budget makes a row smaller than the paper's."""
+
+  preset: str | None = None  # instead of the row's
+  flags: tuple[str, ...] = ()  # after the row's
+  seeds: int | None = None
+  says: str = ''  # what is smaller
+
+
+class Row(NamedTuple):
+  """A number that stands in a table."""
+
+  name: str
+  paper: float | None = None  # in % of error
+  std: float | None = None
+  n: int | None = None  # splits behind it
+  preset: str | None = None  # None: the paper quotes it, or no program has it
+  flags: tuple[str, ...] = ()  # after the preset
+  take: str = 'last'  # where our number is, see `taken`
+  probe: tuple[str, ...] = ()  # flags of probe.py, where that measures it
+  propagate: tuple[str, ...] = ()  # and of propagate.py
+  data: tuple[str, ...] = ()  # data sets that have to be on disk
+  missing: str = ''  # why no program has it
+  cuts: dict[str, Cut] = {}  # noqa: RUF012  by budget
+
+  @property
+  def look(self) -> str:
+    """The folder of what looks at a finished run for it, '' if nothing does."""
+    if self.take.split(':')[0] not in LOOKS:
+      return ''
+    flags = [flag.lstrip('-') for flag in (*self.probe, *self.propagate)]
+    return ','.join(['look', *flags]).replace('/', '_')
+
+  def cut(self, budget: str) -> Cut | None:
+    """How a budget runs it, if it does."""
+    if self.preset is None:
+      return None
+    return self.cuts.get(budget, None if budget == 'cpu' else Cut())
+
+
+class Table(NamedTuple):
+  """A table of a paper."""
+
+  name: str  # METHOD/NUMBER
+  source: str  # the paper
+  title: str
+  statistic: str  # what the paper's numbers are
+  measure: str  # what ours are
+  rows: tuple[Row, ...]  # that the paper ran itself
+  quoted: tuple[Row, ...]  # of other papers
+
+  @property
+  def of_medians(self) -> bool:
+    """Whether the paper's numbers are medians."""
+    return self.statistic.startswith('median')
+
+
+class Figure(NamedTuple):
+  """A figure of a paper that is of data, not a scheme."""
+
+  name: str  # METHOD/NUMBER
+  title: str
+  drawn: tuple[str, ...]  # its parts among `figures.FIGURES`
+  preset: str  # of a run that shows it
+  flags: tuple[str, ...] = ()  # after the preset
+
+
+class Ours(NamedTuple):
+  """What we have of a row."""
+
+  values: tuple[float, ...] = ()  # one per seed
+  steps: int = 0
+  seconds: float = 0.0  # in compiled steps, of all seeds
+  device: str = ''
+  commit: str = ''
+  cut: str = ''  # what is smaller than the paper's
+  state: str = ''  # why there is none, or what is missing
+
+
+def read(paper: str) -> tuple[list[Table], list[Figure]]:
+  """The tables and figures of a paper, in its order."""
+  content = tomllib.loads((FOLDER / f'{paper}.toml').read_text())
+  tables = [
+    Table(
+      f'{paper}/{table["number"]}',
+      content['paper'],
+      table['title'],
+      table['statistic'],
+      table.get('measure', 'test error in %'),
+      tuple(map(_row, table.get('row', []))),
+      tuple(map(_row, table.get('quoted', []))),
+    )
+    for table in content['table']
+  ]
+  figures = [
+    Figure(
+      f'{paper}/{figure["number"]}',
+      figure['title'],
+      tuple(figure.get('drawn', [f'{paper}/{figure["number"]}'])),
+      figure['preset'],
+      (*figure.get('flags', ()), *figure.get('needs', ())),
+    )
+    for figure in content['figure']
+  ]
+  return tables, figures
+
+
+def _row(entry: dict[str, Any]) -> Row:
+  entry = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+  cuts = {
+    budget: Cut(
+      cut.get('preset'),
+      tuple(cut.get('flags', ())),
+      cut.get('seeds'),
+      cut.get('says', ''),
+    )
+    for budget in BUDGETS
+    if (cut := entry.pop(budget, None)) is not None
+  }
+  return Row(**entry, cuts=cuts)
+
+
+def all_tables() -> dict[str, Table]:
+  """Every table by its name."""
+  return {table.name: table for paper in PAPERS for table in read(paper)[0]}
+
+
+def all_figures() -> dict[str, Figure]:
+  """Every figure by its name."""
+  return {figure.name: figure for paper in PAPERS for figure in read(paper)[1]}
+
+
+def taken(result: dict, looks: list[dict], take: str) -> list[list[float]]:
+  """Our numbers: a list per seed of a run, of one or of several.
+
+  Args:
+    result: its `result.json`.
+    looks: what looked at it wrote, by program, per seed.
+    take: 'last', 'averaged', 'median_last' or 'minimum' of the run's errors;
+      'after:STAGE', the error at a stage's end; 'arm:NAME:last' of another arm;
+      'probe:KEY', with dots for keys within keys; 'propagate:NAME', the errors
+      of every subsample.
+  """
+  kind, _, rest = take.partition(':')
+  if kind == 'propagate':
+    return [[100 - x for x in look[kind]['accuracy'][rest]] for look in looks]
+  if kind == 'probe':
+    at = lambda value: functools.reduce(
+      operator.getitem, rest.split('.'), value
+    )
+    return [[at(look[kind])] for look in looks]
+  if kind == 'after':
+    values = result['test_error_after'][rest]
+  elif kind == 'arm':
+    arm, _, measure = rest.partition(':')
+    values = result['arms'][arm]['test_error'][measure]
+  else:
+    values = result['test_error'][take]
+  return [[value] for value in values]
+
+
+class Difference(NamedTuple):
+  """Ours less the paper's."""
+
+  value: float
+  low: float | None = None  # of its 95 % interval
+  high: float | None = None
+  below: int | None = None  # of our splits, for a sign test
+  probability: float | None = None
+
+
+def interval(values, paper: float, std: float | None, n: int | None):
+  """Mean of `values` − `paper`, and its 95 % interval where there is one."""
+  value = statistics.fmean(values) - paper
+  if len(values) < 2:
+    return Difference(value)
+  ours = statistics.variance(values) / len(values)
+  theirs = std**2 / n if std is not None and n and n > 1 else 0.0
+  if not ours + theirs:
+    return Difference(value, value, value)
+  # Welch and Satterthwaite's degrees of freedom.
+  weight = ours**2 / (len(values) - 1)
+  weight += theirs**2 / (n - 1) if theirs else 0.0
+  freedom = (ours + theirs) ** 2 / weight
+  half = stats.t.ppf(0.975, freedom) * math.sqrt(ours + theirs)
+  return Difference(value, value - half, value + half)
+
+
+def signs(values, paper: float) -> Difference:
+  """Median of `values` − `paper`, and a two-sided sign test."""
+  apart = [value for value in values if value != paper]
+  below = sum(value < paper for value in apart)
+  probability = stats.binomtest(below, len(apart)).pvalue if apart else 1.0
+  value = statistics.median(values) - paper
+  return Difference(value, below=below, probability=float(probability))
+
+
+def difference(table: Table, row: Row, values) -> Difference | None:
+  """Ours − the paper's, as the paper's statistic asks for."""
+  if row.paper is None or not values:
+    return None
+  if table.of_medians:
+    return signs(values, row.paper)
+  return interval(values, row.paper, row.std, row.n)
+
+
+def spread(centre: float | None, std: float | None) -> str:
+  """'4.12 ± 0.30', or as much of it as there is."""
+  if centre is None:
+    return '–'
+  return f'{centre:.2f}' + (f' ± {std:.2f}' if std is not None else '')
+
+
+def centre(table: Table, values) -> tuple[float, float | None]:
+  """Mean or median, as the paper's, and the standard deviation."""
+  middle = statistics.median if table.of_medians else statistics.fmean
+  return middle(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def in_words(found: Difference | None, n: int) -> str:
+  """'+1.20 [0.30, 2.10]', or '+1.20, 3 of 10 below (p 0.34)'."""
+  if found is None:
+    return '–'
+  if found.below is not None:
+    return (
+      f'{found.value:+.2f}, {found.below} of {n} below '
+      f'(p {found.probability:.2g})'
+    )
+  if found.low is None:
+    return f'{found.value:+.2f}'
+  return f'{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]'
+
+
+HEADER = (
+  'row',
+  'paper',
+  'ours',
+  'n',
+  'ours − paper',
+  'steps',
+  'seconds',
+  'device',
+  'smaller than the paper',
+)
+
+
+def lines(table: Table, ours: list[Ours]) -> list[list[str]]:
+  """The cells of a table, rows of the paper first, what it quotes last."""
+  cells = []
+  for row, mine in zip(table.rows, ours, strict=True):
+    paper = spread(row.paper, row.std)
+    if not mine.values:
+      cells.append([row.name, paper, mine.state, *['–'] * 6])
+      continue
+    found = difference(table, row, mine.values)
+    state = f' ({mine.state})' if mine.state else ''
+    cells.append(
+      [
+        row.name,
+        paper,
+        spread(*centre(table, mine.values)) + state,
+        str(len(mine.values)),
+        in_words(found, len(mine.values)),
+        f'{mine.steps:,}',
+        f'{mine.seconds:,.0f}',
+        mine.device,
+        mine.cut or '–',
+      ]
+    )
+  return cells + [
+    [row.name, spread(row.paper, row.std), 'quoted there', *['–'] * 6]
+    for row in table.quoted
+  ]
+
+
+def markdown(table: Table, ours: list[Ours]) -> str:
+  """A table as Markdown."""
+  rows = [list(HEADER), ['---'] * len(HEADER), *lines(table, ours)]
+  return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+
+
+# Of the CSV; the numbers of every split last.
+COLUMNS = (
+  *('table', 'row', 'paper', 'paper_std', 'paper_n', 'ours', 'ours_std', 'n'),
+  *('difference', 'low', 'high', 'below', 'probability', 'steps', 'seconds'),
+  *('device', 'commit', 'smaller', 'state', 'by_seed'),
+)
+
+
+def as_csv(table: Table, ours: list[Ours]) -> str:
+  """A table as CSV: numbers on their own, and every split's."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(COLUMNS)
+  for row, mine in zip(table.rows, ours, strict=True):
+    middle = centre(table, mine.values) if mine.values else (None, None)
+    found = difference(table, row, mine.values) or Difference(None)
+    writer.writerow(
+      [
+        *(table.name, row.name, row.paper, row.std, row.n, *middle),
+        *(len(mine.values), *found, mine.steps, mine.seconds, mine.device),
+        *(mine.commit, mine.cut, mine.state, ' '.join(map(str, mine.values))),
+      ]
+    )
+  for row in table.quoted:
+    cells = [table.name, row.name, row.paper, row.std, row.n, *[''] * 13]
+    writer.writerow([*cells, 'quoted there', ''])
+  return text.getvalue()
+
+
+def find(name: str, known: dict[str, Any], flag: str):
+  """The table or figure of a name; one line if there is none."""
+  if name in known:
+    return known[name]
+  raise InputError(f'--{flag}={name}: give one of {", ".join(known)}')
