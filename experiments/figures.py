@@ -34,6 +34,7 @@ class Drawing(NamedTuple):
   draw: Callable  # (*runs, options) -> Figure, {table: rows}
   shows: str
   runs: int = 1  # that it can compare; each is a `loading.Finished`
+  alone: bool = True  # whether a single one says something
 
 
 # METHOD/NUMBER of the paper, or METHOD/WORD where it has no such figure.
@@ -66,7 +67,10 @@ FIGURES = {
     llp_maps.categories, 'one class in two dimensions, with examples'
   ),
   'madnn/3': Drawing(
-    madnn_figures.robustness, 'the error by how many labels; a --run each', 9
+    madnn_figures.robustness,
+    'the error by how many labels; a --run each',
+    9,
+    alone=False,
   ),
   'madnn/4': Drawing(
     madnn_figures.keys, 'keys among features over training (--keep_every)'

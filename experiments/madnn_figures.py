@@ -193,7 +193,13 @@ def draw_keys(maps, truth, steps, names):
       colours = [plotting.class_colour(c) for c in mine]
       axes.scatter(*xy.T, s=4, c=colours, linewidths=0, rasterized=True)
       axes.scatter(
-        *slots.T, s=16, c='k', edgecolors='w', linewidths=0.5, zorder=3
+        *slots.T,
+        s=30,
+        c='k',
+        marker='X',
+        edgecolors='w',
+        linewidths=0.5,
+        zorder=3,
       )
       axes.set(xticks=[], yticks=[], xlim=across, ylim=up)
     panels[0, column].set_title(f'step {steps[column]:,}')
@@ -205,7 +211,9 @@ def draw_keys(maps, truth, steps, names):
     lines.Line2D([], [], color=plotting.class_colour(c), label=name, **dot)
     for c, name in enumerate(shown)
   ]
-  handles.append(lines.Line2D([], [], color='k', label='key', **dot))
+  handles.append(
+    lines.Line2D([], [], color='k', label='key', **dot | {'marker': 'X'})
+  )
   drawn.legend(
     handles=handles,
     loc='outside lower center',
