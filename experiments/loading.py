@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -285,10 +286,15 @@ def restore(folder: pathlib.Path, made, group, seed: int, step: int):
 
 
 def names_of(runs) -> list[str]:
-  """What tells runs apart: their folders."""
-  names = [run.folder.name for run in runs]
-  different = len(set(names)) == len(names)
-  return names if different else [str(run.folder) for run in runs]
+  """What tells runs apart: the parts in which their folders' paths differ."""
+  paths = [run.folder.parts for run in runs]
+  names = [path[-1] for path in paths]
+  if len(set(names)) == len(names):
+    return names
+  if len(set(paths)) < len(paths) or len(set(map(len, paths))) > 1:
+    return [str(run.folder) for run in runs]
+  differ = [len(set(part)) > 1 for part in zip(*paths, strict=True)]
+  return ['/'.join(itertools.compress(path, differ)) for path in paths]
 
 
 # The programs that look at them.

@@ -6,11 +6,9 @@ python experiments/reproduce.py --table=madnn/1 --budget=cpu --data_dir=DIR
 A row is a preset with some flags under several label splits. What is not yet
 run is run, what was interrupted goes on, nothing is run twice; more --seeds
 run those that are new alone. A finished run's results are copied to
-`results/RUN/`, and the table is made from those copies alone.
+`results/`, and the tables are made from those copies alone.
 """
 
-from collections.abc import Iterator
-import hashlib
 import itertools
 import json
 import pathlib
@@ -20,20 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 import loading
 import report
+import runs
+from runs import Run, Store
 import tables
 
 from ssljax import workdir
 from ssljax.core import InputError, positive, require
 
 HERE = pathlib.Path(__file__).parent
-KEPT = ('result.json', 'metrics.jsonl', 'flags.txt')
-EMBEDDED = ('digits', 'yin-yang')  # data sets that are never missing
-LONGEST_NAME = 120
 TIMED_STEPS = 4  # the first ones are slower
 PAGES = (HERE.parent / 'README.md', HERE / 'README.md')
 MARKS = re.compile(
@@ -43,206 +40,13 @@ MARKS = re.compile(
 )
 
 
-class Run(NamedTuple):
-  """What one or more rows are made from: a preset with flags."""
-
-  preset: str
-  flags: tuple[str, ...]  # after the preset
-
-  @property
-  def name(self) -> str:
-    """Of its folder: the preset and the flags."""
-    name = ','.join([self.preset, *(flag.lstrip('-') for flag in self.flags)])
-    name = name.replace('/', '_')
-    if len(name) > LONGEST_NAME:
-      digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-      name = f'{name[: LONGEST_NAME - 9]}~{digest}'
-    return name
-
-  @property
-  def lines(self) -> list[str]:
-    """The flags it is defined by: those of its preset, then its own."""
-    text = (HERE / f'presets/{self.preset}.flags').read_text().splitlines()
-    return [x for x in text if x and not x.startswith('#')] + list(self.flags)
-
-  def value(self, flag: str, default: str) -> str:
-    """What it gives a flag: the last of its lines that does."""
-    given = [x for x in self.lines if x.startswith(f'--{flag}=')]
-    return given[-1].split('=', 1)[1] if given else default
-
-  def command(self, first: int, count: int, folder, data_dir) -> list[str]:
-    """Runs `count` splits from `first` on."""
-    return [
-      sys.executable,
-      f'{self.preset.split(".")[0]}.py',
-      f'--flagfile={HERE}/presets/{self.preset}.flags',
-      *self.flags,
-      f'--seed={first}',
-      f'--seeds={count}',
-      f'--workdir={folder}',
-      *([f'--data_dir={data_dir}'] if data_dir else []),
-    ]
-
-
-def run_of(row: tables.Row, budget: str) -> Run | None:
-  """The run that a row is made from under a budget, if there is one."""
-  cut = row.cut(budget)
-  if cut is None:
-    return None
-  return Run(cut.preset or row.preset, row.flags + cut.flags)
-
-
-def seeds_of(row: tables.Row, budget: str, asked: int | None) -> int:
-  """How many splits a row has under a budget."""
-  cut = row.cut(budget)
-  return asked or cut.seeds or int(run_of(row, budget).value('seeds', '1'))
-
-
-class Store(NamedTuple):
-  """Where runs are made, and where their results stay."""
-
-  runs: pathlib.Path
-  results: pathlib.Path
-
-  def parts(self, run: Run) -> dict[range, pathlib.Path]:
-    """Results of a run, by the splits that each is of."""
-    found = {}
-    for folder in sorted((self.results / run.name).glob('seeds-*')):
-      lines = folder / 'run.flags'
-      if lines.exists() and lines.read_text().splitlines() == run.lines:
-        found[_splits(folder)] = folder
-    return found
-
-  def seeds(self, run: Run) -> set[int]:
-    """Splits that a run has been finished under."""
-    return set(itertools.chain(*self.parts(run)))
-
-  def begun(self, run: Run) -> list[range]:
-    """Splits of each folder of a run that was interrupted."""
-    folders = sorted((self.runs / run.name).glob('seeds-*'))
-    done = self.parts(run)
-    return [x for x in map(_splits, folders) if x not in done]
-
-  def looked(self, run: Run, look: str) -> set[int]:
-    """Splits whose finished run has been looked at; all if nothing looks."""
-    return {
-      seed
-      for splits, folder in self.parts(run).items()
-      for seed in splits
-      if not look or (folder / look / f'seed-{seed}').is_dir()
-    }
-
-  def found(self, run: Run, row: tables.Row) -> Iterator[tuple]:
-    """Splits, result, and our numbers of each split, part after part."""
-    parts = self.parts(run)
-    for splits in sorted(parts, key=lambda splits: splits.start):
-      result = _read(parts[splits] / 'result.json')
-      folders = [parts[splits] / row.look / f'seed-{seed}' for seed in splits]
-      looks = [
-        {path.stem: _read(path) for path in folder.glob('*.json')}
-        for folder in folders
-        if row.look and folder.is_dir()
-      ]
-      yield splits, result, tables.taken(result, looks, row.take)
-
-  def pictures(self, figure: str) -> list[pathlib.Path]:
-    """What has been drawn of a figure."""
-    stem = figure.replace('/', '-')
-    return sorted((self.results / 'figures').glob(f'{stem}.*png'))
-
-  def measured(self) -> dict[str, dict]:
-    """By run, what a step of it takes on this machine."""
-    path = self.runs / 'steps.json'
-    return json.loads(path.read_text()) if path.exists() else {}
-
-  def remember(self, run: Run, step: dict | None) -> None:
-    """Adds to what was measured."""
-    if step:
-      self.runs.mkdir(parents=True, exist_ok=True)
-      workdir.write_json(
-        self.runs / 'steps.json', self.measured() | {run.name: step}
-      )
-
-  def keep(self, run: Run, folder: pathlib.Path) -> None:
-    """Copies the results of a finished run; `run.flags` last, it is whole."""
-    kept = self.results / run.name / folder.name
-    kept.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
-      shutil.copyfile(folder / name, kept / name)
-    workdir.write_atomically(kept / 'run.flags', '\n'.join(run.lines) + '\n')
-
-
-def _read(path: pathlib.Path):
-  return json.loads(path.read_text())
-
-
-def _splits(folder: pathlib.Path) -> range:
-  """The splits that a folder 'seeds-FIRST-LAST' is of."""
-  first, last = map(int, folder.name.split('-')[1:])
-  return range(first, last + 1)
-
-
-def missing(store: Store, run: Run, seeds: int) -> list[range]:
-  """Splits that have to be run: the interrupted ones first, then new ones."""
-  done = store.seeds(run)
-  begun = [splits for splits in store.begun(run) if splits.start < seeds]
-  new = set(range(seeds)) - done - set(itertools.chain(*begun))
-  return begun + list(_ranges(sorted(new)))
-
-
-def _ranges(numbers: list[int]) -> Iterator[range]:
-  """Runs of numbers that follow each other."""
-  by_offset = itertools.groupby(enumerate(numbers), lambda x: x[1] - x[0])
-  for _, run in by_offset:
-    members = [number for _, number in run]
-    yield range(members[0], members[-1] + 1)
-
-
-def ours(
-  store: Store, row: tables.Row, budget: str, asked: int | None, data_dir
-) -> tables.Ours:
-  """What there is of a row."""
-  if row.missing:
-    return tables.Ours(state=row.missing)
-  run = run_of(row, budget)
-  if run is None:
-    return tables.Ours(state='not of this size')
-  seeds, values, results, splits_of = seeds_of(row, budget, asked), [], [], 0
-  for splits, result, taken in store.found(run, row):
-    of_asked = [x for seed, x in zip(splits, taken) if seed < seeds]  # noqa: B905
-    values += itertools.chain(*of_asked)
-    splits_of += len(of_asked)
-    results += [result] if of_asked else []
-  if not values:
-    absent = [name for name in row.data if not on_disk(name, data_dir)]
-    state = f'needs {", ".join(absent)}' if absent else 'not yet run'
-    return tables.Ours(state=state)
-  both = lambda key: ', '.join(sorted({result[key] for result in results}))
-  return tables.Ours(
-    tuple(values),
-    max(result['steps'] for result in results),
-    sum(result['seconds'] for result in results),
-    both('device'),
-    both('commit'),
-    row.cut(budget).says,
-    f'{splits_of} of {seeds} splits' if splits_of < seeds else '',
-  )
-
-
-def on_disk(dataset: str, data_dir) -> bool:
-  """Whether a data set is embedded, or lies under --data_dir."""
-  if dataset in EMBEDDED:
-    return True
-  return bool(data_dir) and (pathlib.Path(data_dir) / dataset).is_dir()
-
-
 def execute(store: Store, run: Run, splits: range, data_dir) -> None:
   """Runs or resumes some splits, and keeps the results.
 
   Raises:
     InputError: it failed; what it did so far stays.
   """
-  folder = store.runs / run.name / f'seeds-{splits.start}-{splits[-1]}'
+  folder = store.folder(run, splits)
   call(run.command(splits.start, len(splits), folder, data_dir))
   store.keep(run, folder)
 
@@ -313,22 +117,55 @@ def reproduce(asked: dict[str, Any]) -> None:
 
 
 def run_row(store: Store, row: tables.Row, asked: dict[str, Any]) -> None:
-  """Runs what is missing of a row."""
-  budget, data_dir = asked['budget'], asked['data_dir']
-  run = run_of(row, budget)
-  if run is None or not all(on_disk(name, data_dir) for name in row.data):
+  """Runs what is missing of a row of a paper."""
+  row, data_dir = row.at(asked['budget']), asked['data_dir']
+  if row is None:
     return
-  seeds = seeds_of(row, budget, asked['seeds'])
-  for splits in missing(store, run, seeds):
+  absent = [name for name in row.data if not runs.on_disk(name, data_dir)]
+  if absent:
+    print(f'{row.name}: left out, {", ".join(absent)} is not in --data_dir')
+    return
+  run, seeds = runs.run_of(row), runs.seeds_of(row, asked['seeds'])
+  for splits in runs.missing(store, run, seeds):
     execute(store, run, splits, data_dir)
   for seed in sorted(set(range(seeds)) - store.looked(run, row.look)):
     look_at(store, run, row, seed, data_dir)
 
 
+def draw(asked: dict[str, Any]) -> None:
+  """Runs what a figure shows, draws it, and keeps the pictures.
+
+  Raises:
+    InputError: it has no such size, or something failed.
+  """
+  figure = tables.find(asked['figure'], tables.all_figures(), 'figure')
+  sized, store = figure.at(asked['budget']), store_of(asked)
+  require(
+    sized is not None,
+    f'--budget={asked["budget"]}: {figure.name} has no such size: leave it out',
+  )
+  count = asked['seeds'] or sized.seeds
+  folders = []
+  for run in runs.runs_of(sized):
+    execute(store, run, range(count), asked['data_dir'])
+    folders.append(store.folder(run, range(count)))
+  data = [f'--data_dir={asked["data_dir"]}'] if asked['data_dir'] else []
+  groups = [[folder] for folder in folders] if sized.apart else [folders]
+  for (part, group), number in zip(
+    itertools.product(sized.drawn, groups), itertools.count()
+  ):
+    with tempfile.TemporaryDirectory() as out:
+      command = ['figures.py', f'--figure={part}', f'--out={out}']
+      command += [f'--run={folder}' for folder in group]
+      call([sys.executable, *command, *sized.arguments, *data])
+      for picture in pathlib.Path(out).glob('*.png'):
+        store.keep_picture(figure, asked['budget'], picture, number)
+
+
 def written(store: Store, table: tables.Table, asked: dict[str, Any]) -> str:
   """Writes a table as Markdown and CSV; what is printed of it."""
-  how = asked['budget'], asked['seeds'], asked['data_dir']
-  found = [ours(store, row, *how) for row in table.rows]
+  how = asked['budget'], asked['seeds']
+  found = [runs.ours(store, row, *how) for row in table.rows]
   stem = store.results / f'{table.name.replace("/", "-")}.{asked["budget"]}'
   store.results.mkdir(parents=True, exist_ok=True)
   text = tables.markdown(table, found)
@@ -350,19 +187,12 @@ def store_of(asked: dict[str, Any]) -> Store:
 # What there is, and what is to be done.
 
 
-def state_of(
-  store: Store, row: tables.Row, budget: str, asked: int | None, data_dir
-) -> str:
-  """'done', 'partly', 'to run', 'needs DATA', 'no program' or 'no size'."""
-  if row.missing:
-    return 'no program'
-  run = run_of(row, budget)
-  if run is None:
-    return 'no size'
-  seeds = seeds_of(row, budget, asked)
+def state_of(store: Store, row: tables.Row, asked: dict[str, Any]) -> str:
+  """'done', 'partly', 'to run' or 'needs DATA', of a row as a budget has it."""
+  run, seeds = runs.run_of(row), runs.seeds_of(row, asked['seeds'])
   if set(range(seeds)) <= store.looked(run, row.look):
     return 'done'
-  absent = [name for name in row.data if not on_disk(name, data_dir)]
+  absent = [x for x in row.data if not runs.on_disk(x, asked['data_dir'])]
   if absent:
     return f'needs {", ".join(absent)}'
   return 'partly' if store.seeds(run) or store.begun(run) else 'to run'
@@ -370,13 +200,15 @@ def state_of(
 
 def summary(store: Store, table: tables.Table, budget: str, asked) -> str:
   """How far a table is under a budget, and the hours that are left."""
-  how = budget, asked['seeds'], asked['data_dir']
-  states = [state_of(store, row, *how) for row in table.rows]
+  rows = [row.at(budget) for row in table.rows if row.preset]
+  states = [state_of(store, row, asked) if row else 'no size' for row in rows]
   if set(states) == {'no size'}:
     return '-'
   counts = {state: states.count(state) for state in dict.fromkeys(states)}
   words = [f'{count} {state}' for state, count in counts.items()]
-  hours, unknown = hours_left(store, table, budget, asked)
+  if len(rows) < len(table.rows):
+    words.append(f'{len(table.rows) - len(rows)} no program')
+  hours, unknown = hours_left(store, filter(None, rows), asked)
   if hours:
     words.append(f'about {hours:,.1f} h here')
   if unknown:
@@ -384,61 +216,66 @@ def summary(store: Store, table: tables.Table, budget: str, asked) -> str:
   return ', '.join(words)
 
 
-def hours_left(store, table, budget: str, asked) -> tuple[float, int]:
-  """Hours on this machine of what can be run, and how many rows have none.
+def hours_left(store: Store, rows, asked) -> tuple[float, int]:
+  """Hours on this machine of what can be run, and how many runs are unknown.
 
-  From the seconds of a step that `--measure` found.
+  Args:
+    store: has the seconds of a step, of runs that `--measure` has timed.
+    rows: as a budget has them.
+    asked: the flags' values by name.
   """
   measured, hours, unknown = store.measured(), 0.0, 0
-  for run, rows in runs_of(table, budget).items():
-    how = budget, asked['seeds'], asked['data_dir']
-    if state_of(store, rows[0], *how) not in ('to run', 'partly'):
-      continue
-    seeds = sum(map(len, missing(store, run, seeds_of(rows[0], *how[:2]))))
-    if run.name in measured:
-      step = measured[run.name]
+  for run, row in {runs.run_of(row): row for row in rows}.items():
+    if state_of(store, row, asked) in ('to run', 'partly'):
+      seeds = sum(
+        map(len, runs.missing(store, run, runs.seeds_of(row, asked['seeds'])))
+      )
+      step = measured.get(run.name, {'seconds_per_step': 0, 'steps': 0})
       hours += step['seconds_per_step'] * step['steps'] * seeds / 3600
-    else:
-      unknown += 1
+      unknown += run.name not in measured
   return hours, unknown
-
-
-def runs_of(table: tables.Table, budget: str) -> dict[Run, list[tables.Row]]:
-  """The runs of a table, each with the rows that are made from it."""
-  found = {}
-  for row in table.rows:
-    run = run_of(row, budget)
-    if run:
-      found.setdefault(run, []).append(row)
-  return found
 
 
 def listing(store: Store, asked: dict[str, Any]) -> str:
   """Every table and figure of the papers, and how far each is."""
+  budgets = 'paper', 'cpu'
   rows = [['table', 'shows', 'of the paper', 'of two CPU cores']]
   rows += [
     [name, table.title]
-    + [summary(store, table, budget, asked) for budget in ('paper', 'cpu')]
+    + [summary(store, table, budget, asked) for budget in budgets]
     for name, table in tables.all_tables().items()
   ]
-  drawn = [['figure', 'shows', 'drawn']]
-  for name, figure in tables.all_figures().items():
-    parts = [part for part in figure.drawn if store.pictures(part)]
-    drawn.append(
-      [name, figure.title, f'{len(parts)} of {len(figure.drawn)} parts']
-    )
+  drawn = [['figure', 'shows', 'of the paper', 'of two CPU cores']]
+  drawn += [
+    [name, figure.title]
+    + [figure_state(store, figure, budget, asked) for budget in budgets]
+    for name, figure in tables.all_figures().items()
+  ]
   return '\n'.join([*report.aligned(rows), '', *report.aligned(drawn)])
+
+
+def figure_state(
+  store: Store, figure: tables.Figure, budget: str, asked
+) -> str:
+  """'drawn', 'to draw', 'needs DATA', or '-' where there is none so small."""
+  sized = figure.at(budget)
+  if sized is None:
+    return '-'
+  if store.pictures(figure, budget):
+    return 'drawn'
+  needed = {name for run in runs.runs_of(sized) for name in run.data}
+  absent = [x for x in sorted(needed) if not runs.on_disk(x, asked['data_dir'])]
+  return f'needs {", ".join(absent)}' if absent else 'to draw'
 
 
 def measure(store: Store, asked: dict[str, Any]) -> None:
   """Times a few steps of every run that is still to be done."""
   for table in tables.all_tables().values():
-    for run, rows in runs_of(table, asked['budget']).items():
-      how = asked['budget'], asked['seeds'], asked['data_dir']
-      if state_of(store, rows[0], *how) not in ('to run', 'partly'):
-        continue
-      if run.name not in store.measured():
-        print(f'{table.name}, {rows[0].name}', flush=True)
+    for row in filter(None, (row.at(asked['budget']) for row in table.rows)):
+      run = runs.run_of(row)
+      to_do = state_of(store, row, asked) in ('to run', 'partly')
+      if to_do and run.name not in store.measured():
+        print(f'{table.name}, {row.name}', flush=True)
         store.remember(run, timed(run, asked['data_dir']))
 
 
@@ -484,9 +321,7 @@ def written_into(text: str, asked: dict[str, Any]) -> str:
   def made(match) -> str:
     table = tables.find(match['table'], known, 'table')
     # Not whether data is on this machine's disk: a page is the same everywhere.
-    found = [
-      ours(store, row, match['budget'], None, None) for row in table.rows
-    ]
+    found = [runs.ours(store, row, match['budget'], None) for row in table.rows]
     body = tables.markdown(table, found)
     return f'{match["begin"]}\n{body}<!-- end -->'
 
@@ -502,6 +337,7 @@ def write_pages(asked: dict[str, Any]) -> None:
 def define_flags() -> None:
   """Defines this program's flags."""
   flags.DEFINE_string('table', None, 'Of a paper, as madnn/1; see --list.')
+  flags.DEFINE_string('figure', None, 'Of a paper, as r2d2/2; see --list.')
   flags.DEFINE_list('rows', None, 'Numbers of its rows, from 1; all if unset.')
   flags.DEFINE_integer('seeds', None, "Label splits; the row's own if unset.")
   flags.DEFINE_enum(
@@ -531,6 +367,8 @@ def act(asked: dict[str, Any]) -> None:
     measure(store_of(asked), asked)
   if asked['list']:
     print(listing(store_of(asked), asked))
+  elif asked['figure']:
+    draw(asked)
   elif not asked['measure']:
     reproduce(asked)
 

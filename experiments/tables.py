@@ -33,15 +33,6 @@ LOOKS = ('probe', 'propagate')  # programs, and the files they write
 BUDGETS = ('cpu', 'gpu')  # that may make a row smaller; 'paper' does not
 
 
-class Cut(NamedTuple):
-  """How a budget makes a row smaller than the paper's."""
-
-  preset: str | None = None  # instead of the row's
-  flags: tuple[str, ...] = ()  # after the row's
-  seeds: int | None = None
-  says: str = ''  # what is smaller
-
-
 class Row(NamedTuple):
   """A number that stands in a table."""
 
@@ -56,7 +47,9 @@ class Row(NamedTuple):
   propagate: tuple[str, ...] = ()  # and of propagate.py
   data: tuple[str, ...] = ()  # data sets that have to be on disk
   missing: str = ''  # why no program has it
-  cuts: dict[str, Cut] = {}  # noqa: RUF012  by budget
+  seeds: int | None = None  # splits of ours, if not the preset's
+  smaller: str = ''  # than the paper's: what is
+  sizes: dict[str, dict] = {}  # noqa: RUF012  fields that a budget changes
 
   @property
   def look(self) -> str:
@@ -66,11 +59,13 @@ class Row(NamedTuple):
     flags = [flag.lstrip('-') for flag in (*self.probe, *self.propagate)]
     return ','.join(['look', *flags]).replace('/', '_')
 
-  def cut(self, budget: str) -> Cut | None:
-    """How a budget runs it, if it does."""
-    if self.preset is None:
+  def at(self, budget: str) -> 'Row | None':
+    """The row as a budget runs it, if it does."""
+    if self.preset is None or (budget == 'cpu' and 'cpu' not in self.sizes):
       return None
-    return self.cuts.get(budget, None if budget == 'cpu' else Cut())
+    changed = dict(self.sizes.get(budget, {}))
+    flags = self.flags + changed.pop('flags', ())
+    return self._replace(flags=flags, **changed)
 
 
 class Table(NamedTuple):
@@ -96,8 +91,18 @@ class Figure(NamedTuple):
   name: str  # METHOD/NUMBER
   title: str
   drawn: tuple[str, ...]  # its parts among `figures.FIGURES`
-  preset: str  # of a run that shows it
-  flags: tuple[str, ...] = ()  # after the preset
+  runs: tuple[tuple[str, ...], ...]  # that show it: presets, and flags after
+  seeds: int = 1  # splits of each run
+  arguments: tuple[str, ...] = ()  # of figures.py
+  apart: bool = False  # a picture of each run, not of all together
+  smaller: str = ''  # than the paper's: what is
+  sizes: dict[str, dict] = {}  # noqa: RUF012  fields that a budget changes
+
+  def at(self, budget: str) -> 'Figure | None':
+    """The figure as a budget has it, if it does."""
+    if budget == 'cpu' and 'cpu' not in self.sizes:
+      return None
+    return self._replace(**self.sizes.get(budget, {}))
 
 
 class Ours(NamedTuple):
@@ -108,7 +113,7 @@ class Ours(NamedTuple):
   seconds: float = 0.0  # in compiled steps, of all seeds
   device: str = ''
   commit: str = ''
-  cut: str = ''  # what is smaller than the paper's
+  smaller: str = ''  # than the paper's
   state: str = ''  # why there is none, or what is missing
 
 
@@ -127,32 +132,28 @@ def read(paper: str) -> tuple[list[Table], list[Figure]]:
     )
     for table in content['table']
   ]
-  figures = [
-    Figure(
-      f'{paper}/{figure["number"]}',
-      figure['title'],
-      tuple(figure.get('drawn', [f'{paper}/{figure["number"]}'])),
-      figure['preset'],
-      (*figure.get('flags', ()), *figure.get('needs', ())),
-    )
-    for figure in content['figure']
-  ]
+  figures = [_figure(paper, entry) for entry in content['figure']]
   return tables, figures
 
 
+def _fixed(entry: Any) -> Any:
+  """Lists as tuples, through and through."""
+  if isinstance(entry, dict):
+    return {key: _fixed(value) for key, value in entry.items()}
+  return tuple(map(_fixed, entry)) if isinstance(entry, list) else entry
+
+
 def _row(entry: dict[str, Any]) -> Row:
-  entry = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
-  cuts = {
-    budget: Cut(
-      cut.get('preset'),
-      tuple(cut.get('flags', ())),
-      cut.get('seeds'),
-      cut.get('says', ''),
-    )
-    for budget in BUDGETS
-    if (cut := entry.pop(budget, None)) is not None
-  }
-  return Row(**entry, cuts=cuts)
+  entry = _fixed(entry)
+  sizes = {b: entry.pop(b) for b in BUDGETS if b in entry}
+  return Row(**entry, sizes=sizes)
+
+
+def _figure(paper: str, entry: dict[str, Any]) -> Figure:
+  entry = _fixed(entry)
+  sizes = {b: entry.pop(b) for b in BUDGETS if b in entry}
+  name = f'{paper}/{entry.pop("number")}'
+  return Figure(name, drawn=entry.pop('drawn', (name,)), **entry, sizes=sizes)
 
 
 def all_tables() -> dict[str, Table]:
@@ -299,7 +300,7 @@ def lines(table: Table, ours: list[Ours]) -> list[list[str]]:
         f'{mine.steps:,}',
         f'{mine.seconds:,.0f}',
         mine.device,
-        mine.cut or '–',
+        mine.smaller or '–',
       ]
     )
   return cells + [
@@ -334,7 +335,12 @@ def as_csv(table: Table, ours: list[Ours]) -> str:
       [
         *(table.name, row.name, row.paper, row.std, row.n, *middle),
         *(len(mine.values), *found, mine.steps, mine.seconds, mine.device),
-        *(mine.commit, mine.cut, mine.state, ' '.join(map(str, mine.values))),
+        *(
+          mine.commit,
+          mine.smaller,
+          mine.state,
+          ' '.join(map(str, mine.values)),
+        ),
       ]
     )
   for row in table.quoted:

@@ -2,10 +2,12 @@
 
 import csv
 import pathlib
+import re
 from unittest import mock
 
 from absl import flags
 import binary
+import PIL.Image
 import pytest
 import reproduce
 import tables
@@ -30,7 +32,7 @@ flags = ["--steps=2", "--network=digits"]
 [table.row.cpu]
 flags = ["--labels=1", "--batch_labelled=8"]
 seeds = 2
-says = "one label"
+smaller = "one label"
 
 [[table.row]]
 name = "its twin"
@@ -41,7 +43,7 @@ take = "median_last"
 [table.row.cpu]
 flags = ["--labels=1", "--batch_labelled=8"]
 seeds = 2
-says = "one label"
+smaller = "one label"
 
 [[table.row]]
 name = "far"
@@ -62,8 +64,15 @@ paper = 20.0
 
 [[figure]]
 number = 1
-title = "nothing"
-preset = "supervised.digits"
+title = "curves"
+drawn = ["deepbass/3"]
+runs = [["deepbass.yin-yang-8"]]
+[figure.cpu]
+seeds = 2
+runs = [
+  ["deepbass.yin-yang-8", "--steps=2", "--iterations=1", "--acquire=none"],
+  ["deepbass.yin-yang-8", "--steps=2", "--iterations=2", "--acquire=none"],
+]
 """
 
 
@@ -119,10 +128,12 @@ def test_a_table_is_run_once_and_extended_by_seeds(asked, capsys):
   assert found['one']['n'] == '2'
   assert found['one']['smaller'] == 'one label'
   assert found['its twin']['n'] == '2'
-  assert found['far']['state'] == 'needs svhn_cropped'
+  assert found['far']['state'] == 'not yet run'
   assert found['never']['state'] == 'no such method'
   assert found['theirs']['state'] == 'quoted there'
-  assert '| one | 50.00 ± 2.00 |' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'far: left out, svhn_cropped is not in --data_dir' in out
+  assert '| one | 50.00 ± 2.00 |' in out
 
   asked('--rows=1')
   assert len(asked.made) == 1
@@ -160,6 +171,44 @@ def test_a_row_that_fails_is_one_line_and_the_others_stand(asked, capsys):
     asked(data, '--rows=1,3')
   assert 'supervised/1, far: status 2' in capsys.readouterr().err
   assert cells(asked)['one']['n'] == '2'
+
+
+def test_a_figure_is_of_runs_that_are_made_for_it(asked):
+  asked('--table=', '--figure=supervised/1')
+  (picture,) = (asked.results / 'figures').glob('*.png')
+  assert picture.name == 'supervised-1.cpu.0.png'
+  with PIL.Image.open(picture) as image:
+    assert image.width > 300
+  programs = [pathlib.Path(command[1]).stem for command in asked.made]
+  assert programs == ['deepbass', 'deepbass', 'figures']
+
+
+def test_the_list_says_how_far_each_is(asked, capsys):
+  asked('--rows=1')
+  capsys.readouterr()
+  asked('--list', '--data_dir=.')
+  lines = capsys.readouterr().out.splitlines()
+  words = next(
+    line for line in lines if line.startswith('supervised/1  digits')
+  )
+  assert '2 to run' in words.split('  ')[-2]
+  assert words.endswith('2 done, 1 needs svhn_cropped, 1 no program')
+  assert any(re.search(r'curves  to draw +to draw$', line) for line in lines)
+
+
+def test_a_page_has_the_table_of_the_results_that_are_kept(asked, tmp_path):
+  asked('--rows=1')
+  page = tmp_path / 'page.md'
+  begin = '<!-- results: supervised/1 cpu -->'
+  page.write_text(f'before\n{begin}\nold\n<!-- end -->\nafter\n')
+  with mock.patch.object(reproduce, 'PAGES', [page]):
+    asked('--pages')
+    once = page.read_text()
+    asked('--pages')
+  assert page.read_text() == once
+  assert once.startswith(f'before\n{begin}\n| row |')
+  assert once.endswith('<!-- end -->\nafter\n')
+  assert (tmp_path / 'results/supervised-1.cpu.md').read_text() in once
 
 
 @pytest.mark.parametrize('rows', ['0', '5', 'one'])

@@ -43,12 +43,13 @@ def test_a_table_is_of_presets_and_has_the_papers_numbers(name):
   for row in table.rows:
     assert bool(row.preset) != bool(row.missing), row
     assert 0 < row.paper < 100, row
-    for preset in {row.preset, *(cut.preset for cut in row.cuts.values())}:
-      path = binary.EXPERIMENTS / f'presets/{preset}.flags'
-      assert preset is None or path.exists(), row
-    for cut in row.cuts.values():
-      flags = row.flags + cut.flags
-      assert all(flag.startswith('--') for flag in flags), row
+    for budget in ('paper', *tables.BUDGETS):
+      sized = row.at(budget)
+      if sized:
+        path = binary.EXPERIMENTS / f'presets/{sized.preset}.flags'
+        assert path.exists(), row
+        assert all(flag.startswith('--') for flag in sized.flags), row
+        assert budget != 'cpu' or sized.smaller or sized == row, row
   assert all(0 < row.paper < 100 and not row.preset for row in table.quoted)
 
 
