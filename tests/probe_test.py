@@ -325,7 +325,8 @@ def test_typical_classes_leave_out_those_without_images():
 def test_runs_are_called_by_their_folders_where_these_differ():
   run = lambda path: mock.Mock(folder=pathlib.Path(path))
   assert loading.names_of([run('a/x'), run('a/y')]) == ['x', 'y']
-  assert loading.names_of([run('a/x'), run('b/x')]) == ['a/x', 'b/x']
+  assert loading.names_of([run('r/a/x'), run('r/b/x')]) == ['a', 'b']
+  assert loading.names_of([run('a/x'), run('x')]) == ['a/x', 'x']
 
 
 BAD = {
