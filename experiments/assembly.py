@@ -25,6 +25,7 @@ from ssljax import (
   imagenet,
   optimizers,
   parallel,
+  preemption,
   preprocess,
   program,
   record,
@@ -389,13 +390,20 @@ def make_data(dataset: datasets.Dataset, drawn, mesh) -> program.Data:
 
 
 def train_all(run: Run, folder: pathlib.Path) -> dict:
-  """Trains every method under every split, keeping `result.json` up to date."""
+  """Trains every method under every split, keeping `result.json` up to date.
+
+  Raises:
+    PreemptedError: SIGTERM came; the checkpoint is of the step it came in.
+  """
   result = report.begin(run, FLAGS.labels)
   workdir.write_json(folder / 'result.json', result)
   size, extra = FLAGS.seeds_at_once, questions.most(run.drawn[0])
   groups = [run.drawn[i : i + size] for i in range(0, len(run.drawn), size)]
   metrics_start = 0
-  with contextlib.closing(record.Recorder(folder)) as recorder:
+  with (
+    contextlib.closing(record.Recorder(folder)) as recorder,
+    preemption.Notice().awaited() as preempted,
+  ):
     for method in run.methods:
       programs = {
         seeds: program.Program(
@@ -411,7 +419,9 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
         name = f'{method.name} seed {seed_range(group)}'
         made = programs[len(group)]
         job = train.Job(name, made, group, asks[len(group)])
-        progress = run_job(job, recorder, folder, metrics_start)
+        options = make_options(method.stages, run.data.train)
+        options = options._replace(preempted=preempted)
+        progress = run_job(job, options, recorder, folder, metrics_start)
         metrics_start = progress.metrics_bytes
         report.add(result, method, progress, FLAGS.report_minimum)
         workdir.write_json(folder / 'result.json', result)
@@ -421,12 +431,11 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
 
 
 def run_job(
-  job, recorder, folder: pathlib.Path, metrics_start: int
+  job, options, recorder, folder: pathlib.Path, metrics_start: int
 ) -> train.Progress:
   """Trains one job with checkpoints in a folder of its own."""
   method = job.program.method
   where = checkpoint_folder(folder, method, job.splits)
-  options = make_options(method.stages, job.program.data.train)
   lasting = train.lasting(method, FLAGS.keep_stages, FLAGS.keep_every)
   kept = checkpoint.Checkpoints(where, lasting=lasting)
   with contextlib.closing(kept) as checkpoints:

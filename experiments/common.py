@@ -16,6 +16,7 @@ import report
 from ssljax import optimizers, parallel, workdir
 from ssljax.core import InputError, fraction, non_negative, positive, require
 from ssljax.oracle import WaitingError
+from ssljax.preemption import PreemptedError
 
 FLAGS = flags.FLAGS
 
@@ -168,6 +169,9 @@ def run(binary: str, act: Callable, parse: Callable = FLAGS) -> None:
       logging.flush()
       print(f'{binary}: {waiting}', file=sys.stderr)
       sys.exit(3)
+    except PreemptedError as preempted:  # exit status 0: nothing is wrong
+      logging.flush()
+      print(f'{binary}: {preempted}', file=sys.stderr)
 
   app.run(begin, flags_parser=parse_or_fail)
 

@@ -4,8 +4,9 @@ A job trains one method under the splits of one or more seeds. The loop runs
 from stop to stop: between two stops only compiled steps run; at a stop the
 metrics come to the host, and what is due is done in this order: record,
 evaluate, checkpoint. What a stage redoes from time to time, it does before the
-steps that follow. So a checkpoint is always of a finished stop, and what comes
-after it does not depend on whether the process is the same one.
+steps that follow. So a checkpoint is of a finished stop, and what comes after
+it does not depend on whether the process is the same one. A run that is asked
+to go saves after the step it is in, and goes on from there to the same stop.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 from ssljax import batches, checkpoint, record
 from ssljax.asking import Asking
 from ssljax.core import InputError, Method, Stage, TrainState, keep, require
+from ssljax.preemption import Notice, PreemptedError
 from ssljax.program import Program
 from ssljax.splits import Split
 
@@ -33,6 +35,7 @@ class Options(NamedTuple):
   checkpoint_seconds: float = 60.0
   steps_per_call: int = 1
   keep_every: int | None = None  # steps between checkpoints that stay, if any
+  preempted: Notice | bool = False  # true once the run is to save and go
 
 
 class Job(NamedTuple):
@@ -137,6 +140,7 @@ def fit(
   Raises:
     DivergedError: a loss is not finite; the last good checkpoint is kept.
     InputError: the checkpoint is of other splits.
+    PreemptedError: it was asked to go; where it was is kept.
   """
   loop = _Loop(job, options, recorder, checkpoints)
   loop.begin(metrics_start)
@@ -174,6 +178,7 @@ class _Loop:
     self.recorder, self.checkpoints = recorder, checkpoints
     self.stages = job.program.method.stages
     self.asking = job.asking
+    self.saved = None  # step of the newest checkpoint of this process
     self.digests = [split.digest for split in job.splits]
 
   def begin(self, metrics_start: int):
@@ -322,14 +327,16 @@ class _Loop:
     stays = kept_every(stage, self.options.keep_every)
     saved = time.monotonic()
     for span in spans:
-      start, here = span[0][0], span[-1][1]
+      start = span[0][0]
       again = start > begin and (start - begin) % redo == 0
       if stage.refresh is not keep and again:
         self.state = self.program.refresh[number](self.state)
-      metrics, seconds = self.advance(number, span, fetched, first)
+      metrics, seconds, here = self.advance(number, span, fetched, first)
       self.progress = self.progress._replace(
         step=first + here, seconds=self.progress.seconds + seconds
       )
+      if here < span[-1][1]:
+        self.leave()
       if here == end:
         self.progress = self.progress._replace(
           round=self.progress.round + 1, begun=first + here
@@ -345,6 +352,8 @@ class _Loop:
         saved = time.monotonic()
       bar.update(here - start)
       bar.set_postfix(loss=f'{np.mean(metrics["loss"]):.4f}')
+      if self.options.preempted:
+        self.leave()
 
   def fetch(self, stage, orders, done: int, begin: int, end: int, redo: int):
     """The calls of each span between stops, and the feed of all of them."""
@@ -367,7 +376,11 @@ class _Loop:
     return spans, fetched
 
   def advance(self, number: int, span, fetched, first: int):
-    """Steps through a span: metrics `[S]` of its last step, and seconds."""
+    """Steps through a span, or as far as it may.
+
+    Returns:
+      Metrics `[S]` of the last step, seconds, and the step of the stage.
+    """
     program, losses = self.program, []
     began = time.monotonic()
     with jax.transfer_guard('disallow'):
@@ -377,13 +390,26 @@ class _Loop:
           self.state, (pixels, program.fitted), rows
         )
         losses.append(metrics['loss'])
+        if self.options.preempted:
+          break
+    done = len(losses)  # calls
     losses, metrics = jax.device_get((losses, metrics))
     by_step = lambda x: np.reshape(x, [-1, program.seeds])
     self.refuse_infinite(
       np.concatenate([by_step(x) for x in losses]), first + span[0][0]
     )
     last = {name: by_step(value)[-1] for name, value in metrics.items()}
-    return last, time.monotonic() - began
+    return last, time.monotonic() - began, span[done - 1][1]
+
+  def leave(self):
+    """Saves, unless that is done, and goes."""
+    if self.saved != self.progress.step:
+      self.save()
+    self.checkpoints.wait()
+    raise PreemptedError(
+      f'{self.job.name} was asked to go and has saved step '
+      f'{self.progress.step}: the same command goes on from there'
+    )
 
   def refuse_infinite(self, losses: np.ndarray, before: int):
     """Raises at the first loss of `[steps, S]` that is not finite."""
@@ -445,3 +471,4 @@ class _Loop:
     self.progress = self.progress._replace(metrics_bytes=self.recorder.flush())
     saved = self.progress._asdict() | {'splits': self.digests}
     self.checkpoints.save(self.progress.step, self.state, saved)
+    self.saved = self.progress.step

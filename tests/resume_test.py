@@ -75,6 +75,16 @@ def kill_after_checkpoint(folder, step, wait):
   return process.wait()
 
 
+def ask_to_go_after_checkpoint(folder, step):
+  """SIGTERMs the run once it has a checkpoint beyond a step; its status."""
+  process = start(folder)
+  while max(saved_steps(folder), default=-1) <= step:
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  return process.wait(timeout=120)
+
+
 def arrays(folder):
   """Every array of the last checkpoint, as it lies on disk."""
   newest = folder / CHECKPOINTS / str(STEPS) / 'state'
@@ -85,9 +95,17 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
   whole, folder = tmp_path / 'whole', tmp_path / 'killed'
   finish(whole)
   moments = random.Random(int(time.time()))
-  for step in (0, 120, 220):  # in three stages, across a reprediction each
+  for step in (0, 120):  # in two stages, across a reprediction each
     wait = moments.uniform(0.0, 0.3)
     assert kill_after_checkpoint(folder, step, wait) == -signal.SIGKILL
+
+  # Asked, it goes of itself, and says where it is.
+  assert ask_to_go_after_checkpoint(folder, 220) == 0
+  said = pathlib.Path(f'{folder}.log').read_text()
+  newest = max(saved_steps(folder))
+  assert f'has saved step {newest}: the same command goes on' in said
+  result = json.loads((folder / 'result.json').read_text())
+  assert not result['complete']
 
   # The newest checkpoint is truncated too: the one before it is taken.
   newest = max(saved_steps(folder))

@@ -1,6 +1,9 @@
 import contextlib
 import json
+import os
+import re
 import shutil
+import signal
 
 import chex
 from contract_test import OPTIONS, comparable, fit, lines
@@ -11,8 +14,9 @@ import optax
 import pytest
 import tiny
 
-from ssljax import checkpoint, evaluate, record, train
+from ssljax import checkpoint, evaluate, preemption, record, train
 from ssljax.core import InputError, Method, Stage, TrainState
+from ssljax.preemption import PreemptedError
 from ssljax.program import Program
 
 
@@ -231,6 +235,54 @@ def test_a_run_resumes_in_any_stage_bit_for_bit(
   assert not list((tmp_path / 'parts/checkpoints').glob('damaged-*'))
   chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
   assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
+
+
+class Told:
+  """A notice that comes after so many looks at it: one after every step."""
+
+  def __init__(self, looks):
+    self.looks = looks
+
+  def __bool__(self):
+    self.looks -= 1
+    return self.looks < 0
+
+
+@pytest.mark.parametrize('name', ['r2d2', 'deepbass'])
+def test_a_run_that_is_asked_to_go_loses_no_step_and_ends_the_same(
+  tmp_path, name
+):
+  job = tiny.make_job(name)
+  run = lambda folder, options: fit(tmp_path / folder, name, options, job)
+  whole, _ = run('whole', OPTIONS)
+  steps = []
+  for looks in (0, 1, 2, 3, 5):  # on its steps, and between them
+    told = OPTIONS._replace(preempted=Told(looks))
+    with pytest.raises(PreemptedError, match=f'{name}.*the same command') as e:
+      run('parts', told)
+    steps.append(int(re.search(r'saved step (\d+)', str(e.value))[1]))
+    saved = {p.name for p in (tmp_path / 'parts/checkpoints').iterdir()}
+    assert str(steps[-1]) in saved
+  assert steps[0] == 1 and (np.diff(steps) > 0).all()
+  resumed, _ = run('parts', OPTIONS)
+  chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+  assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
+
+
+def test_the_second_signal_does_what_it_did_before():
+  got = []
+  before = signal.signal(signal.SIGTERM, lambda *_: got.append('before'))
+  try:
+    with preemption.Notice().awaited() as notice:
+      assert not notice
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert notice and not got
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert got == ['before']
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert got == ['before'] * 2
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_stopped_before_its_first_checkpoint_a_job_leaves_no_trace(
