@@ -3,6 +3,7 @@
 import functools
 
 import chex
+from conftest import forget_programs
 from contract_test import OPTIONS, comparable, fit, lines
 import numpy as np
 import pytest
@@ -13,6 +14,23 @@ from ssljax.core import UNLABELLED
 
 POLICY = asking.Policy('entropy', every=1, size=4, budget=10, passes=2)
 OFTEN = OPTIONS._replace(checkpoint_seconds=0.0)
+
+
+# These know nothing of a label but the label: MA-DNN stands for them.
+ALIKE = ('supervised', 'association', 'adaptation')
+
+
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
+    for name in tiny.METHODS
+  ],
+)
+def name(request):
+  """Every method in turn."""
+  yield request.param
+  forget_programs()
 
 
 class Told:

@@ -161,6 +161,7 @@ def test_a_person_who_tells_the_truth_is_as_good_as_the_data_set(
     assert people[same] == truth[same]
 
 
+@pytest.mark.slow
 def test_what_chooses_is_compiled_once_for_all_seeds(tmp_path, monkeypatch):
   made, init = [], asking.Asking.__init__
 
@@ -241,6 +242,7 @@ def test_without_dropout_one_can_ask_for_what_lies_far_apart(tmp_path):
   assert len(set(result['asked'][0]['rows'])) == 6
 
 
+@pytest.mark.slow
 def test_answers_outlast_a_run_that_is_started_anew(tmp_path, capsys):
   folder = tmp_path / 'run'
   binary_line(folder, capsys, 3)
