@@ -187,11 +187,14 @@ def curves(*runs):
   """Figure 3: accuracy on the test images over the iterations.
 
   Args:
-    *runs: a line each, the mean over all its seeds.
+    *runs: a line each, the mean over all its seeds; those that differ in their
+      seeds alone share one.
   """
+  groups = loading.alike(runs)
+  names = loading.names_of([group[0] for group in groups])
   lines = {
-    name: accuracies(run.folder)
-    for name, run in zip(loading.names_of(runs), runs, strict=True)
+    name: np.concatenate([accuracies(run.folder) for run in group])
+    for name, group in zip(names, groups, strict=True)
   }
   table = [('run', 'iteration', 'seeds', 'accuracy', 'deviation')]
   table += [

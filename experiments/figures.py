@@ -35,6 +35,7 @@ class Drawing(NamedTuple):
   shows: str
   runs: int = 1  # that it can compare; each is a `loading.Finished`
   alone: bool = True  # whether a single one says something
+  merges: bool = False  # runs of other splits into one; they count as one
 
 
 # METHOD/NUMBER of the paper, or METHOD/WORD where it has no such figure.
@@ -52,7 +53,10 @@ FIGURES = {
     deepbass_figures.maps, 'classes over the plane; a --run each (yin-yang)', 4
   ),
   'deepbass/3': Drawing(
-    deepbass_figures.curves, 'accuracy over the iterations; a --run each', 6
+    deepbass_figures.curves,
+    'accuracy over the iterations; a --run each',
+    6,
+    merges=True,
   ),
   'llp/2a': Drawing(
     llp_maps.evolution, 'classes over training (--keep_stages, --keep_every)'
@@ -71,6 +75,7 @@ FIGURES = {
     'the error by how many labels; a --run each',
     9,
     alone=False,
+    merges=True,
   ),
   'madnn/4': Drawing(
     madnn_figures.keys, 'keys among features over training (--keep_every)'
@@ -116,12 +121,6 @@ def check(figure: str | None, folders: list[str] | None) -> None:
   )
   plotting.check_matplotlib()
   require(bool(folders), '--run: give the folder of a finished run')
-  most = FIGURES[figure].runs
-  require(
-    len(folders) <= most,
-    f'--run: {len(folders)} are given, --figure={figure} shows at most {most}: '
-    'leave some out',
-  )
   for folder in folders:
     made_by = loading.finished_result(pathlib.Path(folder))['method']
     require(
@@ -129,6 +128,14 @@ def check(figure: str | None, folders: list[str] | None) -> None:
       f'--figure={figure}: is not of {made_by}, the method of --run={folder}: '
       'give another figure, or another run',
     )
+  most, count = FIGURES[figure].runs, len(folders)
+  if FIGURES[figure].merges:
+    count = len(loading.by_flags(list(map(pathlib.Path, folders))))
+  require(
+    count <= most,
+    f'--run: {count} are given, --figure={figure} shows at most {most}: '
+    'leave some out',
+  )
 
 
 def make_folder(folder: pathlib.Path) -> pathlib.Path:

@@ -1,6 +1,6 @@
 """Loads finished runs, for the programs that look at them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -16,6 +16,7 @@ import common
 import flagging
 import jax
 import numpy as np
+import plotting
 import questions
 
 from ssljax import (
@@ -75,6 +76,22 @@ class Finished:
     known = np.flatnonzero(self.dataset.train.labels != UNLABELLED)
     return np.setdiff1d(known, self.split.validation)
 
+  @property
+  def hidden(self) -> np.ndarray:
+    """Rows seen without a label whose class the data set knows.
+
+    Raises:
+      InputError: there is none.
+    """
+    rows = plotting.hidden_rows(self.split)
+    rows = rows[self.dataset.train.labels[rows] != UNLABELLED]
+    require(
+      len(rows) > 0,
+      f'--run={self.folder}: knows no class of an unlabelled image: give one '
+      'of another data set',
+    )
+    return rows
+
   @functools.cached_property
   def state(self) -> TrainState:
     """At the end of the run."""
@@ -112,7 +129,10 @@ class Finished:
     return self.sweep(self._feature, state, feed, rows)
 
   def as_trained(self, state: TrainState, feed: batches.Feed, rows):
-    """Embeddings `[M, D]` by the weights as they are, not by their average."""
+    """Embeddings `[M, D]` by the weights as they are, not by their average.
+
+    Unlike those of `embed` they are as long as the network makes them.
+    """
     return self.sweep(self._as_trained, state, feed, rows)
 
   @functools.cached_property
@@ -295,6 +315,22 @@ def names_of(runs) -> list[str]:
     return [str(run.folder) for run in runs]
   differ = [len(set(part)) > 1 for part in zip(*paths, strict=True)]
   return ['/'.join(itertools.compress(path, differ)) for path in paths]
+
+
+def by_flags(folders: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
+  """Folders of runs, those together that differ in their splits alone."""
+  groups = {}
+  for folder in folders:
+    lines = (folder / 'flags.txt').read_text().splitlines()
+    key = tuple(x for x in lines if not x.startswith(('--seed=', '--seeds=')))
+    groups.setdefault(key, []).append(folder)
+  return list(groups.values())
+
+
+def alike(runs: Sequence[Finished]) -> list[list[Finished]]:
+  """Runs, those together that differ in their splits alone."""
+  by_folder = {run.folder: run for run in runs}
+  return [[by_folder[f] for f in group] for group in by_flags(list(by_folder))]
 
 
 # The programs that look at them.

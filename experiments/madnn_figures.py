@@ -19,8 +19,9 @@ import json
 import llp_maps
 import numpy as np
 import plotting
+import report
 
-from ssljax.core import UNLABELLED, positive, require
+from ssljax.core import UNLABELLED, positive
 from ssljax.methods import madnn
 from ssljax.splits import generator
 
@@ -37,25 +38,22 @@ def robustness(*runs):
   """Figure 3: the error of every arm by how many images are labelled.
 
   Args:
-    *runs: of as many labels each; a line is an arm, the mean over its seeds.
+    *runs: of as many labels each, or of other splits; a line is an arm, the
+      mean over all splits.
   """
-  lines, table = {}, [('arm', 'labelled', 'seed', 'error')]
-  for run in sorted(runs, key=labelled_images):
+  found, table = {}, [('arm', 'labelled', 'seed', 'error')]
+  for run in runs:
+    count = len(run.split.labelled)
     result = json.loads((run.folder / 'result.json').read_text())
     for arm, entry in result['arms'].items():
-      errors = entry['test_error']
-      errors = errors.get('averaged', errors['last'])
-      lines.setdefault(arm, []).append((labelled_images(run), errors))
+      errors = report.errors_that_stand(entry['test_error'])
+      found.setdefault(arm, {}).setdefault(count, []).extend(errors)
       table += [
-        (arm, labelled_images(run), seed, error)
+        (arm, count, seed, error)
         for seed, error in zip(result['seeds'], errors, strict=True)
       ]
+  lines = {arm: sorted(of_arm.items()) for arm, of_arm in found.items()}
   return draw_robustness(lines), {'errors': table}
-
-
-def labelled_images(run) -> int:
-  """How many images of a run have a label."""
-  return len(run.split.labelled)
 
 
 def draw_robustness(lines):
@@ -133,8 +131,7 @@ def keys(finished, *, points: int = 300, steps: Sequence[int] = ()):
 def drawn_parts(finished, points: int) -> tuple[list, list]:
   """Rows `[M]` of each of `PARTS`, and their classes `[M]`; the same always."""
   split, dataset = finished.split, finished.dataset
-  hidden = plotting.hidden_rows(split)
-  hidden = hidden[dataset.train.labels[hidden] != UNLABELLED]
+  hidden = finished.hidden
   pools = split.labelled, hidden, np.arange(len(dataset.test.labels))
   parts = [
     np.sort(generator(split.seed, _POINTS, i).permutation(pool)[:points])
@@ -286,16 +283,10 @@ def predictions(finished, *, images: int = 5, steps: Sequence[int] = ()):
   positive(images=images)
   steps = llp_maps.chosen_steps(finished, steps)
   split, dataset = finished.split, finished.dataset
-  hidden = plotting.hidden_rows(split)
-  hidden = hidden[dataset.train.labels[hidden] != UNLABELLED]
-  require(
-    len(hidden) > 0,
-    f'--run={finished.folder}: knows no class of an unlabelled image: give one '
-    'of another data set',
-  )
+  hidden = finished.hidden
   rows = np.sort(generator(split.seed, _IMAGES).permutation(hidden)[:images])
   truth = dataset.train.labels[rows]
-  found = [memory_predictions(finished, step, rows) for step in steps]
+  found = [predicted(finished, finished.after(step), rows) for step in steps]
   table = [('train_row', 'class', 'step', *dataset.classes)]
   table += [
     (row, dataset.classes[c], step, *of_step[i])
@@ -307,9 +298,8 @@ def predictions(finished, *, images: int = 5, steps: Sequence[int] = ()):
   return figure, {'predictions': table}
 
 
-def memory_predictions(finished, step: int, rows) -> np.ndarray:
-  """p̂ `[M, C]` of training rows `[M]` after a step, Eq. 4 and 6."""
-  state = finished.after(step)
+def predicted(finished, state, rows) -> np.ndarray:
+  """p̂ `[M, C]` of training rows `[M]` by a state of the run, Eq. 4 and 6."""
   x = finished.as_trained(state, finished.program.data.train, rows)
   slots = madnn.Slots(state.memory.keys[0], state.memory.values[0])
   unlabelled = np.full(len(rows), UNLABELLED)
@@ -326,7 +316,7 @@ def draw_predictions(images, truth, found, steps, names):
 
   Args:
     images: `[M, H, W, c]`.
-    truth: classes `[M]`, whose bars are red.
+    truth: classes `[M]`, whose bars stand out.
     found: p̂ `[M, C]` of every step.
     steps: of the columns.
     names: of the classes.

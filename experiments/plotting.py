@@ -30,6 +30,7 @@ STYLE = {
   'savefig.bbox': 'tight',
   'savefig.pad_inches': 0.03,
   'savefig.dpi': 140,
+  'svg.hashsalt': 'ssljax',  # the same names every time
   'pdf.fonttype': 42,  # letters that can be edited and searched for
 }
 LARGE_PNG = 200_000  # bytes

@@ -118,6 +118,15 @@ def aligned(rows: list[list[str]]) -> list[str]:
   ]
 
 
+def errors_that_stand(errors: dict) -> list[float]:
+  """Of a run's errors those that are reported: of the averaged weights, if any.
+
+  Args:
+    errors: per seed, by kind.
+  """
+  return errors.get('averaged', errors['last'])
+
+
 def by_seed(errors: dict) -> str:
   """'4.12 3.90 (median 4.01)', of the weights that a method evaluates."""
   kind = next(k for k in ('minimum', 'averaged', 'last') if k in errors)

@@ -3,17 +3,20 @@
 python experiments/reproduce.py --list
 python experiments/reproduce.py --table=madnn/1 --budget=cpu --data_dir=DIR
 
-A row is a preset with some flags under several label splits. What is not yet
-run is run, what was interrupted goes on, nothing is run twice; more --seeds
-run those that are new alone. A finished run's results are copied to
-`results/`, and the tables are made from those copies alone.
+A row is a preset with some flags under several label splits, each a run of its
+own. What is not yet run is run, what was interrupted goes on, what is done is
+never run again. A finished run's results are copied to `results/`, and the
+tables are made from those copies alone.
 """
 
-import itertools
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,60 +34,86 @@ from ssljax import workdir
 from ssljax.core import InputError, positive, require
 
 HERE = pathlib.Path(__file__).parent
-TIMED_STEPS = 4  # the first ones are slower
+TIMED = (2, 5)  # steps between which the time is taken: the first are slower
 PAGES = (HERE.parent / 'README.md', HERE / 'README.md')
 MARKS = re.compile(
   r'(?P<begin><!-- results: (?P<table>\S+) (?P<budget>\S+) -->)\n'
-  r'.*?<!-- end -->',
+  r'(?:(?!<!-- results).)*?<!-- end -->',
   re.DOTALL,
 )
 
 
-def execute(store: Store, run: Run, splits: range, data_dir) -> None:
-  """Runs or resumes some splits, and keeps the results.
+# Running.
+
+
+def train(store: Store, run: Run, seed: int, data_dir) -> None:
+  """Runs or resumes a run under a split, and keeps its results.
 
   Raises:
     InputError: it failed; what it did so far stays.
   """
-  folder = store.folder(run, splits)
-  call(run.command(splits.start, len(splits), folder, data_dir))
-  store.keep(run, folder)
+  folder = store.folder(run, seed)
+  with alone(folder):
+    if not store.is_finished(run, seed):
+      command = run.command(seed, folder, data_dir)
+      # Of a preset that has changed since, there is nothing to go on from.
+      command += ['--overwrite'] if store.begin(run, seed) else []
+      call(command)
+    store.keep(run, seed)
 
 
-def look_at(store: Store, run: Run, row: tables.Row, seed: int, data_dir):
+@contextlib.contextmanager
+def alone(folder: pathlib.Path):
+  """Waits until no other process is in a run's folder, and keeps them out.
+
+  A program that is called inherits the lock: it holds as long as that lives.
+  """
+  lock = folder.with_suffix('.lock')
+  lock.parent.mkdir(parents=True, exist_ok=True)
+  with open(lock, 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      print(f'{folder}: another process is at it, waiting', flush=True)
+      fcntl.flock(file, fcntl.LOCK_EX)
+    os.set_inheritable(file.fileno(), True)
+    yield
+
+
+def look_at(store: Store, row: tables.Row, seed: int, data_dir) -> None:
   """Measures what a row takes from one split of a finished run.
 
   Raises:
-    InputError: it failed, or the run's own folder is gone.
+    InputError: it failed.
   """
-  parts = store.parts(run)
-  splits = next(splits for splits in parts if seed in splits)
-  folder = store.runs / run.name / parts[splits].name
-  data = [f'--data_dir={data_dir}'] if data_dir else []
+  run = runs.run_of(row)
+  train(store, run, seed, data_dir)  # its folder may be gone
   with tempfile.TemporaryDirectory() as out:
-    command = f'probe.py --run={folder} --seed={seed} --out={out}/probe.npz'
-    call([sys.executable, *command.split(), *row.probe, *data])
-    if row.take.startswith('propagate'):
-      command = f'propagate.py --embeddings={out}/probe.npz'
-      command += f' --out={out}/propagate.json'
-      call([sys.executable, *command.split(), *row.propagate])
-    kept = parts[splits] / row.look / f'seed-{seed}'
-    kept.parent.mkdir(exist_ok=True)
-    (pathlib.Path(out) / 'probe.npz').unlink()
-    shutil.copytree(out, kept.with_suffix('.partial'), dirs_exist_ok=True)
-    kept.with_suffix('.partial').rename(kept)
+    probe = [sys.executable, f'{HERE}/probe.py', f'--seed={seed}', *row.probe]
+    where = f'--run={store.folder(run, seed)}', f'--out={out}/probe.npz'
+    call([*probe, *where, *runs.data_flag(data_dir)])
+    kind = row.look.split(',')[0]
+    if kind == 'propagate':
+      where = f'--embeddings={out}/probe.npz', f'--out={out}/propagate.json'
+      call([sys.executable, f'{HERE}/propagate.py', *row.propagate, *where])
+    found = json.loads((pathlib.Path(out) / f'{kind}.json').read_text())
+  store.keep_look(run, seed, row.look, found)
 
 
 def call(command: list[str]) -> None:
-  """Runs a program of this folder; one line if it fails."""
-  program = HERE / command[1]
+  """Runs a program, which ends with this one; one line if it fails."""
   print(f'$ {" ".join(["python", *command[1:]])}', flush=True)
-  words = [command[0], str(program), *command[2:]]
-  status = subprocess.run(words, check=False).returncode
+  process = subprocess.Popen(command, close_fds=False)
+  try:
+    status = process.wait()
+  except BaseException:
+    process.terminate()
+    process.wait()
+    raise
   require(
     not status,
-    f'{program.name} ended with status {status}, see above; the same command '
-    'goes on from where it was',
+    f'{pathlib.Path(command[1]).name} ended with status {status}, see above; '
+    'the same command goes on from where it was',
   )
 
 
@@ -102,18 +131,19 @@ def chosen(table: tables.Table, rows: list[str] | None) -> list[int]:
   return [int(row) - 1 for row in rows]
 
 
-def reproduce(asked: dict[str, Any]) -> None:
-  """Runs a table's rows and writes it."""
+def reproduce(asked: dict[str, Any]) -> int:
+  """Runs a table's rows and writes it; how many rows failed."""
   table = tables.find(asked['table'], tables.all_tables(), 'table')
   store, failed = store_of(asked), 0
-  for place in chosen(table, asked['rows']):
+  for number in chosen(table, asked['rows']):
     try:
-      run_row(store, table.rows[place], asked)
+      run_row(store, table.rows[number], asked)
     except InputError as error:  # the other rows can be run all the same
-      print(f'{table.name}, {table.rows[place].name}: {error}', file=sys.stderr)
+      name = table.rows[number].name
+      print(f'{table.name}, {name}: {error}', file=sys.stderr)
       failed += 1
   print(written(store, table, asked))
-  require(not failed, f'{failed} rows failed, see above; the others stand')
+  return failed
 
 
 def run_row(store: Store, row: tables.Row, asked: dict[str, Any]) -> None:
@@ -121,15 +151,16 @@ def run_row(store: Store, row: tables.Row, asked: dict[str, Any]) -> None:
   row, data_dir = row.at(asked['budget']), asked['data_dir']
   if row is None:
     return
-  absent = [name for name in row.data if not runs.on_disk(name, data_dir)]
+  run = runs.run_of(row)
+  absent = runs.absent(run, row.data, data_dir)
   if absent:
     print(f'{row.name}: left out, {", ".join(absent)} is not in --data_dir')
     return
-  run, seeds = runs.run_of(row), runs.seeds_of(row, asked['seeds'])
-  for splits in runs.missing(store, run, seeds):
-    execute(store, run, splits, data_dir)
-  for seed in sorted(set(range(seeds)) - store.looked(run, row.look)):
-    look_at(store, run, row, seed, data_dir)
+  for seed in runs.seeds_of(row, asked['seeds']):
+    if not store.result(run, seed):
+      train(store, run, seed, data_dir)
+    if not store.is_done(row, seed):
+      look_at(store, row, seed, data_dir)
 
 
 def draw(asked: dict[str, Any]) -> None:
@@ -144,39 +175,39 @@ def draw(asked: dict[str, Any]) -> None:
     sized is not None,
     f'--budget={asked["budget"]}: {figure.name} has no such size: leave it out',
   )
-  count = asked['seeds'] or sized.seeds
-  folders = []
+  count, data_dir = asked['seeds'] or sized.seeds, asked['data_dir']
+  seeds = range(sized.first, sized.first + count)
   for run in runs.runs_of(sized):
-    execute(store, run, range(count), asked['data_dir'])
-    folders.append(store.folder(run, range(count)))
-  data = [f'--data_dir={asked["data_dir"]}'] if asked['data_dir'] else []
-  groups = [[folder] for folder in folders] if sized.apart else [folders]
-  for (part, group), number in zip(
-    itertools.product(sized.drawn, groups), itertools.count()
-  ):
+    for seed in seeds:
+      train(store, run, seed, data_dir)
+  for number, part in enumerate(sized.parts):
+    shown = [Run(preset, tuple(flags)) for preset, *flags in part.runs]
+    folders = [store.folder(run, seed) for run in shown for seed in seeds]
+    picture = store.picture(figure, asked['budget'], number)
     with tempfile.TemporaryDirectory() as out:
-      command = ['figures.py', f'--figure={part}', f'--out={out}']
-      command += [f'--run={folder}' for folder in group]
-      call([sys.executable, *command, *sized.arguments, *data])
-      for picture in pathlib.Path(out).glob('*.png'):
-        store.keep_picture(figure, asked['budget'], picture, number)
+      command = [sys.executable, f'{HERE}/figures.py', f'--out={out}']
+      command += [f'--figure={part.drawn}', *part.arguments]
+      command += [f'--run={folder}' for folder in folders]
+      call([*command, *runs.data_flag(data_dir)])
+      (drawn,) = pathlib.Path(out).glob('*.png')
+      picture.parent.mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(drawn, picture.with_suffix('.partial'))
+      picture.with_suffix('.partial').rename(picture)
+    print(picture)
 
 
 def written(store: Store, table: tables.Table, asked: dict[str, Any]) -> str:
   """Writes a table as Markdown and CSV; what is printed of it."""
-  how = asked['budget'], asked['seeds']
-  found = [runs.ours(store, row, *how) for row in table.rows]
-  stem = store.results / f'{table.name.replace("/", "-")}.{asked["budget"]}'
+  budget = asked['budget']
+  found = [runs.ours(store, row, budget, asked['seeds']) for row in table.rows]
+  stem = f'{store.results}/{table.name.replace("/", "-")}.{budget}'
   store.results.mkdir(parents=True, exist_ok=True)
-  text = tables.markdown(table, found)
-  workdir.write_atomically(stem.with_name(f'{stem.name}.md'), text)
+  text = tables.markdown(table, found, budget)
+  workdir.write_atomically(pathlib.Path(f'{stem}.md'), text)
   workdir.write_atomically(
-    stem.with_name(f'{stem.name}.csv'), tables.as_csv(table, found)
+    pathlib.Path(f'{stem}.csv'), tables.as_csv(table, found)
   )
-  return (
-    f'{table.name}: {table.title}; {table.measure}; the paper: '
-    f'{table.statistic}\n{text}written to {stem}.md, .csv'
-  )
+  return f'{text}written to {stem}.md, .csv'
 
 
 def store_of(asked: dict[str, Any]) -> Store:
@@ -190,12 +221,14 @@ def store_of(asked: dict[str, Any]) -> Store:
 def state_of(store: Store, row: tables.Row, asked: dict[str, Any]) -> str:
   """'done', 'partly', 'to run' or 'needs DATA', of a row as a budget has it."""
   run, seeds = runs.run_of(row), runs.seeds_of(row, asked['seeds'])
-  if set(range(seeds)) <= store.looked(run, row.look):
+  if all(store.is_done(row, seed) for seed in seeds):
     return 'done'
-  absent = [x for x in row.data if not runs.on_disk(x, asked['data_dir'])]
+  absent = runs.absent(run, row.data, asked['data_dir'])
   if absent:
     return f'needs {", ".join(absent)}'
-  return 'partly' if store.seeds(run) or store.begun(run) else 'to run'
+  begun = any(store.folder(run, seed).exists() for seed in seeds)
+  some = any(store.result(run, seed) for seed in seeds)
+  return 'partly' if begun or some else 'to run'
 
 
 def summary(store: Store, table: tables.Table, budget: str, asked) -> str:
@@ -210,7 +243,7 @@ def summary(store: Store, table: tables.Table, budget: str, asked) -> str:
     words.append(f'{len(table.rows) - len(rows)} no program')
   hours, unknown = hours_left(store, filter(None, rows), asked)
   if hours:
-    words.append(f'about {hours:,.1f} h here')
+    words.append(f'at least {hours:,.1f} h here')
   if unknown:
     words.append(f'{unknown} not measured')
   return ', '.join(words)
@@ -226,14 +259,31 @@ def hours_left(store: Store, rows, asked) -> tuple[float, int]:
   """
   measured, hours, unknown = store.measured(), 0.0, 0
   for run, row in {runs.run_of(row): row for row in rows}.items():
-    if state_of(store, row, asked) in ('to run', 'partly'):
-      seeds = sum(
-        map(len, runs.missing(store, run, runs.seeds_of(row, asked['seeds'])))
-      )
+    seeds = runs.seeds_of(row, asked['seeds'])
+    left = [seed for seed in seeds if not store.result(run, seed)]
+    if left and not runs.absent(run, row.data, asked['data_dir']):
       step = measured.get(run.name, {'seconds_per_step': 0, 'steps': 0})
-      hours += step['seconds_per_step'] * step['steps'] * seeds / 3600
+      hours += step['seconds_per_step'] * step['steps'] * len(left) / 3600
       unknown += run.name not in measured
   return hours, unknown
+
+
+def figure_state(
+  store: Store, figure: tables.Figure, budget: str, asked
+) -> str:
+  """'drawn', 'to draw', 'needs DATA', or '-' where there is none so small."""
+  sized = figure.at(budget)
+  if sized is None:
+    return '-'
+  places = range(len(sized.parts))
+  if all(store.picture(figure, budget, i).exists() for i in places):
+    return 'drawn'
+  needed = {
+    name
+    for run in runs.runs_of(sized)
+    for name in runs.absent(run, (), asked['data_dir'])
+  }
+  return f'needs {", ".join(sorted(needed))}' if needed else 'to draw'
 
 
 def listing(store: Store, asked: dict[str, Any]) -> str:
@@ -254,20 +304,6 @@ def listing(store: Store, asked: dict[str, Any]) -> str:
   return '\n'.join([*report.aligned(rows), '', *report.aligned(drawn)])
 
 
-def figure_state(
-  store: Store, figure: tables.Figure, budget: str, asked
-) -> str:
-  """'drawn', 'to draw', 'needs DATA', or '-' where there is none so small."""
-  sized = figure.at(budget)
-  if sized is None:
-    return '-'
-  if store.pictures(figure, budget):
-    return 'drawn'
-  needed = {name for run in runs.runs_of(sized) for name in run.data}
-  absent = [x for x in sorted(needed) if not runs.on_disk(x, asked['data_dir'])]
-  return f'needs {", ".join(absent)}' if absent else 'to draw'
-
-
 def measure(store: Store, asked: dict[str, Any]) -> None:
   """Times a few steps of every run that is still to be done."""
   for table in tables.all_tables().values():
@@ -276,16 +312,20 @@ def measure(store: Store, asked: dict[str, Any]) -> None:
       to_do = state_of(store, row, asked) in ('to run', 'partly')
       if to_do and run.name not in store.measured():
         print(f'{table.name}, {row.name}', flush=True)
-        store.remember(run, timed(run, asked['data_dir']))
+        step = timed(run, asked['data_dir'])
+        if step:
+          store.remember(run, step)
 
 
 def timed(run: Run, data_dir) -> dict[str, float] | None:
-  """Seconds of a step and how many there are, from a run that is given up."""
-  with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder) / 'run'
-    command = run.command(0, 1, folder, data_dir)
-    command += ['--record_every=1', '--nobaseline']
-    command[1] = str(HERE / command[1])
+  """Seconds of a step of its first stage, and how many steps all arms have.
+
+  Of a run that is given up; None if its length follows from what it learns.
+  What comes between steps (evaluations, sweeps) is not in it.
+  """
+  with tempfile.TemporaryDirectory() as out:
+    folder = pathlib.Path(out) / 'run'
+    command = [*run.command(0, folder, data_dir), '--record_every=1']
     process = subprocess.Popen(command)
     try:
       return _watched(process, folder)
@@ -295,15 +335,17 @@ def timed(run: Run, data_dir) -> dict[str, float] | None:
 
 
 def _watched(process, folder: pathlib.Path) -> dict[str, float] | None:
-  """The time between steps 2 and 4 of a run that goes on."""
+  """What `timed` returns, from a run that goes on."""
+  first, last = TIMED
   while process.poll() is None:
     time.sleep(1)
     path = folder / 'metrics.jsonl'
     lines = path.read_text().splitlines()[:-1] if path.exists() else []
-    times = [x['seconds'] for x in map(json.loads, lines) if 'seconds' in x]
-    if len(times) > TIMED_STEPS:
+    measured = [x for x in map(json.loads, lines) if 'seconds' in x]
+    times = {x['step']: x['seconds'] for x in measured}
+    if last in times:
       total = json.loads((folder / 'result.json').read_text())['total_steps']
-      seconds = (times[TIMED_STEPS] - times[1]) / (TIMED_STEPS - 1)
+      seconds = (times[last] - times[first]) / (last - first)
       return total and {'seconds_per_step': seconds, 'steps': total}
   return None
 
@@ -311,7 +353,7 @@ def _watched(process, folder: pathlib.Path) -> dict[str, float] | None:
 # README.
 
 
-def written_into(text: str, asked: dict[str, Any]) -> str:
+def with_tables(text: str, asked: dict[str, Any]) -> str:
   """A page with its tables made anew.
 
   A table stands between `<!-- results: TABLE BUDGET -->` and `<!-- end -->`.
@@ -319,10 +361,13 @@ def written_into(text: str, asked: dict[str, Any]) -> str:
   known, store = tables.all_tables(), store_of(asked)
 
   def made(match) -> str:
-    table = tables.find(match['table'], known, 'table')
-    # Not whether data is on this machine's disk: a page is the same everywhere.
-    found = [runs.ours(store, row, match['budget'], None) for row in table.rows]
-    body = tables.markdown(table, found)
+    table, budget = tables.find(match['table'], known, 'table'), match['budget']
+    require(
+      budget in (*tables.BUDGETS, 'paper'),
+      f'{match["begin"]}: has no budget {budget}',
+    )
+    found = [runs.ours(store, row, budget) for row in table.rows]
+    body = tables.markdown(table, found, budget)
     return f'{match["begin"]}\n{body}<!-- end -->'
 
   return MARKS.sub(made, text)
@@ -331,7 +376,10 @@ def written_into(text: str, asked: dict[str, Any]) -> str:
 def write_pages(asked: dict[str, Any]) -> None:
   """Makes the tables of both pages anew."""
   for page in PAGES:
-    workdir.write_atomically(page, written_into(page.read_text(), asked))
+    workdir.write_atomically(page, with_tables(page.read_text(), asked))
+
+
+# The command line.
 
 
 def define_flags() -> None:
@@ -350,14 +398,16 @@ def define_flags() -> None:
   flags.DEFINE_bool('measure', False, 'Time a few steps of what is to be run.')
   flags.DEFINE_bool('pages', False, 'Make the tables of README.md anew.')
   flags.DEFINE_string('data_dir', None, 'Where TFDS data sets are prepared.')
-  flags.DEFINE_string('runs', 'runs/reproduce', 'Where the runs are made.')
+  flags.DEFINE_string(
+    'runs', str(HERE.parent / 'runs/reproduce'), 'Where the runs are made.'
+  )
   flags.DEFINE_string(
     'results', str(HERE / 'results'), 'Where their results stay.'
   )
 
 
 def act(asked: dict[str, Any]) -> None:
-  """Does what the flags, by name, ask for."""
+  """Does what the flags, by name, ask for; exit status 1 if rows failed."""
   if asked['seeds'] is not None:
     positive(seeds=asked['seeds'])
   if asked['pages']:
@@ -369,9 +419,15 @@ def act(asked: dict[str, Any]) -> None:
     print(listing(store_of(asked), asked))
   elif asked['figure']:
     draw(asked)
-  elif not asked['measure']:
-    reproduce(asked)
+  elif asked['table'] or not asked['measure']:
+    require(asked['table'] is not None, '--table: give one; --list has them')
+    failed = reproduce(asked)
+    if failed:
+      print(f'{failed} rows failed, see above', file=sys.stderr)
+      sys.exit(1)
 
 
 if __name__ == '__main__':
+  # So that what was called is ended too.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   loading.main('reproduce', define_flags, act)

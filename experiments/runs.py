@@ -1,16 +1,14 @@
 """Runs that the papers' tables are made from, and where their results lie.
 
-RUNS/NAME/seeds-FIRST-LAST/      a run's folder, as its program leaves it
-RESULTS/NAME/seeds-FIRST-LAST/   what stays of a finished one: result.json,
-                                 metrics.jsonl, flags.txt, run.flags, look*/
+RUNS/NAME/seed-K/      a run's folder under one split, as its program leaves it
+RUNS/NAME/seed-K.flags the flags it was begun with
+RESULTS/NAME/seed-K/   what stays of a finished one: run.flags, metrics.jsonl,
+                       LOOK.json of what looked at it, result.json (the last)
 
-NAME is the preset and the flags after it. `run.flags` holds what these were: a
+NAME is the preset and the flags after it, `run.flags` what these stood for: a
 result whose preset has changed since counts for nothing.
 """
 
-from collections.abc import Iterator
-import hashlib
-import itertools
 import json
 import pathlib
 import shutil
@@ -20,11 +18,11 @@ from typing import NamedTuple
 import tables
 
 from ssljax import workdir
+from ssljax.core import require
 
 HERE = pathlib.Path(__file__).parent
-KEPT = ('result.json', 'metrics.jsonl', 'flags.txt')
 EMBEDDED = ('digits', 'yin-yang')  # data sets that are never missing
-LONGEST_NAME = 120
+LINES = 200  # of metrics.jsonl that stay, beside all evaluations
 
 
 class Run(NamedTuple):
@@ -37,48 +35,48 @@ class Run(NamedTuple):
   def name(self) -> str:
     """Of its folder: the preset and the flags."""
     name = ','.join([self.preset, *(flag.lstrip('-') for flag in self.flags)])
-    name = name.replace('/', '_')
-    if len(name) > LONGEST_NAME:
-      digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-      name = f'{name[: LONGEST_NAME - 9]}~{digest}'
-    return name
+    return name.replace('/', '_')
 
   @property
   def lines(self) -> list[str]:
-    """The flags it is defined by, but for how many splits there are."""
-    return [line for line in self._all_lines if not line.startswith('--seeds=')]
+    """The flags it is defined by: all but how many splits there are."""
+    return [line for line in self._all if not line.startswith('--seeds=')]
 
   @property
   def seeds(self) -> int:
-    """How many splits its preset or a flag gives it."""
-    given = [x for x in ('--seeds=1', *self._all_lines) if '--seeds=' in x]
-    return int(given[-1].split('=')[1])
+    """How many splits it has."""
+    given = [line for line in self._all if line.startswith('--seeds=')]
+    return int(given[-1].split('=')[1]) if given else 1
 
   @property
   def data(self) -> list[str]:
     """Data sets that it is trained or tested on."""
     kinds = '--dataset=', '--source=', '--target='
-    lines = [x for x in self._all_lines if x.startswith(kinds)]
-    return [line.split('=')[1] for line in lines]
+    return [x.split('=')[1] for x in self._all if x.startswith(kinds)]
 
   @property
-  def _all_lines(self) -> list[str]:
-    """Those of its preset, then its own."""
+  def _all(self) -> list[str]:
+    """The lines of its preset, then its own flags."""
     text = (HERE / f'presets/{self.preset}.flags').read_text().splitlines()
     return [x for x in text if x and not x.startswith('#')] + list(self.flags)
 
-  def command(self, first: int, count: int, folder, data_dir) -> list[str]:
-    """Runs `count` splits from `first` on."""
+  def command(self, seed: int, folder, data_dir) -> list[str]:
+    """Runs it under one split."""
     return [
       sys.executable,
-      f'{self.preset.split(".")[0]}.py',
+      f'{HERE}/{self.preset.split(".")[0]}.py',
       f'--flagfile={HERE}/presets/{self.preset}.flags',
       *self.flags,
-      f'--seed={first}',
-      f'--seeds={count}',
+      f'--seed={seed}',
+      '--seeds=1',
       f'--workdir={folder}',
-      *([f'--data_dir={data_dir}'] if data_dir else []),
+      *data_flag(data_dir),
     ]
+
+
+def data_flag(data_dir) -> list[str]:
+  """`--data_dir`, if there is one."""
+  return [f'--data_dir={data_dir}'] if data_dir else []
 
 
 def run_of(row: tables.Row) -> Run:
@@ -86,14 +84,24 @@ def run_of(row: tables.Row) -> Run:
   return Run(row.preset, row.flags)
 
 
-def runs_of(figure: tables.Figure) -> list[Run]:
-  """The runs that a figure, as a budget has it, shows."""
-  return [Run(preset, tuple(flags)) for preset, *flags in figure.runs]
+def runs_of(figure: tables.Figure) -> dict[Run, None]:
+  """The runs that a figure, as a budget has it, shows, each once."""
+  runs = [run for part in figure.parts for run in part.runs]
+  return dict.fromkeys(Run(preset, tuple(flags)) for preset, *flags in runs)
 
 
-def seeds_of(row: tables.Row, asked: int | None) -> int:
-  """How many splits a row has, if not as many as are asked for."""
-  return asked or row.seeds or run_of(row).seeds
+def seeds_of(row: tables.Row, asked: int | None) -> range:
+  """The splits of a row, if not as many as are asked for."""
+  return range(asked or row.seeds or run_of(row).seeds)
+
+
+def absent(run: Run, more, data_dir) -> list[str]:
+  """Data sets of a run, and others, that are not under --data_dir."""
+  there = lambda name: (
+    name in EMBEDDED
+    or (bool(data_dir) and (pathlib.Path(data_dir) / name).is_dir())
+  )
+  return sorted({name for name in (*run.data, *more) if not there(name)})
 
 
 class Store(NamedTuple):
@@ -102,143 +110,137 @@ class Store(NamedTuple):
   runs: pathlib.Path
   results: pathlib.Path
 
-  def parts(self, run: Run) -> dict[range, pathlib.Path]:
-    """Results of a run, by the splits that each is of."""
-    found = {}
-    for folder in sorted((self.results / run.name).glob('seeds-*')):
-      lines = folder / 'run.flags'
-      if lines.exists() and lines.read_text().splitlines() == run.lines:
-        found[_splits(folder)] = folder
-    return found
+  def folder(self, run: Run, seed: int) -> pathlib.Path:
+    """Where a run is made under a split."""
+    return self.runs / run.name / f'seed-{seed}'
 
-  def seeds(self, run: Run) -> set[int]:
-    """Splits that a run has been finished under."""
-    return set(itertools.chain(*self.parts(run)))
+  def kept(self, run: Run, seed: int) -> pathlib.Path:
+    """Where its results stay."""
+    return self.results / run.name / f'seed-{seed}'
 
-  def begun(self, run: Run) -> list[range]:
-    """Splits of each folder of a run that was interrupted."""
-    folders = sorted((self.runs / run.name).glob('seeds-*'))
-    done = self.parts(run)
-    return [x for x in map(_splits, folders) if x not in done]
+  def result(self, run: Run, seed: int) -> dict | None:
+    """What stays of a finished run under a split."""
+    folder = self.kept(run, seed)
+    lines = folder / 'run.flags'
+    same = lines.exists() and lines.read_text().splitlines() == run.lines
+    return workdir.read_result(folder) if same else None
 
-  def looked(self, run: Run, look: str) -> set[int]:
-    """Splits whose finished run has been looked at; all if nothing looks."""
-    return {
-      seed
-      for splits, folder in self.parts(run).items()
-      for seed in splits
-      if not look or (folder / look / f'seed-{seed}').is_dir()
-    }
+  def look(self, run: Run, seed: int, look: str) -> dict | None:
+    """What looked at it wrote."""
+    path = self.kept(run, seed) / f'{look}.json'
+    there = look and self.result(run, seed) and path.exists()
+    return json.loads(path.read_text()) if there else None
 
-  def found(self, run: Run, row: tables.Row) -> Iterator[tuple]:
-    """Splits, result, and our numbers of each split, part after part."""
-    parts = self.parts(run)
-    for splits in sorted(parts, key=lambda splits: splits.start):
-      result = _read(parts[splits] / 'result.json')
-      looks = [
-        {path.stem: _read(path) for path in folder.glob('*.json')}
-        for folder in (parts[splits] / row.look / f'seed-{i}' for i in splits)
-        if row.look and folder.is_dir()  # they are made in the order of splits
-      ]
-      yield splits, result, tables.taken(result, looks, row.take)
+  def is_done(self, row: tables.Row, seed: int) -> bool:
+    """Whether there is all that a row, as a budget has it, needs of a split."""
+    run = run_of(row)
+    if self.result(run, seed) is None:
+      return False
+    return not row.look or self.look(run, seed, row.look) is not None
 
-  def folder(self, run: Run, splits: range) -> pathlib.Path:
-    """Where some splits are run."""
-    return self.runs / run.name / f'seeds-{splits.start}-{splits[-1]}'
+  def is_finished(self, run: Run, seed: int) -> bool:
+    """Whether its own folder is there, and finished."""
+    folder = self.folder(run, seed)
+    note = folder.with_suffix('.flags')
+    result = workdir.read_result(folder)
+    same = note.exists() and note.read_text().splitlines() == run.lines
+    return same and bool(result) and result['complete']
 
-  def pictures(self, figure: tables.Figure, budget: str) -> list[pathlib.Path]:
-    """What has been drawn of a figure."""
-    return sorted((self.results / 'figures').glob(_stem(figure, budget, '*')))
+  def begin(self, run: Run, seed: int) -> bool:
+    """Notes what a run is begun with; whether its folder was another one's."""
+    note = self.folder(run, seed).with_suffix('.flags')
+    note.parent.mkdir(parents=True, exist_ok=True)
+    text = '\n'.join(run.lines) + '\n'
+    other = note.exists() and note.read_text() != text
+    workdir.write_atomically(note, text)
+    return other
 
-  def keep_picture(self, figure, budget: str, picture, number: int) -> None:
-    """Copies the picture of a part of a figure."""
-    kept = self.results / 'figures' / _stem(figure, budget, str(number))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(picture, kept)
+  def keep(self, run: Run, seed: int) -> None:
+    """Copies what stays of a finished run; until the end, there is none.
+
+    Raises:
+      InputError: it is not finished.
+    """
+    if self.result(run, seed):
+      return
+    folder, kept = self.folder(run, seed), self.kept(run, seed)
+    result = workdir.read_result(folder)
+    require(
+      self.is_finished(run, seed),
+      f'{folder}: was stopped before its end: the same command goes on',
+    )
+    (kept / 'result.json').unlink(missing_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    (kept / 'run.flags').write_text('\n'.join(run.lines) + '\n')
+    metrics = (folder / 'metrics.jsonl').read_text().splitlines()
+    (kept / 'metrics.jsonl').write_text('\n'.join(thinned(metrics)) + '\n')
+    workdir.write_json(kept / 'result.json', result)
+
+  def keep_look(self, run: Run, seed: int, look: str, found: dict) -> None:
+    """Adds what looked at a finished run."""
+    workdir.write_json(self.kept(run, seed) / f'{look}.json', found)
+
+  def picture(self, figure: tables.Figure, budget: str, part: int):
+    """Where the picture of a figure's part stays."""
+    name = f'{figure.name.replace("/", "-")}.{budget}.{part}.png'
+    return self.results / 'figures' / name
 
   def measured(self) -> dict[str, dict]:
     """By run, what a step of it takes on this machine."""
     path = self.runs / 'steps.json'
     return json.loads(path.read_text()) if path.exists() else {}
 
-  def remember(self, run: Run, step: dict | None) -> None:
+  def remember(self, run: Run, step: dict) -> None:
     """Adds to what was measured."""
-    if step:
-      self.runs.mkdir(parents=True, exist_ok=True)
-      workdir.write_json(
-        self.runs / 'steps.json', self.measured() | {run.name: step}
-      )
-
-  def keep(self, run: Run, folder: pathlib.Path) -> None:
-    """Copies the results of a finished run; `run.flags` last, it is whole."""
-    kept = self.results / run.name / folder.name
-    kept.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
-      shutil.copyfile(folder / name, kept / name)
-    workdir.write_atomically(kept / 'run.flags', '\n'.join(run.lines) + '\n')
+    self.runs.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(
+      self.runs / 'steps.json', self.measured() | {run.name: step}
+    )
 
 
-def _read(path: pathlib.Path):
-  return json.loads(path.read_text())
-
-
-def _stem(figure: tables.Figure, budget: str, number: str) -> str:
-  return f'{figure.name.replace("/", "-")}.{budget}.{number}.png'
-
-
-def _splits(folder: pathlib.Path) -> range:
-  """The splits that a folder 'seeds-FIRST-LAST' is of."""
-  first, last = map(int, folder.name.split('-')[1:])
-  return range(first, last + 1)
-
-
-def missing(store: Store, run: Run, seeds: int) -> list[range]:
-  """Splits that have to be run: the interrupted ones first, then new ones."""
-  done = store.seeds(run)
-  begun = [splits for splits in store.begun(run) if splits.start < seeds]
-  new = set(range(seeds)) - done - set(itertools.chain(*begun))
-  return begun + list(_ranges(sorted(new)))
-
-
-def _ranges(numbers: list[int]) -> Iterator[range]:
-  """Runs of numbers that follow each other."""
-  by_offset = itertools.groupby(enumerate(numbers), lambda x: x[1] - x[0])
-  for _, run in by_offset:
-    members = [number for _, number in run]
-    yield range(members[0], members[-1] + 1)
+def thinned(metrics: list[str]) -> list[str]:
+  """All evaluations of metrics.jsonl, and some two hundred other lines."""
+  others = [line for line in metrics if 'test_error' not in line]
+  every = -(-len(others) // LINES) or 1
+  stay = set(others[::every])
+  return [line for line in metrics if 'test_error' in line or line in stay]
 
 
 def ours(
-  store: Store, row: tables.Row, budget: str, asked: int | None
+  store: Store, row: tables.Row, budget: str, asked: int | None = None
 ) -> tables.Ours:
-  """What there is of a row of a paper under a budget."""
+  """What there is of a row of a paper under a budget, of all splits."""
   if row.missing:
     return tables.Ours(state=row.missing)
   row = row.at(budget)
   if row is None:
     return tables.Ours(state='not of this size')
-  seeds, values, results, count = seeds_of(row, asked), [], [], 0
-  for splits, result, taken in store.found(run_of(row), row):
-    pairs = zip(splits, taken, strict=False)  # not all may be looked at yet
-    of_asked = [mine for seed, mine in pairs if seed < seeds]
-    values += itertools.chain(*of_asked)
-    count += len(of_asked)
-    results += [result] if of_asked else []
-  if not values:
-    return tables.Ours(state='not yet run')
-  both = lambda key: ', '.join(sorted({result[key] for result in results}))
-  return tables.Ours(
-    tuple(values),
-    max(result['steps'] for result in results),
-    sum(result['seconds'] for result in results),
-    both('device'),
-    both('commit'),
-    row.smaller,
-    f'{count} of {seeds} splits' if count < seeds else '',
+  wanted, run = seeds_of(row, asked), run_of(row)
+  there = sorted(
+    int(folder.name.split('-')[1])
+    for folder in (store.results / run.name).glob('seed-*')
   )
-
-
-def on_disk(dataset: str, data_dir) -> bool:
-  """Whether a data set is embedded, or lies under --data_dir."""
-  folder = pathlib.Path(data_dir or '~/tensorflow_datasets').expanduser()
-  return dataset in EMBEDDED or (folder / dataset).is_dir()
+  seeds = [seed for seed in there if store.is_done(row, seed)]
+  if not seeds:
+    return tables.Ours(state='not yet run')
+  results = [store.result(run, seed) for seed in seeds]
+  looks = [store.look(run, seed, row.look) for seed in seeds]
+  taken = [
+    tables.taken(result, look, row.take)
+    for result, look in zip(results, looks, strict=True)
+  ]
+  entries = [result['arms'][row.arm or result['method']] for result in results]
+  whole = not row.take.startswith('after:')  # to the end of its last stage
+  left = len(set(wanted) - set(seeds))
+  joined = lambda key: ', '.join(sorted({result[key] for result in results}))
+  return tables.Ours(
+    values=tuple(value for values in taken for value in values),
+    seeds=tuple(seeds),
+    steps=max(entry['steps'] for entry in entries) if whole else None,
+    seconds=sum(e['seconds'] for e in entries) / len(seeds) if whole else None,
+    device=joined('device'),
+    commit=joined('commit'),
+    smaller=row.smaller,
+    state=f'{len(wanted) - left} of {len(wanted)} splits' if left else '',
+  )

@@ -29,7 +29,6 @@ from ssljax.core import InputError
 
 FOLDER = pathlib.Path(__file__).parent / 'tables'
 PAPERS = ('madnn', 'association', 'r2d2', 'llp', 'deepbass')
-LOOKS = ('probe', 'propagate')  # programs, and the files they write
 BUDGETS = ('cpu', 'gpu')  # that may make a row smaller; 'paper' does not
 
 
@@ -45,7 +44,7 @@ class Row(NamedTuple):
   take: str = 'last'  # where our number is, see `taken`
   probe: tuple[str, ...] = ()  # flags of probe.py, where that measures it
   propagate: tuple[str, ...] = ()  # and of propagate.py
-  data: tuple[str, ...] = ()  # data sets that have to be on disk
+  data: tuple[str, ...] = ()  # data sets on disk, beside those of the run
   missing: str = ''  # why no program has it
   seeds: int | None = None  # splits of ours, if not the preset's
   smaller: str = ''  # than the paper's: what is
@@ -53,18 +52,27 @@ class Row(NamedTuple):
 
   @property
   def look(self) -> str:
-    """The folder of what looks at a finished run for it, '' if nothing does."""
-    if self.take.split(':')[0] not in LOOKS:
+    """What looks at a finished run for it, with its flags; '' if nothing."""
+    kind = self.take.split(':')[0]
+    own = {'probe': self.probe, 'propagate': self.propagate}.get(kind)
+    if own is None:
       return ''
-    flags = [flag.lstrip('-') for flag in (*self.probe, *self.propagate)]
-    return ','.join(['look', *flags]).replace('/', '_')
+    return ','.join([kind, *(flag.lstrip('-') for flag in own)])
+
+  @property
+  def arm(self) -> str | None:
+    """The arm of a run that it is of, if not the run's own method."""
+    kind, _, rest = self.take.partition(':')
+    return rest.split(':')[0] if kind == 'arm' else None
 
   def at(self, budget: str) -> 'Row | None':
     """The row as a budget runs it, if it does."""
     if self.preset is None or (budget == 'cpu' and 'cpu' not in self.sizes):
       return None
     changed = dict(self.sizes.get(budget, {}))
-    flags = self.flags + changed.pop('flags', ())
+    # With another preset they are its own, else they come after the row's.
+    own = () if 'preset' in changed and 'flags' in changed else self.flags
+    flags = own + changed.pop('flags', ())
     return self._replace(flags=flags, **changed)
 
 
@@ -76,13 +84,17 @@ class Table(NamedTuple):
   title: str
   statistic: str  # what the paper's numbers are
   measure: str  # what ours are
+  centre: str  # 'mean' or 'median'
   rows: tuple[Row, ...]  # that the paper ran itself
   quoted: tuple[Row, ...]  # of other papers
 
-  @property
-  def of_medians(self) -> bool:
-    """Whether the paper's numbers are medians."""
-    return self.statistic.startswith('median')
+
+class Part(NamedTuple):
+  """A picture of a figure."""
+
+  drawn: str  # among `figures.FIGURES`
+  runs: tuple[tuple[str, ...], ...]  # that it shows: presets, and flags after
+  arguments: tuple[str, ...] = ()  # of figures.py
 
 
 class Figure(NamedTuple):
@@ -90,11 +102,9 @@ class Figure(NamedTuple):
 
   name: str  # METHOD/NUMBER
   title: str
-  drawn: tuple[str, ...]  # its parts among `figures.FIGURES`
-  runs: tuple[tuple[str, ...], ...]  # that show it: presets, and flags after
-  seeds: int = 1  # splits of each run
-  arguments: tuple[str, ...] = ()  # of figures.py
-  apart: bool = False  # a picture of each run, not of all together
+  parts: tuple[Part, ...]
+  first: int = 0  # of the splits that are shown
+  seeds: int = 1  # how many of them
   smaller: str = ''  # than the paper's: what is
   sizes: dict[str, dict] = {}  # noqa: RUF012  fields that a budget changes
 
@@ -108,9 +118,10 @@ class Figure(NamedTuple):
 class Ours(NamedTuple):
   """What we have of a row."""
 
-  values: tuple[float, ...] = ()  # one per seed
-  steps: int = 0
-  seconds: float = 0.0  # in compiled steps, of all seeds
+  values: tuple[float, ...] = ()  # of every split, or of its subsamples
+  seeds: tuple[int, ...] = ()  # the splits
+  steps: int | None = None  # of one, at most
+  seconds: float | None = None  # in compiled steps of one, on average
   device: str = ''
   commit: str = ''
   smaller: str = ''  # than the paper's
@@ -127,6 +138,7 @@ def read(paper: str) -> tuple[list[Table], list[Figure]]:
       table['title'],
       table['statistic'],
       table.get('measure', 'test error in %'),
+      table.get('centre', 'mean'),
       tuple(map(_row, table.get('row', []))),
       tuple(map(_row, table.get('quoted', []))),
     )
@@ -150,10 +162,18 @@ def _row(entry: dict[str, Any]) -> Row:
 
 
 def _figure(paper: str, entry: dict[str, Any]) -> Figure:
+  parts = lambda fields: {
+    'parts' if k == 'part' else k: _parts(v) if k == 'part' else v
+    for k, v in fields.items()
+  }
   entry = _fixed(entry)
-  sizes = {b: entry.pop(b) for b in BUDGETS if b in entry}
+  sizes = {b: parts(entry.pop(b)) for b in BUDGETS if b in entry}
   name = f'{paper}/{entry.pop("number")}'
-  return Figure(name, drawn=entry.pop('drawn', (name,)), **entry, sizes=sizes)
+  return Figure(name, **parts(entry), sizes=sizes)
+
+
+def _parts(entries) -> tuple[Part, ...]:
+  return tuple(Part(**entry) for entry in entries)
 
 
 def all_tables() -> dict[str, Table]:
@@ -166,12 +186,12 @@ def all_figures() -> dict[str, Figure]:
   return {figure.name: figure for paper in PAPERS for figure in read(paper)[1]}
 
 
-def taken(result: dict, looks: list[dict], take: str) -> list[list[float]]:
-  """Our numbers: a list per seed of a run, of one or of several.
+def taken(result: dict, look: dict | None, take: str) -> list[float]:
+  """Our numbers of one split: one, or one of every subsample.
 
   Args:
-    result: its `result.json`.
-    looks: what looked at it wrote, by program, per seed.
+    result: its run's `result.json`.
+    look: what the program wrote that looked at the run, if one did.
     take: 'last', 'averaged', 'median_last' or 'minimum' of the run's errors;
       'after:STAGE', the error at a stage's end; 'arm:NAME:last' of another arm;
       'probe:KEY', with dots for keys within keys; 'propagate:NAME', the errors
@@ -179,20 +199,15 @@ def taken(result: dict, looks: list[dict], take: str) -> list[list[float]]:
   """
   kind, _, rest = take.partition(':')
   if kind == 'propagate':
-    return [[100 - x for x in look[kind]['accuracy'][rest]] for look in looks]
+    return [100 - accuracy for accuracy in look['accuracy'][rest]]
   if kind == 'probe':
-    at = lambda value: functools.reduce(
-      operator.getitem, rest.split('.'), value
-    )
-    return [[at(look[kind])] for look in looks]
+    return [functools.reduce(operator.getitem, rest.split('.'), look)]
   if kind == 'after':
-    values = result['test_error_after'][rest]
-  elif kind == 'arm':
+    return result['test_error_after'][rest]
+  if kind == 'arm':
     arm, _, measure = rest.partition(':')
-    values = result['arms'][arm]['test_error'][measure]
-  else:
-    values = result['test_error'][take]
-  return [[value] for value in values]
+    return result['arms'][arm]['test_error'][measure]
+  return result['test_error'][take]
 
 
 class Difference(NamedTuple):
@@ -201,41 +216,44 @@ class Difference(NamedTuple):
   value: float
   low: float | None = None  # of its 95 % interval
   high: float | None = None
+  alone: bool = False  # whether the interval is that of our mean alone
   below: int | None = None  # of our splits, for a sign test
+  apart: int | None = None  # splits that are not equal to the paper's
   probability: float | None = None
 
 
 def interval(values, paper: float, std: float | None, n: int | None):
   """Mean of `values` − `paper`, and its 95 % interval where there is one."""
   value = statistics.fmean(values) - paper
-  if len(values) < 2:
+  if len(values) < 2 or len(set(values)) < 2:
     return Difference(value)
   ours = statistics.variance(values) / len(values)
-  theirs = std**2 / n if std is not None and n and n > 1 else 0.0
-  if not ours + theirs:
-    return Difference(value, value, value)
+  alone = std is None or not n or n < 2
+  theirs = 0.0 if alone else std**2 / n
   # Welch and Satterthwaite's degrees of freedom.
   weight = ours**2 / (len(values) - 1)
-  weight += theirs**2 / (n - 1) if theirs else 0.0
+  weight += 0.0 if alone else theirs**2 / (n - 1)
   freedom = (ours + theirs) ** 2 / weight
   half = stats.t.ppf(0.975, freedom) * math.sqrt(ours + theirs)
-  return Difference(value, value - half, value + half)
+  return Difference(value, value - half, value + half, alone)
 
 
 def signs(values, paper: float) -> Difference:
   """Median of `values` − `paper`, and a two-sided sign test."""
   apart = [value for value in values if value != paper]
   below = sum(value < paper for value in apart)
-  probability = stats.binomtest(below, len(apart)).pvalue if apart else 1.0
+  test = stats.binomtest(below, len(apart)).pvalue if apart else 1.0
   value = statistics.median(values) - paper
-  return Difference(value, below=below, probability=float(probability))
+  return Difference(
+    value, below=below, apart=len(apart), probability=float(test)
+  )
 
 
 def difference(table: Table, row: Row, values) -> Difference | None:
   """Ours − the paper's, as the paper's statistic asks for."""
   if row.paper is None or not values:
     return None
-  if table.of_medians:
+  if table.centre == 'median':
     return signs(values, row.paper)
   return interval(values, row.paper, row.std, row.n)
 
@@ -249,22 +267,23 @@ def spread(centre: float | None, std: float | None) -> str:
 
 def centre(table: Table, values) -> tuple[float, float | None]:
   """Mean or median, as the paper's, and the standard deviation."""
-  middle = statistics.median if table.of_medians else statistics.fmean
+  middle = statistics.median if table.centre == 'median' else statistics.fmean
   return middle(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def in_words(found: Difference | None, n: int) -> str:
-  """'+1.20 [0.30, 2.10]', or '+1.20, 3 of 10 below (p 0.34)'."""
+def in_words(found: Difference | None) -> str:
+  """'+1.20 [+0.30, +2.10]', or '+1.20, 3 of 10 below (p 0.34)'."""
   if found is None:
     return '–'
   if found.below is not None:
     return (
-      f'{found.value:+.2f}, {found.below} of {n} below '
+      f'{found.value:+.2f}, {found.below} of {found.apart} below '
       f'(p {found.probability:.2g})'
     )
   if found.low is None:
     return f'{found.value:+.2f}'
-  return f'{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]'
+  star = '*' if found.alone else ''
+  return f'{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]{star}'
 
 
 HEADER = (
@@ -274,10 +293,11 @@ HEADER = (
   'n',
   'ours − paper',
   'steps',
-  'seconds',
+  'seconds a split',
   'device',
   'smaller than the paper',
 )
+NONE = '–'
 
 
 def lines(table: Table, ours: list[Ours]) -> list[list[str]]:
@@ -286,9 +306,8 @@ def lines(table: Table, ours: list[Ours]) -> list[list[str]]:
   for row, mine in zip(table.rows, ours, strict=True):
     paper = spread(row.paper, row.std)
     if not mine.values:
-      cells.append([row.name, paper, mine.state, *['–'] * 6])
+      cells.append([row.name, paper, mine.state, *[NONE] * 6])
       continue
-    found = difference(table, row, mine.values)
     state = f' ({mine.state})' if mine.state else ''
     cells.append(
       [
@@ -296,30 +315,43 @@ def lines(table: Table, ours: list[Ours]) -> list[list[str]]:
         paper,
         spread(*centre(table, mine.values)) + state,
         str(len(mine.values)),
-        in_words(found, len(mine.values)),
-        f'{mine.steps:,}',
-        f'{mine.seconds:,.0f}',
+        in_words(difference(table, row, mine.values)),
+        NONE if mine.steps is None else f'{mine.steps:,}',
+        NONE if mine.seconds is None else f'{mine.seconds:,.0f}',
         mine.device,
-        mine.smaller or '–',
+        mine.smaller or NONE,
       ]
     )
   return cells + [
-    [row.name, spread(row.paper, row.std), 'quoted there', *['–'] * 6]
+    [row.name, spread(row.paper, row.std), 'quoted there', *[NONE] * 6]
     for row in table.quoted
   ]
 
 
-def markdown(table: Table, ours: list[Ours]) -> str:
-  """A table as Markdown."""
+def markdown(table: Table, ours: list[Ours], budget: str) -> str:
+  """A table as Markdown: what it is, its rows, and how they were made."""
   rows = [list(HEADER), ['---'] * len(HEADER), *lines(table, ours)]
-  return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+  body = ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+  number = table.name.split('/')[1]
+  commits = sorted({mine.commit for mine in ours if mine.commit})
+  notes = [
+    f'`python experiments/reproduce.py --table={table.name} --budget={budget}`'
+  ]
+  notes += [f'commits {", ".join(commits)}'] if commits else []
+  if '*' in body:
+    notes.append('* the interval of our mean alone')
+  return (
+    f'{table.source}, Table {number}: {table.title}; {table.measure}; paper: '
+    f'{table.statistic}\n\n{body}\n{"; ".join(notes)}\n'
+  )
 
 
 # Of the CSV; the numbers of every split last.
 COLUMNS = (
   *('table', 'row', 'paper', 'paper_std', 'paper_n', 'ours', 'ours_std', 'n'),
-  *('difference', 'low', 'high', 'below', 'probability', 'steps', 'seconds'),
-  *('device', 'commit', 'smaller', 'state', 'by_seed'),
+  *('difference', 'low', 'high', 'alone', 'below', 'apart', 'probability'),
+  *('steps', 'seconds', 'device', 'commit', 'smaller', 'state', 'seeds'),
+  'values',
 )
 
 
@@ -330,22 +362,20 @@ def as_csv(table: Table, ours: list[Ours]) -> str:
   writer.writerow(COLUMNS)
   for row, mine in zip(table.rows, ours, strict=True):
     middle = centre(table, mine.values) if mine.values else (None, None)
-    found = difference(table, row, mine.values) or Difference(None)
+    found = difference(table, row, mine.values)
     writer.writerow(
       [
         *(table.name, row.name, row.paper, row.std, row.n, *middle),
-        *(len(mine.values), *found, mine.steps, mine.seconds, mine.device),
-        *(
-          mine.commit,
-          mine.smaller,
-          mine.state,
-          ' '.join(map(str, mine.values)),
-        ),
+        *(len(mine.values), *(found or [None] * len(Difference._fields))),
+        *(mine.steps, mine.seconds, mine.device, mine.commit, mine.smaller),
+        *(mine.state, ' '.join(map(str, mine.seeds))),
+        ' '.join(map(str, mine.values)),
       ]
     )
   for row in table.quoted:
-    cells = [table.name, row.name, row.paper, row.std, row.n, *[''] * 13]
-    writer.writerow([*cells, 'quoted there', ''])
+    cells = [table.name, row.name, row.paper, row.std, row.n]
+    empty = [''] * (len(COLUMNS) - len(cells) - 3)
+    writer.writerow([*cells, *empty, 'quoted there', '', ''])
   return text.getvalue()
 
 

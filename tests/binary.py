@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import pathlib
 import runpy
 import sys
@@ -76,3 +77,13 @@ def refused(capsys, *args, binary='madnn'):
   assert 'Traceback' not in error
   assert line.startswith(f'{binary}: '), error
   return line
+
+
+@functools.cache
+def flag_names(binary):
+  """Names of the flags that an experiment binary has of its own."""
+  module = importlib.import_module(binary)
+  names = common.define(module.ARMS, **getattr(module, 'DEFAULTS', {}))
+  for name in names:
+    delattr(flags.FLAGS, name)
+  return frozenset(names)

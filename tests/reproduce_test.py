@@ -1,8 +1,14 @@
 """`reproduce.py` from the command line, on a table of tiny runs."""
 
 import csv
+import fcntl
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
+import time
 from unittest import mock
 
 from absl import flags
@@ -10,9 +16,15 @@ import binary
 import PIL.Image
 import pytest
 import reproduce
+import runs
 import tables
 
+from ssljax import preemption, train
 from ssljax.core import InputError, require
+
+ENVIRONMENT = os.environ | {
+  'PYTHONPATH': os.pathsep.join([str(reproduce.HERE), *sys.path])
+}
 
 TOML = """
 paper = "a paper"
@@ -49,9 +61,10 @@ smaller = "one label"
 name = "far"
 paper = 40.0
 preset = "supervised.svhn-1000"
-data = ["svhn_cropped"]
 [table.row.cpu]
 seeds = 1
+flags = ["--steps=2"]
+smaller = "2 steps"
 
 [[table.row]]
 name = "never"
@@ -65,10 +78,13 @@ paper = 20.0
 [[figure]]
 number = 1
 title = "curves"
-drawn = ["deepbass/3"]
+[[figure.part]]
+drawn = "deepbass/3"
 runs = [["deepbass.yin-yang-8"]]
 [figure.cpu]
 seeds = 2
+[[figure.cpu.part]]
+drawn = "deepbass/3"
 runs = [
   ["deepbass.yin-yang-8", "--steps=2", "--iterations=1", "--acquire=none"],
   ["deepbass.yin-yang-8", "--steps=2", "--iterations=2", "--acquire=none"],
@@ -116,14 +132,24 @@ def asked(tmp_path):
   return run
 
 
-def cells(asked):
-  with open(asked.results / 'supervised-1.cpu.csv', encoding='utf-8') as file:
+def cells(asked, results=None):
+  path = pathlib.Path(results or asked.results) / 'supervised-1.cpu.csv'
+  with open(path, encoding='utf-8') as file:
     return {row['row']: row for row in csv.DictReader(file)}
+
+
+def seeds_made(asked):
+  return [
+    int(word.split('=')[1])
+    for command in asked.made
+    for word in command
+    if word.startswith('--seed=')
+  ]
 
 
 def test_a_table_is_run_once_and_extended_by_seeds(asked, capsys):
   asked()
-  assert len(asked.made) == 1  # two rows of one run, two splits
+  assert seeds_made(asked) == [0, 1]  # once for both rows
   found = cells(asked)
   assert found['one']['n'] == '2'
   assert found['one']['smaller'] == 'one label'
@@ -136,51 +162,105 @@ def test_a_table_is_run_once_and_extended_by_seeds(asked, capsys):
   assert '| one | 50.00 ± 2.00 |' in out
 
   asked('--rows=1')
-  assert len(asked.made) == 1
+  asked('--rows=1', '--seeds=1')
+  assert len(asked.made) == 2
   asked('--seeds=3', '--rows=1')
-  assert len(asked.made) == 2
-  assert '--seed=2' in asked.made[1]
-  assert '--seeds=1' in asked.made[1]
+  assert seeds_made(asked) == [0, 1, 2]
   now = cells(asked)
-  assert now['one']['n'] == '3'
-  assert now['one']['by_seed'].startswith(found['one']['by_seed'])
-  asked('--seeds=1')
-  assert cells(asked)['one']['by_seed'] == found['one']['by_seed'].split()[0]
+  assert now['one']['seeds'] == '0 1 2'
+  assert now['one']['values'].startswith(found['one']['values'])
 
 
-def test_what_was_interrupted_goes_on_to_the_same_table(asked):
+# Where a kill leaves what: (what is called before, what is gone after it).
+@pytest.mark.parametrize(
+  'moment', ['in the run', 'before it is kept', 'while it is kept']
+)
+def test_killed_at_any_moment_it_ends_with_the_same_table(
+  asked, moment, monkeypatch
+):
+  asked('--rows=1', f'--results={asked.results}.whole')
+  whole = cells(asked, f'{asked.results}.whole')
+  shutil.rmtree(asked.results.parent / 'runs')
+
+  class Kill(BaseException):
+    pass
+
+  def kill(*args, **kwargs):
+    raise Kill
+
+  with monkeypatch.context() as patch, pytest.raises(Kill):
+    if moment == 'in the run':
+      patch.setattr(train._Loop, 'evaluate', kill)
+    elif moment == 'before it is kept':
+      patch.setattr(runs.Store, 'keep', kill)
+    else:
+      patch.setattr(runs, 'thinned', kill)
+    asked('--rows=1')
+  assert not list(asked.results.glob('*/*/result.json'))
   asked('--rows=1')
-  whole = cells(asked)
-  results = asked.results
-  results.rename(results.with_name('whole'))
-  # Its run is there but for the copy: as if killed before the end.
+  changing = ('seconds', 'commit')
+  same = lambda found: [
+    [value for key, value in row.items() if key not in changing]
+    for row in found.values()
+  ]
+  assert same(cells(asked)) == same(whole)
+
+
+def test_a_run_that_was_asked_to_go_is_not_kept(asked, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption.Notice, '__bool__', lambda self: True)
+    with pytest.raises(SystemExit):
+      asked('--rows=1')
+  assert cells(asked)['one']['state'] == 'not yet run'
   asked('--rows=1')
-  assert len(asked.made) == 2
-  kept = ('row', 'ours', 'ours_std', 'n', 'low', 'high', 'by_seed', 'steps')
-  pick = lambda found: [[row[name] for name in kept] for row in found.values()]
-  assert pick(cells(asked)) == pick(whole)
+  assert cells(asked)['one']['n'] == '2'
+
+
+def test_results_of_a_preset_that_has_changed_count_for_nothing(
+  asked, tmp_path
+):
+  asked('--rows=1', '--seeds=1')
+  text = tmp_path / 'supervised.toml'
+  text.write_text(text.read_text().replace('--labels=1"', '--labels=2"'))
+  asked('--rows=1', '--seeds=1')
+  assert len(asked.made) == 2  # under another name
+  flags = next(asked.results.glob('*labels=2*/seed-0/run.flags'))
+  # As if the preset had read otherwise then.
+  lines = flags.read_text()
+  flags.write_text(lines.replace('--steps=2', '--steps=3'))
+  note = next((tmp_path / 'runs').glob('*labels=2*/seed-0.flags'))
+  note.write_text(flags.read_text())
+  asked('--rows=1', '--seeds=1')
+  assert '--overwrite' in asked.made[2]
+  assert flags.read_text() == lines
 
 
 def test_a_row_that_fails_is_one_line_and_the_others_stand(asked, capsys):
   # Its folder holds something else.
-  folder = asked.results.parent / 'runs/supervised.svhn-1000/seeds-0-0'
+  folder = asked.results.parent / 'runs/supervised.svhn-1000,steps=2/seed-0'
   (folder / 'mine').mkdir(parents=True)
   (asked.results.parent / 'data/svhn_cropped').mkdir(parents=True)
   data = f'--data_dir={asked.results.parent}/data'
-  with pytest.raises(InputError, match='1 rows failed'):
+  with pytest.raises(SystemExit) as stopped:
     asked(data, '--rows=1,3')
+  assert stopped.value.code == 1
   assert 'supervised/1, far: status 2' in capsys.readouterr().err
   assert cells(asked)['one']['n'] == '2'
 
 
-def test_a_figure_is_of_runs_that_are_made_for_it(asked):
-  asked('--table=', '--figure=supervised/1')
-  (picture,) = (asked.results / 'figures').glob('*.png')
+def test_a_figure_is_of_runs_that_are_made_for_it_and_may_be_a_tables(asked):
+  asked('--figure=supervised/1')
+  (picture,) = (asked.results / 'figures').glob('*')
   assert picture.name == 'supervised-1.cpu.0.png'
   with PIL.Image.open(picture) as image:
     assert image.width > 300
   programs = [pathlib.Path(command[1]).stem for command in asked.made]
-  assert programs == ['deepbass', 'deepbass', 'figures']
+  assert programs == ['deepbass'] * 4 + ['figures']
+  # Two lines of two splits each.
+  shown = [word for word in asked.made[-1] if word.startswith('--run=')]
+  assert len(shown) == 4
+  asked('--figure=supervised/1')
+  assert len(asked.made) == 6  # drawn once more, from the same runs
 
 
 def test_the_list_says_how_far_each_is(asked, capsys):
@@ -191,7 +271,7 @@ def test_the_list_says_how_far_each_is(asked, capsys):
   words = next(
     line for line in lines if line.startswith('supervised/1  digits')
   )
-  assert '2 to run' in words.split('  ')[-2]
+  assert '2 to run, 1 needs svhn_cropped, 1 no program' in words
   assert words.endswith('2 done, 1 needs svhn_cropped, 1 no program')
   assert any(re.search(r'curves  to draw +to draw$', line) for line in lines)
 
@@ -206,9 +286,47 @@ def test_a_page_has_the_table_of_the_results_that_are_kept(asked, tmp_path):
     once = page.read_text()
     asked('--pages')
   assert page.read_text() == once
-  assert once.startswith(f'before\n{begin}\n| row |')
+  assert once.startswith(f'before\n{begin}\na paper, Table 1: digits;')
   assert once.endswith('<!-- end -->\nafter\n')
   assert (tmp_path / 'results/supervised-1.cpu.md').read_text() in once
+
+
+def test_the_pages_have_the_tables_of_the_results_that_are_there(asked):
+  for page in reproduce.PAGES:
+    own = {'runs': 'none', 'results': str(reproduce.HERE / 'results')}
+    assert reproduce.with_tables(page.read_text(), own) == page.read_text()
+
+
+def test_metrics_stay_with_all_evaluations_and_some_of_the_rest():
+  lines = [f'{{"step": {i}, "loss": 1.0}}' for i in range(1000)]
+  lines.insert(7, '{"step": 7, "test_error_last": 5.0}')
+  kept = runs.thinned(lines)
+  assert kept[0] == lines[0] and lines[7] in kept
+  assert len(kept) == 201
+  assert runs.thinned(lines[:9]) == lines[:9]
+
+
+def test_a_program_that_is_called_ends_with_the_one_that_calls(tmp_path):
+  script = tmp_path / 'child.py'
+  script.write_text(
+    'import pathlib, time\n'
+    f'pathlib.Path("{tmp_path}/began").touch()\n'
+    'time.sleep(60)\n'
+  )
+  parent = (
+    'import signal, sys, reproduce\n'
+    'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
+    f'with reproduce.alone(__import__("pathlib").Path("{tmp_path}/seed-0")):\n'
+    f'  reproduce.call([sys.executable, "{script}"])\n'
+  )
+  process = subprocess.Popen([sys.executable, '-c', parent], env=ENVIRONMENT)
+  while not (tmp_path / 'began').exists():
+    time.sleep(0.1)
+  process.terminate()
+  assert process.wait(timeout=30) == 143
+  # The child has let go of the lock.
+  with open(tmp_path / 'seed-0.lock') as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize('rows', ['0', '5', 'one'])
