@@ -9,10 +9,12 @@ import shutil
 import subprocess
 
 import binary
+import figures
 import jax
 import loading
 import numpy as np
 import PIL.Image
+import plotting
 import pytest
 
 from ssljax.core import UNLABELLED
@@ -34,16 +36,12 @@ CLASSES = [str(digit) for digit in range(10)]
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A finished run with its baseline, its figures and its report."""
+  """A finished run with its baseline and its report."""
   base = tmp_path_factory.mktemp('madnn')
   (base / 'none.flags').touch()
-  run, out = base / 'run', base / 'run/figures'
+  run = base / 'run'
   where = f'--flagfile={base}/none.flags', f'--workdir={run}'
   assert binary.run(*where, *RUN) == 0
-  for number in '3456':
-    asked = f'--figure=madnn/{number}', f'--run={run}', f'--out={out}'
-    points = ('--points=12',) if number == '4' else ()
-    assert binary.run(*asked, *points, binary='figures') == 0
   assert binary.run(f'--run={run}', binary='html_report') == 0
   return run
 
@@ -54,15 +52,29 @@ def finished(folder):
     yield loading.load(folder)
 
 
-def table(folder, name):
-  path = next((folder / 'figures').glob(f'madnn-{name}.csv'))
+@pytest.fixture(scope='module')
+def drawn(folder, finished):
+  """Where its figures are."""
+  out = folder / 'figures'
+  out.mkdir()
+  with plotting.style():
+    for number in '3456':
+      options = {'points': 12} if number == '4' else {}
+      make = figures.FIGURES[f'madnn/{number}'].draw
+      stem = out / f'madnn-{number}.seed-0'
+      plotting.save(stem, *make(finished, **options))
+  return out
+
+
+def table(drawn, name):
+  path = drawn / f'madnn-{name}.csv'
   with open(path, newline='', encoding='utf-8') as file:
     return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize('number', '3456')
-def test_a_figure_is_a_picture_of_two_kinds(number, folder):
-  stem = folder / f'figures/madnn-{number}.seed-0'
+def test_a_figure_is_a_picture_of_two_kinds(number, drawn):
+  stem = drawn / f'madnn-{number}.seed-0'
   with PIL.Image.open(f'{stem}.png') as image:
     image.load()
     assert image.width > 400
@@ -70,17 +82,17 @@ def test_a_figure_is_a_picture_of_two_kinds(number, folder):
   assert stem.with_name(f'{stem.name}.pdf').read_bytes()[:5] == b'%PDF-'
 
 
-def test_figure_3_has_the_errors_of_every_arm_and_split(folder):
+def test_figure_3_has_the_errors_of_every_arm_and_split(folder, drawn):
   result = json.loads((folder / 'result.json').read_text())
-  rows = table(folder, '3.seed-0.errors')
+  rows = table(drawn, '3.seed-0.errors')
   assert {row['labelled'] for row in rows} == {'20'}
   for arm, entry in result['arms'].items():
     mine = [float(row['error']) for row in rows if row['arm'] == arm]
     assert mine == entry['test_error']['averaged']
 
 
-def test_figure_4_has_points_of_each_kind_and_a_key_per_class(folder, finished):
-  rows = table(folder, '4.seed-0.features')
+def test_figure_4_has_points_of_each_kind_and_a_key_per_class(drawn, finished):
+  rows = table(drawn, '4.seed-0.features')
   split, dataset = finished.split, finished.dataset
   for step in STEPS:
     mine = [row for row in rows if row['step'] == str(step)]
@@ -99,8 +111,8 @@ def test_figure_4_has_points_of_each_kind_and_a_key_per_class(folder, finished):
       assert all(CLASSES[labels[row]] == c for row, c in part(name))
 
 
-def test_figure_5_is_the_memory(folder, finished):
-  rows = table(folder, '5.seed-0.values')
+def test_figure_5_is_the_memory(drawn, finished):
+  rows = table(drawn, '5.seed-0.values')
   for step in STEPS:
     mine = [row for row in rows if row['step'] == str(step)]
     values = [[float(row[c]) for c in CLASSES] for row in mine]
@@ -110,9 +122,9 @@ def test_figure_5_is_the_memory(folder, finished):
 
 
 def test_figure_6_is_equations_4_and_6_of_images_without_a_label(
-  folder, finished
+  drawn, finished
 ):
-  rows = table(folder, '6.seed-0.predictions')
+  rows = table(drawn, '6.seed-0.predictions')
   assert len(rows) == 5 * len(STEPS)
   for row in rows:
     number = int(row['train_row'])

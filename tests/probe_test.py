@@ -278,13 +278,14 @@ def test_two_runs_are_compared_at_their_ends(folder, bare, tmp_path, drawn):
   for name in ('2b', '2cd'):
     status = binary.run(f'--figure=llp/{name}', *both, binary='figures')
     assert status == 0
-  # Both folders are called 'run': their paths tell them apart.
+  # Both folders are called 'run': what they lie in tells them apart.
+  one, other = folder.parent.name, bare.parent.name
   rows = table(tmp_path, '2cd.seed-0.norms')
-  assert list(rows[0]) == ['class', str(folder), str(bare)]
+  assert list(rows[0]) == ['class', one, other]
   alone = table(drawn, '2cd.seed-0.norms')
-  assert [r[str(folder)] for r in rows] == [r['step 7'] for r in alone]
+  assert [r[one] for r in rows] == [r['step 7'] for r in alone]
   lines = table(tmp_path, '2b.seed-0.aggregation')
-  assert [row['step'] for row in lines if row['run'] == str(bare)] == ['7']
+  assert [row['step'] for row in lines if row['run'] == other] == ['7']
 
 
 def test_the_classes_drawn_are_the_closest_the_widest_and_one_between(
@@ -327,6 +328,18 @@ def test_runs_are_called_by_their_folders_where_these_differ():
   assert loading.names_of([run('a/x'), run('a/y')]) == ['x', 'y']
   assert loading.names_of([run('r/a/x'), run('r/b/x')]) == ['a', 'b']
   assert loading.names_of([run('a/x'), run('x')]) == ['a/x', 'x']
+
+
+def test_runs_of_other_splits_are_alike_and_those_of_other_flags_are_not(
+  tmp_path,
+):
+  lines = {'a': 'x=1 --seed=0', 'b': 'x=2 --seed=0', 'c': 'x=1 --seed=3'}
+  folders = [tmp_path / name for name in lines]
+  for folder, text in zip(folders, lines.values(), strict=True):
+    folder.mkdir()
+    (folder / 'flags.txt').write_text('\n'.join(f'--{text}'.split()) + '\n')
+  a, b, c = folders
+  assert loading.by_flags(folders) == [[a, c], [b]]
 
 
 BAD = {

@@ -98,7 +98,8 @@ def test_a_person_is_asked_answers_and_the_run_goes_on_to_its_end(
     with PIL.Image.open(path) as image:
       assert min(image.size) >= 128
   assert (first.parent / 'classes.txt').read_text().split()[:4] == [*'0011']
-  assert not (folder / 'result.json').exists()
+  begun = json.loads((folder / 'result.json').read_text())
+  assert not begun['complete'] and not begun['arms']
 
   # Nothing filled in: the same question, and nothing else has happened.
   before = first.read_bytes()

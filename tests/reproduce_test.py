@@ -85,10 +85,7 @@ runs = [["deepbass.yin-yang-8"]]
 seeds = 2
 [[figure.cpu.part]]
 drawn = "deepbass/3"
-runs = [
-  ["deepbass.yin-yang-8", "--steps=2", "--iterations=1", "--acquire=none"],
-  ["deepbass.yin-yang-8", "--steps=2", "--iterations=2", "--acquire=none"],
-]
+runs = [["deepbass.yin-yang-8", "--steps=2", "--iterations=1"]]
 """
 
 
@@ -255,12 +252,12 @@ def test_a_figure_is_of_runs_that_are_made_for_it_and_may_be_a_tables(asked):
   with PIL.Image.open(picture) as image:
     assert image.width > 300
   programs = [pathlib.Path(command[1]).stem for command in asked.made]
-  assert programs == ['deepbass'] * 4 + ['figures']
-  # Two lines of two splits each.
+  assert programs == ['deepbass'] * 2 + ['figures']
+  # One line of two splits.
   shown = [word for word in asked.made[-1] if word.startswith('--run=')]
-  assert len(shown) == 4
+  assert len(shown) == 2
   asked('--figure=supervised/1')
-  assert len(asked.made) == 6  # drawn once more, from the same runs
+  assert len(asked.made) == 4  # drawn once more, from the same runs
 
 
 def test_the_list_says_how_far_each_is(asked, capsys):
