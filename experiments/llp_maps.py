@@ -15,6 +15,7 @@ import itertools
 import math
 
 import llp_norms
+import loading
 import numpy as np
 import plotting
 
@@ -23,7 +24,7 @@ from ssljax.splits import generator
 
 # Random streams above those of `splits` and `batches`.
 _CLASSES, _IMAGES = 52, 53
-PANELS = 5  # steps of 2a, and classes in it
+PANELS = 5  # classes in 2a
 EXAMPLES = 6  # images of a class in 2e-g
 
 
@@ -102,7 +103,7 @@ def evolution(
     steps: after which, of those the run has kept; up to five of them if empty.
   """
   positive(points=points)
-  steps = chosen_steps(finished, steps)
+  steps = loading.chosen_steps(finished, steps)
   names = finished.dataset.classes
   labels = named(classes, names) if classes else random_classes(finished)
   each = points // len(labels)
@@ -123,24 +124,6 @@ def evolution(
   ]
   figure = draw_evolution(maps, truth, labelled, shown, titles)
   return figure, {'embeddings': table}
-
-
-def chosen_steps(finished, steps: Sequence[int]) -> list[int]:
-  """The given steps, in order; of all that the run has kept if there are none.
-
-  Args:
-    finished: the run.
-    steps: of those it has kept.
-  """
-  kept = finished.kept
-  strange = [step for step in steps if step not in kept]
-  require(
-    not strange,
-    f'--steps={",".join(map(str, steps))}: the run has kept '
-    f'{", ".join(map(str, kept))}: give some of them',
-  )
-  found = plotting.evenly(np.array(kept or [finished.steps]), PANELS)
-  return sorted(set(steps)) or found.tolist()
 
 
 def title_of(finished, step: int) -> str:
@@ -183,15 +166,7 @@ def draw_evolution(maps, truth, labelled, names, titles):
   ]
   edge = {'markeredgecolor': 'k', 'markerfacecolor': 'w', 'label': 'labelled'}
   handles.append(lines.Line2D([], [], **edge, **dot))
-  drawn.legend(
-    handles=handles,
-    loc='outside lower center',
-    ncols=min(6, len(handles)),
-    frameon=False,
-    handletextpad=0.1,
-    columnspacing=1.2,
-    markerscale=0.7,
-  )
+  plotting.legend_below(drawn, handles)
   return drawn
 
 

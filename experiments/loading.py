@@ -35,6 +35,7 @@ from ssljax.splits import Split
 
 FLAGS = flags.FLAGS
 CHUNK = 2**16  # images whose outputs are on the devices at a time
+PANELS = 5  # steps that a figure shows, unless it is told which
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,6 +304,24 @@ def restore(folder: pathlib.Path, made, group, seed: int, step: int):
   )
   at = [split.seed for split in group].index(seed)
   return jax.tree.map(lambda x: x[at : at + 1], restored)
+
+
+def chosen_steps(finished, steps: Sequence[int]) -> list[int]:
+  """The given steps, in order; of all that the run has kept if there are none.
+
+  Args:
+    finished: the run.
+    steps: of those it has kept.
+  """
+  kept = finished.kept
+  strange = [step for step in steps if step not in kept]
+  require(
+    not strange,
+    f'--steps={",".join(map(str, steps))}: the run has kept '
+    f'{", ".join(map(str, kept))}: give some of them',
+  )
+  found = plotting.evenly(np.array(kept or [finished.steps]), PANELS)
+  return sorted(set(steps)) or found.tolist()
 
 
 def names_of(runs) -> list[str]:

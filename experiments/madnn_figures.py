@@ -16,7 +16,7 @@ Letters: P steps, M images of a part, C classes, D numbers of a feature.
 from collections.abc import Sequence
 import json
 
-import llp_maps
+import loading
 import numpy as np
 import plotting
 import report
@@ -110,7 +110,7 @@ def keys(finished, *, points: int = 300, steps: Sequence[int] = ()):
     steps: after which, of those the run has kept; up to five of them if empty.
   """
   positive(points=points)
-  steps = llp_maps.chosen_steps(finished, steps)
+  steps = loading.chosen_steps(finished, steps)
   parts, truth = drawn_parts(finished, points)
   maps = [flat(finished, step, parts) for step in steps]
   names, classes = finished.dataset.classes, len(finished.dataset.classes)
@@ -202,7 +202,7 @@ def draw_keys(maps, truth, steps, names):
     panels[0, column].set_title(f'step {steps[column]:,}')
   for axes, part in zip(panels[:, 0], PARTS, strict=True):
     axes.set_ylabel(part)
-  dot = {'marker': 'o', 'linestyle': '', 'markersize': 4}
+  dot = {'marker': 'o', 'linestyle': ''}
   shown = names[: plotting.MANY_CLASSES]
   handles = [
     lines.Line2D([], [], color=plotting.class_colour(c), label=name, **dot)
@@ -211,14 +211,7 @@ def draw_keys(maps, truth, steps, names):
   handles.append(
     lines.Line2D([], [], color='k', label='key', **dot | {'marker': 'X'})
   )
-  drawn.legend(
-    handles=handles,
-    loc='outside lower center',
-    ncols=min(6, len(handles)),
-    frameon=False,
-    handletextpad=0.1,
-    columnspacing=1.2,
-  )
+  plotting.legend_below(drawn, handles)
   return drawn
 
 
@@ -239,7 +232,7 @@ def values(finished, *, steps: Sequence[int] = ()):
     finished: the run.
     steps: after which, of those the run has kept; up to five of them if empty.
   """
-  steps = llp_maps.chosen_steps(finished, steps)
+  steps = loading.chosen_steps(finished, steps)
   names = finished.dataset.classes
   found = [np.asarray(finished.after(step).memory.values[0]) for step in steps]
   table = [('step', 'class', *names)]
@@ -281,7 +274,7 @@ def predictions(finished, *, images: int = 5, steps: Sequence[int] = ()):
     steps: after which, of those the run has kept; up to five of them if empty.
   """
   positive(images=images)
-  steps = llp_maps.chosen_steps(finished, steps)
+  steps = loading.chosen_steps(finished, steps)
   split, dataset = finished.split, finished.dataset
   hidden = finished.hidden
   rows = np.sort(generator(split.seed, _IMAGES).permutation(hidden)[:images])

@@ -182,6 +182,19 @@ def place(axes, image, x: float, y: float, *, ink='k', frame=None) -> None:
   )
 
 
+def legend_below(drawn, handles) -> None:
+  """A legend of points under a figure whose layout is constrained."""
+  drawn.legend(
+    handles=handles,
+    loc='outside lower center',
+    ncols=min(6, len(handles)),
+    frameon=False,
+    handletextpad=0.1,
+    columnspacing=1.2,
+    markerscale=0.7,
+  )
+
+
 def outlined(axes, x: float, y: float, text: str, **look):
   """Text that can be read on an image."""
   from matplotlib import patheffects
