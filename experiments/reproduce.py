@@ -193,7 +193,7 @@ def draw(asked: dict[str, Any]) -> None:
       picture.parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(drawn, picture.with_suffix('.partial'))
       picture.with_suffix('.partial').rename(picture)
-    print(picture)
+    print(picture, f'({sized.smaller})' if sized.smaller else '')
 
 
 def written(store: Store, table: tables.Table, asked: dict[str, Any]) -> str:
@@ -276,14 +276,16 @@ def figure_state(
   if sized is None:
     return '-'
   places = range(len(sized.parts))
+  small = f' ({sized.smaller})' if sized.smaller else ''
   if all(store.picture(figure, budget, i).exists() for i in places):
-    return 'drawn'
+    return f'drawn{small}'
   needed = {
     name
     for run in runs.runs_of(sized)
     for name in runs.absent(run, (), asked['data_dir'])
   }
-  return f'needs {", ".join(sorted(needed))}' if needed else 'to draw'
+  left = f'needs {", ".join(sorted(needed))}' if needed else 'to draw'
+  return f'{left}{small}'
 
 
 def listing(store: Store, asked: dict[str, Any]) -> str:
