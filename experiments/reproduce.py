@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 
 from absl import flags
 import loading
+import pages
 import report
 import runs
 from runs import Run, Store
@@ -35,12 +35,6 @@ from ssljax.core import InputError, positive, require
 
 HERE = pathlib.Path(__file__).parent
 TIMED = (2, 5)  # steps between which the time is taken: the first are slower
-PAGES = (HERE.parent / 'README.md', HERE / 'README.md')
-MARKS = re.compile(
-  r'(?P<begin><!-- results: (?P<table>\S+) (?P<budget>\S+) -->)\n'
-  r'(?:(?!<!-- results).)*?<!-- end -->',
-  re.DOTALL,
-)
 
 
 # Running.
@@ -133,7 +127,9 @@ def chosen(table: tables.Table, rows: list[str] | None) -> list[int]:
 
 def reproduce(asked: dict[str, Any]) -> int:
   """Runs a table's rows and writes it; how many rows failed."""
-  table = tables.find(asked['table'], tables.all_tables(), 'table')
+  table = tables.find(
+    asked['table'], tables.all_tables() | tables.own_tables(), 'table'
+  )
   store, failed = store_of(asked), 0
   for number in chosen(table, asked['rows']):
     try:
@@ -297,13 +293,19 @@ def listing(store: Store, asked: dict[str, Any]) -> str:
     + [summary(store, table, budget, asked) for budget in budgets]
     for name, table in tables.all_tables().items()
   ]
+  own = [['of no paper', 'shows', 'here', '']]
+  own += [
+    [name, table.title, summary(store, table, 'paper', asked), '']
+    for name, table in tables.own_tables().items()
+  ]
   drawn = [['figure', 'shows', 'of the paper', 'of two CPU cores']]
   drawn += [
     [name, figure.title]
     + [figure_state(store, figure, budget, asked) for budget in budgets]
     for name, figure in tables.all_figures().items()
   ]
-  return '\n'.join([*report.aligned(rows), '', *report.aligned(drawn)])
+  parts = map(report.aligned, (rows, drawn, own))
+  return '\n\n'.join('\n'.join(part) for part in parts)
 
 
 def measure(store: Store, asked: dict[str, Any]) -> None:
@@ -352,35 +354,6 @@ def _watched(process, folder: pathlib.Path) -> dict[str, float] | None:
   return None
 
 
-# README.
-
-
-def with_tables(text: str, asked: dict[str, Any]) -> str:
-  """A page with its tables made anew.
-
-  A table stands between `<!-- results: TABLE BUDGET -->` and `<!-- end -->`.
-  """
-  known, store = tables.all_tables(), store_of(asked)
-
-  def made(match) -> str:
-    table, budget = tables.find(match['table'], known, 'table'), match['budget']
-    require(
-      budget in (*tables.BUDGETS, 'paper'),
-      f'{match["begin"]}: has no budget {budget}',
-    )
-    found = [runs.ours(store, row, budget) for row in table.rows]
-    body = tables.markdown(table, found, budget)
-    return f'{match["begin"]}\n{body}<!-- end -->'
-
-  return MARKS.sub(made, text)
-
-
-def write_pages(asked: dict[str, Any]) -> None:
-  """Makes the tables of both pages anew."""
-  for page in PAGES:
-    workdir.write_atomically(page, with_tables(page.read_text(), asked))
-
-
 # The command line.
 
 
@@ -413,7 +386,7 @@ def act(asked: dict[str, Any]) -> None:
   if asked['seeds'] is not None:
     positive(seeds=asked['seeds'])
   if asked['pages']:
-    write_pages(asked)
+    pages.write(store_of(asked))
     return
   if asked['measure']:
     measure(store_of(asked), asked)

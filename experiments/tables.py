@@ -136,7 +136,7 @@ def read(paper: str) -> tuple[list[Table], list[Figure]]:
       f'{paper}/{table["number"]}',
       content['paper'],
       table['title'],
-      table['statistic'],
+      table.get('statistic', ''),
       table.get('measure', 'test error in %'),
       table.get('centre', 'mean'),
       tuple(map(_row, table.get('row', []))),
@@ -144,7 +144,7 @@ def read(paper: str) -> tuple[list[Table], list[Figure]]:
     )
     for table in content['table']
   ]
-  figures = [_figure(paper, entry) for entry in content['figure']]
+  figures = [_figure(paper, entry) for entry in content.get('figure', [])]
   return tables, figures
 
 
@@ -179,6 +179,11 @@ def _parts(entries) -> tuple[Part, ...]:
 def all_tables() -> dict[str, Table]:
   """Every table by its name."""
   return {table.name: table for paper in PAPERS for table in read(paper)[0]}
+
+
+def own_tables() -> dict[str, Table]:
+  """The tables that no paper has, by their names."""
+  return {table.name: table for table in read('own')[0]}
 
 
 def all_figures() -> dict[str, Figure]:
@@ -328,22 +333,41 @@ def lines(table: Table, ours: list[Ours]) -> list[list[str]]:
   ]
 
 
-def markdown(table: Table, ours: list[Ours], budget: str) -> str:
-  """A table as Markdown: what it is, its rows, and how they were made."""
-  rows = [list(HEADER), ['---'] * len(HEADER), *lines(table, ours)]
-  body = ''.join(f'| {" | ".join(row)} |\n' for row in rows)
-  number = table.name.split('/')[1]
+def markdown(
+  table: Table, ours: list[Ours], budget: str, brief: bool = False
+) -> str:
+  """A table as Markdown: what it is, its rows, and how they were made.
+
+  Args:
+    table: the table.
+    ours: of its rows.
+    budget: under which they are.
+    brief: leaves out rows that there is nothing of ours of, and says how many.
+  """
+  cells = lines(table, ours)
+  if brief:
+    cells = [
+      line for line, mine in zip(cells, ours, strict=False) if mine.values
+    ]
+  told = lambda i: any(line[i] != NONE for line in cells)
+  used = [i for i in range(len(HEADER)) if i == 0 or told(i)]
+  rows = [HEADER, ['---'] * len(HEADER), *cells]
+  body = ''.join(f'| {" | ".join(row[i] for i in used)} |\n' for row in rows)
+  paper, number = table.name.split('/')
+  command = f'python experiments/reproduce.py --table={table.name}'
+  command += f' --budget={budget}' if budget != 'paper' else ''
+  notes = [f'`{command}`']
+  left = len(table.rows) + len(table.quoted) - len(cells)
+  notes += [f'{left} other rows are not run or not ours'] if left else []
   commits = sorted({mine.commit for mine in ours if mine.commit})
-  notes = [
-    f'`python experiments/reproduce.py --table={table.name} --budget={budget}`'
-  ]
   notes += [f'commits {", ".join(commits)}'] if commits else []
   if '*' in body:
     notes.append('* the interval of our mean alone')
-  return (
-    f'{table.source}, Table {number}: {table.title}; {table.measure}; paper: '
-    f'{table.statistic}\n\n{body}\n{"; ".join(notes)}\n'
-  )
+  heading = f'{table.title}; {table.measure}'
+  if paper != 'own':
+    heading = f'{table.source}, Table {number}: {heading}'
+  heading += f'; paper: {table.statistic}' if table.statistic else ''
+  return f'{heading}\n\n{body}\n{"; ".join(notes)}\n'
 
 
 # Of the CSV; the numbers of every split last.

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import json
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ from unittest import mock
 
 from absl import flags
 import binary
+import pages
 import PIL.Image
 import pytest
 import reproduce
@@ -88,6 +90,20 @@ drawn = "deepbass/3"
 runs = [["deepbass.yin-yang-8", "--steps=2", "--iterations=1"]]
 """
 
+OWN = """
+paper = "ssljax"
+
+[[table]]
+number = "mine"
+title = "of no paper"
+
+[[table.row]]
+name = "the baseline"
+preset = "supervised.digits"
+flags = ["--steps=3"]
+seeds = 2
+"""
+
 
 @pytest.fixture
 def asked(tmp_path):
@@ -101,6 +117,8 @@ def asked(tmp_path):
     # `binary.run` gives the flags of this program back.
     status = binary.run(*command[2:], binary=program)
     require(not status, f'status {status}')
+
+  (tmp_path / 'own.toml').write_text(OWN)
 
   def run(*more):
     where = f'--runs={tmp_path}/runs', f'--results={tmp_path}/results'
@@ -273,25 +291,85 @@ def test_the_list_says_how_far_each_is(asked, capsys):
   assert any(re.search(r'curves  to draw +to draw$', line) for line in lines)
 
 
-def test_a_page_has_the_table_of_the_results_that_are_kept(asked, tmp_path):
-  asked('--rows=1')
+def made_anew(asked, tmp_path, text):
+  """A page after `--pages`, of two splits' results of the first row."""
+  with (
+    mock.patch.object(tables, 'FOLDER', tmp_path),
+    mock.patch.object(tables, 'PAPERS', ('supervised',)),
+  ):
+    row = tables.all_tables()['supervised/1'].rows[0].at('cpu')
+  run = runs.run_of(row)
+  for seed, error in enumerate((40.0, 60.0)):
+    errors = {'last': [error], 'median_last': [70.0]}
+    entry = {'steps': 2, 'seconds': 3 + 4 * seed, 'test_error': errors}
+    result = {'method': 'supervised', 'arms': {'supervised': entry}}
+    result |= {'device': '1 x cpu', 'commit': 'abc'} | entry
+    kept = asked.results / run.name / f'seed-{seed}'
+    kept.mkdir(parents=True)
+    (kept / 'run.flags').write_text('\n'.join(run.lines) + '\n')
+    (kept / 'result.json').write_text(json.dumps(result))
   page = tmp_path / 'page.md'
-  begin = '<!-- results: supervised/1 cpu -->'
-  page.write_text(f'before\n{begin}\nold\n<!-- end -->\nafter\n')
-  with mock.patch.object(reproduce, 'PAGES', [page]):
+  page.write_text(text)
+  with mock.patch.object(pages, 'PAGES', [page]):
     asked('--pages')
     once = page.read_text()
     asked('--pages')
   assert page.read_text() == once
-  assert once.startswith(f'before\n{begin}\na paper, Table 1: digits;')
-  assert once.endswith('<!-- end -->\nafter\n')
-  assert (tmp_path / 'results/supervised-1.cpu.md').read_text() in once
+  return once
 
 
-def test_the_pages_have_the_tables_of_the_results_that_are_there(asked):
-  for page in reproduce.PAGES:
-    own = {'runs': 'none', 'results': str(reproduce.HERE / 'results')}
-    assert reproduce.with_tables(page.read_text(), own) == page.read_text()
+def test_a_page_has_the_rows_of_the_results_that_are_kept(asked, tmp_path):
+  begin = '<!-- results: supervised/1 cpu -->'
+  text = made_anew(
+    asked, tmp_path, f'before\n{begin}\nold\n<!-- end -->\nafter\n'
+  )
+  assert text.startswith(f'before\n{begin}\na paper, Table 1: digits;')
+  assert text.endswith('<!-- end -->\nafter\n') and 'old' not in text
+  assert '| one | 50.00 ± 2.00 | 50.00 ± 14.14 | 2 |' in text
+  assert (
+    'far' not in text
+    and 'its twin' in text
+    and '3 other rows are not run or not ours' in text
+  )
+  assert asked.made == []
+
+
+def test_a_page_has_every_preset_with_the_papers_numbers_and_ours(
+  asked, tmp_path
+):
+  text = made_anew(asked, tmp_path, '<!-- presets -->\n<!-- end -->\n')
+  lines = [line.strip('| ').split(' | ') for line in text.splitlines()[3:-1]]
+  by_preset = {line[0].strip('`'): line[1:] for line in lines}
+  files = (reproduce.HERE / 'presets').glob('*.flags')
+  assert set(by_preset) == {path.stem for path in files}
+  assert by_preset['madnn.digits'] == ['–', '–', 'not yet run', '–', '–']
+  # A row at the paper's size and at that of two cores, its twin, our own.
+  assert by_preset['supervised.digits'] == [
+    'supervised/1, own/mine',
+    '50.00 ± 2.00; 40.00',
+    'one: 50.00 ± 14.14 (2); its twin: 70.00 ± 0.00 (2)',
+    '1 x cpu',
+    '5',
+  ]
+
+
+def test_a_table_of_no_paper_has_no_columns_of_one(asked, tmp_path):
+  with mock.patch.object(tables, 'FOLDER', tmp_path):
+    (table,) = tables.own_tables().values()
+  mine = tables.Ours((4.0, 6.0), (0, 1), 2, 5.0, '1 x cpu', 'abc')
+  assert tables.markdown(table, [mine], 'paper') == (
+    'of no paper; test error in %\n\n'
+    '| row | ours | n | steps | seconds a split | device |\n'
+    '| --- | --- | --- | --- | --- | --- |\n'
+    '| the baseline | 5.00 ± 1.41 | 2 | 2 | 5 | 1 x cpu |\n\n'
+    '`python experiments/reproduce.py --table=own/mine`; commits abc\n'
+  )
+
+
+def test_the_pages_have_the_tables_of_the_results_that_are_there():
+  store = runs.Store(pathlib.Path('none'), reproduce.HERE / 'results')
+  for page in pages.PAGES:
+    assert pages.with_tables(page.read_text(), store) == page.read_text()
 
 
 def test_metrics_stay_with_all_evaluations_and_some_of_the_rest():
