@@ -175,7 +175,9 @@ class Store(NamedTuple):
     (kept / 'run.flags').write_text('\n'.join(run.lines) + '\n')
     metrics = (folder / 'metrics.jsonl').read_text().splitlines()
     (kept / 'metrics.jsonl').write_text('\n'.join(thinned(metrics)) + '\n')
-    workdir.write_json(kept / 'result.json', result)
+    # But for its command, which names folders of the machine: run.flags has it.
+    stays = {key: value for key, value in result.items() if key != 'command'}
+    workdir.write_json(kept / 'result.json', stays)
 
   def keep_look(self, run: Run, seed: int, look: str, found: dict) -> None:
     """Adds what looked at a finished run."""

@@ -168,6 +168,9 @@ def test_a_table_is_run_once_and_extended_by_seeds(asked, capsys):
   found = cells(asked)
   assert found['one']['n'] == '2'
   assert found['one']['smaller'] == 'one label'
+  # Nothing that is kept names a folder of this machine.
+  kept = asked.results.glob('*/*/*')
+  assert not any(str(asked.results.parent) in x.read_text() for x in kept)
   assert found['its twin']['n'] == '2'
   assert found['far']['state'] == 'not yet run'
   assert found['never']['state'] == 'no such method'
