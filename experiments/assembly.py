@@ -22,6 +22,7 @@ from ssljax import (
   batches,
   checkpoint,
   datasets,
+  hosts,
   imagenet,
   optimizers,
   parallel,
@@ -219,15 +220,9 @@ def refuse_too_large(method, net, dataset, split, mesh) -> None:
   )
 
 
-def keep_splits(folder: pathlib.Path, run: Run) -> None:
-  """Writes `split.json`, or refuses one that differs from it."""
+def refuse_other_splits(folder: pathlib.Path, run: Run) -> None:
+  """Refuses a `split.json` that differs from the run's splits."""
   path = folder / 'split.json'
-  described = {
-    'dataset': run.dataset.name,
-    'images': len(run.dataset.train.labels),
-    'classes': list(run.dataset.classes),
-    'splits': [splits.describe(split) for split in run.drawn],
-  }
   if path.exists():
     there = [split['hash'] for split in json.loads(path.read_text())['splits']]
     require(
@@ -236,7 +231,18 @@ def keep_splits(folder: pathlib.Path, run: Run) -> None:
       'these flags draw now (another data set or version): give another '
       'folder, or --overwrite',
     )
-  else:
+
+
+def keep_splits(folder: pathlib.Path, run: Run) -> None:
+  """Writes `split.json`, unless it is there."""
+  path = folder / 'split.json'
+  if not path.exists():
+    described = {
+      'dataset': run.dataset.name,
+      'images': len(run.dataset.train.labels),
+      'classes': list(run.dataset.classes),
+      'splits': [splits.describe(split) for split in run.drawn],
+    }
     workdir.write_json(path, described)
 
 
@@ -319,7 +325,7 @@ def feed_maker(dataset: datasets.Dataset, kind: str, place) -> Callable:
   Args:
     dataset: whose images are fed.
     kind: 'auto', 'resident' or 'stream'.
-    place: `(array, batch axis or None) -> jax.Array` on the devices.
+    place: a `parallel.Placer`.
   """
   if is_streamed(dataset, kind):
     return lambda source: batches.stream(source, place)
@@ -366,7 +372,7 @@ def make_augmentations(on_host: bool) -> list[Callable | None]:
 def make_data(dataset: datasets.Dataset, drawn, mesh) -> program.Data:
   """Feeds, fitted preprocessing and truth, on the devices of a mesh."""
   source = dataset.train
-  make_feed = feed_maker(dataset, FLAGS.feed, parallel.placer(mesh))
+  make_feed = feed_maker(dataset, FLAGS.feed, parallel.Placer(mesh))
   on_pixels, augmentation = make_augmentations(source.crop is not None)
   processing = PREPROCESS[FLAGS.preprocess]()
   # Evenly spaced images, as many as fit: the same ones through either feed.
@@ -396,12 +402,14 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
     PreemptedError: SIGTERM came; the checkpoint is of the step it came in.
   """
   result = report.begin(run, FLAGS.labels)
-  workdir.write_json(folder / 'result.json', result)
+  keep_result(folder, result)
   size, extra = FLAGS.seeds_at_once, questions.most(run.drawn[0])
   groups = [run.drawn[i : i + size] for i in range(0, len(run.drawn), size)]
   metrics_start = 0
   with (
-    contextlib.closing(record.Recorder(folder)) as recorder,
+    contextlib.closing(
+      record.Recorder(folder) if hosts.is_first() else record.Silent()
+    ) as recorder,
     preemption.Notice().awaited() as preempted,
   ):
     for method in run.methods:
@@ -424,10 +432,15 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
         progress = run_job(job, options, recorder, folder, metrics_start)
         metrics_start = progress.metrics_bytes
         report.add(result, method, progress, FLAGS.report_minimum)
-        workdir.write_json(folder / 'result.json', result)
-  result['complete'] = True
-  workdir.write_json(folder / 'result.json', result)
+        keep_result(folder, result)
+  keep_result(folder, result | {'complete': True})
   return result
+
+
+def keep_result(folder: pathlib.Path, result: dict) -> None:
+  """Writes `result.json`, once for all processes."""
+  if hosts.is_first():
+    workdir.write_json(folder / 'result.json', result)
 
 
 def run_job(

@@ -13,7 +13,7 @@ import flagging
 import questions
 import report
 
-from ssljax import optimizers, parallel, workdir
+from ssljax import hosts, optimizers, parallel, watchdog, workdir
 from ssljax.core import InputError, fraction, non_negative, positive, require
 from ssljax.oracle import WaitingError
 from ssljax.preemption import PreemptedError
@@ -21,7 +21,10 @@ from ssljax.preemption import PreemptedError
 FLAGS = flags.FLAGS
 
 # Flags that decide where and how fast, not what: a resume may change them.
-FREE = ('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt')
+FREE = (
+  *('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt'),
+  *('multihost', 'coordinator', 'processes', 'process', 'hang_minutes'),
+)
 
 
 def define_data_flags() -> None:
@@ -102,11 +105,27 @@ def define_training_flags() -> None:
   )
 
 
+def define_host_flags() -> None:
+  """Defines those of a run of several processes, one per host."""
+  flags.DEFINE_bool(
+    'multihost', None, 'This is one of several processes; found out if unset.'
+  )
+  flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of the first one; a pod knows if unset.'
+  )
+  flags.DEFINE_integer('processes', None, 'How many; a pod knows if unset.')
+  flags.DEFINE_integer('process', None, 'Which one; a pod knows if unset.')
+  flags.DEFINE_float(
+    'hang_minutes', 30.0, 'End, with every stack, after so long a standstill.'
+  )
+
+
 def define(arms: Mapping[str, Callable], **defaults) -> list[str]:
   """Defines all flags of a binary, with its own defaults; their names."""
   known = set(FLAGS)
   define_data_flags()
   define_training_flags()
+  define_host_flags()
   questions.define()
   flagging.define(*reversed(arms.values()), optimizers.optimizer)
   for name, value in defaults.items():
@@ -137,7 +156,13 @@ def main(binary: str, arms: Mapping[str, Callable], **defaults) -> None:
     prefer_command_line(argv[1:], 'steps', 'epochs')
     return rest
 
-  run(binary, lambda: experiment(binary, arms, names), parse)
+  def act():
+    check_flags()
+    join_others()
+    with hosts.ending_together():
+      experiment(binary, arms, names)
+
+  run(binary, act, parse)
 
 
 def run(binary: str, act: Callable, parse: Callable = FLAGS) -> None:
@@ -265,6 +290,8 @@ def check_flags() -> None:
     'record_every',
     'keep_every',
     'steps_per_call',
+    'hang_minutes',
+    'processes',
   ):
     if FLAGS[name].value is not None:
       positive(**{name: FLAGS[name].value})
@@ -288,6 +315,22 @@ def check_flags() -> None:
   )
 
 
+def join_others() -> None:
+  """Joins the other processes, if there are any, as the flags say."""
+  given = {
+    name: FLAGS[name].value for name in ('coordinator', 'processes', 'process')
+  }
+  several = FLAGS.multihost
+  if several is None:
+    several = hosts.are_around() or any(x is not None for x in given.values())
+  if several:
+    require(
+      FLAGS.workdir is not None,
+      '--workdir: several processes need one folder that all of them see',
+    )
+    hosts.join(**given)
+
+
 def data_name() -> str:
   """The data set, or 'source-target'."""
   return f'{FLAGS.source}-{FLAGS.target}' if FLAGS.source else FLAGS.dataset
@@ -295,7 +338,6 @@ def data_name() -> str:
 
 def experiment(binary: str, arms: Mapping[str, Callable], names) -> None:
   """One run: from flags to `result.json` and a table."""
-  check_flags()
   folder = pathlib.Path(
     FLAGS.workdir or workdir.dated(f'{binary}-{data_name()}')
   )
@@ -304,15 +346,22 @@ def experiment(binary: str, arms: Mapping[str, Callable], names) -> None:
   }
   with workdir.disk_errors(folder):
     finished = workdir.look(folder, decisive, FLAGS.overwrite)
+  say = print if hosts.is_first() else lambda text: None
   if finished:
-    print(f'{folder} holds this run, complete:')
-    print(report.table(finished, folder))
+    say(f'{folder} holds this run, complete:')
+    say(report.table(finished, folder))
     return
   # All that can be refused is refused before anything is written.
   run = assembly.assemble(arms)
   with workdir.disk_errors(folder):
-    workdir.claim(folder, decisive, FLAGS.overwrite)
-    assembly.keep_splits(folder, run)
-    print(report.opening(run, folder))
-    result = assembly.train_all(run, folder)
-  print(report.table(result, folder))
+    if not FLAGS.overwrite:
+      assembly.refuse_other_splits(folder, run)
+    hosts.meet('all have looked at the folder')
+    if hosts.is_first():
+      workdir.claim(folder, decisive, FLAGS.overwrite)
+      assembly.keep_splits(folder, run)
+    hosts.meet("the folder is this run's")
+    say(report.opening(run, folder))
+    with watchdog.awake(FLAGS.hang_minutes * 60):
+      result = assembly.train_all(run, folder)
+  say(report.table(result, folder))

@@ -85,7 +85,7 @@ def make_step(
     for seed in range(seeds)
   ]
   mesh = parallel.make_mesh([draw.size])
-  feed = batches.resident(pixels, parallel.placer(mesh))
+  feed = batches.resident(pixels, parallel.Placer(mesh))
   data = program.Data(
     feed, feed, truth, truth[:0], preprocess.identity(), (), None
   )

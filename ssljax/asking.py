@@ -54,7 +54,9 @@ class Asking:
     over_seeds = lambda f, count: parallel.on_mesh(
       parallel.over_seeds(f, program.seeds, (0,) * count), program.mesh
     )
-    self._choose = jax.jit(over_seeds(self._choice, 3))
+    self._choose = jax.jit(
+      over_seeds(self._choice, 3), out_shardings=program.whole
+    )
     self._reveal = jax.jit(
       over_seeds(program.method.reveal, 3),
       donate_argnums=0,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ssljax import augment, imagenet
+from ssljax import augment, imagenet, parallel
 from ssljax.core import UNLABELLED, Draw, require
 from ssljax.splits import Split, generator
 
@@ -205,12 +205,12 @@ class Feed(NamedTuple):
   batches: Callable
 
 
-def resident(images: np.ndarray, place: Callable) -> Feed:
+def resident(images: np.ndarray, place: parallel.Placer) -> Feed:
   """All images `[N, H, W, c]` on the devices, whole on each.
 
   Args:
     images: uint8 of the whole data set, or float32 that is fed as it is.
-    place: `(array, batch axis or None) -> jax.Array` on the devices.
+    place: puts them on the devices.
   """
   pixels = place(images, None)
 
@@ -228,24 +228,27 @@ def resident(images: np.ndarray, place: Callable) -> Feed:
   )
 
 
-def stream(source, place: Callable, *, threads: int = 16) -> Feed:
+def stream(source, place: parallel.Placer, *, threads: int = 16) -> Feed:
   """Images decoded on the host while the devices work, by Grain.
+
+  Every process decodes those of its own devices.
 
   Args:
     source: a `datasets.Source`.
-    place: `(array, batch axis or None) -> jax.Array` on the devices.
+    place: puts them on the devices.
     threads: that read and decode ahead.
   """
   import grain  # Slow to import, and the resident feed has no need of it.
 
   def load(rows: np.ndarray, words: np.ndarray | None):  # [..., B], [..., 3]
-    flat = rows.reshape(-1)
+    own = rows[..., place.share(rows.shape[-1])]
+    flat = own.reshape(-1)
     if words is None or source.crop is None:
       pixels = source.read(flat)
     else:
-      draws = window_draws(rows, words)
+      draws = window_draws(own, words)
       pixels = source.crop(flat, draws.reshape(len(flat), *draws.shape[-2:]))
-    return pixels.reshape(*rows.shape, *source.shape), rows
+    return pixels.reshape(*own.shape, *source.shape), rows
 
   def batches(rows_of: Callable, calls: Iterable, words_of=None) -> Iterator:
     calls = list(calls)
@@ -260,7 +263,8 @@ def stream(source, place: Callable, *, threads: int = 16) -> Feed:
       .to_iter_dataset(options)
     )
     for pixels, rows in loaded:
-      yield place(pixels, rows.ndim - 1), place(rows, rows.ndim - 1)
+      axis = rows.ndim - 1
+      yield place.own(pixels, axis, rows.shape[axis]), place(rows, axis)
 
   return Feed(
     len(source.labels),

@@ -6,14 +6,14 @@ import functools
 import itertools
 import pathlib
 from typing import Any
-import zlib
 
 from absl import logging
 import jax
-import numpy as np
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from ssljax import hosts
 from ssljax.core import InputError, TrainState, require
 
 
@@ -22,12 +22,40 @@ def _plain(state: TrainState) -> TrainState:
   return state.replace(key=jax.random.key_data(state.key))
 
 
-def checksum(state: TrainState) -> str:
-  """A checksum over every array of a state, as saved."""
-  total = 0
-  for leaf in jax.tree.leaves(_plain(state)):
-    total = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)), total)
-  return f'{total:08x}'
+def examine(state: TrainState) -> tuple[bool, int]:
+  """Whether weights and memory are finite, and a checksum of the whole state.
+
+  It is made where the arrays lie, and does not depend on where that is.
+  """
+  finite, total = jax.device_get(_examined(_plain(state)))
+  return bool(finite), int(total)
+
+
+@jax.jit
+def _examined(state: TrainState) -> tuple[jax.Array, jax.Array]:
+  numbers = jax.tree.leaves((state.params, state.memory))
+  finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers])
+  sums = [_sum(leaf, i) for i, leaf in enumerate(jax.tree.leaves(state))]
+  return jnp.all(finite), jnp.sum(jnp.stack(sums))
+
+
+def _sum(x: jax.Array, number: int) -> jax.Array:
+  """Sum, modulo 2**32, of the words of an array, each times an odd number.
+
+  Sums of integers have no order, so that devices may add up what they hold; a
+  word that changes changes its product.
+  """
+  bits = x.astype(jnp.uint8) if x.dtype == bool else x
+  kinds = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+  words = jax.lax.bitcast_convert_type(bits, kinds[bits.dtype.itemsize])
+  place = jnp.full(words.shape, number, jnp.uint32) * jnp.uint32(0x9E3779B1)
+  for axis, length in enumerate(words.shape):
+    along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    place = place * jnp.uint32(length) + along
+  # The finaliser of MurmurHash3.
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    place = (place ^ (place >> shift)) * jnp.uint32(factor)
+  return jnp.sum(words.astype(jnp.uint32) * (place ^ (place >> 16) | 1))
 
 
 class Checkpoints:
@@ -72,9 +100,8 @@ class Checkpoints:
     Args:
       step: of the state.
       state: is copied before this returns, so it may be donated.
-      progress: JSON values that go with it.
+      progress: JSON values that go with it, the checksum among them.
     """
-    progress = progress | {'checksum': checksum(state)}
     with _write_errors(self.folder):  # of this one or the one before
       self._manager.save(
         step,
@@ -108,8 +135,9 @@ class Checkpoints:
     if step is not None:
       steps = tuple(saved for saved in steps if saved == step)
     for step in steps:
+      found = None
       try:
-        return self._read(step, like)
+        found = self._read(step, like)
       except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).split('\n')[0]
         logging.warning(
@@ -119,8 +147,10 @@ class Checkpoints:
           step,
           reason,
         )
-        if put_aside:
-          self._put_aside(step)
+      if hosts.everywhere(found is not None):
+        return found
+      if put_aside:
+        self._put_aside(step)
     require(
       not steps,
       f'--workdir: no checkpoint in {self.folder} can be read: run the same '
@@ -144,15 +174,18 @@ class Checkpoints:
       args=ocp.args.Composite(state=ocp.args.StandardRestore(plain))
     ).state
     state = state.replace(key=jax.random.wrap_key_data(state.key))
-    if checksum(state) != progress.pop('checksum'):
+    if examine(state)[1] != progress.pop('checksum'):
       raise ValueError('its content does not match its checksum')
     return state, progress
 
   def _put_aside(self, step: int) -> None:
     self._manager.close()
-    free = (self.folder / f'damaged-{step}{"+" * n}' for n in itertools.count())
-    target = next(path for path in free if not path.exists())
-    (self.folder / str(step)).rename(target)
+    names = (f'damaged-{step}{"+" * n}' for n in itertools.count())
+    target = next(n for n in names if not (self.folder / n).exists())
+    hosts.meet('all have closed it')
+    if hosts.is_first():
+      (self.folder / str(step)).rename(self.folder / target)
+    hosts.meet('it is put aside')
     self._open()
 
   def wait(self) -> None:

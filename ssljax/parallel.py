@@ -10,13 +10,24 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from ssljax.core import TrainState
+from ssljax import hosts
+from ssljax.core import TrainState, require
 
 
 def make_mesh(batches: Sequence[int] = ()) -> Mesh:
-  """A ('data',) mesh over as many devices as divide every batch size."""
+  """A ('data',) mesh over as many devices as divide every batch size.
+
+  Raises:
+    InputError: there are several processes, and not all devices do.
+  """
   whole = math.gcd(*batches) if batches else 0
   count = jax.device_count()
+  require(
+    whole % count == 0 or not hosts.are_several(),
+    f'--batch_labelled, --batch_unlabelled: batches of {sorted(set(batches))} '
+    f'images are not divided by the {count} devices of all processes: change '
+    'them',
+  )
   while whole % count:
     count -= 1
   return jax.make_mesh(
@@ -83,14 +94,47 @@ def on_mesh(f: Callable, mesh: Mesh) -> Callable:
   return call
 
 
-def placer(mesh: Mesh) -> Callable:
-  """`(array, batch axis or None) -> jax.Array`, split or whole on each."""
+class Placer:
+  """Puts arrays of the host on the devices, split or whole on each."""
 
-  def place(array: np.ndarray, axis: int | None) -> jax.Array:
+  def __init__(self, mesh: Mesh):
+    """Of a mesh over one axis."""
+    self._mesh = mesh
+
+  def __call__(self, array: np.ndarray, axis: int | None) -> jax.Array:
+    """An array that every process has whole.
+
+    Args:
+      array: on the host.
+      axis: that is split over the devices; None to have it whole on each.
+    """
+    where = self._sharding(axis)
+    with jax.transfer_guard('allow'):  # JAX takes neither for meant
+      return jax.make_array_from_callback(array.shape, where, array.__getitem__)
+
+  def share(self, length: int) -> np.ndarray:
+    """Places `[n]` of an axis of this length that lie on this process."""
+    where = self._sharding(0).addressable_devices_indices_map((length,))
+    places = np.arange(length)
+    return np.unique(np.concatenate([places[i] for i in where.values()]))
+
+  def own(self, array: np.ndarray, axis: int, length: int) -> jax.Array:
+    """An array of which every process has its own share.
+
+    Args:
+      array: on the host, with the places of `share(length)` along an axis.
+      axis: which.
+      length: of that axis, over all processes.
+    """
+    shape = *array.shape[:axis], length, *array.shape[axis + 1 :]
+    with jax.transfer_guard('allow'):
+      return jax.make_array_from_process_local_data(
+        self._sharding(axis), array, shape
+      )
+
+  def _sharding(self, axis: int | None) -> NamedSharding:
     spec = P() if axis is None else P(*[None] * axis, 'data')
-    return jax.device_put(array, NamedSharding(mesh, spec))
-
-  return place
+    return NamedSharding(self._mesh, spec)
 
 
 def state_sharding(mesh: Mesh, layout) -> TrainState:

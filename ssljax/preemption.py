@@ -9,30 +9,50 @@ from collections.abc import Iterator
 import contextlib
 import signal
 
+from jax.experimental import multihost_utils
+
+from ssljax import hosts
+
 
 class PreemptedError(Exception):
   """A run was asked to go and has saved where it was: one line says so."""
 
 
 class Notice:
-  """Whether this process has been asked to go."""
+  """Whether this run has been asked to go."""
 
   def __init__(self):
     """Not yet."""
-    self.given = False
+    self._given, self._looks = False, 0
 
-  def __bool__(self) -> bool:
-    """Whether it has."""
-    return self.given
+  def __call__(self) -> bool:
+    """Whether it has; every process has to look at the same moments.
+
+    Of several processes one that is asked is enough, and all of them hear of it
+    at the same look: the latest that one of them had reached, or the next.
+    """
+    if hosts.are_several() and not self._given:
+      self._looks += 1
+      reached = multihost_utils.reached_preemption_sync_point
+      if reached(self._looks):
+        self._given = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return self._given
 
   @contextlib.contextmanager
   def awaited(self) -> Iterator['Notice']:
-    """Listens to SIGTERM; the second one does what it did before."""
+    """Listens to SIGTERM; the second one does what it did before.
+
+    Several processes do so since they joined: JAX listens.
+    """
+    if hosts.are_several():
+      yield self
+      return
     before = signal.getsignal(signal.SIGTERM)
 
     def note(number, frame):
       del number, frame
-      self.given = True
+      self._given = True
       signal.signal(signal.SIGTERM, before)
 
     signal.signal(signal.SIGTERM, note)

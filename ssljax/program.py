@@ -5,9 +5,11 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from ssljax import augment, batches, evaluate, parallel, sweep
+from ssljax import augment, batches, evaluate, hosts, parallel, sweep
 from ssljax.core import (
   UNLABELLED,
   Method,
@@ -65,8 +67,9 @@ class Program:
     self.method, self.net, self.data, self.seeds = method, net, data, seeds
     self.mesh, self.extra = mesh, extra
     self.batch = rounded_up(batch, mesh.size)
-    self.place = parallel.placer(mesh)
+    self.place = parallel.Placer(mesh)
     self.sharding = parallel.state_sharding(mesh, method.layout)
+    self.whole = NamedSharding(mesh, P())  # on every device
     self.plain = batches.reader(data.train, data.preprocess, None)
     self.fitted = jax.tree.map(lambda x: self.place(x, None), data.fitted)
     self._sweeps = {}
@@ -152,7 +155,7 @@ class Program:
       call,
       donate_argnums=0,
       compiler_options=conv.compiler_options(),
-      out_shardings=(self.sharding, None),
+      out_shardings=(self.sharding, self.whole),
     )
 
   @functools.cached_property
@@ -225,7 +228,8 @@ class Program:
     """Per stage `state -> [S, N]`, how often its epochs have each row."""
     over_seeds = lambda f: parallel.over_seeds(f, self.seeds, (0,))
     return [
-      s.copies and jax.jit(over_seeds(s.copies)) for s in self.method.stages
+      s.copies and jax.jit(over_seeds(s.copies), out_shardings=self.whole)
+      for s in self.method.stages
     ]
 
   def evaluate(
@@ -243,7 +247,7 @@ class Program:
       todo['validation'] = (data.train, held_out, data.validation_truth)
     errors = {}
     for name, (feed, rows, truth) in todo.items():
-      predicted = jax.device_get(self.sweep(self._predict, feed)(state, rows))
+      predicted = hosts.fetch(self.sweep(self._predict, feed)(state, rows))
       errors[name] = {
         weights: evaluate.error(classes[:, : len(rows)], truth)
         for weights, classes in predicted.items()

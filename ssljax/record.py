@@ -7,6 +7,8 @@ import pathlib
 import tensorboardX
 import tqdm
 
+from ssljax import hosts
+
 # Fields that say how fast, not what: they differ between identical runs.
 TIMING = ('seconds', 'images_per_second')
 
@@ -58,6 +60,26 @@ class Recorder:
       writer.close()
 
 
+class Silent(Recorder):
+  """Writes nothing: of a process that is not the first."""
+
+  def __init__(self):
+    """Opens nothing."""
+
+  def write(self, job: str, measurement: dict) -> None:
+    """Forgets a measurement."""
+
+  def flush(self) -> int:
+    """The length of what was written: the first process knows it."""
+    return 0
+
+  def rewind(self, length: int) -> None:
+    """Has nothing to forget."""
+
+  def close(self) -> None:
+    """Has nothing to close."""
+
+
 def read(folder: pathlib.Path, job: str) -> list[dict]:
   """The measurements of a job in `metrics.jsonl`, in order, if it is there."""
   path = folder / 'metrics.jsonl'
@@ -69,5 +91,10 @@ def read(folder: pathlib.Path, job: str) -> list[dict]:
 def progress_bar(name: str, done: int, total: int) -> tqdm.tqdm:
   """A progress bar over `total` steps, `done` of which are behind us."""
   return tqdm.tqdm(
-    desc=name, initial=done, total=total, unit='step', dynamic_ncols=True
+    desc=name,
+    initial=done,
+    total=total,
+    unit='step',
+    dynamic_ncols=True,
+    disable=not hosts.is_first(),
   )

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from ssljax import parallel
+from ssljax import parallel, watchdog
 from ssljax.batches import Feed
 from ssljax.core import rounded_up
 from ssljax.networks import conv
@@ -87,6 +87,7 @@ def make_sweep(
     whole = None
     fed = feed.batches(lambda i: chunks[i], range(len(chunks)))
     for (pixels, chunk), here in zip(fed, places, strict=True):
+      watchdog.alive()
       part = compiled(state, (pixels, fitted), chunk)
       whole = empty(part, size) if whole is None else whole
       whole = write(whole, part, here)

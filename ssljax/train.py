@@ -9,20 +9,19 @@ it does not depend on whether the process is the same one. A run that is asked
 to go saves after the step it is in, and goes on from there to the same stop.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import itertools
 import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ssljax import batches, checkpoint, record
+from ssljax import batches, checkpoint, hosts, record, watchdog
 from ssljax.asking import Asking
 from ssljax.core import InputError, Method, Stage, TrainState, keep, require
-from ssljax.preemption import Notice, PreemptedError
+from ssljax.preemption import PreemptedError
 from ssljax.program import Program
 from ssljax.splits import Split
 
@@ -35,7 +34,7 @@ class Options(NamedTuple):
   checkpoint_seconds: float = 60.0
   steps_per_call: int = 1
   keep_every: int | None = None  # steps between checkpoints that stay, if any
-  preempted: Notice | bool = False  # true once the run is to save and go
+  preempted: Callable = lambda: False  # whether the run is to save and go
 
 
 class Job(NamedTuple):
@@ -158,13 +157,6 @@ def restore(
   """The state of a job after a step, to be looked at, if it was kept."""
   loop = _Loop(job, None, None, checkpoints)
   return loop.state if loop.take_up(put_aside=False, step=step) else None
-
-
-@jax.jit
-def _all_finite(tree) -> jax.Array:
-  """Whether every number `[]` of a tree is finite."""
-  leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-  return jnp.all(jnp.stack(leaves))
 
 
 class _Loop:
@@ -345,14 +337,15 @@ class _Loop:
       due = not stage.rounds and here % self.options.evaluate_every == 0
       if here == end or due:
         self.evaluate(stage)
-      due = time.monotonic() - saved > self.options.checkpoint_seconds
+      late = time.monotonic() - saved > self.options.checkpoint_seconds
+      due = hosts.agreed(late)
       last = here == end and (self.is_over(stage) or self.is_asking(number))
       if due or here in stays or last:
         self.save()
         saved = time.monotonic()
       bar.update(here - start)
       bar.set_postfix(loss=f'{np.mean(metrics["loss"]):.4f}')
-      if self.options.preempted:
+      if self.options.preempted():
         self.leave()
 
   def fetch(self, stage, orders, done: int, begin: int, end: int, redo: int):
@@ -385,12 +378,13 @@ class _Loop:
     began = time.monotonic()
     with jax.transfer_guard('disallow'):
       for _ in span:
+        watchdog.alive()
         pixels, rows = next(fetched)
         self.state, metrics = program.steps[number](
           self.state, (pixels, program.fitted), rows
         )
         losses.append(metrics['loss'])
-        if self.options.preempted:
+        if self.options.preempted():
           break
     done = len(losses)  # calls
     losses, metrics = jax.device_get((losses, metrics))
@@ -463,12 +457,14 @@ class _Loop:
 
   def save(self):
     """Writes a checkpoint of everything up to here, in the background."""
-    if not _all_finite((self.state.params, self.state.memory)):
+    good, checksum = checkpoint.examine(self.state)
+    if not good:
       self.diverged(
         f'weights or memory of {self.job.name} are not finite after step '
         f'{self.progress.step}'
       )
     self.progress = self.progress._replace(metrics_bytes=self.recorder.flush())
     saved = self.progress._asdict() | {'splits': self.digests}
+    saved |= {'checksum': checksum}
     self.checkpoints.save(self.progress.step, self.state, saved)
     self.saved = self.progress.step

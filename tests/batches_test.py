@@ -80,7 +80,7 @@ def make_source(images):
 
 def test_both_feeds_bring_the_same_rows_and_images():
   images, _ = tiny.images()
-  place = parallel.placer(parallel.make_mesh([1]))
+  place = parallel.Placer(parallel.make_mesh([1]))
   order = batches.Order(tiny.DRAW, tiny.make_splits()[0])
   rows_of = lambda call: order.rows(call[0])[None]
   calls = [(i, i + 1) for i in range(7)]
@@ -99,7 +99,7 @@ def test_both_feeds_bring_the_same_rows_and_images():
 
 def test_a_row_is_augmented_alike_in_any_batch():
   images, _ = tiny.images()
-  place = parallel.placer(parallel.make_mesh([1]))
+  place = parallel.Placer(parallel.make_mesh([1]))
   feed = batches.resident(images, place)
   read = batches.reader(feed, preprocess.identity(), tiny.brighten)
   source, key = (images, ()), jax.random.key(3)
@@ -116,7 +116,7 @@ def test_an_error_while_reading_ahead_reaches_the_loop():
     raise InputError('--corrupt: image 3 is broken')
 
   source = datasets.Source(np.zeros(9, np.int32), (4, 4, 1), broken)
-  feed = batches.stream(source, parallel.placer(parallel.make_mesh([1])))
+  feed = batches.stream(source, parallel.Placer(parallel.make_mesh([1])))
   with pytest.raises(InputError, match='image 3'):
     list(feed.batches(lambda call: np.zeros([1, 4], np.int32), [(0, 1)]))
 
@@ -136,7 +136,7 @@ def crop_source():
 
 def streamed(order, calls):
   """Pixels and rows of each call, as arrays, cropped at random."""
-  place = parallel.placer(parallel.make_mesh([1]))
+  place = parallel.Placer(parallel.make_mesh([1]))
   feed = batches.stream(crop_source(), place, threads=2)
   fetched = feed.batches(
     lambda call: batches.rows_of_call([order], call),
@@ -189,7 +189,7 @@ def test_a_row_that_is_repeated_in_a_step_is_cropped_alike():
 
 
 def test_without_words_the_centre_is_read():
-  place = parallel.placer(parallel.make_mesh([1]))
+  place = parallel.Placer(parallel.make_mesh([1]))
   feed = batches.stream(crop_source(), place)
   rows = np.array([4, 9], np.int32)
   ((pixels, _),) = feed.batches(lambda call: rows, [0])
@@ -198,7 +198,7 @@ def test_without_words_the_centre_is_read():
 
 def test_pixels_are_augmented_before_and_after_the_preprocessing():
   images = np.full((3, 2, 2, 1), 51, np.uint8)  # 1/5
-  place = parallel.placer(parallel.make_mesh([1]))
+  place = parallel.Placer(parallel.make_mesh([1]))
   feed = batches.resident(images, place)
   double = preprocess.Preprocess(None, lambda fitted, image: 2 * image)
   add = lambda key, image: image + 1

@@ -226,7 +226,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(
 
 def test_a_run_that_was_asked_to_go_is_not_kept(asked, monkeypatch):
   with monkeypatch.context() as patch:
-    patch.setattr(preemption.Notice, '__bool__', lambda self: True)
+    patch.setattr(preemption.Notice, '__call__', lambda self: True)
     with pytest.raises(SystemExit):
       asked('--rows=1')
   assert cells(asked)['one']['state'] == 'not yet run'

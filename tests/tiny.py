@@ -104,7 +104,7 @@ def make_splits(seeds=(0,), validation=0):
 def make_data(devices=1, make_feed=batches.resident):
   """(data, mesh) over that many devices."""
   mesh = parallel.make_mesh([devices])
-  place = parallel.placer(mesh)
+  place = parallel.Placer(mesh)
   train, _ = images()
   test, test_truth = images(1, 20)
   data = Data(
@@ -180,7 +180,7 @@ def imagenet_loop(method, net):
   mesh = parallel.make_mesh([8])
   labels = np.arange(count, dtype=np.int32) % classes
   feed = batches.resident(
-    np.zeros([count, 1, 1, 1], np.uint8), parallel.placer(mesh)
+    np.zeros([count, 1, 1, 1], np.uint8), parallel.Placer(mesh)
   )
   data = Data(feed, feed, labels, labels[:0], preprocess.identity(), (), None)
   split = splits.draw_split(labels, classes, per_class=128, seed=0)

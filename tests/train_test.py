@@ -243,7 +243,7 @@ class Told:
   def __init__(self, looks):
     self.looks = looks
 
-  def __bool__(self):
+  def __call__(self):
     self.looks -= 1
     return self.looks < 0
 
@@ -274,9 +274,9 @@ def test_the_second_signal_does_what_it_did_before():
   before = signal.signal(signal.SIGTERM, lambda *_: got.append('before'))
   try:
     with preemption.Notice().awaited() as notice:
-      assert not notice
+      assert not notice()
       os.kill(os.getpid(), signal.SIGTERM)
-      assert notice and not got
+      assert notice() and not got
       os.kill(os.getpid(), signal.SIGTERM)
       assert got == ['before']
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,267 @@
+"""Several processes, each with devices of its own, against a single one.
+
+Hosts are processes of this machine, which meet over its loopback (gloo). What
+is summed over devices is summed in another order: of float32 a relative
+difference of 1e-6 a step is rounding, and six steps of SGD with momentum on a
+network of batch norm carry it on; 1e-4 is far above that, and a row or a mask
+that differs changes a loss in its first or second digit.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import binary
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pod
+import pytest
+import tiny
+
+HERE = pathlib.Path(__file__).parent
+NAMES = (*tiny.METHODS, 'asking')
+SHORT = ('r2d2', 'asking')  # a memory split over devices, and what is chosen
+FLAGS = os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count={}')
+
+
+def free_port():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def processes(count, devices, script, *args):
+  """Starts a script so many times; none survives."""
+  environment = os.environ | {
+    'XLA_FLAGS': FLAGS.format(devices),
+    'PYTHONPATH': os.pathsep.join(sys.path),
+  }
+  port = free_port()
+  started = [
+    subprocess.Popen(
+      [
+        sys.executable,
+        str(script),
+        *(a.format(port=port, count=count, k=k) for a in args),
+      ],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for k in range(count)
+  ]
+  try:
+    yield started
+  finally:
+    for process in started:
+      process.kill()
+      process.communicate()
+
+
+def ended(started, seconds=300):
+  """(exit status, output) of every process."""
+  outputs = [process.communicate(timeout=seconds)[0] for process in started]
+  return list(zip([p.returncode for p in started], outputs, strict=True))
+
+
+def train_pod(folder, names, count, devices, *stop):
+  """Trains tiny jobs over so many processes of so many devices."""
+  args = str(folder), ','.join(names), '{port}', '{count}', '{k}'
+  args += tuple(map(str, stop))
+  with processes(count, devices, HERE / 'pod.py', *args) as started:
+    for status, output in ended(started):
+      assert status == 0, output
+
+
+def numbers(folder):
+  """Rows of every step, weights and memory, and metrics but for times."""
+  rows, state = np.load(folder / 'rows.npz'), np.load(folder / 'state.npz')
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  timing = 'seconds', 'images_per_second'
+  metrics = [
+    {key: value for key, value in json.loads(line).items() if key not in timing}
+    for line in lines
+  ]
+  return [rows[k] for k in rows], [state[k] for k in state], metrics
+
+
+def check_same(one, other, all_rows=True):
+  """The same rows in the same order, and numbers up to rounding."""
+  (rows, state, metrics), (rows2, state2, metrics2) = map(numbers, (one, other))
+  if all_rows:
+    assert len(rows) == len(rows2)
+  for a, b in zip(rows[::-1], rows2[::-1], strict=False):
+    np.testing.assert_array_equal(a, b)
+  for a, b in zip(state, state2, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  assert len(metrics) == len(metrics2)
+  for a, b in zip(metrics, metrics2, strict=True):
+    assert a == {
+      k: pytest.approx(v, rel=1e-4, abs=1e-5) if isinstance(v, float) else v
+      for k, v in b.items()
+    }
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """A folder with every method that was asked for, trained on one device."""
+  folder = tmp_path_factory.mktemp('alone')
+
+  def trained(names):
+    for name in names:
+      if not (folder / name / 'state.npz').exists():
+        pod.run(folder, name, 1)
+    return folder
+
+  return trained
+
+
+@pytest.mark.parametrize(
+  ('count', 'devices', 'names'),
+  [
+    (2, 2, SHORT),
+    pytest.param(1, 8, NAMES, marks=pytest.mark.slow),
+    pytest.param(2, 2, NAMES, marks=pytest.mark.slow),
+    pytest.param(4, 2, NAMES, marks=pytest.mark.slow),
+  ],
+)
+def test_what_is_learned_does_not_depend_on_the_processes(
+  alone, tmp_path, count, devices, names
+):
+  train_pod(tmp_path, names, count, devices)
+  for name in names:
+    check_same(alone(names) / name, tmp_path / name)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_over_any_other_processes(alone, tmp_path):
+  train_pod(tmp_path, NAMES, 4, 2, 2)
+  assert not list(tmp_path.glob('*/state.npz'))
+  train_pod(tmp_path, NAMES, 1, 1, 2)
+  assert not list(tmp_path.glob('*/state.npz'))
+  train_pod(tmp_path, NAMES, 2, 4)
+  for name in NAMES:
+    check_same(alone(NAMES) / name, tmp_path / name, all_rows=False)
+
+
+# The binaries.
+
+RUN = (
+  *('--dataset=digits', '--network=digits', '--labels=10', '--nobaseline'),
+  *('--batch_labelled=8', '--batch_unlabelled=8', '--learning_rate=0.1'),
+  *('--checkpoint_seconds=1', '--record_every=5', '--steps=120'),
+)
+HOSTS = (
+  *('--multihost', '--coordinator=127.0.0.1:{port}'),
+  *('--processes={count}', '--process={k}'),
+)
+CHECKPOINTS = 'checkpoints/madnn/seed-0'
+
+
+def start(folder, *more):
+  """Two processes of two devices that train MA-DNN in a folder."""
+  args = *RUN, f'--workdir={folder}', *more, *HOSTS
+  return processes(2, 2, binary.EXPERIMENTS / 'madnn.py', *args)
+
+
+def wait_for_checkpoint(folder, started):
+  while not list((folder / CHECKPOINTS).glob('[0-9]*')):
+    assert all(process.poll() is None for process in started), ended(started)
+    time.sleep(0.05)
+
+
+def finish(folder):
+  """Lets a run come to its end; its last checkpoint's arrays."""
+  with start(folder) as started:
+    for status, output in ended(started):
+      assert status == 0, output
+  newest = folder / CHECKPOINTS / '120/state'
+  return jax.tree.leaves(ocp.StandardCheckpointer().restore(newest))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """The arrays that a run ends with which nothing interrupts."""
+  return finish(tmp_path_factory.mktemp('whole') / 'run')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('who', [0, 1])
+def test_if_one_is_killed_the_others_end_and_the_run_goes_on(
+  whole, tmp_path, who
+):
+  folder = tmp_path / 'run'
+  with start(folder) as started:
+    wait_for_checkpoint(folder, started)
+    started[who].kill()
+    # Within a minute, with an error that says what to do.
+    output, _ = started[1 - who].communicate(timeout=60)
+    assert started[1 - who].returncode > 0, output
+  if who:  # whom JAX itself ends says it in JAX's words
+    assert 'the same command on all of them goes on' in output
+  assert not json.loads((folder / 'result.json').read_text())['complete']
+  for a, b in zip(finish(folder), whole, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_if_one_is_asked_to_go_all_of_them_save_and_go(whole, tmp_path):
+  folder = tmp_path / 'run'
+  with start(folder) as started:
+    wait_for_checkpoint(folder, started)
+    started[1].send_signal(signal.SIGTERM)
+    ends = ended(started)
+  assert [status for status, _ in ends] == [0, 0], ends
+  steps = {re.search(r'has saved step (\d+)', said)[1] for _, said in ends}
+  assert len(steps) == 1 and (folder / CHECKPOINTS / steps.pop()).is_dir()
+  assert not json.loads((folder / 'result.json').read_text())['complete']
+  for a, b in zip(finish(folder), whole, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_line_and_ends_all_of_them(tmp_path):
+  with start(tmp_path / 'run', '--batch_labelled=7') as started:
+    ends = ended(started)
+  assert [status for status, _ in ends] == [2, 2]
+  for _, said in ends:
+    line = next(x for x in said.splitlines() if x.startswith('madnn: '))
+    assert 'are not divided by the 4 devices of all processes' in line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_several_processes_need_a_folder(capsys):
+  assert binary.run('--multihost', binary='madnn') == 2
+  assert '--workdir: several processes need one folder' in (
+    capsys.readouterr().err
+  )
+
+
+def test_what_stands_still_ends_with_the_stacks_of_all_threads(tmp_path):
+  script = tmp_path / 'stuck.py'
+  script.write_text(
+    'import time\n'
+    'from ssljax import watchdog\n'
+    'def hang():\n'
+    '  time.sleep(60)\n'
+    'with watchdog.awake(0.5):\n'
+    '  for _ in range(4):\n'
+    '    time.sleep(0.3)\n'
+    '    watchdog.alive()\n'
+    '  print("so far", flush=True)\n'
+    '  hang()\n'
+  )
+  with processes(1, 1, script) as started:
+    ((status, said),) = ended(started, seconds=30)
+  assert status == 1
+  assert said.startswith('so far\nTimeout') and 'in hang' in said

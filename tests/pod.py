@@ -1,0 +1,74 @@
+"""One process of several: trains tiny jobs with all devices there are.
+
+Started by `hosts_test.py`, as `pod.py FOLDER METHODS PORT PROCESSES PROCESS
+[STOP]`: of each method FOLDER/METHOD then has what `fit` leaves, `rows.npz`,
+the rows of every step, and `state.npz`, its last weights and memory. With STOP
+it is asked to go after so many steps.
+"""
+
+import pathlib
+import sys
+
+import jax
+
+sys.path[:0] = [str(pathlib.Path(__file__).parent)]
+
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+import tiny  # noqa: E402
+
+from ssljax import asking, checkpoint, hosts, oracle, record, train  # noqa: E402
+from ssljax.preemption import PreemptedError  # noqa: E402
+
+STEPS = 6
+OPTIONS = train.Options(evaluate_every=3, record_every=1)
+POLICY = asking.Policy('entropy', every=1, size=4, budget=8, passes=2)
+
+
+def make_job(name: str, devices: int) -> train.Job:
+  """A job over so many devices; `asking` asks for labels meanwhile."""
+  tx = optax.sgd(0.1, 0.9)
+  if name != 'asking':
+    return tiny.make_job(name, STEPS, tx=tx, devices=devices, shared=False)
+  program = tiny.make_program('madnn', STEPS, 1, tx, extra=8, devices=devices)
+  among, answers = np.ones(tiny.ROWS, bool), oracle.Simulation(tiny.truth())
+  asks = asking.Asking(POLICY, program, answers, among)
+  return train.Job(name, program, tiny.make_splits(), asks)
+
+
+def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
+  """Trains a job in a folder of its own, or goes on with it."""
+  folder = folder / name
+  job, seen = make_job(name, devices), []
+  feed = job.program.data.train
+
+  def batches(*args):
+    for pixels, rows in feed.batches(*args):
+      seen.append(hosts.fetch(rows).ravel())
+      yield pixels, rows
+
+  data = job.program.data._replace(train=feed._replace(batches=batches))
+  job.program.data = data
+  looks = iter(range(2 * (stop or 10**6)))
+  options = OPTIONS._replace(preempted=lambda: next(looks, None) is None)
+  recorder = record.Recorder(folder) if hosts.is_first() else record.Silent()
+  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
+  try:
+    state, _ = train.fit(job, options, recorder, checkpoints)
+  except PreemptedError:
+    return
+  finally:
+    recorder.close()
+    checkpoints.close()
+  kept = hosts.fetch((state.params, state.memory, state.labels))
+  if hosts.is_first():
+    np.savez(folder / 'rows.npz', *seen)
+    np.savez(folder / 'state.npz', *jax.tree.leaves(kept))
+
+
+if __name__ == '__main__':
+  where, names, port, processes, process, *rest = sys.argv[1:]
+  if int(processes) > 1:
+    hosts.join(f'127.0.0.1:{port}', int(processes), int(process))
+  for each in names.split(','):
+    run(pathlib.Path(where), each, jax.device_count(), *map(int, rest))
