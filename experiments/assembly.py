@@ -433,7 +433,11 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
         metrics_start = progress.metrics_bytes
         report.add(result, method, progress, FLAGS.report_minimum)
         keep_result(folder, result)
-  keep_result(folder, result | {'complete': True})
+  result['complete'] = True
+  if hosts.is_first():
+    spent = sum(arm['seconds'] for arm in result['arms'].values())
+    result['goodput'] = round(spent / record.wall_seconds(folder), 3)
+  keep_result(folder, result)
   return result
 
 

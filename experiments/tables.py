@@ -353,6 +353,7 @@ def markdown(
   used = [i for i in range(len(HEADER)) if i == 0 or told(i)]
   rows = [HEADER, ['---'] * len(HEADER), *cells]
   body = ''.join(f'| {" | ".join(row[i] for i in used)} |\n' for row in rows)
+  body = body if cells else 'not yet run\n'
   paper, number = table.name.split('/')
   command = f'python experiments/reproduce.py --table={table.name}'
   command += f' --budget={budget}' if budget != 'paper' else ''

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import time
 
 import tensorboardX
 import tqdm
@@ -10,7 +11,7 @@ import tqdm
 from ssljax import hosts
 
 # Fields that say how fast, not what: they differ between identical runs.
-TIMING = ('seconds', 'images_per_second')
+TIMING = ('seconds', 'images_per_second', 'time')
 
 
 class Recorder:
@@ -25,7 +26,7 @@ class Recorder:
 
   def write(self, job: str, measurement: dict) -> None:
     """Adds one measurement: at least 'step', 'seed' and numbers."""
-    line = {'job': job} | measurement
+    line = {'job': job} | measurement | {'time': round(time.time(), 3)}
     self._file.write(json.dumps(line).encode() + b'\n')
     name = f'{job}/seed-{measurement["seed"]}'
     if name not in self._events:
@@ -86,6 +87,13 @@ def read(folder: pathlib.Path, job: str) -> list[dict]:
   lines = path.read_text().splitlines() if path.exists() else []
   measured = map(json.loads, lines)
   return [m for m in measured if m['job'] == job]
+
+
+def wall_seconds(folder: pathlib.Path) -> float:
+  """From the first step to the last measurement, interruptions and all."""
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  first, last = json.loads(lines[0]), json.loads(lines[-1])
+  return last['time'] - first['time'] + first.get('seconds', 0.0)
 
 
 def progress_bar(name: str, done: int, total: int) -> tqdm.tqdm:

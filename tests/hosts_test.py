@@ -19,6 +19,7 @@ import sys
 import time
 
 import binary
+from contract_test import lines
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -86,13 +87,7 @@ def train_pod(folder, names, count, devices, *stop):
 def numbers(folder):
   """Rows of every step, weights and memory, and metrics but for times."""
   rows, state = np.load(folder / 'rows.npz'), np.load(folder / 'state.npz')
-  lines = (folder / 'metrics.jsonl').read_text().splitlines()
-  timing = 'seconds', 'images_per_second'
-  metrics = [
-    {key: value for key, value in json.loads(line).items() if key not in timing}
-    for line in lines
-  ]
-  return [rows[k] for k in rows], [state[k] for k in state], metrics
+  return [rows[k] for k in rows], [state[k] for k in state], lines(folder)
 
 
 def check_same(one, other, all_rows=True):
