@@ -13,10 +13,15 @@ import numpy as np
 from ssljax.core import TrainState
 
 
-def make_mesh(batches: Sequence[int] = ()) -> Mesh:
-  """A ('data',) mesh over as many devices as divide every batch size."""
+def make_mesh(batches: Sequence[int] = (), most: int | None = None) -> Mesh:
+  """A ('data',) mesh over as many devices as divide every batch size.
+
+  Args:
+    batches: the sizes.
+    most: devices to use at most; all if None.
+  """
   whole = math.gcd(*batches) if batches else 0
-  count = jax.device_count()
+  count = most or jax.device_count()
   while whole % count:
     count -= 1
   return jax.make_mesh(
