@@ -78,7 +78,7 @@ def memory_rows(plans: Sequence[Plan]) -> list[list[str]]:
     rows.append([name, 'split' if part.split else 'whole', *values])
   for number, step in enumerate(plans[0].steps):
     values = [size(plan.steps[number].activations) for plan in plans]
-    rows.append([f'activations: {stages_of(step)}', 'split', *values])
+    rows.append([f'activations: {stages_of(step)}', '', *values])
     values = [size(plan.steps[number].observed) for plan in plans]
     if step.observed:
       rows.append([f'between epochs: {stages_of(step)}', 'split', *values])
