@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from absl import flags
 import flagging
+import footprint
 import jax
 import numpy as np
 import questions
@@ -35,7 +36,7 @@ from ssljax import (
   warp,
   workdir,
 )
-from ssljax.core import Draw, Method, enter, init_state, require
+from ssljax.core import Draw, Method, require
 from ssljax.networks import (
   convlarge,
   deepbass,
@@ -176,7 +177,8 @@ def assemble(arms: Mapping[str, Callable]) -> Run:
   """Makes a run of the flags, refusing what cannot work."""
   dataset = load_dataset()
   drawn = draw_splits(dataset)
-  net, methods = make_methods(arms, dataset, drawn)
+  epoch_steps = lambda draw: batches.Order(draw, drawn[0]).epoch_steps
+  net, methods = make_methods(arms, dataset, epoch_steps)
   mesh = parallel.make_mesh(
     [stage.draw.size for method in methods for stage in method.stages]
   )
@@ -190,34 +192,17 @@ def assemble(arms: Mapping[str, Callable]) -> Run:
 
 def refuse_too_large(method, net, dataset, split, mesh) -> None:
   """Refuses a memory that cannot be, or does not fit, before it is made."""
-  seeds = min(FLAGS.seeds, FLAGS.seeds_at_once)
-  image = jax.ShapeDtypeStruct((1, *dataset.train.shape), np.float32)
-  make = lambda image, key, labels: enter(
-    method.stages[0],
-    init_state(
-      method,
-      net,
-      key,
-      labels,
-      image,
-      labelled=len(split.labelled),
-      multiple=parallel.row_multiple(mesh),
-      extra=questions.most(split),
-    ),
+  states = footprint.stage_shapes(
+    method,
+    net,
+    dataset.train.shape,
+    len(dataset.train.labels),
+    labelled=len(split.labelled),
+    multiple=parallel.row_multiple(mesh),
+    extra=questions.most(split),
+    seeds=min(FLAGS.seeds, FLAGS.seeds_at_once),
   )
-  with_seeds = lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype)
-  shapes = jax.eval_shape(make, image, jax.random.key(0), split.labels)
-  need = parallel.bytes_per_device(
-    jax.tree.map(with_seeds, shapes),
-    parallel.state_sharding(mesh, method.layout),
-  )
-  have = parallel.device_bytes()
-  require(
-    need <= have,
-    f'--seeds_at_once={seeds}: the state of {method.name} needs {need} bytes '
-    f'on each of {mesh.size} devices, which have {have}: take more devices, '
-    'fewer seeds at once, or a network with a smaller embedding',
-  )
+  footprint.refuse_too_large(method, states[0], mesh)
 
 
 def refuse_other_splits(folder: pathlib.Path, run: Run) -> None:
@@ -278,13 +263,21 @@ def make_draw(classes: int, supervised_only: bool) -> Draw:
   )
 
 
-def make_methods(arms, dataset, drawn) -> tuple[network.Network, list[Method]]:
-  """The network, and the method of every arm with the flags' values."""
+def make_methods(
+  arms, dataset, epoch_steps: Callable
+) -> tuple[network.Network, list[Method]]:
+  """The network, and the method of every arm with the flags' values.
+
+  Args:
+    arms: name -> factory; the last is the binary's own method.
+    dataset: with images of a shape and of a dtype; none is read.
+    epoch_steps: `draw -> steps of an epoch`; refuses what cannot be drawn.
+  """
   net = make_network(len(dataset.classes))
   image = jax.ShapeDtypeStruct((1, *dataset.train.shape), np.float32)
   jax.eval_shape(net.init, jax.random.key(0), image)  # refuses a small one
   draw = make_draw(len(dataset.classes), list(arms) == ['supervised'])
-  epoch = batches.Order(draw, drawn[0]).epoch_steps
+  epoch = epoch_steps(draw)
   steps = FLAGS.steps or max(1, round(FLAGS.epochs * epoch))
   chosen = list(arms.values()) if FLAGS.baseline else list(arms.values())[-1:]
   constants = flagging.given(optimizers.optimizer)
@@ -296,7 +289,7 @@ def make_methods(arms, dataset, drawn) -> tuple[network.Network, list[Method]]:
   one = jax.ShapeDtypeStruct(dataset.train.shape, np.float32)
   for method in methods:  # refuses what splits or images cannot serve
     for stage in method.stages:
-      batches.Order(stage.draw, drawn[0])
+      epoch_steps(stage.draw)
       if stage.augment:
         require(
           dataset.train.dtype == np.uint8,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import contextlib
+import functools
 import gc
 import pathlib
 import sys
@@ -148,21 +149,23 @@ def main(binary: str, arms: Mapping[str, Callable], **defaults) -> None:
   flags.disclaim_key_flags()  # They are the calling program's.
   names = define(arms, **defaults)
 
-  def parse(argv):
-    preset = pathlib.Path(__file__).parent / f'presets/{binary}.digits.flags'
-    if not any(arg.lstrip('-').startswith('flagfile') for arg in argv):
-      argv = [argv[0], f'--flagfile={preset}', *argv[1:]]
-    rest = FLAGS(argv)
-    prefer_command_line(argv[1:], 'steps', 'epochs')
-    return rest
-
   def act():
     check_flags()
     join_others()
     with hosts.ending_together():
       experiment(binary, arms, names)
 
-  run(binary, act, parse)
+  run(binary, act, functools.partial(parse_with_preset, binary))
+
+
+def parse_with_preset(binary: str, argv) -> list[str]:
+  """Parses arguments; without a --flagfile those of its digits come first."""
+  preset = pathlib.Path(__file__).parent / f'presets/{binary}.digits.flags'
+  if not any(arg.lstrip('-').startswith('flagfile') for arg in argv):
+    argv = [argv[0], f'--flagfile={preset}', *argv[1:]]
+  rest = FLAGS(argv)
+  prefer_command_line(argv[1:], 'steps', 'epochs')
+  return rest
 
 
 def run(binary: str, act: Callable, parse: Callable = FLAGS) -> None:

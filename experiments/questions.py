@@ -53,9 +53,13 @@ def answerable(run) -> np.ndarray:
 
 def most(split) -> int:
   """Labels that may be asked for under a split."""
+  return most_of(int((split.labels == UNLABELLED).sum()))
+
+
+def most_of(unknown: int) -> int:
+  """Labels that may be asked for of so many images without one."""
   if FLAGS.acquire == 'none':
     return 0
-  unknown = int((split.labels == UNLABELLED).sum())
   return min(FLAGS.budget or unknown, unknown)
 
 

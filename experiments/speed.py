@@ -114,27 +114,6 @@ def supervised_on(net, draw: Draw, tx=optimizers.optimizer) -> Method:
   return Method('supervised', (stage,), weights=optimizers.weights)
 
 
-@contextlib.contextmanager
-def native():
-  """XLA's own convolution and pooling instead of `networks/conv.py`."""
-  pool = lambda x, window, strides, padding: jax.lax.reduce_window(
-    x,
-    -np.inf,
-    jax.lax.max,
-    (1, window, window, 1),
-    (1, strides, strides, 1),
-    padding,
-  )
-  with (
-    mock.patch.object(
-      conv, 'conv_general_dilated', jax.lax.conv_general_dilated
-    ),
-    mock.patch.object(conv, 'max_pool', pool),
-    mock.patch.object(conv, 'compiler_options', dict),
-  ):
-    yield
-
-
 def torch_step(name: str, batch: int, side: int, channels: int, layout: str):
   """The same network's step in PyTorch, in one of its memory formats."""
   import torch
@@ -185,7 +164,7 @@ def part_conv(rounds: int) -> None:
     net = make(10)
     method = supervised_on(net, Draw(batch))
     steps = {}
-    with native():
+    with conv.native():
       steps['native'] = make_step(method, net, side, channels)
       steps['native']()  # traced here, where it is native
     steps['ours'] = make_step(method, net, side, channels)

@@ -47,6 +47,46 @@ def queue(rows, start, size, *words: int) -> np.ndarray:
   return np.concatenate(shuffles)[start - first * len(rows) :][:size]
 
 
+def check_labelled(draw: Draw, labelled: int) -> None:
+  """Refuses a draw that so many labelled images cannot serve."""
+  require(
+    draw.labelled % max(1, draw.classes) == 0,
+    f'--batch_labelled={draw.labelled} is not as many of each of '
+    f'{draw.classes} classes: give --batch_per_class',
+  )
+  require(
+    draw.classes or draw.labelled <= labelled,
+    f'--{draw.flag}={draw.labelled} is larger than the {labelled} '
+    'labelled images: give a smaller one, or more --labels',
+  )
+
+
+def epoch_steps(draw: Draw, labelled: int, other: int) -> int:
+  """Steps of an epoch.
+
+  Args:
+    draw: what a step sees.
+    labelled: rows that have a label.
+    other: rows that the other part is drawn from, each once.
+
+  Raises:
+    InputError: they are too few.
+  """
+  check_labelled(draw, labelled)
+  too_many = (
+    f'--batch_labelled, --batch_unlabelled: {draw.other} images a step are '
+    f'more than the {other} there are: give smaller ones'
+    if draw.everything
+    else f'--batch_unlabelled={draw.other} is larger than the {other} '
+    'unlabelled images: give a smaller one, or --unlabelled=all; '
+    'experiments/supervised.py trains on the labelled images alone'
+  )
+  require(draw.other <= other, too_many)
+  if draw.other:
+    return other // draw.other
+  return max(1, labelled // draw.labelled)
+
+
 class Order:
   """The rows of each step of a stage under one split."""
 
@@ -89,30 +129,10 @@ class Order:
         f'--batch_per_class: class {label} has no labelled image: label at '
         'least one of each class',
       )
-    require(
-      draw.labelled % max(1, draw.classes) == 0,
-      f'--batch_labelled={draw.labelled} is not as many of each of '
-      f'{draw.classes} classes: give --batch_per_class',
-    )
-    require(
-      draw.classes or draw.labelled <= labelled,
-      f'--{draw.flag}={draw.labelled} is larger than the {labelled} '
-      'labelled images: give a smaller one, or more --labels',
-    )
-    too_many = (
-      f'--batch_labelled, --batch_unlabelled: {draw.other} images a step are '
-      f'more than the {other} there are: give smaller ones'
-      if draw.everything
-      else f'--batch_unlabelled={draw.other} is larger than the {other} '
-      'unlabelled images: give a smaller one, or --unlabelled=all; '
-      'experiments/supervised.py trains on the labelled images alone'
-    )
     if copies is None:
-      require(draw.other <= other, too_many)
-    self.epoch_steps = (
-      other // draw.other if draw.other else max(1, labelled // draw.labelled)
-    )
-    if copies is not None:
+      self.epoch_steps = epoch_steps(draw, labelled, other)
+    else:
+      check_labelled(draw, labelled)
       self.epoch_steps = -(-other // draw.other)
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 

@@ -191,8 +191,8 @@ def _prepared_set(
   """Opens a set in the TFDS layout; the arguments are those of `load`."""
   builder = prepared.open_builder(name, data_dir)
   columns = prepared.find_columns(name, builder.info)
-  shape = _shape(name, columns.feature, image_size)
-  test_split = test_split or _test_split(name, builder, columns)
+  shape = image_shape(name, columns.feature, image_size)
+  test_split = test_split or default_test_split(name, builder, columns)
   crop = crop and None in columns.feature.shape[:2]
   shorter = round(_MARGIN * image_size) if crop else image_size
   tolerance = _Tolerance(corrupt)
@@ -229,7 +229,7 @@ def _prepared_set(
 # Finding a prepared data set, or preparing it.
 
 
-def _shape(name: str, feature, image_size) -> tuple[int, int, int]:
+def image_shape(name: str, feature, image_size) -> tuple[int, int, int]:
   """H, W, c of every image as `_decode` returns it."""
   require(
     len(feature.shape) == 3 and feature.np_dtype == np.uint8,
@@ -248,7 +248,7 @@ def _shape(name: str, feature, image_size) -> tuple[int, int, int]:
   return height, width, channels
 
 
-def _test_split(name: str, builder, columns: prepared.Columns) -> str:
+def default_test_split(name: str, builder, columns: prepared.Columns) -> str:
   """'test', or 'validation' where the labels of 'test' are not published."""
   splits = builder.info.splits
   for split in ('test', 'validation'):
@@ -272,10 +272,8 @@ def _unknown_split(flag: str, split: str, splits) -> str:
 # Reading.
 
 
-def _records(name: str, builder, flag: str, split: str):
-  """The serialized examples of a split: len(), __getitems__(rows)."""
-  import tensorflow_datasets as tfds
-
+def split_size(name: str, builder, flag: str, split: str) -> int:
+  """How many images a split has; refuses one without."""
   splits = builder.info.splits
   try:
     count = splits[split].num_examples
@@ -286,6 +284,14 @@ def _records(name: str, builder, flag: str, split: str):
     f'--{flag}={split}: no images in this split of --dataset={name}; name '
     f'another of {prepared.listed(splits)}, or prepare the data set again',
   )
+  return count
+
+
+def _records(name: str, builder, flag: str, split: str):
+  """The serialized examples of a split: len(), __getitems__(rows)."""
+  import tensorflow_datasets as tfds
+
+  split_size(name, builder, flag, split)
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   try:
     return builder.as_data_source(split, deserialize_method=raw)

@@ -14,14 +14,18 @@ from ssljax import hosts
 from ssljax.core import TrainState, require
 
 
-def make_mesh(batches: Sequence[int] = ()) -> Mesh:
+def make_mesh(batches: Sequence[int] = (), most: int | None = None) -> Mesh:
   """A ('data',) mesh over as many devices as divide every batch size.
+
+  Args:
+    batches: the sizes.
+    most: devices to use at most; all if None.
 
   Raises:
     InputError: there are several processes, and not all devices do.
   """
   whole = math.gcd(*batches) if batches else 0
-  count = jax.device_count()
+  count = most or jax.device_count()
   require(
     whole % count == 0 or not hosts.are_several(),
     f'--batch_labelled, --batch_unlabelled: batches of {sorted(set(batches))} '

@@ -14,13 +14,25 @@ _FILE_NAMES = ('file_name', 'filename', 'image/filename')
 
 
 def open_builder(name: str, data_dir: str | None):
-  """The TFDS builder of a prepared data set."""
+  """The TFDS builder of a data set, which is prepared if it was not."""
+  root = _root(name, data_dir)
+  builder, prepared = _found(name, root)
+  return builder if prepared else _prepared(name, root, builder)
+
+
+def on_disk(name: str, data_dir: str):
+  """The TFDS builder of a data set that is prepared, else None."""
+  builder, prepared = _found(name, _root(name, data_dir))
+  return builder if prepared else None
+
+
+def _found(name: str, root):
+  """The TFDS builder of a data set, and whether it is prepared."""
   import tensorflow_datasets as tfds  # slow to import; `digits` needs none
 
-  root = _root(name, data_dir)
   try:
     builder = _builder(name, root)
-    prepared = builder.is_prepared() and bool(builder.info.splits)
+    return builder, builder.is_prepared() and bool(builder.info.splits)
   except tfds.core.DatasetNotFoundError as error:
     raise InputError(_unknown_name(name, root)) from error
   except Exception as error:  # its parsers and imports raise nearly anything
@@ -29,7 +41,6 @@ def open_builder(name: str, data_dir: str | None):
       f'({one_line(cause(error))}); give it as name, name/config or '
       "name:version, prepare it again, or pip install 'ssljax[prepare]'"
     ) from error
-  return builder if prepared else _prepared(name, root, builder)
 
 
 def _builder(name: str, root):

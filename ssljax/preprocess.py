@@ -11,6 +11,7 @@ LLP      imagenet()
 """
 
 from collections.abc import Callable, Iterator
+import math
 from typing import Any, NamedTuple
 
 import chex
@@ -38,6 +39,8 @@ class Preprocess(NamedTuple):
 
   fit: Callable  # uint8 images [N, H, W, c] -> pytree of float32 numpy arrays
   apply: Callable  # (fitted, image [H, W, c] float32 in [0, 1]) -> [H, W, c]
+  # (H, W, c) -> what `fit` makes of such images, as `jax.ShapeDtypeStruct`
+  shapes: Callable = lambda shape: ()
 
 
 class Standard(NamedTuple):
@@ -87,7 +90,14 @@ def standardize() -> Preprocess:
     std = np.where(std < 1e-7, 1.0, std)[None, None]
     return Standard(mean.astype(np.float32), std.astype(np.float32))
 
-  return Preprocess(fit, _standardized)
+  def shapes(shape: tuple[int, int, int]) -> Standard:
+    return Standard(*[_float32(1, 1, shape[-1])] * 2)
+
+  return Preprocess(fit, _standardized, shapes)
+
+
+def _float32(*shape: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, np.float32)
 
 
 def imagenet() -> Preprocess:
@@ -158,7 +168,12 @@ def zca(regularizer: float = 1e-5) -> Preprocess:
       image.shape
     )
 
-  return Preprocess(fit, apply)
+  def shapes(shape: tuple[int, int, int]) -> Whitening:
+    pixels = math.prod(shape)
+    _check_pixels(pixels)
+    return Whitening(_float32(*shape), _float32(pixels, pixels))
+
+  return Preprocess(fit, apply, shapes)
 
 
 def gcn_zca(scale: float = 55.0, regularizer: float = 0.1) -> Preprocess:
@@ -181,7 +196,10 @@ def compose(*parts: Preprocess) -> Preprocess:
       image = part.apply(own, image)
     return image
 
-  return Preprocess(fit, apply)
+  def shapes(shape: tuple[int, int, int]) -> tuple[Any, ...]:
+    return tuple(part.shapes(shape) for part in parts)
+
+  return Preprocess(fit, apply, shapes)
 
 
 def _then(view: Callable, part: Preprocess, fitted: Any) -> Callable:
@@ -248,7 +266,10 @@ def _check(images: np.ndarray) -> None:
 def _check_size(images: np.ndarray) -> None:
   """Refuses images too large for a [D, D] matrix."""
   _check(images)
-  pixels = int(np.prod(images.shape[1:]))
+  _check_pixels(math.prod(images.shape[1:]))
+
+
+def _check_pixels(pixels: int) -> None:
   core.require(
     pixels <= MOST_PIXELS,
     f'ZCA of images with {pixels} values needs a {pixels} x {pixels} matrix; '

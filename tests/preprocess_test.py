@@ -1,5 +1,6 @@
 """Preprocessing against its formulas in NumPy on the whole data set at once."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -263,3 +264,22 @@ def test_imagenets_constants_make_its_mean_zero():
 def test_imagenets_constants_are_of_colour_images():
   with pytest.raises(core.InputError, match='--preprocess=imagenet'):
     preprocess.imagenet().apply((), np.zeros((4, 4, 1), np.float32))
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    preprocess.identity,
+    preprocess.standardize,
+    preprocess.gcn,
+    preprocess.zca,
+    preprocess.gcn_zca,
+    preprocess.imagenet,
+  ],
+)
+def test_what_is_fitted_has_the_shapes_that_were_foretold(make):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (9, 4, 5, 3)).astype(np.uint8)
+  part = make()
+  told = part.shapes(images.shape[1:])
+  chex.assert_trees_all_equal_shapes_and_dtypes(told, part.fit(images))

@@ -16,6 +16,8 @@ Give the convolution to linen: `nn.Conv(..., conv_general_dilated=
 conv.conv_general_dilated)`. Both have reverse-mode derivatives only.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
 
@@ -31,6 +33,17 @@ _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 # Patches of one chunk. Larger ones fall out of the last-level cache, smaller
 # ones spend their time in the loop; the speed is flat within a factor of two.
 _CHUNK_BYTES = 4 << 20
+_IS_NATIVE = contextvars.ContextVar('is_native', default=False)
+
+
+@contextlib.contextmanager
+def native():
+  """Has what is traced meanwhile hold XLA's own operations on a CPU too."""
+  before = _IS_NATIVE.set(True)
+  try:
+    yield
+  finally:
+    _IS_NATIVE.reset(before)
 
 
 def conv_general_dilated(
@@ -81,7 +94,7 @@ def conv_general_dilated(
   pads = _plain_padding(
     lhs, rhs, window_strides, padding, dimension_numbers, **extras
   )
-  if pads is None:
+  if pads is None or _IS_NATIVE.get():
     return lax.conv_general_dilated(
       lhs,
       rhs,
@@ -277,7 +290,7 @@ def compiler_options() -> dict[str, str]:
   than 128 channels on one core. Eigen runs all of them on every core; products
   and sums stay with YNNPACK. An XLA that doesn't know the option goes without.
   """
-  if jax.default_backend() != 'cpu':
+  if jax.default_backend() != 'cpu' or _IS_NATIVE.get():
     return {}
   kept = 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE'
   options = {'xla_cpu_experimental_ynn_fusion_type': kept}
@@ -310,7 +323,7 @@ def max_pool(x, window, strides, padding='VALID'):
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
   pads = tuple((int(low), int(high)) for low, high in padding)
-  if window == strides:
+  if window == strides and not _IS_NATIVE.get():
     return _pool(x, window, pads)
   return _native_pool(x, window, strides, pads)
 

@@ -295,6 +295,15 @@ def step_text(platform, wanted):
   return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
+def test_a_program_for_a_cpu_can_be_had_with_xla_s_own_operations():
+  with conv.native():
+    text = step_text('cpu', 1)
+    assert conv.compiler_options() == {}
+  assert 'stablehlo.while' not in text
+  assert 'stablehlo.select_and_scatter' in text
+  assert 'stablehlo.select_and_scatter' not in step_text('cpu', 1)
+
+
 def test_compiler_options_are_accepted_and_change_no_gradient():
   ours, native = ours_and_native()
   x, w = normal(0, (2, 5, 5, 32)), normal(1, (3, 3, 32, 32))

@@ -1,0 +1,200 @@
+"""What a run would take of each device, and move, before anything is made.
+
+  python experiments/plan.py --method=llp --devices=32 \
+      --dataset=imagenet2012 --network=resnet50v2
+  python experiments/plan.py --method=r2d2 --devices=1,2,4,8 \
+      --flagfile=experiments/presets/r2d2.cifar10-4000.flags
+
+takes the flags of the method's own binary and, as it does, starts from its
+digits preset where no --flagfile is given. The steps are compiled from shapes
+alone, for so many virtual devices of this CPU, and what XLA says of them is
+printed. They hold XLA's own convolutions, as on accelerators. A data set that
+is not on disk is as large as TFDS says.
+
+  lies            split over the devices, or whole on each
+  activations     what a step needs beside all that stays
+  between epochs  what is observed of all images before a refresh
+  total           what stays, and the larger one of these
+  all-reduce ...  how often in a step, and bytes of what they result in
+  sent in a step  by each device, if they go around a ring
+"""
+
+from collections.abc import Sequence
+import importlib
+import os
+
+from absl import flags
+import common
+import jax
+import planning
+from planning import Plan, Step, Subject
+
+from ssljax import collectives, core, parallel
+from ssljax.core import require
+
+FLAGS = flags.FLAGS
+METHODS = ('supervised', 'madnn', 'association', 'r2d2', 'llp', 'deepbass')
+MOST = 1024  # virtual devices of a CPU that still start
+
+
+def size(count: float) -> str:
+  """'1.5 MiB' of a number of bytes."""
+  units = ['B', 'KiB', 'MiB', 'GiB']
+  while count >= 1000 and len(units) > 1:
+    count /= 1024
+    units.pop(0)
+  digits = 0 if units[0] == 'B' or count >= 100 else 1 if count >= 10 else 2
+  return f'{count:.{digits}f} {units[0]}'
+
+
+def title(planned: Subject) -> str:
+  """What is planned, in a line."""
+  dataset, train = planned.dataset, planned.dataset.train
+  sides = '×'.join(map(str, train.shape))
+  return (
+    f'{planned.method.name} with {FLAGS.network} on {dataset.name}: '
+    f'{len(train.labels):,} images of {sides}, '
+    f'{"streamed" if planned.is_streamed else "resident"}, '
+    f'{len(dataset.classes):,} classes, {planned.labelled:,} labels; images '
+    f'of a step: {batch_sizes(planned.method)}'
+  )
+
+
+def batch_sizes(method: core.Method) -> str:
+  """'128', or '40 (supervised), 512 (decipher … finetune)'."""
+  names = {}
+  for stage in method.stages:
+    names.setdefault(stage.draw.size, []).append(stage.name)
+  if len(names) == 1:
+    return str(method.stages[0].draw.size)
+  return ', '.join(f'{b} ({first_to_last(of)})' for b, of in names.items())
+
+
+def memory_rows(plans: Sequence[Plan]) -> list[list[str]]:
+  """Bytes of each part on a device, and of all."""
+  rows = []
+  for name, part in plans[0].fullest.parts.items():
+    values = [size(plan.fullest.parts[name].bytes) for plan in plans]
+    rows.append([name, 'split' if part.split else 'whole', *values])
+  for number, step in enumerate(plans[0].steps):
+    values = [size(plan.steps[number].activations) for plan in plans]
+    rows.append([f'activations: {stages_of(step)}', '', *values])
+    values = [size(plan.steps[number].observed) for plan in plans]
+    if step.observed:
+      rows.append([f'between epochs: {stages_of(step)}', 'split', *values])
+  values = [f'**{size(plan.fullest.total)}**' for plan in plans]
+  return [*rows, ['**total**', '', *values]]
+
+
+def moved_rows(plans: Sequence[Plan]) -> list[list[str]]:
+  """How often a step exchanges what, and what a device sends in it."""
+  rows = []
+  for number, step in enumerate(plans[0].steps):
+    moved = [plan.steps[number].moved for plan in plans]
+    totals = [collectives.totals(found) for found in moved]
+    for kind in collectives.KINDS:
+      if any(kind in total for total in totals):
+        found = [total.get(kind) for total in totals]
+        values = [f'{t.count}: {size(t.bytes)}' if t else '0' for t in found]
+        rows.append([f'{kind}: {stages_of(step)}', '', *values])
+    values = [size(sum(e.sent for e in found)) for found in moved]
+    rows.append([f'sent in a step: {stages_of(step)}', '', *values])
+  return rows
+
+
+def stages_of(step: Step) -> str:
+  """Those that step alike."""
+  return first_to_last(step.stages)
+
+
+def first_to_last(names: Sequence[str]) -> str:
+  """'warm', or 'first … last' of several."""
+  return ' … '.join(dict.fromkeys([names[0], names[-1]]))
+
+
+def table(plans: Sequence[Plan]) -> str:
+  """Markdown, a column per number of devices."""
+  heads = [f'{p.devices} device{"s" * (p.devices > 1)}' for p in plans]
+  rows = [['on each device', 'lies', *heads]]
+  rows += memory_rows(plans) + moved_rows(plans)
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  rule = ['-' * width for width in widths[:2]]
+  rule += ['-' * (width - 1) + ':' for width in widths[2:]]
+  rows.insert(1, rule)
+  line = lambda row: ' | '.join(
+    cell.ljust(width) if i < 2 else cell.rjust(width)
+    for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+  )
+  return '\n'.join(f'| {line(row)} |' for row in rows)
+
+
+# The program.
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines what is not a flag of a method's binary."""
+  flags.DEFINE_enum(
+    'method', None, METHODS, 'Whose run is planned.', flag_values=values
+  )
+  flags.DEFINE_list(
+    'devices', ['8'], 'How many; several as 1,2,4,8.', flag_values=values
+  )
+
+
+def device_counts() -> list[int]:
+  """What --devices says."""
+  for text in FLAGS.devices or ['']:
+    require(
+      text.isdecimal() and 0 < int(text) <= MOST,
+      f'--devices={",".join(FLAGS.devices)}: give a number from 1 to {MOST}, '
+      'or several, as 1,2,4,8',
+    )
+  return [int(text) for text in FLAGS.devices]
+
+
+def make_devices(count: int) -> None:
+  """Has this CPU stand for so many devices."""
+  given = os.environ.get('XLA_FLAGS', '').split()
+  other = 'xla_force_host_platform_device_count'  # another way to say it
+  os.environ['XLA_FLAGS'] = ' '.join(x for x in given if other not in x)
+  os.environ['JAX_NUM_CPU_DEVICES'] = str(count)  # `parallel` looks for it
+  parallel.start()
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', count)
+
+
+class Planner:
+  """The program: its flags depend on --method."""
+
+  arms: dict
+
+  def parse(self, argv: list[str]) -> list[str]:
+    """Parses arguments with the flags of the method that they name."""
+    define_flags(FLAGS)
+    ahead = flags.FlagValues()
+    define_flags(ahead)
+    ahead(argv, known_only=True)
+    if ahead.method is None:
+      self.arms = {}
+      return FLAGS(argv)
+    binary = importlib.import_module(ahead.method)
+    self.arms = binary.ARMS
+    common.define(binary.ARMS, **getattr(binary, 'DEFAULTS', {}))
+    return common.parse_with_preset(ahead.method, argv)
+
+  def act(self) -> None:
+    """Prints the plan that the flags ask for."""
+    require(bool(self.arms), f'--method: give one of {", ".join(METHODS)}')
+    counts = device_counts()
+    common.check_flags()
+    dataset = planning.outline()
+    make_devices(max(counts))
+    planned = planning.subject(self.arms, dataset)
+    plans = [planning.make_plan(planned, count) for count in counts]
+    print(f'{title(planned)}\n\n{table(plans)}')
+
+
+if __name__ == '__main__':
+  flags.disclaim_key_flags()  # Those of a method are this program's.
+  planner = Planner()
+  common.run('plan', planner.act, planner.parse)
