@@ -146,7 +146,7 @@ def subject(arms, dataset: datasets.Dataset) -> Subject:
 
 
 def abstract_placer(mesh):
-  """As `parallel.placer`, of shapes."""
+  """As `parallel.Placer`, of shapes."""
 
   def place(array, axis: int | None) -> jax.ShapeDtypeStruct:
     spec = P() if axis is None else P(*[None] * axis, 'data')

@@ -360,7 +360,7 @@ def markdown(
   notes = [f'`{command}`']
   left = len(table.rows) + len(table.quoted) - len(cells)
   notes += [f'{left} other rows are not run or not ours'] if left else []
-  commits = sorted({mine.commit for mine in ours if mine.commit})
+  commits = sorted({c for mine in ours for c in mine.commit.split(', ') if c})
   notes += [f'commits {", ".join(commits)}'] if commits else []
   if '*' in body:
     notes.append('* the interval of our mean alone')
