@@ -353,13 +353,14 @@ def markdown(
   used = [i for i in range(len(HEADER)) if i == 0 or told(i)]
   rows = [HEADER, ['---'] * len(HEADER), *cells]
   body = ''.join(f'| {" | ".join(row[i] for i in used)} |\n' for row in rows)
+  body = body if cells else 'not yet run\n'
   paper, number = table.name.split('/')
   command = f'python experiments/reproduce.py --table={table.name}'
   command += f' --budget={budget}' if budget != 'paper' else ''
   notes = [f'`{command}`']
   left = len(table.rows) + len(table.quoted) - len(cells)
   notes += [f'{left} other rows are not run or not ours'] if left else []
-  commits = sorted({mine.commit for mine in ours if mine.commit})
+  commits = sorted({c for mine in ours for c in mine.commit.split(', ') if c})
   notes += [f'commits {", ".join(commits)}'] if commits else []
   if '*' in body:
     notes.append('* the interval of our mean alone')
