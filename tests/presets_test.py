@@ -40,6 +40,7 @@ SHORT = {
     '--unlabelled=all',
     '--nobaseline',
   ),
+  'madnn': ('--unlabelled=rest',),
   'r2d2': (
     '--pretrain=1',
     '--pretrain_batch=4',
