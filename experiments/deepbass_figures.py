@@ -9,6 +9,8 @@ Each takes `loading.Finished` runs. Figure 2 is Figure 1 of another --seed.
 Letters: N training points, G×G places of a map, S seeds, I iterations.
 """
 
+import textwrap
+
 import loading
 import numpy as np
 import plotting
@@ -259,5 +261,9 @@ def draw_curves(lines):
     )
   axes.margins(x=0.01)
   axes.set(xlabel='iteration', ylabel='test accuracy in %')
-  axes.legend(frameon=False, loc='lower right')
+  # Names of folders may be long: below the picture, in lines of its width.
+  wrapped = [textwrap.fill(name.replace(',', ', '), 48) for name in lines]
+  drawn.legend(
+    axes.lines, wrapped, frameon=False, loc='outside lower left', fontsize=6
+  )
   return drawn
