@@ -70,7 +70,7 @@ def start(preset, sets, folder, *more):
 
 def shortened(preset):
   name = preset.stem.split('.')[0]
-  usual = '--batch_labelled=8', '--batch_unlabelled=8'
+  usual = '--batch_labelled=8', '--batch_unlabelled=8', '--unlabelled=rest'
   return '--steps=2', '--seeds=1', *SHORT.get(name, usual)
 
 

@@ -282,7 +282,6 @@ def _patches(x, window, strides, pads, size):
   )
 
 
-@functools.cache
 def compiler_options() -> dict[str, str]:
   """Options for `jax.jit` of programs with convolutions; {} off the CPU.
 
@@ -292,6 +291,12 @@ def compiler_options() -> dict[str, str]:
   """
   if jax.default_backend() != 'cpu' or _IS_NATIVE.get():
     return {}
+  return _cpu_options()
+
+
+@functools.cache
+def _cpu_options() -> dict[str, str]:
+  """Those of a CPU, if this XLA knows them."""
   kept = 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE'
   options = {'xla_cpu_experimental_ynn_fusion_type': kept}
   try:

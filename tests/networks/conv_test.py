@@ -320,7 +320,7 @@ def test_an_option_that_this_xla_lacks_is_left_out(monkeypatch):
     raise jax.errors.JaxRuntimeError('No such compile option')
 
   monkeypatch.setattr(jax, 'jit', refuse)
-  assert conv.compiler_options.__wrapped__() == {}
+  assert conv._cpu_options.__wrapped__() == {}
 
 
 @pytest.mark.parametrize('platform', ('cuda', 'tpu'))
