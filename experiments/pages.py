@@ -50,7 +50,7 @@ def with_tables(text: str, store: runs.Store) -> str:
 
 def results(name: str, budget: str, store: runs.Store) -> str:
   """The rows of a table that there are results of."""
-  table = tables.find(name, tables.all_tables() | tables.own_tables(), 'table')
+  table = tables.find(name, tables.known_tables(), 'table')
   require(budget in BUDGETS, f'{name}: has no budget {budget}')
   found = [runs.ours(store, row, budget) for row in table.rows]
   return tables.markdown(table, found, budget, brief=True)
@@ -61,35 +61,42 @@ def presets(store: runs.Store) -> str:
   header = 'preset', 'tables', 'paper', 'ours', 'device', 'seconds a split'
   lines, made = [header, ['---'] * len(header)], rows_by_preset()
   for path in sorted((HERE / 'presets').glob('*.flags')):
-    cells = _cells(made.get(path.stem, []), store)
+    cells = _cells(made.get(path.stem, {}), store)
     lines.append([f'`{path.stem}`', *cells])
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
-def rows_by_preset() -> dict[str, list]:
-  """By preset, the rows made from it: (table, row, budget), none twice."""
-  found, seen = {}, set()
-  for table in (tables.all_tables() | tables.own_tables()).values():
+def rows_by_preset() -> dict[str, dict]:
+  """By preset, and by what is run and taken: (table, row, budget) of each row.
+
+  Several rows may be one number: a table's first row may be another's last.
+  """
+  found = {}
+  for table in tables.known_tables().values():
     for row in table.rows:
       for budget in BUDGETS:
         sized = row.at(budget)
-        number = sized and (runs.run_of(sized), sized.take, sized.look)
-        if sized and number not in seen:
-          seen.add(number)
-          found.setdefault(sized.preset, []).append((table, row, budget))
+        if sized:
+          number = runs.run_of(sized), sized.take, sized.look
+          rows = found.setdefault(sized.preset, {}).setdefault(number, [])
+          rows.append((table, row, budget))
   return found
 
 
-def _cells(rows: list, store: runs.Store) -> list[str]:
-  """What tables say of a preset's runs, in their order."""
-  found = [runs.ours(store, row, budget) for _, row, budget in rows]
+def _cells(numbers: dict[tuple, list], store: runs.Store) -> list[str]:
+  """What tables say of a preset's runs, in their order, no number twice."""
+  names = dict.fromkeys(t.name for rows in numbers.values() for t, _, _ in rows)
+  rows = [rows[0] for rows in numbers.values()]
+  papers = {
+    (table.name, row.name): tables.spread(row.paper, row.std)
+    for table, row, _ in rows
+    if row.paper is not None
+  }
   there = [
     (table, row, mine)
-    for (table, row, _), mine in zip(rows, found, strict=True)
-    if mine.values
+    for table, row, budget in rows
+    if (mine := runs.ours(store, row, budget)).values
   ]
-  names = dict.fromkeys(table.name for table, _, _ in rows)
-  papers = {row.name: tables.spread(row.paper, row.std) for _, row, _ in rows}
   ours = [
     f'{row.name}: {tables.spread(*tables.centre(table, mine.values))} '
     f'({len(mine.values)})'
@@ -100,7 +107,7 @@ def _cells(rows: list, store: runs.Store) -> list[str]:
   ends = sorted({*seconds[:1], *seconds[-1:]})
   return [
     ', '.join(names) or tables.NONE,
-    '; '.join(x for x in papers.values() if x != tables.NONE) or tables.NONE,
+    '; '.join(papers.values()) or tables.NONE,
     '; '.join(ours) or 'not yet run',
     ', '.join(devices) or tables.NONE,
     ' to '.join(f'{end:,}' for end in ends) or tables.NONE,

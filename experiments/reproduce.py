@@ -127,9 +127,7 @@ def chosen(table: tables.Table, rows: list[str] | None) -> list[int]:
 
 def reproduce(asked: dict[str, Any]) -> int:
   """Runs a table's rows and writes it; how many rows failed."""
-  table = tables.find(
-    asked['table'], tables.all_tables() | tables.own_tables(), 'table'
-  )
+  table = tables.find(asked['table'], tables.known_tables(), 'table')
   store, failed = store_of(asked), 0
   for number in chosen(table, asked['rows']):
     try:
@@ -189,7 +187,7 @@ def draw(asked: dict[str, Any]) -> None:
       picture.parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(drawn, picture.with_suffix('.partial'))
       picture.with_suffix('.partial').rename(picture)
-    print(picture, f'({sized.smaller})' if sized.smaller else '')
+    print(f'{picture}{sized.note}')
 
 
 def written(store: Store, table: tables.Table, asked: dict[str, Any]) -> str:
@@ -272,16 +270,15 @@ def figure_state(
   if sized is None:
     return '-'
   places = range(len(sized.parts))
-  small = f' ({sized.smaller})' if sized.smaller else ''
   if all(store.picture(figure, budget, i).exists() for i in places):
-    return f'drawn{small}'
+    return f'drawn{sized.note}'
   needed = {
     name
     for run in runs.runs_of(sized)
     for name in runs.absent(run, (), asked['data_dir'])
   }
   left = f'needs {", ".join(sorted(needed))}' if needed else 'to draw'
-  return f'{left}{small}'
+  return f'{left}{sized.note}'
 
 
 def listing(store: Store, asked: dict[str, Any]) -> str:

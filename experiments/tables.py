@@ -108,6 +108,11 @@ class Figure(NamedTuple):
   smaller: str = ''  # than the paper's: what is
   sizes: dict[str, dict] = {}  # noqa: RUF012  fields that a budget changes
 
+  @property
+  def note(self) -> str:
+    """' (what is smaller than the paper's)', if anything is."""
+    return f' ({self.smaller})' if self.smaller else ''
+
   def at(self, budget: str) -> 'Figure | None':
     """The figure as a budget has it, if it does."""
     if budget == 'cpu' and 'cpu' not in self.sizes:
@@ -184,6 +189,11 @@ def all_tables() -> dict[str, Table]:
 def own_tables() -> dict[str, Table]:
   """The tables that no paper has, by their names."""
   return {table.name: table for table in read('own')[0]}
+
+
+def known_tables() -> dict[str, Table]:
+  """The papers' and those that no paper has."""
+  return all_tables() | own_tables()
 
 
 def all_figures() -> dict[str, Figure]:

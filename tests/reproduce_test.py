@@ -90,6 +90,12 @@ drawn = "deepbass/3"
 runs = [["deepbass.yin-yang-8", "--steps=2", "--iterations=1"]]
 """
 
+TABLE = tables.Table(
+  *('madnn/1', 'a paper', 'it', 'mean', 'test error in %', 'mean'),
+  rows=(tables.Row('one', 2.0, preset='madnn.digits'),),
+  quoted=(),
+)
+
 OWN = """
 paper = "ssljax"
 
@@ -354,6 +360,19 @@ def test_a_page_has_every_preset_with_the_papers_numbers_and_ours(
     '1 x cpu',
     '5',
   ]
+
+
+def test_rows_of_two_tables_that_have_one_name_keep_their_own_numbers():
+  rows = pages.rows_by_preset()['llp.imagenet-130-resnet50']
+  store = runs.Store(pathlib.Path('none'), pathlib.Path('none'))
+  named, papers, *_ = pages._cells(rows, store)
+  assert named == 'llp/2, llp/4, llp/5'
+  assert papers.startswith('11.47; 49.60; ')
+
+
+def test_a_page_says_of_a_table_without_results_that_it_is_not_yet_run():
+  text = tables.markdown(TABLE, [tables.Ours()], 'paper', brief=True)
+  assert '|' not in text and '\n\nnot yet run\n' in text
 
 
 def test_a_table_of_no_paper_has_no_columns_of_one(asked, tmp_path):
