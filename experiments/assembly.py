@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import pathlib
+import time
 from typing import NamedTuple
 
 from absl import flags
@@ -180,7 +181,8 @@ def assemble(arms: Mapping[str, Callable]) -> Run:
   epoch_steps = lambda draw: batches.Order(draw, drawn[0]).epoch_steps
   net, methods = make_methods(arms, dataset, epoch_steps)
   mesh = parallel.make_mesh(
-    [stage.draw.size for method in methods for stage in method.stages]
+    [stage.draw.size for method in methods for stage in method.stages],
+    flags=report.batch_flags(methods),
   )
   for method in methods:
     refuse_too_large(method, net, dataset, drawn[0], mesh)
@@ -395,10 +397,12 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
     PreemptedError: SIGTERM came; the checkpoint is of the step it came in.
   """
   result = report.begin(run, FLAGS.labels)
+  earlier = hosts.once(lambda: workdir.read_result(folder)) or {}
+  result['started'] = earlier.get('started', round(time.time(), 3))
   keep_result(folder, result)
   size, extra = FLAGS.seeds_at_once, questions.most(run.drawn[0])
   groups = [run.drawn[i : i + size] for i in range(0, len(run.drawn), size)]
-  metrics_start = 0
+  metrics_start, stepping = 0, 0.0
   with (
     contextlib.closing(
       record.Recorder(folder) if hosts.is_first() else record.Silent()
@@ -424,20 +428,19 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
         options = options._replace(preempted=preempted)
         progress = run_job(job, options, recorder, folder, metrics_start)
         metrics_start = progress.metrics_bytes
+        stepping += progress.seconds - progress.compiling
         report.add(result, method, progress, FLAGS.report_minimum)
         keep_result(folder, result)
   result['complete'] = True
-  if hosts.is_first():
-    spent = sum(arm['seconds'] for arm in result['arms'].values())
-    result['goodput'] = round(spent / record.wall_seconds(folder), 3)
+  wall = time.time() - result['started']
+  result['goodput'] = round(stepping / wall, 3)
   keep_result(folder, result)
   return result
 
 
 def keep_result(folder: pathlib.Path, result: dict) -> None:
   """Writes `result.json`, once for all processes."""
-  if hosts.is_first():
-    workdir.write_json(folder / 'result.json', result)
+  hosts.once(lambda: workdir.write_json(folder / 'result.json', result))
 
 
 def run_job(

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import pathlib
+import re
 import sys
 import threading
 
@@ -152,7 +153,8 @@ def main(binary: str, arms: Mapping[str, Callable], **defaults) -> None:
   def act():
     check_flags()
     join_others()
-    with hosts.ending_together():
+    awake = watchdog.awake(FLAGS.hang_minutes * 60)
+    with hosts.ending_together(), awake:
       experiment(binary, arms, names)
 
   run(binary, act, functools.partial(parse_with_preset, binary))
@@ -278,6 +280,11 @@ def settle_alternatives() -> None:
 def check_flags() -> None:
   """Refuses values that no run can have, by name."""
   settle_alternatives()
+  require(
+    '://' not in (FLAGS.workdir or ''),
+    f'--workdir={FLAGS.workdir}: is no folder: mount the bucket (gcsfuse), or '
+    'give a disk that all hosts share',
+  )
   questions.check()
   for name in ('seeds', 'seeds_at_once', 'batch_unlabelled'):
     positive(**{name: FLAGS[name].value})
@@ -331,6 +338,10 @@ def join_others() -> None:
       FLAGS.workdir is not None,
       '--workdir: several processes need one folder that all of them see',
     )
+    require(
+      re.fullmatch(r'.+:\d+', FLAGS.coordinator or 'a:1'),
+      f'--coordinator={FLAGS.coordinator}: give HOST:PORT',
+    )
     hosts.join(**given)
 
 
@@ -347,8 +358,14 @@ def experiment(binary: str, arms: Mapping[str, Callable], names) -> None:
   decisive = {
     name: FLAGS[name].serialize() for name in names if name not in FREE
   }
+  hosts.refuse_unlike(
+    'what decides the result',
+    (decisive, str(folder), FLAGS.overwrite, workdir.commit()),
+    'start the same command from the same commit on all hosts',
+  )
   with workdir.disk_errors(folder):
-    finished = workdir.look(folder, decisive, FLAGS.overwrite)
+    look = functools.partial(workdir.look, folder, decisive, FLAGS.overwrite)
+    finished = hosts.once(look)
   say = print if hosts.is_first() else lambda text: None
   if finished:
     say(f'{folder} holds this run, complete:')
@@ -356,15 +373,24 @@ def experiment(binary: str, arms: Mapping[str, Callable], names) -> None:
     return
   # All that can be refused is refused before anything is written.
   run = assembly.assemble(arms)
+  watchdog.alive()
+  hosts.refuse_unlike(
+    'the labels',
+    [split.digest for split in run.drawn],
+    'give all hosts the same data set in --data_dir',
+  )
   with workdir.disk_errors(folder):
-    if not FLAGS.overwrite:
-      assembly.refuse_other_splits(folder, run)
-    hosts.meet('all have looked at the folder')
-    if hosts.is_first():
-      workdir.claim(folder, decisive, FLAGS.overwrite)
-      assembly.keep_splits(folder, run)
-    hosts.meet("the folder is this run's")
+    hosts.once(functools.partial(claim, folder, decisive, run))
+    hosts.refuse_other_folders(folder)
     say(report.opening(run, folder))
-    with watchdog.awake(FLAGS.hang_minutes * 60):
-      result = assembly.train_all(run, folder)
+    result = assembly.train_all(run, folder)
   say(report.table(result, folder))
+  hosts.meet('everything is written')
+
+
+def claim(folder: pathlib.Path, decisive: dict[str, str], run) -> None:
+  """Makes the folder this run's own, with its splits in it."""
+  if not FLAGS.overwrite:
+    assembly.refuse_other_splits(folder, run)
+  workdir.claim(folder, decisive, FLAGS.overwrite)
+  assembly.keep_splits(folder, run)

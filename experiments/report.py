@@ -1,11 +1,13 @@
 """What a run reports: `result.json` and the table at its end."""
 
+import math
 import pathlib
 import statistics
 
 import jax
+import numpy as np
 
-from ssljax import evaluate, train, workdir
+from ssljax import evaluate, hosts, train, workdir
 from ssljax.train import Progress
 
 
@@ -77,14 +79,9 @@ def opening(run, folder: pathlib.Path) -> str:
   there, used = jax.device_count(), run.mesh.size
   draws = [s.draw for method in run.methods for s in method.stages]
   sizes = sorted({draw.size for draw in draws})
-  names = {
-    'batch_per_class' if draw.classes else draw.flag
-    for draw in draws
-    if draw.labelled
-  } | {'batch_unlabelled' for draw in draws if draw.other}
   idle = (
     f' ({there - used} idle: batches of {sizes} images divide by no more; '
-    f'change --{", --".join(sorted(names))})'
+    f'change {batch_flags(run.methods)})'
     if used < there
     else ''
   )
@@ -94,9 +91,40 @@ def opening(run, folder: pathlib.Path) -> str:
     f'{unlabelled} seen as unlabelled ({"with" if shared else "without"} the '
     f'labelled ones), {len(split.validation)} held out, '
     f'{len(run.dataset.test.labels)} to test on\n'
-    f'seeds {split.seed}..{run.drawn[-1].seed}, {used} devices{idle}, '
-    f'run folder {folder}'
+    f'seeds {split.seed}..{run.drawn[-1].seed}, {used} devices'
+    f'{_processes()}{idle}, {_feed(run)}, run folder {folder}'
   )
+
+
+def batch_flags(methods) -> str:
+  """'--batch_labelled, --batch_unlabelled': what a step's images come from."""
+  draws = [stage.draw for method in methods for stage in method.stages]
+  names = {
+    'batch_per_class' if draw.classes else draw.flag
+    for draw in draws
+    if draw.labelled
+  } | {'batch_unlabelled' for draw in draws if draw.other}
+  return f'--{", --".join(sorted(names))}'
+
+
+def _processes() -> str:
+  """' of 4 processes', if there are several."""
+  several = hosts.are_several()
+  return f' of {jax.process_count()} processes' if several else ''
+
+
+def _feed(run) -> str:
+  """Where the images of an `assembly.Run` are."""
+  if not run.data.train.pixels_are_shared:
+    several = hosts.are_several()
+    return f'images streamed{", by each process its own" if several else ""}'
+  size = sum(
+    len(source.labels)
+    * math.prod(source.shape)
+    * np.dtype(source.dtype).itemsize
+    for source in (run.dataset.train, run.dataset.test)
+  )
+  return f'images resident, {size / 2**20:,.1f} MiB whole on each device'
 
 
 def mean_std(values: list[float]) -> str:

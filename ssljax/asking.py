@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssljax import acquisition, parallel
+from ssljax import acquisition, hosts, parallel
 from ssljax.core import UNLABELLED, TrainState
 from ssljax.program import Program
 from ssljax.splits import Split
@@ -140,10 +140,12 @@ class Asking:
     rows = self.rows(state, splits, past)
     if not any(rows):
       return state, None
-    labels = [
-      self._oracle.ask(split.seed, len(past), some).tolist() if some else []
-      for split, some in zip(splits, rows, strict=True)
-    ]
+    labels = hosts.once(
+      lambda: [
+        self._oracle.ask(split.seed, len(past), some).tolist() if some else []
+        for split, some in zip(splits, rows, strict=True)
+      ]
+    )
     # As many of each seed: rows that are N are no one's.
     padded = np.full([2, len(splits), self.policy.size], len(self._rows))
     for i, pair in enumerate(zip(rows, labels, strict=True)):

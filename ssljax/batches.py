@@ -274,7 +274,9 @@ def stream(source, place: parallel.Placer, *, threads: int = 16) -> Feed:
     calls = list(calls)
     if not calls:
       return
-    size = rows_of(calls[0]).size * math.prod(source.shape)
+    first = rows_of(calls[0])
+    own = first.size // first.shape[-1] * len(place.share(first.shape[-1]))
+    size = own * math.prod(source.shape)
     ahead = max(2, min(2 * threads, _AHEAD_BYTES // size))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     loaded = (

@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 import tqdm
 
-from ssljax import decode, points, prepared
+from ssljax import decode, points, prepared, watchdog
 from ssljax.core import UNLABELLED, InputError, non_negative, positive, require
 
 _CHUNK = 512  # rows of one task of a thread
@@ -414,4 +414,5 @@ def _by_chunk(fill: Callable[[slice], None], count: int, unit: str) -> None:
   )
   with bar, futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
     for chunk, _ in zip(chunks, pool.map(fill, chunks), strict=True):
+      watchdog.alive()
       bar.update(chunk.stop - chunk.start)

@@ -5,20 +5,28 @@ comes next is a function of the run alone, or the first process's word; the
 first alone writes. With a single process everything here is trivial.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import importlib.util
 import os
+import pathlib
+import pickle
 import sys
+import time
 from typing import Any
+import urllib.request
+import uuid
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from ssljax.core import InputError
+from ssljax.core import InputError, require
 
 # One that has been silent for so long is dead, and the others end.
 HEARTBEAT_SECONDS = 30
+# What one writes the others see after so long, or never.
+SHARED_SECONDS = 20
 # One that ends waits so long for the others to end.
 SHUTDOWN_SECONDS = 20
 
@@ -50,7 +58,7 @@ def join(
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
       shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
-  except (ValueError, RuntimeError) as error:
+  except (ValueError, RuntimeError, OSError) as error:
     reason = str(error).split('\n')[0]
     raise InputError(
       f'--multihost: the other processes are not found ({reason}): give '
@@ -65,8 +73,8 @@ def ending_together() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if not are_several():
-      raise
+    if not are_several() or 'RESOURCE_EXHAUSTED' in str(error):
+      raise  # what is wrong is wrong here
     reason = str(error).split('\n')[0]
     print(
       f'process {jax.process_index()} of {jax.process_count()} has lost the '
@@ -80,8 +88,25 @@ def ending_together() -> Iterator[None]:
 
 def are_around() -> bool:
   """Whether the surroundings speak of several hosts, as those of a pod do."""
-  workers = os.environ.get('TPU_WORKER_HOSTNAMES', '')
+  workers = os.environ.get('TPU_WORKER_HOSTNAMES') or _workers_of_slice()
   return ',' in workers or 'JAX_COORDINATOR_ADDRESS' in os.environ
+
+
+def _workers_of_slice() -> str:
+  """The hosts of a Cloud TPU VM's slice, with commas; '' anywhere else."""
+  if importlib.util.find_spec('libtpu') is None:
+    return ''
+  server = os.environ.get('GCE_METADATA_IP', 'metadata.google.internal')
+  request = urllib.request.Request(
+    f'http://{server}/computeMetadata/v1/instance/attributes/'
+    'worker-network-endpoints',
+    headers={'Metadata-Flavor': 'Google'},
+  )
+  try:
+    with urllib.request.urlopen(request, timeout=5) as answer:
+      return answer.read().decode()
+  except OSError:
+    return ''
 
 
 def are_several() -> bool:
@@ -106,6 +131,75 @@ def agreed(value: bool) -> bool:
   if not are_several():
     return value
   return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def once(f: Callable[[], Any]) -> Any:
+  """What `f` returns or raises on the first process, which alone calls it."""
+  if not are_several():
+    return f()
+  share = multihost_utils.broadcast_one_to_all
+  said = b''
+  if is_first():
+    try:
+      said = pickle.dumps((f(), None))
+    except Exception as error:  # for all of them, this one too
+      said = _pickled(error)
+  buffer = np.zeros(share(np.array(len(said))), np.uint8)
+  buffer[: len(said)] = np.frombuffer(said, np.uint8)
+  found, error = pickle.loads(share(buffer).tobytes())
+  if error is not None:
+    raise error
+  return found
+
+
+def _pickled(error: Exception) -> bytes:
+  """An error for the other processes; of what cannot travel, its text."""
+  try:
+    said = pickle.dumps((None, error))
+    pickle.loads(said)
+  except Exception:
+    return pickle.dumps((None, RuntimeError(repr(error))))
+  return said
+
+
+def refuse_unlike(what: str, value: Any, hint: str) -> None:
+  """Refuses a run of which the processes do not have the same thing.
+
+  Args:
+    what: it is.
+    value: this process's.
+    hint: what to do about it.
+
+  Raises:
+    InputError: one of them has another one, on all of them.
+  """
+  require(
+    everywhere(once(lambda: value) == value),
+    f'--multihost: {what} is not the same for all processes: {hint}',
+  )
+
+
+def refuse_other_folders(folder: pathlib.Path) -> None:
+  """Refuses a folder that is another one on another host; it has to exist.
+
+  Raises:
+    InputError: a process does not see what the first one writes.
+  """
+  if not are_several():
+    return
+  mark = folder / once(lambda: f'{uuid.uuid4().hex}.partial')
+  once(mark.touch)
+  for _ in range(SHARED_SECONDS):  # a network's disk may take its time
+    seen = everywhere(mark.exists())
+    if seen:
+      break
+    time.sleep(1)
+  once(mark.unlink)
+  require(
+    seen,
+    f'--workdir={folder}: is not one folder for all processes: give a disk '
+    'that they share',
+  )
 
 
 def everywhere(value: bool) -> bool:

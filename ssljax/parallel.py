@@ -14,12 +14,17 @@ from ssljax import hosts
 from ssljax.core import TrainState, require
 
 
-def make_mesh(batches: Sequence[int] = (), most: int | None = None) -> Mesh:
+def make_mesh(
+  batches: Sequence[int] = (),
+  most: int | None = None,
+  flags: str = '--batch_labelled, --batch_unlabelled',
+) -> Mesh:
   """A ('data',) mesh over as many devices as divide every batch size.
 
   Args:
     batches: the sizes.
     most: devices to use at most; all if None.
+    flags: that decide the sizes.
 
   Raises:
     InputError: there are several processes, and not all devices do.
@@ -28,9 +33,8 @@ def make_mesh(batches: Sequence[int] = (), most: int | None = None) -> Mesh:
   count = most or jax.device_count()
   require(
     whole % count == 0 or not hosts.are_several(),
-    f'--batch_labelled, --batch_unlabelled: batches of {sorted(set(batches))} '
-    f'images are not divided by the {count} devices of all processes: change '
-    'them',
+    f'{flags}: batches of {sorted(set(batches))} images are not divided by the '
+    f'{count} devices of all processes: change them',
   )
   while whole % count:
     count -= 1
@@ -82,8 +86,8 @@ def order_exchanges() -> None:
 def row_multiple(mesh: Mesh) -> int:
   """Of it are the lengths of tables that are split over the devices.
 
-  The same for every number of devices that divides 256, so that a checkpoint of
-  one fits any other.
+  The same for every number of devices that divides 256, so that tables are
+  seldom cut anew.
   """
   return math.lcm(256, mesh.size)
 

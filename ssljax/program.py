@@ -73,6 +73,7 @@ class Program:
     self.plain = batches.reader(data.train, data.preprocess, None)
     self.fitted = jax.tree.map(lambda x: self.place(x, None), data.fitted)
     self._sweeps = {}
+    self.called = set()  # steps that have been: the first call compiles
 
   def initial(self, splits: Sequence[Split], rows: np.ndarray) -> TrainState:
     """The state before the first step.

@@ -89,13 +89,6 @@ def read(folder: pathlib.Path, job: str) -> list[dict]:
   return [m for m in measured if m['job'] == job]
 
 
-def wall_seconds(folder: pathlib.Path) -> float:
-  """From the first step to the last measurement, interruptions and all."""
-  lines = (folder / 'metrics.jsonl').read_text().splitlines()
-  first, last = json.loads(lines[0]), json.loads(lines[-1])
-  return last['time'] - first['time'] + first.get('seconds', 0.0)
-
-
 def progress_bar(name: str, done: int, total: int) -> tqdm.tqdm:
   """A progress bar over `total` steps, `done` of which are behind us."""
   return tqdm.tqdm(

@@ -16,6 +16,7 @@ import time
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ssljax import batches, checkpoint, hosts, record, watchdog
@@ -57,6 +58,7 @@ class Progress(NamedTuple):
   step: int = 0  # over all stages
   evaluations: tuple = ()  # {'step', 'last': [S], ...} of the test images
   seconds: float = 0.0  # in compiled steps, interrupted runs together
+  compiling: float = 0.0  # of these in first calls, which compile
   metrics_bytes: int = 0  # length of metrics.jsonl
   ends: tuple = ()  # the step after which each finished stage ended
   round: int = 0  # of its stage: epochs over which no label comes
@@ -189,14 +191,33 @@ class _Loop:
     )
     if restored is None:
       return False
-    self.state, saved = restored
+    state, saved = restored
     require(
       saved.pop('splits') == self.digests,
       f'--workdir: the checkpoint in {self.checkpoints.folder} is of another '
       'label split: give another --workdir, or --overwrite',
     )
     self.progress = Progress(**saved)
+    self.state = self.cut(state)
     return True
+
+  def cut(self, state: TrainState) -> TrainState:
+    """A state with tables of the length that this many devices have."""
+    like = self.abstract(self.progress.stage)
+    if jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, like):
+      return state
+    fresh = self.program.enter[self.progress.stage](self.initial())
+
+    def put(table, own):  # what fills up is no one's, and as it was at first
+      count = tuple(map(min, zip(table.shape, own.shape, strict=True)))
+      some = tuple(map(slice, count))
+      return own.at[some].set(table[some])
+
+    cut = jax.jit(
+      lambda *memories: jax.tree.map(put, *memories),
+      out_shardings=self.program.sharding.memory,
+    )
+    return state.replace(memory=cut(state.memory, fresh.memory))
 
   def initial(self) -> TrainState:
     """The state before the first step of the first stage."""
@@ -376,14 +397,19 @@ class _Loop:
     """
     program, losses = self.program, []
     began = time.monotonic()
+    step = program.steps[number]
     with jax.transfer_guard('disallow'):
       for _ in span:
         watchdog.alive()
         pixels, rows = next(fetched)
-        self.state, metrics = program.steps[number](
-          self.state, (pixels, program.fitted), rows
-        )
+        source = pixels, program.fitted
+        self.state, metrics = step(self.state, source, rows)
         losses.append(metrics['loss'])
+        if (step, rows.ndim) not in program.called:
+          program.called.add((step, rows.ndim))
+          jax.block_until_ready(metrics)
+          spent = self.progress.compiling + time.monotonic() - began
+          self.progress = self.progress._replace(compiling=spent)
         if self.options.preempted():
           break
     done = len(losses)  # calls

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import os
 import pathlib
 import runpy
 import sys
@@ -20,6 +21,12 @@ from ssljax import parallel
 from ssljax.networks import layers, network
 
 EXPERIMENTS = pathlib.Path(common.__file__).parent
+
+
+def environment(devices=1, **more):
+  """Of a process with so many devices that compiles as quickly as a test."""
+  flags = os.environ['XLA_FLAGS'].replace('count=8', f'count={devices}')
+  return os.environ | {'XLA_FLAGS': flags} | more
 
 
 class Flat(nn.Module):

@@ -11,7 +11,7 @@ import optax
 import pytest
 import tiny
 
-from ssljax import batches, checkpoint, datasets, record, train
+from ssljax import batches, checkpoint, parallel, record, train
 from ssljax.core import Batch
 
 OPTIONS = train.Options(evaluate_every=3, record_every=2)
@@ -177,6 +177,26 @@ def test_a_checkpoint_of_eight_devices_resumes_on_fewer(
   )
 
 
+@pytest.mark.parametrize('name', ['llp', 'r2d2', 'deepbass'])
+@pytest.mark.parametrize('multiple', [64, 320])  # rows: 61 of 256
+def test_a_checkpoint_of_longer_or_shorter_tables_resumes(
+  name, multiple, tmp_path, monkeypatch
+):
+  always = OPTIONS._replace(checkpoint_seconds=0.0)
+  whole, _ = fit(tmp_path / 'whole', name, options=always)
+  folder = tmp_path / 'parts'
+  fit_until(6, monkeypatch, folder, name, options=always)
+  monkeypatch.setattr(parallel, 'row_multiple', lambda mesh: multiple)
+  resumed, progress = fit(folder, name, options=always, shared=False)
+  assert progress.evaluations[0]['step'] < 6 < progress.step
+  assert not list((folder / 'checkpoints').glob('damaged*'))
+  lengths = {x.shape[1] for x in jax.tree.leaves(resumed.memory) if x.ndim > 1}
+  assert multiple in lengths and 256 not in lengths
+  chex.assert_trees_all_close(
+    comparable(resumed), comparable(whole), rtol=1e-4, atol=1e-5
+  )
+
+
 def lines(folder):
   found = []
   for line in (folder / 'metrics.jsonl').read_text().splitlines():
@@ -186,16 +206,8 @@ def lines(folder):
 
 
 def test_the_stream_feed_trains_like_the_resident_one(name, tmp_path):
-  def streamed(images, place):
-    source = datasets.Source(
-      np.zeros(len(images), np.int32),
-      images.shape[1:],
-      lambda rows: images[rows],
-    )
-    return batches.stream(source, place, threads=2)
-
   states = []
-  for make_feed in (batches.resident, streamed):
+  for make_feed in (batches.resident, tiny.streamed):
     job = tiny.make_job(name, seeds=(0, 1), make_feed=make_feed)
     state, _ = tiny.initial(job)
     calls = [(i, i + 1) for i in range(4)]

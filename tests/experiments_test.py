@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import subprocess
 import sys
@@ -623,7 +622,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     ],
     capture_output=True,
     text=True,
-    env=os.environ | {'XLA_FLAGS': '', 'JAX_ENABLE_COMPILATION_CACHE': '0'},
+    env=binary.environment(JAX_ENABLE_COMPILATION_CACHE='0'),
   )
   said = done.stderr.replace('\r', '\n').strip().split('\n')
   assert done.returncode == 2, done.stderr

@@ -8,6 +8,8 @@ that differs changes a loss in its first or second digit.
 """
 
 import contextlib
+import http.server
+import importlib.machinery
 import json
 import os
 import pathlib
@@ -16,7 +18,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import binary
 from contract_test import lines
@@ -25,12 +29,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pod
 import pytest
+import questions_test
 import tiny
 
+from ssljax import hosts
+
 HERE = pathlib.Path(__file__).parent
-NAMES = (*tiny.METHODS, 'asking')
-SHORT = ('r2d2', 'asking')  # a memory split over devices, and what is chosen
-FLAGS = os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count={}')
+NAMES = (*tiny.METHODS, 'asking', 'stream')
+# A memory split over devices, what is chosen, and what each one decodes.
+SHORT = ('asking', 'stream')
 
 
 def free_port():
@@ -42,10 +49,8 @@ def free_port():
 @contextlib.contextmanager
 def processes(count, devices, script, *args):
   """Starts a script so many times; none survives."""
-  environment = os.environ | {
-    'XLA_FLAGS': FLAGS.format(devices),
-    'PYTHONPATH': os.pathsep.join(sys.path),
-  }
+  path = os.pathsep.join(sys.path)
+  environment = binary.environment(devices, PYTHONPATH=path)
   port = free_port()
   started = [
     subprocess.Popen(
@@ -233,6 +238,65 @@ def test_bad_input_is_one_line_and_ends_all_of_them(tmp_path):
     line = next(x for x in said.splitlines() if x.startswith('madnn: '))
     assert 'are not divided by the 4 devices of all processes' in line
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_a_person_is_asked_once_for_all_of_them(tmp_path):
+  def command(name, who):
+    more = f'--oracle={who}', '--batch_labelled=4', '--batch_unlabelled=8'
+    return questions_test.command(tmp_path / name, *more)
+
+  deepbass = binary.EXPERIMENTS / 'deepbass.py', *command('run', 'people')
+  statuses = []
+  for number in range(3):
+    with processes(2, 2, *deepbass, *HOSTS) as started:
+      ends = ended(started)
+    statuses += [status for status, _ in ends]
+    asked = questions_test.answers(tmp_path / 'run', number)
+    if asked.exists():
+      assert all(f'deepbass: {asked}: ' in said for _, said in ends), ends
+      questions_test.fill_in(asked)
+  assert statuses == [3, 3, 3, 3, 0, 0]
+  # The truth, of a single process, has the same to say.
+  assert binary.run(*command('alone', 'truth'), binary='deepbass') == 0
+  one, other = (
+    json.loads((tmp_path / name / 'result.json').read_text())['asked']
+    for name in ('run', 'alone')
+  )
+  assert one == other and len(one[0]['rows']) == 6
+
+
+@pytest.mark.parametrize(
+  ('workers', 'several'), [('10.0.0.2,10.0.0.3', True), ('10.0.0.2', False)]
+)
+def test_a_slice_of_several_hosts_is_found_out(workers, several, monkeypatch):
+  class Metadata(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      known = self.path.endswith(
+        '/instance/attributes/worker-network-endpoints'
+      )
+      meant = known and self.headers['Metadata-Flavor'] == 'Google'
+      self.send_response(200 if meant else 404)
+      self.end_headers()
+      self.wfile.write(workers.encode())
+
+    def log_message(self, *args):
+      pass
+
+  assert not hosts.are_around()  # there is no libtpu here
+  with http.server.HTTPServer(('127.0.0.1', 0), Metadata) as server:
+    monkeypatch.setenv('GCE_METADATA_IP', f'127.0.0.1:{server.server_port}')
+    monkeypatch.setitem(sys.modules, 'libtpu', types.ModuleType('libtpu'))
+    sys.modules['libtpu'].__spec__ = importlib.machinery.ModuleSpec(
+      'libtpu', None
+    )
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    assert hosts.are_around() == several
+    thread.join()
+  # Nobody answers: it is no slice.
+  monkeypatch.setenv('GCE_METADATA_IP', f'127.0.0.1:{free_port()}')
+  assert not hosts.are_around()
 
 
 def test_several_processes_need_a_folder(capsys):

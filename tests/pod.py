@@ -26,11 +26,20 @@ POLICY = asking.Policy('entropy', every=1, size=4, budget=8, passes=2)
 
 
 def make_job(name: str, devices: int) -> train.Job:
-  """A job over so many devices; `asking` asks for labels meanwhile."""
+  """A job over so many devices.
+
+  Args:
+    name: of the method; `asking` asks for labels meanwhile, `stream` has each
+      process decode its own images, for two seeds at once.
+    devices: of all processes.
+  """
   tx = optax.sgd(0.1, 0.9)
+  if name == 'stream':
+    where = {'devices': devices, 'make_feed': tiny.streamed, 'shared': False}
+    return tiny.make_job('madnn', STEPS, (0, 1), tx, **where)
   if name != 'asking':
     return tiny.make_job(name, STEPS, tx=tx, devices=devices, shared=False)
-  program = tiny.make_program('madnn', STEPS, 1, tx, extra=8, devices=devices)
+  program = tiny.make_program('llp', STEPS, 1, tx, extra=8, devices=devices)
   among, answers = np.ones(tiny.ROWS, bool), oracle.Simulation(tiny.truth())
   asks = asking.Asking(POLICY, program, answers, among)
   return train.Job(name, program, tiny.make_splits(), asks)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -49,7 +48,7 @@ def start(folder, *more):
     ],
     capture_output=True,
     text=True,
-    env=os.environ | {'XLA_FLAGS': ''},
+    env=binary.environment(),
   )
   assert 'Traceback' not in done.stderr, done.stderr
   lines = done.stderr.replace('\r', '\n').strip().split('\n')
@@ -108,9 +107,9 @@ def test_a_person_is_asked_answers_and_the_run_goes_on_to_its_end(
   assert first.read_bytes() == before and not answers(folder, 1).exists()
 
   asked = fill_in(first)
-  status, line = start(folder)
+  line = binary_line(folder, capsys, 3)
   second = answers(folder, 1)
-  assert status == 3 and line.startswith(f'deepbass: {second}: ')
+  assert line.startswith(f'deepbass: {second}: ')
 
   # A slip is refused by line, and what was typed is kept.
   fill_in(second, lambda place, label: 'eleven' if place == 1 else label)

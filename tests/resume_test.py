@@ -1,7 +1,6 @@
 """A run that is killed again and again ends as if it never had been."""
 
 import json
-import os
 import pathlib
 import random
 import signal
@@ -9,7 +8,7 @@ import subprocess
 import sys
 import time
 
-import common
+import binary
 from contract_test import lines
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ import orbax.checkpoint as ocp
 
 # R2-D2 has all there is to resume: stages, a memory, and repredictions after
 # 100, 200 and 250 steps.
-SCRIPT = pathlib.Path(common.__file__).parent / 'r2d2.py'
+SCRIPT = binary.EXPERIMENTS / 'r2d2.py'
 STEPS = 400
 FLAGS = (
   '--network=digits',
@@ -30,7 +29,7 @@ FLAGS = (
   '--interval=50',
   '--finetune=100',
   '--seeds=1',
-  '--record_every=5',
+  '--record_every=10',
   '--evaluate_every=50',
   '--checkpoint_seconds=0',
 )
@@ -44,7 +43,7 @@ def start(folder):
       [sys.executable, SCRIPT, *FLAGS, f'--workdir={folder}'],
       stdout=log,
       stderr=log,
-      env=os.environ | {'XLA_FLAGS': ''},  # one device
+      env=binary.environment(),
     )
 
 
