@@ -51,7 +51,7 @@ def small():
   with (
     mock.patch.dict(assembly.NETWORKS, digits=flat, digits_heads=flat),
     # Eight virtual devices on two cores take their time.
-    mock.patch.object(parallel, 'make_mesh', lambda _: one_device()),
+    mock.patch.object(parallel, 'make_mesh', lambda *_, **__: one_device()),
   ):
     yield
 
