@@ -32,7 +32,7 @@ setuptools.setup(
     'test': [
       'matplotlib>=3.8',
       'pytest>=8.0',
-      'pytest-xdist>=3.6',
+      'pytest-xdist>=3.7',
       'ruff>=0.8',
     ],
   },

@@ -15,22 +15,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 # R2-D2 has all there is to resume: stages, a memory, and repredictions after
-# 100, 200 and 250 steps.
+# 40, 80 and 100 steps.
 SCRIPT = binary.EXPERIMENTS / 'r2d2.py'
-STEPS = 400
+STEPS = 160
 FLAGS = (
   '--network=digits',
   '--batch_labelled=8',
   '--batch_unlabelled=24',
-  '--pretrain=100',
+  '--pretrain=40',
   '--pretrain_batch=8',
-  '--steps=100',
-  '--repeat=100',
-  '--interval=50',
-  '--finetune=100',
+  '--steps=40',
+  '--repeat=40',
+  '--interval=20',
+  '--finetune=40',
   '--seeds=1',
-  '--record_every=10',
-  '--evaluate_every=50',
+  '--record_every=5',
+  '--evaluate_every=20',
   '--checkpoint_seconds=0',
 )
 CHECKPOINTS = pathlib.Path('checkpoints', 'r2d2', 'seed-0')
@@ -95,9 +95,9 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
   finish(whole)
   moments = random.Random(int(time.time()))
   wait = moments.uniform(0.0, 0.3)
-  assert kill_after_checkpoint(folder, 120, wait) == -signal.SIGKILL
+  assert kill_after_checkpoint(folder, 48, wait) == -signal.SIGKILL
   # In another stage. Asked, it goes of itself, and says where it is.
-  assert ask_to_go_after_checkpoint(folder, 220) == 0
+  assert ask_to_go_after_checkpoint(folder, 88) == 0
   said = pathlib.Path(f'{folder}.log').read_text()
   newest = max(saved_steps(folder))
   assert f'has saved step {newest}: the same command goes on' in said
