@@ -53,7 +53,8 @@ def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
 
   def batches(*args):
     for pixels, rows in feed.batches(*args):
-      seen.append(hosts.fetch(rows).ravel())
+      if not isinstance(rows, jax.core.Tracer):  # of shapes alone
+        seen.append(hosts.fetch(rows).ravel())
       yield pixels, rows
 
   data = job.program.data._replace(train=feed._replace(batches=batches))
