@@ -342,6 +342,7 @@ def join_others() -> None:
       re.fullmatch(r'.+:\d+', FLAGS.coordinator or 'a:1'),
       f'--coordinator={FLAGS.coordinator}: give HOST:PORT',
     )
+    parallel.order_exchanges(several=True)
     hosts.join(**given)
 
 

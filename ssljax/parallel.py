@@ -70,15 +70,19 @@ def keep_freed_memory() -> None:
   mallopt(top_pad, 2**26)
 
 
-def order_exchanges() -> None:
-  """Has several devices of one CPU exchange one thing after the other.
+def order_exchanges(several: bool = False) -> None:
+  """Has the devices of CPUs exchange one thing after the other.
 
   By default XLA starts what waits for nothing at once: then one device waits
   in one exchange and another in the next, for ever, where there are no more
-  threads than devices.
+  threads than devices; and one process takes what another one sends for what
+  belongs to another exchange.
+
+  Args:
+    several: processes; else it is only done for several devices of this one.
   """
   given = os.environ.get('XLA_FLAGS', '')
-  if 'device_count' in given or 'JAX_NUM_CPU_DEVICES' in os.environ:
+  if several or 'device_count' in given or 'JAX_NUM_CPU_DEVICES' in os.environ:
     flag = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
     os.environ['XLA_FLAGS'] = f'{given} {flag}'
 
