@@ -69,7 +69,8 @@ def refuse_images(runs) -> None:
 
 def is_labelled(run) -> np.ndarray:
   """Points `[N]` bool whose class a run knew at its end."""
-  return np.asarray(run.state.labels)[0] != UNLABELLED
+  state = run.state
+  return np.asarray(state.labels)[0, : state.images] != UNLABELLED
 
 
 def kind(run) -> str:

@@ -90,7 +90,7 @@ def _name(path) -> str:
 
 def refuse_too_large(method, state: TrainState, mesh) -> None:
   """Refuses a state that does not fit on the devices of a mesh."""
-  where = parallel.state_sharding(mesh, method.layout)
+  where = parallel.state_sharding(mesh, method.layout, state.images)
   of_part = {name: part.bytes for name, part in parts(state, where).items()}
   need, have = sum(of_part.values()), parallel.device_bytes()
   largest = max(of_part, key=of_part.get)

@@ -77,8 +77,7 @@ def opening(run, folder: pathlib.Path) -> str:
   labelled, unlabelled = len(split.labelled), len(split.unlabelled)
   shared = bool(set(split.labelled) & set(split.unlabelled))
   there, used = jax.device_count(), run.mesh.size
-  draws = [s.draw for method in run.methods for s in method.stages]
-  sizes = sorted({draw.size for draw in draws})
+  sizes = sorted({s.draw.size for m in run.methods for s in m.stages})
   idle = (
     f' ({there - used} idle: batches of {sizes} images divide by no more; '
     f'change {batch_flags(run.methods)})'

@@ -172,13 +172,6 @@ def at_random(sampled, embedding, labels, askable, size: int, key):
   return top(jax.random.uniform(key, askable.shape), askable, size)
 
 
-def is_labelled(labels, rows: int) -> jax.Array:
-  """Which of so many rows have a label `[rows]`, of labels of the first N."""
-  missing = rows - labels.shape[0]
-  labels = jnp.pad(labels, (0, missing), constant_values=UNLABELLED)
-  return labels != UNLABELLED
-
-
 def above_average(
   sampled,
   embedding,
@@ -197,7 +190,7 @@ def above_average(
   """
   del embedding
   h = entropy(sampled)
-  counted = is_labelled(labels, len(askable))
+  counted = labels != UNLABELLED
   counted = counted if average == 'labelled' else counted | askable
   threshold = losses.mean_where(h, counted)
   # Above every entropy, which is at most 1 but for rounding.
@@ -257,12 +250,12 @@ def k_centre(sampled, embedding, labels, askable, size: int, key):
     distance = nearest(distance, embedding, row[None], jnp.array([True]))
     return distance, free.at[row].set(False), rows.at[number].set(row)
 
-  labelled = is_labelled(labels, len(askable))
-  start = to_labelled(embedding, labelled), askable, jnp.zeros(size, jnp.int32)
+  distance = to_labelled(embedding, labels != UNLABELLED)
+  start = distance, askable, jnp.zeros(size, jnp.int32)
   return lax.fori_loop(0, size, pick, start)[2]
 
 
-# name -> (Sampled of N rows, embedding [N, D] or None, labels [≤ N] int32,
+# name -> (Sampled of N rows, embedding [N, D] or None, labels [N] int32,
 # askable [N] bool, Q, key) -> rows [Q] int32, each of them askable where at
 # least Q are. Q is a number; the others may have a leading axis under vmap.
 ACQUISITIONS: dict[str, Callable] = {

@@ -146,8 +146,9 @@ class Asking:
         for split, some in zip(splits, rows, strict=True)
       ]
     )
-    # As many of each seed: rows that are N are no one's.
-    padded = np.full([2, len(splits), self.policy.size], len(self._rows))
+    # As many of each seed: rows behind the table's last are no one's.
+    no_one = state.labels.shape[-1]
+    padded = np.full([2, len(splits), self.policy.size], no_one)
     for i, pair in enumerate(zip(rows, labels, strict=True)):
       padded[:, i, : len(rows[i])] = pair
     state = self._reveal(state, *padded.astype(np.int32))

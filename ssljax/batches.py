@@ -260,8 +260,8 @@ def stream(source, place: parallel.Placer, *, threads: int = 16) -> Feed:
   """
   import grain  # Slow to import, and the resident feed has no need of it.
 
-  def load(rows: np.ndarray, words: np.ndarray | None):  # [..., B], [..., 3]
-    own = rows[..., place.share(rows.shape[-1])]
+  def load(rows, words, mine):  # [..., B], [..., 3] or None, places of own rows
+    own = rows[..., mine]
     flat = own.reshape(-1)
     if words is None or source.crop is None:
       pixels = source.read(flat)
@@ -275,13 +275,13 @@ def stream(source, place: parallel.Placer, *, threads: int = 16) -> Feed:
     if not calls:
       return
     first = rows_of(calls[0])
-    own = first.size // first.shape[-1] * len(place.share(first.shape[-1]))
-    size = own * math.prod(source.shape)
+    mine = place.share(first.shape[-1])
+    size = first[..., mine].size * math.prod(source.shape)
     ahead = max(2, min(2 * threads, _AHEAD_BYTES // size))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     loaded = (
       grain.MapDataset.source(calls)
-      .map(lambda call: load(rows_of(call), words_of and words_of(call)))
+      .map(lambda call: load(rows_of(call), words_of and words_of(call), mine))
       .to_iter_dataset(options)
     )
     for pixels, rows in loaded:

@@ -6,10 +6,12 @@ import functools
 import itertools
 import pathlib
 from typing import Any
+import zlib
 
 from absl import logging
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -56,6 +58,14 @@ def _sum(x: jax.Array, number: int) -> jax.Array:
   for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
     place = (place ^ (place >> shift)) * jnp.uint32(factor)
   return jnp.sum(words.astype(jnp.uint32) * (place ^ (place >> 16) | 1))
+
+
+def _crc(state: TrainState) -> str:
+  """The checksum of checkpoints that are older than `examine`."""
+  total = 0
+  for leaf in jax.tree.leaves(_plain(state)):
+    total = zlib.crc32(np.ascontiguousarray(hosts.fetch(leaf)), total)
+  return f'{total:08x}'
 
 
 class _Manager(ocp.CheckpointManager):
@@ -115,14 +125,12 @@ class Checkpoints:
       state: is copied before this returns, so it may be donated.
       progress: JSON values that go with it, the checksum among them.
     """
-    state = _plain(state)
-    shapes = [list(x.shape) for x in jax.tree.leaves(state)]
     with _write_errors(self.folder):  # of this one or the one before
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state),
-          progress=ocp.args.JsonSave(progress | {'shapes': shapes}),
+          state=ocp.args.StandardSave(_plain(state)),
+          progress=ocp.args.JsonSave(progress),
         ),
       )
 
@@ -139,7 +147,7 @@ class Checkpoints:
 
     Args:
       like: what was saved beside a state -> a tree of `jax.ShapeDtypeStruct`s
-        with shardings. An array that was saved with another length comes with
+        with shardings. A table that was saved with another length comes with
         that one, whole on each device.
       put_aside: False renames nothing.
       step: only this one will do.
@@ -186,16 +194,39 @@ class Checkpoints:
         key_data.shape, key_data.dtype, sharding=plain.step.sharding
       )
     )
-    plain = _as_saved(plain, progress.pop('shapes', None))
+    plain = self._as_saved(step, plain)
     state = read(
       args=ocp.args.Composite(state=ocp.args.StandardRestore(plain))
     ).state
     state = state.replace(key=jax.random.wrap_key_data(state.key))
     checksum = progress.pop('checksum')
-    # An older one is a text, of another function.
-    if isinstance(checksum, int) and examine(state)[1] != checksum:
+    older = isinstance(checksum, str)
+    if checksum != (_crc(state) if older else examine(state)[1]):
       raise ValueError('its content does not match its checksum')
     return state, progress
+
+  def _as_saved(self, step: int, plain: TrainState) -> TrainState:
+    """The shapes that are wanted, with the lengths that tables were saved in.
+
+    Orbax itself would fill up or cut off what has another length.
+    """
+    saved = ocp.StandardCheckpointHandler().metadata(
+      self.folder / str(step) / 'state'
+    )
+    shapes = {x.name: x.shape for x in jax.tree.leaves(saved.tree)}
+    whole = plain.step.sharding
+
+    def one(path, like):
+      name = jax.tree_util.keystr(path, simple=True, separator='.')
+      shape = shapes.get(name, like.shape)
+      if shape == like.shape:
+        return like
+      return jax.ShapeDtypeStruct(shape, like.dtype, sharding=whole)
+
+    labels, memory = jax.tree_util.tree_map_with_path(
+      one, {'labels': plain.labels, 'memory': plain.memory}
+    ).values()
+    return plain.replace(labels=labels, memory=memory)
 
   def _put_aside(self, step: int) -> None:
     self._manager.close()
@@ -220,21 +251,6 @@ class Checkpoints:
     """Waits, and frees the threads behind it."""
     with _write_errors(self.folder):
       self._manager.close()
-
-
-def _as_saved(plain: TrainState, shapes: list | None) -> TrainState:
-  """What is wanted, each array with the shape that it was saved with."""
-  wanted, tree = jax.tree.flatten(plain)
-  whole = plain.step.sharding
-  saved = [
-    like
-    if tuple(shape) == like.shape
-    else jax.ShapeDtypeStruct(tuple(shape), like.dtype, sharding=whole)
-    for like, shape in zip(
-      wanted, shapes or [x.shape for x in wanted], strict=True
-    )
-  ]
-  return tree.unflatten(saved)
 
 
 @contextlib.contextmanager

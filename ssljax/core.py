@@ -72,8 +72,9 @@ class TrainState:
   params: Any
   stats: Any  # batch-norm running averages
   opt_state: Any
-  labels: jax.Array  # [N] int32, UNLABELLED until given or acquired
+  labels: jax.Array  # [rows of `Spec`] int32, UNLABELLED until given, acquired
   memory: Any  # the method's own: slots, pseudo-logits, bank, teacher
+  images: int = struct.field(pytree_node=False)  # N; tables may be longer
 
 
 class Batch(NamedTuple):
@@ -102,7 +103,8 @@ class Draw(NamedTuple):
 class Spec(NamedTuple):
   """What a memory may depend on."""
 
-  labels: jax.Array  # [N] int32 label table of the training images
+  images: int  # N training images
+  labels: jax.Array  # [rows] int32 label table, UNLABELLED after the N
   labelled: int  # M of them have a label
   classes: int  # C
   embedding: int  # D
@@ -112,7 +114,7 @@ class Spec(NamedTuple):
   @property
   def rows(self) -> int:
     """Length of a table with a row per image."""
-    return self.padded(len(self.labels))
+    return len(self.labels)
 
   def padded(self, count: int) -> int:
     """Length of a table of which `count` rows are in use."""
@@ -138,7 +140,7 @@ class Stage(NamedTuple):
   refresh: Callable = keep
   every: int = 1  # epochs between refreshes; 0 for one, as the stage begins
   augment: Callable | None = None  # (key, image) -> image, after the run's own
-  # state -> [N] int32, how often an epoch has a row, as it begins; the step's
+  # state -> [rows of `Spec`] int32, how often an epoch has each; the step's
   # `draw.other` rows are of these.
   copies: Callable | None = None
   rounds: int = 0  # the stage, with copies, lasts so many epochs; the last one
@@ -159,7 +161,7 @@ def reveal(state: TrainState, rows, labels) -> TrainState:
 
   Args:
     state: as it was.
-    rows: `[Q]` int32; those that are N are no one's.
+    rows: `[Q]` int32; those behind the table's last are no one's.
     labels: `[Q]` int32; UNLABELLED where there was no answer.
   """
   labels = state.labels.at[rows].set(labels, mode='drop')
@@ -208,7 +210,11 @@ def init_state(
   net_key, memory_key, train_key = jax.random.split(key, 3)
   params, stats = net.init(net_key, image)
   outputs = jax.eval_shape(net.infer, params, stats, image)
+  images = len(labels)
+  missing = rounded_up(images, multiple) - images
+  labels = jnp.pad(labels, (0, missing), constant_values=UNLABELLED)
   spec = Spec(
+    images,
     labels,
     labelled,
     outputs.logits.shape[-1],
@@ -218,7 +224,7 @@ def init_state(
   )
   memory = method.init(memory_key, params, stats, spec)
   step = jnp.zeros([], jnp.int32)
-  return TrainState(step, train_key, params, stats, (), labels, memory)
+  return TrainState(step, train_key, params, stats, (), labels, memory, images)
 
 
 def enter(stage: Stage, state: TrainState) -> TrainState:

@@ -45,8 +45,10 @@ def join(
     processes: how many there are.
     process: the number of this one, from 0.
 
+  JAX itself ends a process that waits for the others for five minutes.
+
   Raises:
-    InputError: the others are not found.
+    InputError: the surroundings do not say who they are.
   """
   # Of a CPU; other devices have their own.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')

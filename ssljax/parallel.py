@@ -149,15 +149,22 @@ class Placer:
     return NamedSharding(self._mesh, spec)
 
 
-def state_sharding(mesh: Mesh, layout) -> TrainState:
-  """Where a state [S, ...] lies: the memory by layout, the rest whole."""
+def state_sharding(mesh: Mesh, layout, images: int) -> TrainState:
+  """Where a state `[S, ...]` lies: what has a row per image is split.
+
+  Args:
+    mesh: of `make_mesh`.
+    layout: of a method, where its memory lies.
+    images: N.
+  """
   whole = NamedSharding(mesh, P())
+  split = NamedSharding(mesh, P(None, 'data'))
   memory = jax.tree.map(
     lambda spec: NamedSharding(mesh, P(None, *spec)),
     layout,
     is_leaf=lambda leaf: isinstance(leaf, P),
   )
-  return TrainState(whole, whole, whole, whole, whole, whole, memory)
+  return TrainState(whole, whole, whole, whole, whole, split, memory, images)
 
 
 def bytes_per_device(shapes, sharding) -> int:

@@ -68,7 +68,9 @@ class Program:
     self.mesh, self.extra = mesh, extra
     self.batch = rounded_up(batch, mesh.size)
     self.place = parallel.Placer(mesh)
-    self.sharding = parallel.state_sharding(mesh, method.layout)
+    self.sharding = parallel.state_sharding(
+      mesh, method.layout, data.train.size
+    )
     self.whole = NamedSharding(mesh, P())  # on every device
     self.plain = batches.reader(data.train, data.preprocess, None)
     self.fitted = jax.tree.map(lambda x: self.place(x, None), data.fitted)
@@ -217,7 +219,7 @@ class Program:
     observe_known = self.sweep(stage.observe_known, feed)
 
     def refresh(state):
-      labels = jax.device_get(state.labels)  # [S, N]
+      labels = hosts.fetch(state.labels)  # [S, N] and more
       known = np.flatnonzero((labels != UNLABELLED).any(axis=0))
       of_known = observe_known(state, known, in_place=True)
       return redo(state, (observe(state, rows), of_known))
@@ -226,10 +228,11 @@ class Program:
 
   @functools.cached_property
   def copies(self) -> list[Callable | None]:
-    """Per stage `state -> [S, N]`, how often its epochs have each row."""
+    """Per stage `state -> [S, N and more]`, how often an epoch has each row."""
     over_seeds = lambda f: parallel.over_seeds(f, self.seeds, (0,))
+    split = self.sharding.labels
     return [
-      s.copies and jax.jit(over_seeds(s.copies), out_shardings=self.whole)
+      s.copies and jax.jit(over_seeds(s.copies), out_shardings=split)
       for s in self.method.stages
     ]
 

@@ -186,8 +186,9 @@ class _Loop:
 
   def take_up(self, put_aside: bool = True, step: int | None = None) -> bool:
     """Takes up the newest checkpoint, or that of a step, if there is one."""
+    abstract = functools.cache(self.abstract)
     restored = self.checkpoints.restore(
-      lambda saved: self.abstract(saved['stage']), put_aside, step
+      lambda saved: abstract(saved['stage']), put_aside, step
     )
     if restored is None:
       return False
@@ -197,16 +198,17 @@ class _Loop:
       f'--workdir: the checkpoint in {self.checkpoints.folder} is of another '
       'label split: give another --workdir, or --overwrite',
     )
-    self.progress = Progress(**saved)
-    self.state = self.cut(state)
+    fields = {k: v for k, v in saved.items() if k in Progress._fields}
+    self.progress = Progress(**fields)
+    self.state = self.cut(state, abstract(self.progress.stage))
     return True
 
-  def cut(self, state: TrainState) -> TrainState:
-    """A state with tables of the length that this many devices have."""
-    like = self.abstract(self.progress.stage)
-    if jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, like):
+  def cut(self, state: TrainState, like: TrainState) -> TrainState:
+    """A state whose tables have the lengths of these devices, as `like`'s."""
+    tables = lambda state: (state.labels, state.memory)
+    shapes = lambda state: jax.tree.map(jnp.shape, tables(state))
+    if shapes(state) == shapes(like):
       return state
-    fresh = self.program.enter[self.progress.stage](self.initial())
 
     def put(table, own):  # what fills up is no one's, and as it was at first
       count = tuple(map(min, zip(table.shape, own.shape, strict=True)))
@@ -214,10 +216,11 @@ class _Loop:
       return own.at[some].set(table[some])
 
     cut = jax.jit(
-      lambda *memories: jax.tree.map(put, *memories),
-      out_shardings=self.program.sharding.memory,
+      lambda *of_states: jax.tree.map(put, *of_states),
+      out_shardings=tables(self.program.sharding),
     )
-    return state.replace(memory=cut(state.memory, fresh.memory))
+    labels, memory = cut(tables(state), tables(self.initial()))
+    return state.replace(labels=labels, memory=memory)
 
   def initial(self) -> TrainState:
     """The state before the first step of the first stage."""
@@ -293,11 +296,12 @@ class _Loop:
     """The order of the round, one per seed."""
     stage, splits = self.stages[number], self.job.splits
     if self.asking:
-      known = jax.device_get(self.state.labels)
+      known = hosts.fetch(self.state.labels)[:, : self.state.images]
       splits = map(Split.grown, splits, known)
     copies = [None] * self.program.seeds
     if stage.copies:
-      copies = jax.device_get(self.program.copies[number](self.state))
+      copies = hosts.fetch(self.program.copies[number](self.state))
+      copies = copies[:, : self.state.images]
     epochs = 1 if stage.rounds else self.asking.every if self.asking else 0
     orders = [
       batches.Order(

@@ -11,6 +11,7 @@ events/        TensorBoard
 import contextlib
 import datetime
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -177,6 +178,7 @@ def provenance(devices: int) -> dict:
   }
 
 
+@functools.cache  # of the process: what is loaded does not change
 def commit() -> str:
   """The commit of the source, '+' where it has been changed; or 'unknown'."""
   source = pathlib.Path(__file__).parent

@@ -324,9 +324,10 @@ def problem(seed):
   last = jnp.arange(40) >= 35
   blank = lambda x: jnp.where(last.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
   embedding = blank(jnp.asarray(rng.normal(size=(40, 3)), jnp.float32))
-  labels = np.where(rng.random(35) < 0.3, 1, UNLABELLED).astype(np.int32)
+  labels = np.where(rng.random(40) < 0.3, 1, UNLABELLED).astype(np.int32)
+  labels[35:] = UNLABELLED
   askable = np.zeros(40, bool)
-  askable[rng.permutation(np.flatnonzero(labels == UNLABELLED))[:8]] = True
+  askable[rng.permutation(np.flatnonzero(labels[:35] < 0))[:8]] = True
   return jax.tree.map(blank, sampled), embedding, labels, askable
 
 

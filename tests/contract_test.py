@@ -26,10 +26,11 @@ def fit(folder, name, options=OPTIONS, job=None, **more):
 
 
 def comparable(state):
-  # Of a memory split over devices, the rows that fill up are no one's.
+  # Of tables split over devices, the rows that fill up are no one's.
   some = lambda x: x[:, : tiny.ROWS] if x.ndim > 1 else x
-  memory = jax.tree.map(some, state.memory)
-  return state.replace(key=jax.random.key_data(state.key), memory=memory)
+  labels, memory = jax.tree.map(some, (state.labels, state.memory))
+  key = jax.random.key_data(state.key)
+  return state.replace(key=key, labels=labels, memory=memory)
 
 
 def test_structure_shapes_and_dtypes_are_stable_and_finite(name):

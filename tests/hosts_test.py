@@ -32,7 +32,7 @@ import pytest
 import questions_test
 import tiny
 
-from ssljax import hosts
+from ssljax import core, hosts, parallel
 
 HERE = pathlib.Path(__file__).parent
 NAMES = (*tiny.METHODS, 'asking', 'stream')
@@ -236,25 +236,41 @@ def test_if_one_is_asked_to_go_all_of_them_save_and_go(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_input_is_one_line_and_ends_all_of_them(tmp_path):
-  with start(tmp_path / 'run', '--batch_labelled=7') as started:
-    ends = ended(started)
-  assert [status for status, _ in ends] == [2, 2]
-  for _, said in ends:
-    line = next(x for x in said.splitlines() if x.startswith('madnn: '))
-    assert 'are not divided by the 4 devices of all processes' in line
-  assert not (tmp_path / 'run').exists()
-
-
-@pytest.mark.slow
-def test_processes_that_would_not_do_the_same_are_refused(tmp_path):
-  with start(tmp_path / 'run', '--seed={k}') as started:
+@pytest.mark.parametrize(
+  ('argument', 'reason'),
+  [
+    ('--batch_labelled=7', 'not divided by the 4 devices of all processes'),
+    # Another one for each process.
+    ('--seed={k}', '--multihost: what decides the result is not the same'),
+  ],
+)
+def test_bad_input_is_one_line_and_ends_all_of_them(argument, reason, tmp_path):
+  with start(tmp_path / 'run', argument) as started:
     ends = ended(started)
   assert [status for status, _ in ends] == [2, 2], ends
   for _, said in ends:
     line = next(x for x in said.splitlines() if x.startswith('madnn: '))
-    assert '--multihost: what decides the result is not the same' in line
+    assert reason in line
   assert not (tmp_path / 'run').exists()
+
+
+def test_processes_exchange_one_thing_after_the_other(monkeypatch, tmp_path):
+  monkeypatch.setenv('XLA_FLAGS', '')
+  seen = []
+  monkeypatch.setattr(hosts, 'are_around', lambda: False)
+
+  def join(**_):
+    seen.append(os.environ['XLA_FLAGS'])
+    raise core.InputError('no one is there')
+
+  monkeypatch.setattr(hosts, 'join', join)
+  flag = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
+  assert binary.run('--multihost', f'--workdir={tmp_path}/run') == 2
+  assert flag in seen[0].split()
+  # A single process of one device has nothing to exchange.
+  monkeypatch.setenv('XLA_FLAGS', '')
+  parallel.order_exchanges()
+  assert flag not in os.environ['XLA_FLAGS']
 
 
 @pytest.mark.slow

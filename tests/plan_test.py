@@ -47,7 +47,7 @@ def shapes(name, devices, rows=tiny.ROWS):
     extra=0,
     seeds=1,
   )
-  return states[0], parallel.state_sharding(mesh, method.layout)
+  return states[0], parallel.state_sharding(mesh, method.layout, rows)
 
 
 @pytest.mark.parametrize('name', ['llp', 'r2d2'])
@@ -69,14 +69,14 @@ def test_what_is_split_is_divided_by_the_devices_and_nothing_else(name):
     assert alone[part] == (size * 8 if split else size, split)
 
 
-def test_what_grows_with_the_images_is_split_but_for_their_labels():
+def test_what_grows_with_the_images_is_split():
   # Both are multiples of 256: nothing is rounded up.
   for name in tiny.METHODS:
     few, many = (
       footprint.parts(*shapes(name, 8, rows)) for rows in (2**12, 2**13)
     )
     grown = {part: many[part].bytes - few[part].bytes for part in few}
-    assert grown.pop('labels') == 4 * 2**12
+    assert grown['labels'] == 4 * 2**12 / 8
     assert all(many[p].split for p, more in grown.items() if more)
 
 
@@ -133,13 +133,13 @@ def test_only_memory_labels_and_images_depend_on_how_many_images_there_are():
     for name, part in before.parts.items()
     if after.parts[name].bytes != part.bytes
   }
-  # 2¹⁷ more: rows of D = 8, a label and a confidence on one of four devices;
-  # a table of labels and all images, of three bytes, on each.
+  # 2¹⁷ more: rows of D = 8, labels and a confidence on one of four devices; all
+  # images, of three bytes, on each.
   assert more == {
     'memory, rows': 2**17 * 8 * 4 // 4,
     'memory, labels': 2**17 * 4 // 4,
     'memory, confidence': 2**17 * 4 // 4,
-    'labels': 2**17 * 4,
+    'labels': 2**17 * 4 // 4,
     'images': 2**17 * 3,
   }
   assert after.total - before.total == sum(more.values()) + copied
@@ -184,7 +184,7 @@ def test_nothing_of_the_size_of_the_data_is_made():
       extra=0,
       seeds=1,
     )
-    where = parallel.state_sharding(mesh, made.method.layout)
+    where = parallel.state_sharding(mesh, made.method.layout, 2**30)
     parts = footprint.parts(states[1], where)
     assert parts['memory, logits'].bytes == 2**30 * 10 * 4 // 8
 
@@ -244,9 +244,8 @@ def test_a_state_that_does_not_fit_is_refused_with_its_largest_part():
   with mock.patch.object(parallel, 'device_bytes', lambda: 10**6):
     with pytest.raises(core.InputError) as error:
       footprint.refuse_too_large(method, state, mesh)
-  # A table of labels, whole on each, is more than an eighth of the bank.
   told = str(error.value)
-  assert f'most of them for labels, {2**20 * 4}' in told
+  assert f'most of them for memory, rows, {2**20 * 5 * 4 // 8}' in told
   assert 'experiments/plan.py has the details' in told
 
 

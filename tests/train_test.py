@@ -357,6 +357,33 @@ def test_no_damaged_file_goes_unnoticed(tmp_path, how):
   assert noticed > 0
 
 
+@pytest.mark.parametrize('damaged', [False, True])
+def test_a_checkpoint_of_an_older_version_is_taken_up(
+  tmp_path, monkeypatch, damaged
+):
+  # Labels had as many rows as there are images, and the checksum was a text.
+  state, _ = fit(tmp_path / 'whole', 'madnn')
+  older = state.replace(labels=state.labels[:, : state.images])
+  text = checkpoint._crc(older)
+  write = checkpoint.Checkpoints.save
+
+  def save(self, step, state, progress):
+    as_it_was = state.replace(labels=state.labels[:, : state.images])
+    told = {'checksum': text[::-1] if damaged else text}
+    write(self, step, as_it_was, progress | told)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, 'save', save)
+    fit(tmp_path / 'older', 'madnn')
+  if damaged:
+    with pytest.raises(InputError, match=r'no checkpoint in .* can be read'):
+      fit(tmp_path / 'older', 'madnn')
+  else:
+    again, progress = fit(tmp_path / 'older', 'madnn')
+    assert progress.step == 6
+    chex.assert_trees_all_equal(comparable(again), comparable(state))
+
+
 def test_a_checkpoint_of_another_split_is_refused(tmp_path):
   fit(tmp_path, 'madnn', seeds=(0,))
   with pytest.raises(InputError, match=r'--workdir.*another label split'):
@@ -383,13 +410,8 @@ def test_metrics_survive_a_write_that_was_cut_short(tmp_path):
 
 
 def test_the_state_is_a_pytree_with_the_designs_fields():
-  assert [f for f in TrainState.__dataclass_fields__] == [
-    'step',
-    'key',
-    'params',
-    'stats',
-    'opt_state',
-    'labels',
-    'memory',
-  ]
+  numbers = 'step', 'key', 'params', 'stats', 'opt_state', 'labels', 'memory'
+  assert tuple(TrainState.__dataclass_fields__) == (*numbers, 'images')
+  leaves = jax.tree.leaves(TrainState(*range(7), images=61))
+  assert leaves == list(range(7))  # how many there are is no number to train
   assert Stage._field_defaults['every'] == 1

@@ -98,18 +98,18 @@ def refresh_with(membership: Membership):
   """`refresh` of a `Stage`: pseudo-labels, and what is learned from them."""
 
   def refresh(state, observed):
-    memory, count = state.memory, len(state.labels)
+    memory = state.memory
     sampled, theta = observed, memory.threshold
     if membership == 'stepwise':
       sampled, of_known = observed
-      entropy = acquisition.entropy(of_known)[:count]
+      entropy = acquisition.entropy(of_known)
       theta = threshold(entropy, state.labels != UNLABELLED)
     entropy = acquisition.entropy(sampled)
     below = membership == 'all' or entropy < theta
     memory = PseudoLabels(
       jnp.argmax(sampled.mean, axis=-1).astype(jnp.int32),
       entropy,
-      (memory.member | below) & (jnp.arange(len(entropy)) < count),
+      (memory.member | below) & (jnp.arange(len(entropy)) < state.images),
       theta,
     )
     return state.replace(memory=memory)
@@ -128,7 +128,7 @@ def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
 
 def copies(state, upsample: int) -> jax.Array:
   """How often `[N]` int32 an epoch has each row, of X and of D."""
-  member = state.memory.member[: len(state.labels)].astype(jnp.int32)
+  member = state.memory.member.astype(jnp.int32)
   return jnp.where(state.labels != UNLABELLED, upsample, member)
 
 

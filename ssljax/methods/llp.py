@@ -230,15 +230,13 @@ def instance_loss(net, arms: Arms, kind: str, negatives: int):
     if kind == 'softmax':
       total = jnp.mean(aggregate(v, own, memory, tau))
     else:
-      others = jax.random.randint(
-        negative_key, (negatives,), 0, len(state.labels)
-      )
+      others = jax.random.randint(negative_key, (negatives,), 0, state.images)
       total = jnp.mean(
         contrast(
           v,
           memory.rows[batch.rows],
           memory.rows[others],
-          len(state.labels),
+          state.images,
           tau,
         )
       )
@@ -296,7 +294,7 @@ def estimate_density(arms: Arms):
 def empty_bank(arms: Arms, key, params, stats, spec) -> Bank:
   """Rows U(−s, s), s = √(3/D), every image with a label of its own."""
   del params, stats
-  k, t, images = arms.neighbours, arms.density_neighbours, len(spec.labels)
+  k, t, images = arms.neighbours, arms.density_neighbours, spec.images
   require(
     arms.pseudo_labels == 'classifier' or k <= spec.labelled,
     f'--neighbours={k}: there are {spec.labelled} labelled images: give at '
@@ -308,27 +306,26 @@ def empty_bank(arms: Arms, key, params, stats, spec) -> Bank:
     'many, or --nodensity',
   )
   bound = (3 / spec.embedding) ** 0.5
-  count = len(spec.labels)
   drawn = jax.random.uniform(
-    key, [count, spec.embedding], minval=-bound, maxval=bound
+    key, [images, spec.embedding], minval=-bound, maxval=bound
   )
-  rows = jnp.pad(drawn, ((0, spec.rows - count), (0, 0)))
+  rows = jnp.pad(drawn, ((0, spec.rows - images), (0, 0)))
   number = jnp.arange(spec.rows, dtype=jnp.int32)
-  labels = jnp.where(number < count, spec.classes + number, ABSENT)
+  labels = jnp.where(number < images, spec.classes + number, ABSENT)
   known = rows_of_labels(spec.labels, spec.padded(spec.labelled + spec.extra))
   rows = rows.astype(arms.bank_dtype)
   return Bank(
     rows,
     labels,
     jnp.ones(spec.rows),
-    rows[jnp.minimum(known, count - 1)],
+    rows[jnp.minimum(known, spec.rows - 1)],
     known,
     jnp.zeros(len(known)),
   )
 
 
 def rows_of_labels(labels, size: int) -> jax.Array:
-  """The rows `[size]` of `labels [N]` that have one, and N after them."""
+  """The rows `[size]` of `labels [N]` that have one; then N, that of no one."""
   (known,) = jnp.nonzero(
     labels != UNLABELLED, size=size, fill_value=len(labels)
   )

@@ -198,9 +198,7 @@ def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
 
 def predict_pseudo(state, observed):
   """`refresh` of a `Stage`: ỹ ← ŷ, or 10·onehot(y) where the label is given."""
-  logits = observed['logits']  # [N, C]; more rows where N was rounded up
-  missing = logits.shape[0] - state.labels.shape[0]
-  labels = jnp.pad(state.labels, (0, missing), constant_values=UNLABELLED)
+  logits, labels = observed['logits'], state.labels  # [N, C] and [N]
   given = KNOWN * jax.nn.one_hot(labels, logits.shape[-1])
   known = (labels != UNLABELLED)[:, None]
   logits = jnp.where(known, given, logits)

@@ -29,9 +29,11 @@ def make(steps=4, **arms):
 
 
 def bare_state(labels, memory):
-  """A state of nothing but labels and a memory."""
-  none = jnp.zeros([])
-  return TrainState(none, none, (), (), (), jnp.asarray(labels), memory)
+  """A state of nothing but labels and a memory, which may be longer."""
+  none, images = jnp.zeros([]), len(labels)
+  table = np.full(len(memory.labels), UNLABELLED)
+  table[:images] = labels
+  return TrainState(none, none, (), (), (), jnp.asarray(table), memory, images)
 
 
 def sampled(p):
@@ -73,7 +75,7 @@ def test_membership_and_threshold_are_a_simulation_of_algorithm_3_1():
       assert float(state.memory.entropy[j]) == pytest.approx(want, abs=1e-5)
     # An epoch has a labelled row 20 times, and one of D once: Eq. 6.
     often = [20 if labels[j] >= 0 else int(j in member) for j in range(8)]
-    np.testing.assert_array_equal(m.copies(state, 20), often)
+    np.testing.assert_array_equal(m.copies(state, 20), [*often, 0, 0, 0, 0])
   assert 0 < grew[0] < grew[-1] < 8  # or the test has shown nothing
 
 
@@ -83,9 +85,9 @@ def test_all_data_are_learned_from_at_once_and_none_in_active_learning():
     jnp.zeros(4, int), jnp.zeros(4), jnp.zeros(4, bool), jnp.zeros([])
   )
   state = bare_state(labels, memory)
-  np.testing.assert_array_equal(m.copies(state, 5), [5, 0, 0])
+  np.testing.assert_array_equal(m.copies(state, 5), [5, 0, 0, 0])
   state = m.refresh_with('all')(state, sampled(draws(0, 4)))
-  np.testing.assert_array_equal(m.copies(state, 5), [5, 1, 1])
+  np.testing.assert_array_equal(m.copies(state, 5), [5, 1, 1, 0])
   alone = make(membership='none').stages[1]
   assert alone.observe is None
 

@@ -145,7 +145,7 @@ def test_until_something_is_propagated_every_image_is_its_own_class():
   assert (labels[N:] == m.ABSENT).all()
   # What fills up stands after the labelled rows, and has no vote.
   known = np.asarray(state.memory.known_rows)
-  np.testing.assert_array_equal(known, [*range(N), N, N, N])
+  np.testing.assert_array_equal(known, [*range(N), 64, 64, 64])
   assert (np.asarray(m.known_classes(state))[N:] == UNLABELLED).all()
 
 
