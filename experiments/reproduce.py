@@ -88,16 +88,18 @@ def look_at(store: Store, row: tables.Row, seed: int, data_dir) -> None:
     call([*probe, *where, *runs.data_flag(data_dir)])
     kind = row.look.split(',')[0]
     if kind == 'propagate':
-      where = f'--embeddings={out}/probe.npz', f'--out={out}/propagate.json'
-      call([sys.executable, f'{HERE}/propagate.py', *row.propagate, *where])
+      # Named from there: what is kept is not to tell where it was made.
+      where = '--embeddings=probe.npz', '--out=propagate.json'
+      propagate = [sys.executable, f'{HERE}/propagate.py', *row.propagate]
+      call([*propagate, *where], folder=out)
     found = json.loads((pathlib.Path(out) / f'{kind}.json').read_text())
   store.keep_look(run, seed, row.look, found)
 
 
-def call(command: list[str]) -> None:
+def call(command: list[str], folder: str | None = None) -> None:
   """Runs a program, which ends with this one; one line if it fails."""
   print(f'$ {" ".join(["python", *command[1:]])}', flush=True)
-  process = subprocess.Popen(command, close_fds=False)
+  process = subprocess.Popen(command, close_fds=False, cwd=folder)
   try:
     status = process.wait()
   except BaseException:

@@ -175,13 +175,12 @@ class Store(NamedTuple):
     (kept / 'run.flags').write_text('\n'.join(run.lines) + '\n')
     metrics = (folder / 'metrics.jsonl').read_text().splitlines()
     (kept / 'metrics.jsonl').write_text('\n'.join(thinned(metrics)) + '\n')
-    # But for its command, which names folders of the machine: run.flags has it.
-    stays = {key: value for key, value in result.items() if key != 'command'}
-    workdir.write_json(kept / 'result.json', stays)
+    workdir.write_json(kept / 'result.json', without_command(result))
 
   def keep_look(self, run: Run, seed: int, look: str, found: dict) -> None:
     """Adds what looked at a finished run."""
-    workdir.write_json(self.kept(run, seed) / f'{look}.json', found)
+    path = self.kept(run, seed) / f'{look}.json'
+    workdir.write_json(path, without_command(found))
 
   def picture(self, figure: tables.Figure, budget: str, part: int):
     """Where the picture of a figure's part stays."""
@@ -199,6 +198,11 @@ class Store(NamedTuple):
     workdir.write_json(
       self.runs / 'steps.json', self.measured() | {run.name: step}
     )
+
+
+def without_command(result: dict) -> dict:
+  """A result but for its command, which names folders of its machine."""
+  return {key: value for key, value in result.items() if key != 'command'}
 
 
 def thinned(metrics: list[str]) -> list[str]:

@@ -430,3 +430,8 @@ def test_a_program_that_is_called_ends_with_the_one_that_calls(tmp_path):
 def test_a_row_that_is_not_there_is_refused_by_number(asked, rows):
   with pytest.raises(InputError, match=rf'--rows={rows}: .*1 one'):
     asked(f'--rows={rows}')
+
+
+def test_what_is_kept_names_no_folder_of_the_machine_that_made_it():
+  for path in (reproduce.HERE / 'results').rglob('*.json'):
+    assert not re.search(r'["\s=]/\w', path.read_text()), path
