@@ -101,13 +101,16 @@ class Asking:
     unknown[np.asarray(asked, int)] = False
     return unknown
 
-  def rows(self, state: TrainState, splits: Sequence[Split], past) -> list:
+  def rows(
+    self, state: TrainState, splits: Sequence[Split], past, **how
+  ) -> list:
     """Rows `[at most Q]` to ask about, per seed.
 
     Args:
       state: with a leading axis [S].
       splits: S of them, as the run began.
       past: what `ask` returned, each time.
+      how: all images are swept over, as `sweep` has it.
     """
     asked = [
       list(itertools.chain.from_iterable(p['rows'][i] for p in past))
@@ -118,26 +121,27 @@ class Asking:
     left = [min(self.policy.size, budget - len(some)) for some in asked]
     if not any(left) or not askable.any():
       return [[] for _ in splits]
-    observed = self._observe(state, self._rows)
+    observed = self._observe(state, self._rows, **how)
     chosen = jax.device_get(self._choose(state, observed, askable))
     return [
       rows[may[rows]][:count].tolist()
       for rows, may, count in zip(chosen, askable, left, strict=True)
     ]
 
-  def ask(self, state: TrainState, splits: Sequence[Split], past):
+  def ask(self, state: TrainState, splits: Sequence[Split], past, **how):
     """Asks once.
 
     Args:
       state: with a leading axis [S].
       splits: S of them, as the run began.
       past: what this returned, each time.
+      how: as of `rows`.
 
     Returns:
       The state with the answers, and {'rows': [S][Q], 'labels': [S][Q]}, or
       None if nothing is left to be asked.
     """
-    rows = self.rows(state, splits, past)
+    rows = self.rows(state, splits, past, **how)
     if not any(rows):
       return state, None
     labels = hosts.once(

@@ -196,7 +196,10 @@ class Program:
 
   @functools.cached_property
   def refresh(self) -> list[Callable]:
-    """Per stage `state -> state`: sweeps all images and redoes what is due."""
+    """Per stage `(state, **how) -> state`: sweeps and redoes what is due.
+
+    How all images are swept over, as `sweep` has it.
+    """
     return [
       None if stage.refresh is keep else self._refresh(stage)
       for stage in self.method.stages
@@ -212,17 +215,17 @@ class Program:
   def _refresh(self, stage: Stage) -> Callable:
     feed, redo = self.data.train, self._redo(stage)
     if stage.observe is None:
-      return lambda state: redo(state, None)
+      return lambda state, **how: redo(state, None)
     observe, rows = self.sweep(stage.observe, feed), np.arange(feed.size)
     if stage.observe_known is None:
-      return lambda state: redo(state, observe(state, rows))
+      return lambda state, **how: redo(state, observe(state, rows, **how))
     observe_known = self.sweep(stage.observe_known, feed)
 
-    def refresh(state):
+    def refresh(state, **how):
       labels = hosts.fetch(state.labels)  # [S, N] and more
       known = np.flatnonzero((labels != UNLABELLED).any(axis=0))
-      of_known = observe_known(state, known, in_place=True)
-      return redo(state, (observe(state, rows), of_known))
+      of_known = observe_known(state, known, in_place=True, **how)
+      return redo(state, (observe(state, rows, **how), of_known))
 
     return refresh
 

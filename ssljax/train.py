@@ -6,7 +6,8 @@ metrics come to the host, and what is due is done in this order: record,
 evaluate, checkpoint. What a stage redoes from time to time, it does before the
 steps that follow. So a checkpoint is of a finished stop, and what comes after
 it does not depend on whether the process is the same one. A run that is asked
-to go saves after the step it is in, and goes on from there to the same stop.
+to go saves after the step it is in, and goes on from there to the same stop; in
+the middle of a sweep that redoes something it leaves that for when it goes on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -200,6 +201,7 @@ class _Loop:
     )
     fields = {k: v for k, v in saved.items() if k in Progress._fields}
     self.progress = Progress(**fields)
+    self.saved = self.progress.step
     self.state = self.cut(state, abstract(self.progress.stage))
     return True
 
@@ -270,9 +272,14 @@ class _Loop:
     """What comes before the first step of a round."""
     stage, begins = self.stages[number], self.progress.round == 0
     if stage.refresh is not keep and (stage.every or begins):
-      self.state = self.program.refresh[number](self.state)
+      self.refresh(number)
     if self.is_asking(number):
       self.ask(number)
+
+  def refresh(self, number: int):
+    """What a stage redoes; the state is the one before it, or that after."""
+    redo = self.program.refresh[number]
+    self.state = redo(self.state, before=self.leave_if_asked)
 
   def is_asking(self, number: int) -> bool:
     """Whether the oracle is asked as the round begins."""
@@ -284,7 +291,9 @@ class _Loop:
   def ask(self, number: int):
     """Asks the oracle, and gives the method what it says."""
     past = self.progress.asked
-    self.state, answer = self.asking.ask(self.state, self.job.splits, past)
+    self.state, answer = self.asking.ask(
+      self.state, self.job.splits, past, before=self.leave_if_asked
+    )
     if answer:
       step = {'step': self.progress.step}
       self.progress = self.progress._replace(asked=(*past, step | answer))
@@ -347,7 +356,7 @@ class _Loop:
       start = span[0][0]
       again = start > begin and (start - begin) % redo == 0
       if stage.refresh is not keep and again:
-        self.state = self.program.refresh[number](self.state)
+        self.refresh(number)
       metrics, seconds, here = self.advance(number, span, fetched, first)
       self.progress = self.progress._replace(
         step=first + here, seconds=self.progress.seconds + seconds
@@ -370,8 +379,7 @@ class _Loop:
         saved = time.monotonic()
       bar.update(here - start)
       bar.set_postfix(loss=f'{np.mean(metrics["loss"]):.4f}')
-      if self.options.preempted():
-        self.leave()
+      self.leave_if_asked()
 
   def fetch(self, stage, orders, done: int, begin: int, end: int, redo: int):
     """The calls of each span between stops, and the feed of all of them."""
@@ -424,6 +432,11 @@ class _Loop:
     )
     last = {name: by_step(value)[-1] for name, value in metrics.items()}
     return last, time.monotonic() - began, span[done - 1][1]
+
+  def leave_if_asked(self):
+    """Saves and goes, if that is asked for, with a state between two steps."""
+    if self.options.preempted():
+      self.leave()
 
   def leave(self):
     """Saves, unless that is done, and goes."""

@@ -16,17 +16,7 @@ POLICY = asking.Policy('entropy', every=1, size=4, budget=10, passes=2)
 OFTEN = OPTIONS._replace(checkpoint_seconds=0.0)
 
 
-# These know nothing of a label but the label: MA-DNN stands for them.
-ALIKE = ('supervised', 'association', 'adaptation')
-
-
-@pytest.fixture(
-  scope='module',
-  params=[
-    pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
-    for name in tiny.METHODS
-  ],
-)
+@pytest.fixture(scope='module', params=tiny.METHODS)
 def name(request):
   """Every method in turn."""
   yield request.param
@@ -149,6 +139,7 @@ def test_killed_about_an_acquisition_it_ends_the_same(
   chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
 
 
+@pytest.mark.slow
 def test_seeds_at_once_ask_for_what_seeds_apart_ask_for(tmp_path):
   _, both = fit(tmp_path / 'both', '', job=make_job('madnn', seeds=(0, 1)))
   for i in (0, 1):

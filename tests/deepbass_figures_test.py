@@ -191,6 +191,7 @@ def test_which_panel_a_run_is_of_is_seen_from_what_it_did():
   assert kinds == [first, first, *others]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_drawn_is_one_line(folders, tmp_path, capsys):
   refused = lambda *args: binary.refused(capsys, *args, binary='figures')
   line = refused('--figure=deepbass/3', f'--run={folders}/first')

@@ -82,6 +82,7 @@ def test_a_run_leaves_what_the_contract_names(tmp_path, capsys):
   assert (folder / 'notes.md').read_text() == 'mine'
 
 
+@pytest.mark.slow
 def test_seeds_at_once_changes_no_result(tmp_path):
   for at_once in (1, 2):
     folder = tmp_path / str(at_once)
@@ -104,13 +105,8 @@ def test_epochs_are_passes_over_the_unlabelled_images(tmp_path):
   assert json.loads((tmp_path / 'run/result.json').read_text())['steps'] == 2
 
 
-@pytest.mark.parametrize(
-  'network',
-  [
-    pytest.param('convlarge', marks=pytest.mark.slow),
-    'convlarge_weightnorm',
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('network', ['convlarge', 'convlarge_weightnorm'])
 def test_convlarge_takes_a_step_from_the_command_line(
   network, tmp_path, capsys
 ):
@@ -307,6 +303,7 @@ def adapt(folder, sets, *more):
   return json.loads((folder / 'result.json').read_text())
 
 
+@pytest.mark.slow
 def test_association_begins_with_its_papers_constants(tmp_path, capsys):
   folder = tmp_path / 'run'
   binary.run(f'--workdir={folder}', '--steps=1', binary='association')
@@ -448,6 +445,7 @@ def test_a_bank_that_does_not_fit_is_refused_in_bytes_per_device(
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_the_decay_of_r2d2_is_of_its_second_stage(tmp_path, capsys):
   short = '--pretrain=2', '--steps=2', '--repeat=0', '--finetune=2', '--seeds=1'
   where = f'--workdir={tmp_path}/run', '--network=digits'
@@ -480,6 +478,7 @@ def test_the_papers_networks_train_from_the_command_line(
   assert status == 0, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_network_of_svhn_normalises_its_images():
   net = assembly.NETWORKS['elu_svhn'](10)
   image = np.random.default_rng(0).random((1, 8, 8, 3)).astype(np.float32)
@@ -508,6 +507,7 @@ def test_the_unlabelled_pool_is_a_word_and_a_number(value, expected):
     assert flagging.pool('unlabelled') == expected
 
 
+@pytest.mark.slow
 def test_adaptation_streams_holds_out_and_trains_seeds_at_once(sets, tmp_path):
   result = adapt(
     tmp_path / 'run',
@@ -600,6 +600,7 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path, capsys):
   assert (tmp_path / 'thesis.tex').read_text() == 'years of work'
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path):
   # Files may grow to 64 KiB, too little for a checkpoint.
   limited = (

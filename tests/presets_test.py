@@ -1,4 +1,3 @@
-import itertools
 import json
 import re
 from unittest import mock
@@ -8,11 +7,6 @@ import binary
 import pytest
 
 PRESETS = sorted((binary.EXPERIMENTS / 'presets').glob('*.flags'))
-# All are put together; the steps of a method's others are slow: each compiles.
-FIRST = {
-  next(group)
-  for _, group in itertools.groupby(PRESETS, lambda p: p.stem.split('.')[0])
-}
 # So that a preset's stages are short, and its classes have labels enough.
 SHORT = {
   'association': (
@@ -98,14 +92,7 @@ def test_every_preset_is_put_together(preset, sets, tmp_path):
   assert methods[-1].name == preset.stem.split('.')[0]
 
 
-@pytest.mark.parametrize(
-  'preset',
-  [
-    pytest.param(preset, marks=() if preset in FIRST else pytest.mark.slow)
-    for preset in PRESETS
-  ],
-  ids=lambda p: p.stem,
-)
+@pytest.mark.parametrize('preset', PRESETS, ids=lambda p: p.stem)
 def test_every_preset_takes_two_steps(preset, sets, tmp_path, capsys):
   status = start(preset, sets, tmp_path / 'run', *shortened(preset))
   assert status == 0, capsys.readouterr().err

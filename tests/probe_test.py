@@ -116,6 +116,7 @@ def test_the_embeddings_are_of_all_images_but_those_held_out(probed, folder):
   assert result['step'] == 7 and result['seed'] == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_asked_for_labels_is_probed_with_what_it_was_told(tmp_path):
   # Beyond 256, of which the length of a table is a multiple.
   asks = '--acquire=random', '--query_size=300', '--budget=300'
@@ -273,6 +274,7 @@ def test_the_norms_are_of_the_first_checkpoint_and_the_last(drawn, probed):
   assert norms == pytest.approx(probed[0]['aggregation_by_class'], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_at_their_ends(folder, bare, tmp_path, drawn):
   both = f'--run={folder}', f'--run={bare}', f'--out={tmp_path}'
   for name in ('2b', '2cd'):

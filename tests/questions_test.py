@@ -144,6 +144,7 @@ def binary_line(folder, capsys, expected):
   return error.replace('\r', '\n').strip().split('\n')[-1]
 
 
+@pytest.mark.slow
 def test_a_person_who_tells_the_truth_is_as_good_as_the_data_set(
   tmp_path, capsys
 ):
@@ -177,6 +178,7 @@ def test_what_chooses_is_compiled_once_for_all_seeds(tmp_path, monkeypatch):
   assert [len(set(asked['rows'])) for asked in result['asked']] == [6, 6, 6]
 
 
+@pytest.mark.slow
 def test_an_image_that_is_skipped_stays_without_a_label(tmp_path, capsys):
   folder = tmp_path / 'run'
   binary_line(folder, capsys, 3)
@@ -192,6 +194,7 @@ def test_an_image_that_is_skipped_stays_without_a_label(tmp_path, capsys):
   assert (labels >= 0).sum() == 13 and (labels[rows] == -1).all()
 
 
+@pytest.mark.slow
 def test_the_answers_of_another_run_are_refused_and_stay(tmp_path, capsys):
   one, other = tmp_path / 'one', tmp_path / 'other'
   for folder, seed in ((one, 0), (other, 1)):

@@ -128,6 +128,7 @@ def test_dotted_lines_are_where_pseudo_logits_are_predicted(switches, expected):
     assert [line.get_xdata()[0] for line in dotted] == expected
 
 
+@pytest.mark.slow
 def test_what_cannot_be_drawn_is_one_line(folder, tmp_path, capsys):
   refused = lambda run, *more: binary.refused(
     capsys, f'--run={run}', '--figure=r2d2/2', *more, binary='figures'

@@ -272,6 +272,7 @@ def test_a_row_that_fails_is_one_line_and_the_others_stand(asked, capsys):
   assert cells(asked)['one']['n'] == '2'
 
 
+@pytest.mark.slow
 def test_a_figure_is_of_runs_that_are_made_for_it_and_may_be_a_tables(asked):
   asked('--figure=supervised/1')
   (picture,) = (asked.results / 'figures').glob('*')

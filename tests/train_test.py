@@ -248,22 +248,28 @@ class Told:
     return self.looks < 0
 
 
-@pytest.mark.parametrize('name', ['r2d2', 'deepbass'])
+@pytest.mark.parametrize(
+  ('name', 'looks', 'second'),  # of its sweeps is before the step after it
+  [('r2d2', 20, 12), ('deepbass', 28, 17)],
+)
 def test_a_run_that_is_asked_to_go_loses_no_step_and_ends_the_same(
-  tmp_path, name
+  tmp_path, name, looks, second
 ):
   job = tiny.make_job(name)
   run = lambda folder, options: fit(tmp_path / folder, name, options, job)
   whole, _ = run('whole', OPTIONS)
-  steps = []
-  for looks in (0, 1, 2, 3, 5):  # on its steps, and between them
-    told = OPTIONS._replace(preempted=Told(looks))
+  steps, sweeps = [], set()
+  for later in (0, 1, 2, 3, 5, looks):  # on its steps, between them, in sweeps
+    told = OPTIONS._replace(preempted=Told(later))
     with pytest.raises(PreemptedError, match=f'{name}.*the same command') as e:
       run('parts', told)
     steps.append(int(re.search(r'saved step (\d+)', str(e.value))[1]))
     saved = {p.name for p in (tmp_path / 'parts/checkpoints').iterdir()}
     assert str(steps[-1]) in saved
-  assert steps[0] == 1 and (np.diff(steps) > 0).all()
+    if any(entry.name == 'sweep' for entry in e.traceback):
+      sweeps.add(steps[-1])
+  assert steps[0] == 1 and steps == sorted(steps)
+  assert sweeps == {6, second}
   resumed, _ = run('parts', OPTIONS)
   chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
   assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')

@@ -174,6 +174,7 @@ def test_nothing_is_compiled_again_as_epochs_grow(tmp_path):
     assert compiled._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_seeds_whose_epochs_differ_are_not_trained_at_once(tmp_path):
   data, mesh = tiny.make_data()
   method = make(iterations=4, passes=2, membership='stepwise')
@@ -183,6 +184,7 @@ def test_seeds_whose_epochs_differ_are_not_trained_at_once(tmp_path):
     fit(tmp_path, 'deepbass', job=job)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_in_any_round_bit_for_bit(tmp_path, monkeypatch):
   often = OPTIONS._replace(checkpoint_seconds=0.0, record_every=3)
   job = job_of(iterations=3, passes=2, labelled_passes=3, membership='stepwise')

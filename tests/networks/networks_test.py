@@ -239,6 +239,7 @@ def test_the_elu_networks_have_their_parameters(
   assert outputs.embedding.shape == (2, 128)
 
 
+@pytest.mark.slow
 def test_the_elu_embedding_lies_above_minus_1_and_stl10s_does_not():
   image = jax.random.uniform(jax.random.key(0), [6, 17, 17, 1])
   for net, bounded in (
