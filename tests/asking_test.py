@@ -119,8 +119,8 @@ def test_killed_about_an_acquisition_it_ends_the_same(
 
     return train._Loop, 'save', stop
 
-  def stop_within(*args):
-    ask(*args)
+  def stop_within(*args, **how):
+    ask(*args, **how)
     raise KeyboardInterrupt
 
   parts = tmp_path / 'parts'

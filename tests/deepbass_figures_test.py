@@ -172,7 +172,7 @@ def test_which_panel_a_run_is_of_is_seen_from_what_it_did():
     labels = np.full((1, 20), -1)
     labels[0, :known] = 0
     return types.SimpleNamespace(
-      state=types.SimpleNamespace(labels=labels),
+      state=types.SimpleNamespace(labels=labels, images=20),
       split=types.SimpleNamespace(labelled=np.arange(8)),
       settings=settings,
     )

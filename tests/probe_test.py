@@ -135,10 +135,16 @@ def test_the_nearest_neighbours_are_scikit_learns(probed):
   result, arrays = probed
   known = arrays['labelled']
   for name, rows in (('nearest', known | True), ('nearest_labelled', known)):
-    oracle = KNeighborsClassifier(1)
-    oracle.fit(arrays['train'][rows], arrays['train_labels'][rows])
+    oracle, labels = KNeighborsClassifier(1), arrays['train_labels'][rows]
+    oracle.fit(arrays['train'][rows], labels)
     share = oracle.score(arrays['test'], arrays['test_labels'])
-    assert result['test_error'][name] == pytest.approx(100 * (1 - share))
+    # Where two are as near but for rounding, each may be the nearest.
+    (apart, near) = oracle.kneighbors(arrays['test'], 2)
+    ties = (np.diff(apart)[:, 0] < 1e-5) & (np.diff(labels[near])[:, 0] != 0)
+    assert ties.sum() < 5
+    assert result['test_error'][name] == pytest.approx(
+      100 * (1 - share), abs=100 * ties.mean() + 1e-4
+    )
 
 
 def test_the_classifiers_error_is_that_of_the_run(probed, folder):
