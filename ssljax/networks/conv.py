@@ -228,6 +228,7 @@ def _kernel_gradient(x, g, *, shape, strides, pads, precision):
   if winograd.suits(x, w, strides, pads):
     return winograd.kernel_gradient(x, g, pads=pads, precision=precision)
   total = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+  devices = winograd.devices_of(x.shape[0])
   images = _images_per_chunk(g, math.prod(shape[:3]) * x.dtype.itemsize)
   x = x.reshape(images, -1, *x.shape[1:])  # Chunks lie on axis 1, so that a
   g = g.reshape(images, -1, *g.shape[1:])  # batch split over devices stays so.
@@ -236,25 +237,26 @@ def _kernel_gradient(x, g, *, shape, strides, pads, precision):
     xi, gi = (lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in (x, g))
     p = _patches(xi, shape[:2], strides, pads, gi.shape[1:3])
     return dw + lax.dot_general(
-      p.reshape(-1, p.shape[-1]),
-      gi.reshape(-1, gi.shape[-1]),
-      (((0,), (0,)), ((), ())),
+      p.reshape(devices, -1, p.shape[-1]),
+      gi.reshape(devices, -1, gi.shape[-1]),
+      (((1,), (1,)), ((0,), (0,))),
       precision=precision,
       preferred_element_type=total,
     )
 
   # A loop, where the same chunks written out are half as fast: each iteration
-  # reuses memory that is still in the cache.
-  flat = jnp.zeros((math.prod(shape[:3]), shape[3]), total)
+  # reuses memory that is still in the cache. Every device adds up its own
+  # chunks, and they exchange their sums once.
+  flat = jnp.zeros((devices, math.prod(shape[:3]), shape[3]), total)
   dw = lax.fori_loop(0, x.shape[1], add_chunk, flat)
-  return dw.reshape(shape).astype(x.dtype)
+  return dw.sum(0).reshape(shape).astype(x.dtype)
 
 
 def _images_per_chunk(g, patch_bytes):
-  """Largest divisor of the batch whose patches fit: g [B, H', W', O]."""
+  """Images of all devices whose patches fit on each: g [B, H', W', O]."""
   batch, height, width, _ = g.shape
   most = _CHUNK_BYTES // (height * width * patch_bytes)
-  return winograd.largest_divisor(batch, most)
+  return winograd.images_of_chunk(batch, most)
 
 
 def _patches(x, window, strides, pads, size):

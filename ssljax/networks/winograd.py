@@ -16,6 +16,7 @@ treated at a time, so that their tiles, four times as large, stay in the cache.
 
 import math
 
+import jax
 from jax import lax
 import jax.numpy as jnp
 
@@ -94,20 +95,27 @@ def kernel_gradient(x, g, *, pads, precision):
   size, tiles = _sizes(x, pads)
   channels = (x.shape[-1], g.shape[-1])
   images = _images_at_once(x.shape[0], tiles, channels)
+  devices = devices_of(x.shape[0])
+  by_device = lambda a: a.reshape(devices, -1, a.shape[-1])
 
   def add_chunk(i, du):
     v = _image_tiles(_chunk(x, i, images), tiles, size, pads)
     q = _output_tiles(_chunk(g, i, images), tiles)
     return [
       [
-        total + jnp.einsum('bhwi,bhwo->io', a, b, precision=precision)
+        total
+        + jnp.einsum(
+          'dni,dno->dio', by_device(a), by_device(b), precision=precision
+        )
         for total, a, b in zip(*rows, strict=True)
       ]
       for rows in zip(du, v, q, strict=True)
     ]
 
-  du = [[jnp.zeros(channels, x.dtype)] * 4] * 4
+  # Every device adds up its own chunks, and they exchange their sums once.
+  du = [[jnp.zeros((devices, *channels), x.dtype)] * 4] * 4
   du = lax.fori_loop(0, x.shape[0] // images, add_chunk, du)
+  du = [[some.sum(0) for some in row] for row in du]
   return jnp.stack([jnp.stack(row) for row in _both_sides(_g_transposed, du)])
 
 
@@ -118,14 +126,28 @@ def _sizes(x, pads):
 
 
 def _images_at_once(batch, tiles, channels):
-  """Largest divisor of the batch whose tiles fit in a chunk."""
+  """Images of all devices whose tiles fit in a chunk on each."""
   image_bytes = 16 * math.prod(tiles) * sum(channels) * 4
-  return largest_divisor(batch, _CHUNK_BYTES // image_bytes)
+  return images_of_chunk(batch, _CHUNK_BYTES // image_bytes)
 
 
-def largest_divisor(n: int, most: int) -> int:
-  """Of n, and no larger than `most`, if that is at least 1."""
-  return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
+def devices_of(batch: int) -> int:
+  """Devices that a batch is split over: those of the mesh it is traced on."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty or batch % mesh.size else mesh.size
+
+
+def images_of_chunk(batch: int, most: int) -> int:
+  """A divisor of a batch, as large as can be: so many images in a loop's turn.
+
+  Args:
+    batch: images of all devices.
+    most: that each of them is to have in a turn, unless it is less than 1.
+  """
+  devices = devices_of(batch)
+  own = batch // devices
+  fits = [n for n in range(1, own + 1) if own % n == 0 and n <= max(most, 1)]
+  return devices * fits[-1]
 
 
 def _chunk(x, i, images):

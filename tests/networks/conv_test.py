@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from ssljax import collectives, parallel
 from ssljax.networks import conv, winograd
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
@@ -228,6 +229,32 @@ def test_winograd_is_mapped_over_seeds(monkeypatch):
 def test_winograd_passes_through_checkpoint_and_scan(monkeypatch):
   ours_by_winograd(monkeypatch)
   test_gradients_pass_through_checkpoint_and_scan()
+
+
+@pytest.mark.parametrize('by_winograd', [False, True])
+def test_devices_exchange_the_kernels_gradient_once(monkeypatch, by_winograd):
+  # In several chunks: 4 images of each of 4 devices, one at a time. What is
+  # exchanged in a loop has no order beside what is exchanged around it.
+  if by_winograd:
+    ours_by_winograd(monkeypatch)
+  monkeypatch.setattr(conv, '_CHUNK_BYTES', 1)
+  monkeypatch.setattr(winograd, '_CHUNK_BYTES', 1)
+  mesh = parallel.make_mesh([16], 4)
+  split, whole = NamedSharding(mesh, P('data')), NamedSharding(mesh, P())
+  ours, native = ours_and_native()
+  x, w = normal(0, (16, 6, 6, 3)), normal(1, (3, 3, 3, 2))
+  f = functools.partial(value_and_gradients, ours)
+  f = jax.jit(
+    parallel.on_mesh(f, mesh),
+    in_shardings=(split, whole),
+    out_shardings=(split, split, whole),
+  )
+  compiled = f.lower(x, w).compile()
+  moved = collectives.exchanges(compiled.as_text())
+  assert [(e.kind, e.times) for e in moved] == [('all-reduce', 1)]
+  chex.assert_trees_all_close(
+    f(x, w), value_and_gradients(native, x, w), atol=1e-4, rtol=1e-4
+  )
 
 
 def test_winograd_of_a_batch_split_over_devices(monkeypatch):
