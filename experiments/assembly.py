@@ -394,7 +394,8 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
   """Trains every method under every split, keeping `result.json` up to date.
 
   Raises:
-    PreemptedError: SIGTERM came; the checkpoint is of the step it came in.
+    PreemptedError: SIGTERM came; the checkpoint is of the step it came in, or
+      of the one before the sweep it came in.
   """
   result = report.begin(run, FLAGS.labels)
   earlier = hosts.once(lambda: workdir.read_result(folder)) or {}

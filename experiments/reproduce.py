@@ -89,9 +89,9 @@ def look_at(store: Store, row: tables.Row, seed: int, data_dir) -> None:
     kind = row.look.split(',')[0]
     if kind == 'propagate':
       # Named from there: what is kept is not to tell where it was made.
-      where = '--embeddings=probe.npz', '--out=propagate.json'
+      files = '--embeddings=probe.npz', '--out=propagate.json'
       propagate = [sys.executable, f'{HERE}/propagate.py', *row.propagate]
-      call([*propagate, *where], folder=out)
+      call([*propagate, *files], folder=out)
     found = json.loads((pathlib.Path(out) / f'{kind}.json').read_text())
   store.keep_look(run, seed, row.look, found)
 

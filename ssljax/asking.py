@@ -79,7 +79,7 @@ class Asking:
   def _choice(self, state: TrainState, observed, askable) -> jax.Array:
     """Rows `[Q]` of one seed; those that may not be asked for come last."""
     sampled, embedding = observed
-    missing = len(sampled.entropy) - len(askable)
+    missing = len(state.labels) - len(askable)
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _CHOICE)
     return acquisition.ACQUISITIONS[self.policy.acquire](
       sampled,
@@ -102,7 +102,7 @@ class Asking:
     return unknown
 
   def rows(
-    self, state: TrainState, splits: Sequence[Split], past, **how
+    self, state: TrainState, splits: Sequence[Split], past, before=None
   ) -> list:
     """Rows `[at most Q]` to ask about, per seed.
 
@@ -110,7 +110,7 @@ class Asking:
       state: with a leading axis [S].
       splits: S of them, as the run began.
       past: what `ask` returned, each time.
-      how: all images are swept over, as `sweep` has it.
+      before: is called before each batch of the sweep, and may end it.
     """
     asked = [
       list(itertools.chain.from_iterable(p['rows'][i] for p in past))
@@ -121,27 +121,27 @@ class Asking:
     left = [min(self.policy.size, budget - len(some)) for some in asked]
     if not any(left) or not askable.any():
       return [[] for _ in splits]
-    observed = self._observe(state, self._rows, **how)
+    observed = self._observe(state, self._rows, before=before)
     chosen = jax.device_get(self._choose(state, observed, askable))
     return [
       rows[may[rows]][:count].tolist()
       for rows, may, count in zip(chosen, askable, left, strict=True)
     ]
 
-  def ask(self, state: TrainState, splits: Sequence[Split], past, **how):
+  def ask(self, state: TrainState, splits: Sequence[Split], past, before=None):
     """Asks once.
 
     Args:
       state: with a leading axis [S].
       splits: S of them, as the run began.
       past: what this returned, each time.
-      how: as of `rows`.
+      before: as of `rows`.
 
     Returns:
       The state with the answers, and {'rows': [S][Q], 'labels': [S][Q]}, or
       None if nothing is left to be asked.
     """
-    rows = self.rows(state, splits, past, **how)
+    rows = self.rows(state, splits, past, before)
     if not any(rows):
       return state, None
     labels = hosts.once(

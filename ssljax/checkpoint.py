@@ -218,10 +218,9 @@ class Checkpoints:
 
     def one(path, like):
       name = jax.tree_util.keystr(path, simple=True, separator='.')
-      shape = shapes.get(name, like.shape)
-      if shape == like.shape:
+      if shapes[name] == like.shape:
         return like
-      return jax.ShapeDtypeStruct(shape, like.dtype, sharding=whole)
+      return jax.ShapeDtypeStruct(shapes[name], like.dtype, sharding=whole)
 
     labels, memory = jax.tree_util.tree_map_with_path(
       one, {'labels': plain.labels, 'memory': plain.memory}

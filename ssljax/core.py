@@ -63,7 +63,7 @@ def probability(**flags: float) -> None:
 class TrainState:
   """Everything a run carries; N training images, C classes.
 
-  While several seeds train at once every field has a leading axis [S]; the
+  While several seeds train at once every array has a leading axis [S]; the
   functions of a `Stage` never see that axis.
   """
 

@@ -39,13 +39,12 @@ def join(
   """Joins the other processes, before anything touches a device.
 
   What is None is asked of the surroundings: a TPU pod, Slurm, MPI, Kubernetes.
+  JAX itself ends a process that waits for the others for five minutes.
 
   Args:
     coordinator: HOST:PORT of the first process.
     processes: how many there are.
     process: the number of this one, from 0.
-
-  JAX itself ends a process that waits for the others for five minutes.
 
   Raises:
     InputError: the surroundings do not say who they are.
@@ -63,9 +62,8 @@ def join(
   except (ValueError, RuntimeError, OSError) as error:
     reason = str(error).split('\n')[0]
     raise InputError(
-      f'--multihost: the other processes are not found ({reason}): give '
-      '--coordinator=HOST:PORT of the first, --processes and --process, and '
-      'start all of them'
+      f'--multihost: nothing here says which processes there are ({reason}): '
+      'give --coordinator=HOST:PORT of the first, --processes and --process'
     ) from error
 
 

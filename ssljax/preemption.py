@@ -1,4 +1,4 @@
-"""A run that is asked to go: it finishes its step, saves, and goes.
+"""A run that is asked to go: it ends its step or its sweep, saves, and goes.
 
 What schedules machines sends SIGTERM some time before it takes one away. The
 second signal ends the process at once, as the first would have without this:

@@ -196,9 +196,9 @@ class Program:
 
   @functools.cached_property
   def refresh(self) -> list[Callable]:
-    """Per stage `(state, **how) -> state`: sweeps and redoes what is due.
+    """Per stage `(state, before=None) -> state`: redoes what is due.
 
-    How all images are swept over, as `sweep` has it.
+    It sweeps over all images, and calls `before` as `sweep.make_sweep` has it.
     """
     return [
       None if stage.refresh is keep else self._refresh(stage)
@@ -215,17 +215,19 @@ class Program:
   def _refresh(self, stage: Stage) -> Callable:
     feed, redo = self.data.train, self._redo(stage)
     if stage.observe is None:
-      return lambda state, **how: redo(state, None)
+      return lambda state, before=None: redo(state, None)
     observe, rows = self.sweep(stage.observe, feed), np.arange(feed.size)
     if stage.observe_known is None:
-      return lambda state, **how: redo(state, observe(state, rows, **how))
+      return lambda state, before=None: redo(
+        state, observe(state, rows, before=before)
+      )
     observe_known = self.sweep(stage.observe_known, feed)
 
-    def refresh(state, **how):
+    def refresh(state, before=None):
       labels = hosts.fetch(state.labels)  # [S, N] and more
       known = np.flatnonzero((labels != UNLABELLED).any(axis=0))
-      of_known = observe_known(state, known, in_place=True, **how)
-      return redo(state, (observe(state, rows, **how), of_known))
+      of_known = observe_known(state, known, in_place=True, before=before)
+      return redo(state, (observe(state, rows, before=before), of_known))
 
     return refresh
 

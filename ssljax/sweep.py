@@ -56,7 +56,7 @@ def make_sweep(
     batch: images per call.
 
   Returns:
-    `(state, fitted, rows [M], in_place=False, before=...) -> pytree of [S, M,
+    `(state, fitted, rows [M], in_place=False, before=None) -> pytree of [S, M,
     ...]`, with M rounded up to a multiple of `parallel.row_multiple`: there are
     zeros after the M. In place it is of [S, N, ...], rounded up likewise, with
     what is of a row in that row, and zeros in the others. `before()` is called
@@ -77,9 +77,7 @@ def make_sweep(
   )
   empty, write = row_writer(mesh)
 
-  def sweep(
-    state, fitted, rows: np.ndarray, in_place=False, before=lambda: None
-  ):
+  def sweep(state, fitted, rows: np.ndarray, in_place=False, before=None):
     padded = np.resize(rows, -(-len(rows) // batch) * batch).astype(np.int32)
     chunks = padded.reshape(-1, batch)
     count = feed.size if in_place else len(rows)
@@ -91,7 +89,8 @@ def make_sweep(
     fed = feed.batches(lambda i: chunks[i], range(len(chunks)))
     for (pixels, chunk), here in zip(fed, places, strict=True):
       watchdog.alive()
-      before()
+      if before:
+        before()
       part = compiled(state, (pixels, fitted), chunk)
       whole = empty(part, size) if whole is None else whole
       whole = write(whole, part, here)

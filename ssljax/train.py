@@ -22,7 +22,15 @@ import numpy as np
 
 from ssljax import batches, checkpoint, hosts, record, watchdog
 from ssljax.asking import Asking
-from ssljax.core import InputError, Method, Stage, TrainState, keep, require
+from ssljax.core import (
+  UNLABELLED,
+  InputError,
+  Method,
+  Stage,
+  TrainState,
+  keep,
+  require,
+)
 from ssljax.preemption import PreemptedError
 from ssljax.program import Program
 from ssljax.splits import Split
@@ -173,7 +181,7 @@ class _Loop:
     self.recorder, self.checkpoints = recorder, checkpoints
     self.stages = job.program.method.stages
     self.asking = job.asking
-    self.saved = None  # step of the newest checkpoint of this process
+    self.saved = None  # step of the newest checkpoint
     self.digests = [split.digest for split in job.splits]
 
   def begin(self, metrics_start: int):
@@ -199,30 +207,34 @@ class _Loop:
       f'--workdir: the checkpoint in {self.checkpoints.folder} is of another '
       'label split: give another --workdir, or --overwrite',
     )
-    fields = {k: v for k, v in saved.items() if k in Progress._fields}
-    self.progress = Progress(**fields)
+    saved.pop('shapes', None)  # of an older version
+    self.progress = Progress(**saved)
     self.saved = self.progress.step
     self.state = self.cut(state, abstract(self.progress.stage))
     return True
 
   def cut(self, state: TrainState, like: TrainState) -> TrainState:
     """A state whose tables have the lengths of these devices, as `like`'s."""
-    tables = lambda state: (state.labels, state.memory)
-    shapes = lambda state: jax.tree.map(jnp.shape, tables(state))
-    if shapes(state) == shapes(like):
-      return state
 
-    def put(table, own):  # what fills up is no one's, and as it was at first
-      count = tuple(map(min, zip(table.shape, own.shape, strict=True)))
+    def put(saved, fresh):  # what fills up is no one's, and as it was at first
+      count = tuple(map(min, zip(saved.shape, fresh.shape, strict=True)))
       some = tuple(map(slice, count))
-      return own.at[some].set(table[some])
+      return fresh.at[some].set(saved[some])
 
-    cut = jax.jit(
-      lambda *of_states: jax.tree.map(put, *of_states),
-      out_shardings=tables(self.program.sharding),
-    )
-    labels, memory = cut(tables(state), tables(self.initial()))
-    return state.replace(labels=labels, memory=memory)
+    def fitted(saved, fresh, where):
+      put_all = lambda saved, fresh: jax.tree.map(put, saved, fresh)
+      return jax.jit(put_all, out_shardings=where)(saved, fresh)
+
+    shapes, where = functools.partial(jax.tree.map, jnp.shape), like.labels
+    if state.labels.shape != where.shape:
+      fresh = np.full(where.shape, UNLABELLED, where.dtype)
+      labels = fitted(state.labels, jnp.asarray(fresh), where.sharding)
+      state = state.replace(labels=labels)
+    if shapes(state.memory) != shapes(like.memory):
+      where = self.program.sharding.memory
+      memory = fitted(state.memory, self.initial().memory, where)
+      state = state.replace(memory=memory)
+    return state
 
   def initial(self) -> TrainState:
     """The state before the first step of the first stage."""

@@ -11,6 +11,7 @@ import tiny
 
 from ssljax import asking, oracle, train
 from ssljax.core import UNLABELLED
+from ssljax.preemption import PreemptedError
 
 POLICY = asking.Policy('entropy', every=1, size=4, budget=10, passes=2)
 OFTEN = OPTIONS._replace(checkpoint_seconds=0.0)
@@ -100,6 +101,28 @@ def test_an_acquired_label_is_learned_from(name, tmp_path):
   told, _ = fit(tmp_path / '2', name, job=make_job(name, lies))
   with pytest.raises(AssertionError):
     chex.assert_trees_all_close(told.params, state.params, rtol=1e-3)
+
+
+def test_asked_to_go_while_it_chooses_it_loses_no_step_and_ends_the_same(
+  name, tmp_path, monkeypatch
+):
+  job, chooses = make_job(name), []
+  whole, progress = fit(tmp_path / 'whole', name, OFTEN, job)
+  rows = asking.Asking.rows
+
+  def note(*args, **how):
+    chooses.append(True)
+    return rows(*args, **how)
+
+  told = OFTEN._replace(preempted=lambda: bool(chooses))
+  with monkeypatch.context() as patch, pytest.raises(PreemptedError) as error:
+    patch.setattr(asking.Asking, 'rows', note)
+    fit(tmp_path / 'parts', name, told, job)
+  assert any(entry.name == 'sweep' for entry in error.traceback)
+  assert f'step {progress.asked[0]["step"]}:' in str(error.value)
+  resumed, _ = fit(tmp_path / 'parts', name, OFTEN, job)
+  chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+  assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
 
 
 def test_killed_about_an_acquisition_it_ends_the_same(

@@ -40,6 +40,7 @@ gc.set_threshold(50_000, 20, 100)
 # length, what quicker tests say: of another method that has nothing of its own
 # there, of a whole run, of a larger network: `python -m pytest -m slow`.
 # A whole test is marked where it stands, and here what depends on a parameter.
+_QUICK = r'association\.digits-mnist|deepbass\.digits'  # of the presets
 _SAME_ENGINE = r'\[(supervised|association|adaptation)\]'  # no state of images
 SLOW = (
   rf'contract_test.py::test_seeds_vmapped_.*{_SAME_ENGINE}',
@@ -60,7 +61,7 @@ SLOW = (
   r'train_test.py::test_a_run_resumes_in_any_stage.*stops[12]',
   r'train_test.py::test_a_run_that_is_asked_to_go.*\[deepbass',
   r'figures_test.py::.*\[association/2\]',
-  r'presets_test.py::test_every_preset_takes.*\[(?!.*.digits-mnist|deepbass.d)',
+  rf'presets_test.py::test_every_preset_takes.*\[(?!({_QUICK})\])',
   r'augment_test.py::test_a_row_does_not_depend.*\[(lba_stl10|madnn)\]',
 )
 

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from ssljax import batches, checkpoint, parallel, record, train
-from ssljax.core import Batch
+from ssljax.core import UNLABELLED, Batch
 
 OPTIONS = train.Options(evaluate_every=3, record_every=2)
 
@@ -193,6 +193,8 @@ def test_a_checkpoint_of_longer_or_shorter_tables_resumes(
   assert not list((folder / 'checkpoints').glob('damaged*'))
   lengths = {x.shape[1] for x in jax.tree.leaves(resumed.memory) if x.ndim > 1}
   assert multiple in lengths and 256 not in lengths
+  assert resumed.labels.shape == (1, multiple)
+  assert (resumed.labels[:, tiny.ROWS :] == UNLABELLED).all()
   chex.assert_trees_all_close(
     comparable(resumed), comparable(whole), rtol=1e-4, atol=1e-5
   )

@@ -3,7 +3,7 @@
 Started by `hosts_test.py`, as `pod.py FOLDER METHODS PORT PROCESSES PROCESS
 [STOP]`: of each method FOLDER/METHOD then has what `fit` leaves, `rows.npz`,
 the rows of every step, and `state.npz`, its last weights and memory. With STOP
-it is asked to go after so many steps.
+it is asked to go after so many looks, as many as steps where nothing is swept.
 """
 
 import pathlib
