@@ -6,6 +6,7 @@ the rows of every step, and `state.npz`, its last weights and memory. With STOP
 it is asked to go after so many looks, as many as steps where nothing is swept.
 """
 
+import contextlib
 import pathlib
 import sys
 
@@ -53,7 +54,7 @@ def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
 
   def batches(*args):
     for pixels, rows in feed.batches(*args):
-      if not isinstance(rows, jax.core.Tracer):  # of shapes alone
+      with contextlib.suppress(TypeError):  # where shapes alone are traced
         seen.append(hosts.fetch(rows).ravel())
       yield pixels, rows
 
