@@ -106,6 +106,21 @@ def on_mesh(f: Callable, mesh: Mesh) -> Callable:
   return call
 
 
+def split_images(read: Callable) -> Callable:
+  """`read`, with the images `[B, ...]` it returns split over the devices.
+
+  A compiler that is left to choose may have every device compute all of them.
+  """
+
+  def call(*args):
+    images = read(*args)
+    if jax.sharding.get_abstract_mesh().empty:
+      return images
+    return jax.lax.with_sharding_constraint(images, P('data'))
+
+  return call
+
+
 class Placer:
   """Puts arrays of the host on the devices, split or whole on each."""
 

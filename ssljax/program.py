@@ -143,7 +143,7 @@ class Program:
       data.train, data.preprocess, augmentation, data.on_pixels
     )
     step = parallel.over_seeds(
-      make_step(stage, read),
+      make_step(stage, parallel.split_images(read)),
       self.seeds,
       (0, (self._pixel_axis, None), 0),
     )

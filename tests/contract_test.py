@@ -6,6 +6,8 @@ import json
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
@@ -198,6 +200,16 @@ def test_a_checkpoint_of_longer_or_shorter_tables_resumes(
   chex.assert_trees_all_close(
     comparable(resumed), comparable(whole), rtol=1e-4, atol=1e-5
   )
+
+
+def test_images_of_a_step_are_split_whatever_the_compiler_would_do():
+  mesh = parallel.make_mesh([8], 4)
+  rows = jax.device_put(np.arange(8), NamedSharding(mesh, P()))  # on each
+  read = lambda rows: jnp.arange(16.0)[rows]
+  images = jax.jit(parallel.on_mesh(parallel.split_images(read), mesh))(rows)
+  assert images.sharding.spec == P('data')
+  np.testing.assert_array_equal(images, np.arange(8))
+  np.testing.assert_array_equal(parallel.split_images(read)(rows), images)
 
 
 def lines(folder):

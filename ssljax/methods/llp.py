@@ -123,6 +123,20 @@ def first_of_each(rows: jax.Array) -> jax.Array:
   return ~jnp.any(jnp.tril(same, -1), axis=1)
 
 
+def places_of(rows, known_rows) -> jax.Array:
+  """Where each of `rows [B]` stands, or would stand, in `known_rows [M]`.
+
+  Every device looks up its own: left to the compiler, all of them exchange
+  something at each halving.
+  """
+  search = lambda rows, known_rows: jnp.searchsorted(known_rows, rows)
+  if not jax.sharding.get_abstract_mesh().empty:
+    search = jax.shard_map(
+      search, in_specs=(P('data'), P()), out_specs=P('data'), check_vma=False
+    )
+  return search(rows, known_rows)
+
+
 def write(memory: Bank, rows, v, labels, confidence, momentum: float) -> Bank:
   """The bank with a batch's embeddings, pseudo-labels and confidences.
 
@@ -138,7 +152,7 @@ def write(memory: Bank, rows, v, labels, confidence, momentum: float) -> Bank:
   new = unit(momentum * old + (1 - momentum) * v).astype(memory.rows.dtype)
   first = first_of_each(rows)
   place = jnp.where(first, rows, len(memory.rows))
-  at = jnp.searchsorted(memory.known_rows, rows)
+  at = places_of(rows, memory.known_rows)
   at = jnp.minimum(at, len(memory.known_rows) - 1)
   is_known = first & (memory.known_rows[at] == rows)
   known_place = jnp.where(is_known, at, len(memory.known_rows))
