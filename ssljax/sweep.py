@@ -69,11 +69,12 @@ def make_sweep(
     # that a pass with dropout is the same function of every image.
     read_key, key = jax.random.split(jax.random.fold_in(key, _SWEEP))
     read_key = jax.random.fold_in(read_key, rows[0])
-    return observe(state, read(source, rows, read_key), key)
+    images = parallel.split_images(read)(source, rows, read_key)
+    return observe(state, images, key)
 
+  mapped = parallel.over_seeds(one, seeds, (0, None, None))
   compiled = jax.jit(
-    parallel.over_seeds(one, seeds, (0, None, None)),
-    compiler_options=conv.compiler_options(),
+    parallel.on_mesh(mapped, mesh), compiler_options=conv.compiler_options()
   )
   empty, write = row_writer(mesh)
 

@@ -252,6 +252,13 @@ def test_devices_exchange_the_kernels_gradient_once(monkeypatch, by_winograd):
   compiled = f.lower(x, w).compile()
   moved = collectives.exchanges(compiled.as_text())
   assert [(e.kind, e.times) for e in moved] == [('all-reduce', 1)]
+  forward = jax.jit(
+    parallel.on_mesh(ours, mesh),
+    in_shardings=(split, whole),
+    out_shardings=split,
+  )
+  text = forward.lower(x, w).compile().as_text()
+  assert not collectives.exchanges(text)
   chex.assert_trees_all_close(
     f(x, w), value_and_gradients(native, x, w), atol=1e-4, rtol=1e-4
   )
