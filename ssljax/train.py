@@ -225,14 +225,15 @@ class _Loop:
       put_all = lambda saved, fresh: jax.tree.map(put, saved, fresh)
       return jax.jit(put_all, out_shardings=where)(saved, fresh)
 
-    shapes, where = functools.partial(jax.tree.map, jnp.shape), like.labels
-    if state.labels.shape != where.shape:
-      fresh = np.full(where.shape, UNLABELLED, where.dtype)
-      labels = fitted(state.labels, jnp.asarray(fresh), where.sharding)
+    sharding, labels = self.program.sharding, like.labels
+    if state.labels.shape != labels.shape:
+      fresh = np.full(labels.shape, UNLABELLED, labels.dtype)
+      labels = fitted(state.labels, fresh, sharding.labels)
       state = state.replace(labels=labels)
+    shapes = functools.partial(jax.tree.map, jnp.shape)
     if shapes(state.memory) != shapes(like.memory):
-      where = self.program.sharding.memory
-      memory = fitted(state.memory, self.initial().memory, where)
+      fresh = self.initial().memory
+      memory = fitted(state.memory, fresh, sharding.memory)
       state = state.replace(memory=memory)
     return state
 
@@ -316,13 +317,12 @@ class _Loop:
   def orders(self, number: int) -> list[batches.Order]:
     """The order of the round, one per seed."""
     stage, splits = self.stages[number], self.job.splits
+    of_images = lambda table: hosts.fetch(table)[:, : self.state.images]
     if self.asking:
-      known = hosts.fetch(self.state.labels)[:, : self.state.images]
-      splits = map(Split.grown, splits, known)
+      splits = map(Split.grown, splits, of_images(self.state.labels))
     copies = [None] * self.program.seeds
     if stage.copies:
-      copies = hosts.fetch(self.program.copies[number](self.state))
-      copies = copies[:, : self.state.images]
+      copies = of_images(self.program.copies[number](self.state))
     epochs = 1 if stage.rounds else self.asking.every if self.asking else 0
     orders = [
       batches.Order(

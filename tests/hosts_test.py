@@ -98,6 +98,7 @@ def numbers(folder):
 def check_same(one, other, all_rows=True):
   """The same rows in the same order, and numbers up to rounding."""
   (rows, state, metrics), (rows2, state2, metrics2) = map(numbers, (one, other))
+  assert rows and rows2
   if all_rows:
     assert len(rows) == len(rows2)
   for a, b in zip(rows[::-1], rows2[::-1], strict=False):

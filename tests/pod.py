@@ -54,8 +54,10 @@ def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
 
   def batches(*args):
     for pixels, rows in feed.batches(*args):
-      with contextlib.suppress(TypeError):  # where shapes alone are traced
-        seen.append(hosts.fetch(rows).ravel())
+      # Of shapes alone there are no rows, or none that can be fetched.
+      with contextlib.suppress(jax.errors.ConcretizationTypeError):
+        if not isinstance(rows, jax.core.Tracer):
+          seen.append(hosts.fetch(rows).ravel())
       yield pixels, rows
 
   data = job.program.data._replace(train=feed._replace(batches=batches))

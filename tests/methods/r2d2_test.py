@@ -295,7 +295,9 @@ def test_the_step_of_an_image_does_not_depend_on_the_batch_size():
 def test_prediction_gives_logits_or_ten_where_the_label_is_given():
   method = make()
   state, _ = example(method)
-  logits = jax.random.normal(jax.random.key(0), [61, 3])
+  logits = jax.random.normal(jax.random.key(0), [64, 3])  # 61 rounded up
+  labels = jnp.pad(state.labels, (0, 3), constant_values=UNLABELLED)
+  state = state.replace(labels=labels)
   after = m.predict_pseudo(state, {'logits': logits})
   _, labels = tiny.images()
   predicted = after.memory.logits
