@@ -5,8 +5,7 @@ python experiments/association.py \
     --flagfile=experiments/presets/association.mnist-100.flags
 """
 
-import common
-
+from ssljax.cli import main
 from ssljax.methods.association import association
 from ssljax.methods.supervised import supervised
 
@@ -25,4 +24,4 @@ DEFAULTS = {
 }
 
 if __name__ == '__main__':
-  common.main('association', ARMS, **DEFAULTS)
+  main.main('association', ARMS, **DEFAULTS)

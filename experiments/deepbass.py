@@ -5,8 +5,7 @@ python experiments/deepbass.py \
     --flagfile=experiments/presets/deepbass.mnist-100.flags
 """
 
-import common
-
+from ssljax.cli import main
 from ssljax.methods.deepbass import deepbass
 
 ARMS = {'deepbass': deepbass}
@@ -26,4 +25,4 @@ DEFAULTS = {
 }
 
 if __name__ == '__main__':
-  common.main('deepbass', ARMS, **DEFAULTS)
+  main.main('deepbass', ARMS, **DEFAULTS)

@@ -17,18 +17,17 @@ import re
 from typing import Any
 
 from absl import flags
-import association_figures
-import common
-import figures
-import loading
-import madnn_figures
 import numpy as np
-import plotting
-import report
 
-from ssljax import record, workdir
-from ssljax.core import UNLABELLED, InputError, require
+from ssljax.cli import main
+from ssljax.core import UNLABELLED
+from ssljax.errors import InputError, require
+from ssljax.experiments.figures import association as association_figures
+from ssljax.experiments.figures import catalogue, style
+from ssljax.experiments.figures import madnn as madnn_figures
 from ssljax.methods import deepbass, llp, madnn, r2d2
+from ssljax.runs import load, run_folder, summary
+from ssljax.training import metrics_writer
 
 CONFUSED = 24  # most confident mistakes that are shown
 PER_ROW = 12  # of them
@@ -109,11 +108,11 @@ def errors(result: dict[str, Any]) -> str:
   rows = [['method', *known, 'by split (last)']]
   for arm, entry in result['arms'].items():
     found = entry['test_error']
-    cells = [report.mean_std(found[k]) if k in found else '–' for k in known]
+    cells = [summary.mean_std(found[k]) if k in found else '–' for k in known]
     splits = ' '.join(f'{value:.2f}' for value in found['last'])
     rows.append([arm, *cells, splits])
     rows += [
-      [f'{arm}, after its stage {stage}', report.mean_std(values)]
+      [f'{arm}, after its stage {stage}', summary.mean_std(values)]
       + [''] * len(known)
       for stage, values in entry.get('test_error_after', {}).items()
     ]
@@ -130,10 +129,10 @@ def errors(result: dict[str, Any]) -> str:
 
 def curves(folder: pathlib.Path, arms: list[str]) -> dict[str, dict[str, dict]]:
   """By name of a term and by arm: step -> values of the splits."""
-  skipped = {'job', 'step', 'stage', 'seed', *record.TIMING}
+  skipped = {'job', 'step', 'stage', 'seed', *metrics_writer.TIMING}
   found = {}
   for arm in arms:
-    for line in record.read(folder, arm):
+    for line in metrics_writer.read(folder, arm):
       for name in line.keys() - skipped:
         of_arm = found.setdefault(name, {}).setdefault(arm, {})
         of_arm.setdefault(line['step'], []).append(line[name])
@@ -195,7 +194,7 @@ def draw_confusion(p, truth, names):
 
   counts = association_figures.confusion(truth, p.argmax(axis=-1), len(names))
   share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-  few = len(names) <= plotting.MANY_CLASSES
+  few = len(names) <= style.MANY_CLASSES
   side = 4.2 if few else 5.5
   drawn = figure.Figure(figsize=(side + 0.6, side), layout='constrained')
   axes = drawn.subplots()
@@ -228,11 +227,11 @@ def draw_worst(images, truth, p, names):
   drawn = figure.Figure(figsize=size)
   for row in range(rows):
     top = row * (pitch + line)
-    axes = plotting.add_images(drawn, 0.05, top, pitch, PER_ROW, 1)
+    axes = style.add_images(drawn, 0.05, top, pitch, PER_ROW, 1)
     part = slice(row * PER_ROW, (row + 1) * PER_ROW)
     shown = zip(images[part], truth[part], p[part], strict=True)
     for x, (image, label, of_image) in enumerate(shown):
-      plotting.place(axes, image, x, 0)
+      style.place(axes, image, x, 0)
       guess = of_image.argmax()
       words = f'{names[label]} → {names[guess]}\n{100 * of_image[guess]:.0f} %'
       axes.text(x, 0.52, words, ha='center', va='top', size=6)
@@ -306,7 +305,7 @@ def or_why(make: Callable) -> str:
 def own_figures(finished) -> Iterator[str]:
   """Those of `figures.FIGURES` that one run of its method can show."""
   method = finished.program.method.name
-  for name, drawing in figures.FIGURES.items():
+  for name, drawing in catalogue.FIGURES.items():
     if name.startswith(f'{method}/') and drawing.alone:
       shows = re.split(r' \(|;', drawing.shows)[0]  # not the flags it needs
       draw = lambda of=drawing: as_image(of.draw(finished)[0], of.shows)
@@ -345,11 +344,11 @@ def page(finished, result: dict[str, Any]) -> str:
   of_hidden = or_why(lambda: quality(finished))
   parts.append(section('Labels given to images without one', of_hidden))
   title = f'{result["method"]} on {result["dataset"]}'
-  standing = report.errors_that_stand(result['test_error'])
+  standing = summary.errors_that_stand(result['test_error'])
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
     f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n'
-    f'<body><h1>{html.escape(title)}: {report.mean_std(standing)} % '
+    f'<body><h1>{html.escape(title)}: {summary.mean_std(standing)} % '
     f'test error</h1>\n{"".join(parts)}{"".join(own_figures(finished))}'
     '</body></html>\n'
   )
@@ -359,26 +358,26 @@ def define_flags() -> None:
   """Defines this program's flags."""
   flags.DEFINE_string('run', None, 'Folder of a finished run.')
   flags.DEFINE_string('out', None, 'RUN/report.html if unset.')
-  loading.define_flags()
+  load.define_flags()
 
 
 def write(asked: dict[str, Any]) -> None:
   """Writes the report that the flags, by name, ask for."""
   require(asked['run'] is not None, '--run: give the folder of a finished run')
-  plotting.check_matplotlib()
+  style.check_matplotlib()
   folder = pathlib.Path(asked['run'])
-  result = loading.finished_result(folder)
+  result = load.finished_result(folder)
   out = pathlib.Path(asked['out'] or folder / 'report.html')
-  finished = loading.load(
+  finished = load.load(
     folder, asked['seed'], asked['data_dir'], asked['corrupt']
   )
-  with plotting.style():
+  with style.style():
     text = page(finished, result)
-  with common.write_errors(out):
+  with main.write_errors(out):
     out.parent.mkdir(parents=True, exist_ok=True)
-    workdir.write_atomically(out, text)
+    run_folder.write_atomically(out, text)
   print(out)
 
 
 if __name__ == '__main__':
-  loading.main('html_report', define_flags, write)
+  load.main('html_report', define_flags, write)

@@ -4,8 +4,7 @@ python experiments/llp.py
 python experiments/llp.py --flagfile=experiments/presets/llp.cifar10-4000.flags
 """
 
-import common
-
+from ssljax.cli import main
 from ssljax.methods.llp import llp
 from ssljax.methods.supervised import supervised
 
@@ -24,4 +23,4 @@ DEFAULTS = {
 }
 
 if __name__ == '__main__':
-  common.main('llp', ARMS, **DEFAULTS)
+  main.main('llp', ARMS, **DEFAULTS)

@@ -24,13 +24,15 @@ import importlib
 import os
 
 from absl import flags
-import common
 import jax
-import planning
-from planning import Plan, Step, Subject
 
-from ssljax import collectives, core, parallel
-from ssljax.core import require
+from ssljax import core
+from ssljax.cli import main
+from ssljax.distributed import placement
+from ssljax.errors import require
+from ssljax.planning import collectives
+from ssljax.planning import plan as plan_lib
+from ssljax.planning.plan import Plan, Step, Subject
 
 FLAGS = flags.FLAGS
 METHODS = ('supervised', 'madnn', 'association', 'r2d2', 'llp', 'deepbass')
@@ -64,9 +66,9 @@ def batch_sizes(method: core.Method) -> str:
   """'128', or '40 (supervised), 512 (decipher … finetune)'."""
   names = {}
   for stage in method.stages:
-    names.setdefault(stage.draw.size, []).append(stage.name)
+    names.setdefault(stage.batch_spec.size, []).append(stage.name)
   if len(names) == 1:
-    return str(method.stages[0].draw.size)
+    return str(method.stages[0].batch_spec.size)
   return ', '.join(f'{b} ({first_to_last(of)})' for b, of in names.items())
 
 
@@ -158,7 +160,7 @@ def make_devices(count: int) -> None:
   other = 'xla_force_host_platform_device_count'  # another way to say it
   os.environ['XLA_FLAGS'] = ' '.join(x for x in given if other not in x)
   os.environ['JAX_NUM_CPU_DEVICES'] = str(count)  # `parallel` looks for it
-  parallel.start()
+  placement.start()
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', count)
 
@@ -179,22 +181,22 @@ class Planner:
       return FLAGS(argv)
     binary = importlib.import_module(ahead.method)
     self.arms = binary.ARMS
-    common.define(binary.ARMS, **getattr(binary, 'DEFAULTS', {}))
-    return common.parse_with_preset(ahead.method, argv)
+    main.define(binary.ARMS, **getattr(binary, 'DEFAULTS', {}))
+    return main.parse_with_preset(ahead.method, argv)
 
   def act(self) -> None:
     """Prints the plan that the flags ask for."""
     require(bool(self.arms), f'--method: give one of {", ".join(METHODS)}')
     counts = device_counts()
-    common.check_flags()
-    dataset = planning.outline()
+    main.check_flags()
+    dataset = plan_lib.outline()
     make_devices(max(counts))
-    planned = planning.subject(self.arms, dataset)
-    plans = [planning.make_plan(planned, count) for count in counts]
+    planned = plan_lib.subject(self.arms, dataset)
+    plans = [plan_lib.make_plan(planned, count) for count in counts]
     print(f'{title(planned)}\n\n{table(plans)}')
 
 
 if __name__ == '__main__':
   flags.disclaim_key_flags()  # Those of a method are this program's.
   planner = Planner()
-  common.run('plan', planner.act, planner.parse)
+  main.run('plan', planner.act, planner.parse)

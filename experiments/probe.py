@@ -15,13 +15,15 @@ import pathlib
 from typing import Any, NamedTuple
 
 from absl import flags
-import assembly
-import common
-import loading
 import numpy as np
 
-from ssljax import datasets, optimizers, representation, workdir
-from ssljax.core import UNLABELLED, positive, require
+from ssljax import optimizers
+from ssljax.analysis import embeddings
+from ssljax.cli import main
+from ssljax.core import UNLABELLED
+from ssljax.data import datasets
+from ssljax.errors import positive, require
+from ssljax.runs import build, load, run_folder
 
 TOP = 5  # of the other error, where there are more classes
 
@@ -52,16 +54,16 @@ def embed(finished, state) -> tuple[Embedded, np.ndarray]:
     finished.embed(state, data.train, rows),
     dataset.train.labels[rows],
     np.asarray(state.labels)[0, rows] != UNLABELLED,
-    representation.unit(tested.embedding),
+    embeddings.unit(tested.embedding),
     dataset.test.labels,
   ), tested.logits
 
 
 def softmax_errors(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
   """Errors in percent of `logits [M, C]`, and of the best five if C > 5."""
-  errors = {'softmax': representation.top_error(logits, truth, 1)}
+  errors = {'softmax': embeddings.top_error(logits, truth, 1)}
   if logits.shape[1] > TOP:
-    errors[f'softmax_top{TOP}'] = representation.top_error(logits, truth, TOP)
+    errors[f'softmax_top{TOP}'] = embeddings.top_error(logits, truth, TOP)
   return errors
 
 
@@ -74,12 +76,10 @@ def measure(seen: Embedded, logits: np.ndarray, classes) -> dict[str, Any]:
     classes: names `[C]`.
   """
   known = seen.labelled
-  nearest = lambda bank, labels: representation.nearest_error(
+  nearest = lambda bank, labels: embeddings.nearest_error(
     seen.test, seen.test_labels, bank, labels
   )
-  norms = representation.class_norms(
-    seen.train, seen.train_labels, len(classes)
-  )
+  norms = embeddings.class_norms(seen.train, seen.train_labels, len(classes))
   return {
     'train_images': len(seen.train),
     'labelled_images': int(known.sum()),
@@ -118,7 +118,7 @@ def readout(finished, state, asked: dict[str, Any]) -> dict[str, Any]:
   train = finished.features(state, feeds[0], rows)
   test = finished.features(state, feeds[1], np.arange(feeds[1].size))
   steps, rate = asked['readout_steps'], asked['readout_rate']
-  layer = representation.fit_readout(
+  layer = embeddings.fit_readout(
     train,
     labels[rows],
     len(dataset.classes),
@@ -134,7 +134,7 @@ def readout(finished, state, asked: dict[str, Any]) -> dict[str, Any]:
     'steps': steps,
     'rate': rate,
     'test_error': softmax_errors(
-      np.asarray(representation.read_out(layer, test)), dataset.test.labels
+      np.asarray(embeddings.read_out(layer, test)), dataset.test.labels
     ),
   }
 
@@ -179,7 +179,7 @@ def readout_data(finished, asked: dict[str, Any]):
     f'--dataset={asked["dataset"]}: its images are {shown(dataset.train)}, '
     f'those of the run {shown(own.train)}: give a data set like it',
   )
-  feed = assembly.feed_maker(dataset, 'auto', finished.program.place)
+  feed = build.feed_maker(dataset, 'auto', finished.program.place)
   return dataset, (feed(dataset.train), feed(dataset.test))
 
 
@@ -195,7 +195,7 @@ def define_flags() -> None:
   flags.DEFINE_string('dataset', None, "Read out this set, not the run's own.")
   flags.DEFINE_integer('readout_steps', 500_000, 'Of 128 images each.')
   flags.DEFINE_float('readout_rate', 0.01, 'Learning rate of the readout.')
-  loading.define_flags()
+  load.define_flags()
 
 
 def check(asked: dict[str, Any]) -> None:
@@ -246,23 +246,23 @@ def report(finished, asked: dict[str, Any]) -> tuple[dict, Embedded]:
   }
   if asked['readout']:
     result['readout'] = readout(finished, state, asked)
-  return result | workdir.provenance(finished.program.mesh.size), seen
+  return result | run_folder.provenance(finished.program.mesh.size), seen
 
 
 def probe(asked: dict[str, Any]) -> None:
   """Measures what the flags, by name, ask for, and writes it."""
   check(asked)
   folder, out = pathlib.Path(asked['run']), asked['out']
-  loading.finished_result(folder)
+  load.finished_result(folder)
   beside = pathlib.Path(out).parent if out else folder
-  with common.write_errors(beside):
+  with main.write_errors(beside):
     beside.mkdir(parents=True, exist_ok=True)
   how = asked['seed'], asked['data_dir'], asked['corrupt']
-  result, seen = report(loading.load(folder, *how), asked)
-  with common.write_errors(beside):
+  result, seen = report(load.load(folder, *how), asked)
+  with main.write_errors(beside):
     if out:
       np.savez(out, **seen._asdict())
-    workdir.write_json(beside / 'probe.json', result)
+    run_folder.write_json(beside / 'probe.json', result)
   print(table(result))
   print(f'written to {beside / "probe.json"}' + (f', {out}' if out else ''))
 
@@ -298,4 +298,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == '__main__':
-  loading.main('probe', define_flags, probe)
+  load.main('probe', define_flags, probe)

@@ -15,22 +15,19 @@ import zipfile
 import zlib
 
 from absl import flags
-import common
-import flagging
 import numpy as np
-import report
 import scipy
 import sklearn
 import tqdm
 
-from ssljax import datasets, parallel, propagation, workdir
-from ssljax.core import (
-  UNLABELLED,
-  InputError,
-  non_negative,
-  positive,
-  require,
-)
+from ssljax.analysis import propagation
+from ssljax.cli import main as main_lib
+from ssljax.cli import method_flags
+from ssljax.core import UNLABELLED
+from ssljax.data import datasets
+from ssljax.distributed import placement
+from ssljax.errors import InputError, non_negative, positive, require
+from ssljax.runs import run_folder, summary
 
 FLAGS = flags.FLAGS
 
@@ -152,7 +149,7 @@ def compare(embeddings, drawn, shared: dict) -> dict[str, list[float]]:
   for some in tqdm.tqdm(drawn, desc='subsamples', disable=None):
     hidden = some.known == UNLABELLED
     for name, row in TABLE.items():
-      own = flagging.keywords(row.propagate)
+      own = method_flags.keywords(row.propagate)
       chosen = {k: value for k, value in shared.items() if k in own}
       classes = row.propagate(
         embeddings[some.rows], some.known, FLAGS.classes, **chosen
@@ -175,13 +172,13 @@ def table(images: str, accuracies: dict[str, list[float]]) -> str:
   rows = [['method', f'accuracy in %, mean ± std (n={count})', *paper]]
   for name, values in accuracies.items():
     paper = [TABLE[name].paper] if of_paper else []
-    rows.append([name, report.mean_std(values), *paper])
+    rows.append([name, summary.mean_std(values), *paper])
   return '\n'.join(
     [
       f'{images}, part {FLAGS.part}',
       f'{count} subsamples of {FLAGS.classes} classes, {FLAGS.images} images '
       f'each, {FLAGS.labels} of them labelled; accuracy on the others',
-      *report.aligned(rows),
+      *summary.aligned(rows),
     ]
   )
 
@@ -195,7 +192,7 @@ def write(path: pathlib.Path, images: str, accuracies, names) -> None:
     accuracies: in percent, by method.
     names: of the flags that decided.
   """
-  origin = workdir.provenance(devices=1)
+  origin = run_folder.provenance(devices=1)
   origin['versions'] |= {
     'scipy': scipy.__version__,
     'scikit-learn': sklearn.__version__,
@@ -205,8 +202,8 @@ def write(path: pathlib.Path, images: str, accuracies, names) -> None:
     'flags': {name: FLAGS[name].value for name in sorted(names)},
     'accuracy': accuracies,
   }
-  with common.write_errors(path):
-    workdir.write_json(path, result | origin)
+  with main_lib.write_errors(path):
+    run_folder.write_json(path, result | origin)
 
 
 # The binary.
@@ -227,12 +224,15 @@ def define_flags() -> None:
   flags.DEFINE_integer('subsamples', PROTOCOL['subsamples'], 'How many.')
   flags.DEFINE_integer('seed', 0, 'Of the subsamples.')
   flags.DEFINE_string('out', None, 'A .json file for every number, if set.')
-  flagging.define(propagation.local_propagation)
+  method_flags.define(propagation.local_propagation)
 
 
 def check_flags() -> None:
   """Refuses, by name, values that no embeddings can have."""
-  for name in (*PROTOCOL, *flagging.keywords(propagation.local_propagation)):
+  for name in (
+    *PROTOCOL,
+    *method_flags.keywords(propagation.local_propagation),
+  ):
     positive(**{name: FLAGS[name].value})
   non_negative(seed=FLAGS.seed)
   require(FLAGS.seed < 2**32, f'--seed={FLAGS.seed}: give one below 2**32')
@@ -260,7 +260,7 @@ def check_sizes() -> None:
 def make_place(path: pathlib.Path) -> None:
   """Makes the folder of a file, before anything is computed."""
   require(not path.is_dir(), f'--out={path}: is a folder: give a file in it')
-  with common.write_errors(path):
+  with main_lib.write_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -282,7 +282,7 @@ def propagate(names) -> None:
   out = pathlib.Path(FLAGS.out) if FLAGS.out else None
   if out:
     make_place(out)
-  shared = flagging.given(propagation.local_propagation)
+  shared = method_flags.given(propagation.local_propagation)
   accuracies = compare(images.embeddings, drawn, shared)
   if out:
     write(out, images.name, accuracies, names)
@@ -291,11 +291,11 @@ def propagate(names) -> None:
 
 def main() -> None:
   """Compares the methods and exits."""
-  parallel.start()
+  placement.start()
   known = set(FLAGS)
   define_flags()
   names = set(FLAGS) - known
-  common.run('propagate', lambda: propagate(names))
+  main_lib.run('propagate', lambda: propagate(names))
 
 
 if __name__ == '__main__':

@@ -5,8 +5,7 @@ python experiments/r2d2.py \
     --flagfile=experiments/presets/r2d2.mnist-1000.flags
 """
 
-import common
-
+from ssljax.cli import main
 from ssljax.methods.r2d2 import r2d2
 
 ARMS = {'r2d2': r2d2}
@@ -24,4 +23,4 @@ DEFAULTS = {
 }
 
 if __name__ == '__main__':
-  common.main('r2d2', ARMS, **DEFAULTS)
+  main.main('r2d2', ARMS, **DEFAULTS)

@@ -23,15 +23,12 @@ import time
 from typing import Any
 
 from absl import flags
-import loading
-import pages
-import report
-import runs
-from runs import Run, Store
-import tables
 
-from ssljax import workdir
-from ssljax.core import InputError, positive, require
+from ssljax.errors import InputError, positive, require
+from ssljax.experiments.papers import readme_tables, runs, tables
+from ssljax.experiments.papers.runs import Run, Store
+from ssljax.runs import load, run_folder
+from ssljax.runs import summary as summary_lib
 
 HERE = pathlib.Path(__file__).parent
 TIMED = (2, 5)  # steps between which the time is taken: the first are slower
@@ -199,8 +196,8 @@ def written(store: Store, table: tables.Table, asked: dict[str, Any]) -> str:
   stem = f'{store.results}/{table.name.replace("/", "-")}.{budget}'
   store.results.mkdir(parents=True, exist_ok=True)
   text = tables.markdown(table, found, budget)
-  workdir.write_atomically(pathlib.Path(f'{stem}.md'), text)
-  workdir.write_atomically(
+  run_folder.write_atomically(pathlib.Path(f'{stem}.md'), text)
+  run_folder.write_atomically(
     pathlib.Path(f'{stem}.csv'), tables.as_csv(table, found)
   )
   return f'{text}written to {stem}.md, .csv'
@@ -303,7 +300,7 @@ def listing(store: Store, asked: dict[str, Any]) -> str:
     + [figure_state(store, figure, budget, asked) for budget in budgets]
     for name, figure in tables.all_figures().items()
   ]
-  parts = map(report.aligned, (rows, drawn, own))
+  parts = map(summary_lib.aligned, (rows, drawn, own))
   return '\n\n'.join('\n'.join(part) for part in parts)
 
 
@@ -385,7 +382,7 @@ def act(asked: dict[str, Any]) -> None:
   if asked['seeds'] is not None:
     positive(seeds=asked['seeds'])
   if asked['pages']:
-    pages.write(store_of(asked))
+    readme_tables.write(store_of(asked))
     return
   if asked['measure']:
     measure(store_of(asked), asked)
@@ -404,4 +401,4 @@ def act(asked: dict[str, Any]) -> None:
 if __name__ == '__main__':
   # So that what was called is ended too.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-  loading.main('reproduce', define_flags, act)
+  load.main('reproduce', define_flags, act)

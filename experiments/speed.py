@@ -24,27 +24,23 @@ import os
 from unittest import mock
 
 from absl import app, flags
-import bank_speed
 import jax
 import numpy as np
-import stream_speed
-import timing
 
-from ssljax import (
-  acquisition,
-  batches,
-  optimizers,
-  parallel,
-  preprocess,
-  program,
-  splits,
-)
-from ssljax.core import Draw, Method, Stage
+from ssljax import optimizers
+from ssljax.active import acquisition
+from ssljax.augment import preprocess
+from ssljax.core import BatchSpec, Method, Stage
+from ssljax.data import feeds, sampling, splits
+from ssljax.distributed import placement
+from ssljax.experiments.benchmarks import bank_speed, stream_speed, timing
 from ssljax.methods import association
 from ssljax.methods.madnn import madnn
 from ssljax.methods.r2d2 import r2d2
 from ssljax.methods.supervised import supervised_loss
-from ssljax.networks import conv, convlarge, deepbass, elu, small
+from ssljax.networks import convlarge, deepbass, elu, small
+from ssljax.networks.cpu import conv
+from ssljax.training import compiled as compiled_lib
 
 # name -> (network, image side, channels, batch)
 NETWORKS = {
@@ -73,8 +69,8 @@ def make_step(
   labelled=None,
 ) -> Callable:
   """A training step of a stage on random images, ready to call."""
-  draw = method.stages[stage].draw
-  rows = rows or 4 * draw.size
+  batch_spec = method.stages[stage].batch_spec
+  rows = rows or 4 * batch_spec.size
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (rows, side, side, channels), np.uint8)
   truth = np.arange(rows, dtype=np.int32) % 10
@@ -84,17 +80,17 @@ def make_step(
     )
     for seed in range(seeds)
   ]
-  mesh = parallel.make_mesh([draw.size])
-  feed = batches.resident(pixels, parallel.Placer(mesh))
-  data = program.Data(
+  mesh = placement.make_mesh([batch_spec.size])
+  feed = feeds.resident(pixels, placement.Placer(mesh))
+  data = compiled_lib.Data(
     feed, feed, truth, truth[:0], preprocess.identity(), (), None
   )
-  compiled = program.Program(method, net, data, mesh, seeds=seeds)
-  orders = [batches.Order(draw, split) for split in drawn]
-  state = compiled.initial(drawn, batches.rows_of_call(orders, (0, 1)))
-  state = compiled.enter[stage](state)
+  compiled = compiled_lib.Program(method, net, data, mesh, seeds=seeds)
+  samplers = [sampling.Sampler(batch_spec, split) for split in drawn]
+  state = compiled.initial(drawn, sampling.rows_of_call(samplers, (0, 1)))
+  state = compiled.init_stage[stage](state)
   fetched = feed.batches(
-    functools.partial(batches.rows_of_call, orders),
+    functools.partial(sampling.rows_of_call, samplers),
     ((i, i + 1) for i in itertools.count()),
   )
 
@@ -108,9 +104,11 @@ def make_step(
   return step
 
 
-def supervised_on(net, draw: Draw, tx=optimizers.optimizer) -> Method:
+def supervised_on(
+  net, batch_spec: BatchSpec, tx=optimizers.optimizer
+) -> Method:
   """Cross-entropy alone, on the same images as a method of that draw."""
-  stage = Stage('supervised', 1000, tx(1000), draw, supervised_loss(net))
+  stage = Stage('supervised', 1000, tx(1000), batch_spec, supervised_loss(net))
   return Method('supervised', (stage,), weights=optimizers.weights)
 
 
@@ -158,11 +156,11 @@ def torch_step(name: str, batch: int, side: int, channels: int, layout: str):
   return step
 
 
-def part_conv(rounds: int) -> None:
+def part_conv(epochs: int) -> None:
   """Native, ours and PyTorch, of whole training steps."""
   for name, (make, side, channels, batch) in NETWORKS.items():
     net = make(10)
-    method = supervised_on(net, Draw(batch))
+    method = supervised_on(net, BatchSpec(batch))
     steps = {}
     with conv.native():
       steps['native'] = make_step(method, net, side, channels)
@@ -174,50 +172,52 @@ def part_conv(rounds: int) -> None:
         steps[f'PyTorch {layout}'] = torch_step(
           name, batch, side, channels, layout
         )
-    measured = timing.rates(steps, dict.fromkeys(steps, batch), rounds)
+    measured = timing.rates(steps, dict.fromkeys(steps, batch), epochs)
     if len(steps) > 2:
       best = max(list(measured)[2:], key=measured.get)
       against.append(best)
     show(f'{name}, batch {batch}, {side}x{side}x{channels}', measured, *against)
 
 
-def part_madnn(rounds: int) -> None:
+def part_madnn(epochs: int) -> None:
   """What the memory costs: the same images, with and without it."""
   for name, (make, side, channels, batch) in NETWORKS.items():
-    net, draw = make(10), Draw(batch // 2, batch // 2)
+    net, batch_spec = make(10), BatchSpec(batch // 2, batch // 2)
     tx = optimizers.optimizer
     methods = {
-      'supervised': supervised_on(net, draw),
-      'MA-DNN': madnn(net, tx, draw, 1000),
-      'MA-DNN, L1 distance': madnn(net, tx, draw, 1000, distance='l1'),
+      'supervised': supervised_on(net, batch_spec),
+      'MA-DNN': madnn(net, tx, batch_spec, 1000),
+      'MA-DNN, L1 distance': madnn(net, tx, batch_spec, 1000, distance='l1'),
     }
     steps = {k: make_step(m, net, side, channels) for k, m in methods.items()}
-    measured = timing.rates(steps, dict.fromkeys(steps, batch), rounds)
+    measured = timing.rates(steps, dict.fromkeys(steps, batch), epochs)
     show(
-      f'{name}, {draw.labelled} + {draw.other} images', measured, 'supervised'
+      f'{name}, {batch_spec.labelled} + {batch_spec.unlabelled} images',
+      measured,
+      'supervised',
     )
     cost = measured['supervised'] / measured['MA-DNN']
     print(f'  a step of MA-DNN takes {cost:.3f} x a supervised one')
 
 
-def part_association(rounds: int) -> None:
+def part_association(epochs: int) -> None:
   """What association costs: of a step, and alone on large batches."""
-  net, draw = elu.elu(10), Draw(100, 100, classes=10)
+  net, batch_spec = elu.elu(10), BatchSpec(100, 100, classes=10)
   tx = optimizers.optimizer
   steps = {
-    'supervised': make_step(supervised_on(net, draw), net, 28, 1),
+    'supervised': make_step(supervised_on(net, batch_spec), net, 28, 1),
     'association': make_step(
-      association.association(net, tx, draw, 1000), net, 28, 1
+      association.association(net, tx, batch_spec, 1000), net, 28, 1
     ),
   }
-  measured = timing.rates(steps, dict.fromkeys(steps, draw.size), rounds)
+  measured = timing.rates(steps, dict.fromkeys(steps, batch_spec.size), epochs)
   show('ELU network, 100 + 100 images, D = 128', measured, 'supervised')
   cost = measured['supervised'] / measured['association']
   print(f'  a step of association takes {cost:.3f} x a supervised one')
-  association_losses(1000, 10_000, 128, rounds)
+  association_losses(1000, 10_000, 128, epochs)
 
 
-def association_losses(na: int, nb: int, dim: int, rounds: int) -> None:
+def association_losses(na: int, nb: int, dim: int, epochs: int) -> None:
   """The losses and their slopes: as they are, and keeping all intermediates."""
   rng = np.random.default_rng(0)
   a, b = (rng.normal(0, 0.2, (n, dim)).astype(np.float32) for n in (na, nb))
@@ -244,7 +244,7 @@ def association_losses(na: int, nb: int, dim: int, rounds: int) -> None:
     residuals = sum(x.nbytes for x in kept)
     memory[name] = residuals / one, temporary / one
   print(f'\nlosses alone, Na = {na}, Nb = {nb}, D = {dim}')
-  measured = timing.rates(steps, dict.fromkeys(steps, 1), rounds)
+  measured = timing.rates(steps, dict.fromkeys(steps, 1), epochs)
   for name, rate in measured.items():
     residuals, temporary = memory[name]
     print(
@@ -254,39 +254,39 @@ def association_losses(na: int, nb: int, dim: int, rounds: int) -> None:
     )
 
 
-def part_r2d2(rounds: int) -> None:
+def part_r2d2(epochs: int) -> None:
   """What pseudo-logits cost: the same images, with and without them."""
-  net, draw, rows = small.small(10), Draw(32, 96), 60_000
+  net, batch_spec, rows = small.small(10), BatchSpec(32, 96), 60_000
   # As R2-D2 has it: momentum and weight decay, nothing else.
   tx = functools.partial(optimizers.optimizer, clip=0.0, average=0.0)
   make = functools.partial(
     make_step, net=net, side=28, channels=1, rows=rows, labelled=1000
   )
   steps = {
-    'supervised': make(supervised_on(net, draw, tx)),
-    'D2': make(r2d2(net, tx, draw, 1000), stage=1),
+    'supervised': make(supervised_on(net, batch_spec, tx)),
+    'D2': make(r2d2(net, tx, batch_spec, 1000), stage=1),
   }
-  measured = timing.rates(steps, dict.fromkeys(steps, draw.size), rounds)
+  measured = timing.rates(steps, dict.fromkeys(steps, batch_spec.size), epochs)
   show(f'MNIST network, 32 + 96 of {rows} images', measured, 'supervised')
   cost = measured['supervised'] / measured['D2']
   print(f'  a step of D2 takes {cost:.3f} x a supervised one')
 
 
-def part_mc(rounds: int) -> None:
+def part_mc(epochs: int) -> None:
   """What T passes with dropout cost beside T calls of one, and of none."""
   passes, batch = 10, 512
   for name, make in {
     'MNIST network': small.small,
     "DeepBASS's network": deepbass.deepbass,
   }.items():
-    calls, megabytes = sampling(make(10), passes, batch)
-    measured = timing.rates(calls, dict.fromkeys(calls, batch), rounds)
+    calls, megabytes = dropout_passes(make(10), passes, batch)
+    measured = timing.rates(calls, dict.fromkeys(calls, batch), epochs)
     show(f'{name}, batch {batch}', measured, *list(calls)[1:])
     for count, size in megabytes.items():
       print(f'  {count:3d} passes hold {size:8.2f} MiB at a time')
 
 
-def sampling(net, passes: int, batch: int) -> tuple[dict, dict]:
+def dropout_passes(net, passes: int, batch: int) -> tuple[dict, dict]:
   """Calls that infer so many times, and MiB that 10 and 100 passes hold."""
   key = jax.random.key(0)
   image = jax.random.uniform(key, [batch, 28, 28, 1])
@@ -312,7 +312,7 @@ def sampling(net, passes: int, batch: int) -> tuple[dict, dict]:
   return calls, {passes: size(loop), 100: size(longer)}
 
 
-def part_seeds(rounds: int) -> None:
+def part_seeds(epochs: int) -> None:
   """Images per second of one seed, and of several in one program."""
   for name, (make, side, channels) in {
     'digits network': (
@@ -322,16 +322,16 @@ def part_seeds(rounds: int) -> None:
     ),
     'MNIST network': (small.small, 28, 1),
   }.items():
-    net, draw = make(10), Draw(50, 50)
-    method = madnn(net, optimizers.optimizer, draw, 1000)
+    net, batch_spec = make(10), BatchSpec(50, 50)
+    method = madnn(net, optimizers.optimizer, batch_spec, 1000)
     steps = {
       f'{seeds} at once': make_step(method, net, side, channels, seeds=seeds)
       for seeds in (1, 2, 5)
     }
-    images = {k: draw.size * int(k.split()[0]) for k in steps}
+    images = {k: batch_spec.size * int(k.split()[0]) for k in steps}
     show(
       f'{name}, seeds of MA-DNN',
-      timing.rates(steps, images, rounds),
+      timing.rates(steps, images, epochs),
       '1 at once',
     )
 
@@ -353,7 +353,7 @@ _ROUNDS = flags.DEFINE_integer('rounds', 8, 'Measurements, the best counts.', 1)
 def main(argv) -> None:
   """Runs the parts asked for."""
   del argv
-  parallel.start()
+  placement.start()
   device = jax.devices()[0]
   print(f'{jax.device_count()} x {device.device_kind}, jax {jax.__version__}')
   for name, part in PARTS.items():

@@ -4,11 +4,10 @@ python experiments/supervised.py
 python experiments/supervised.py --labels=all
 """
 
-import common
-
+from ssljax.cli import main
 from ssljax.methods.supervised import supervised
 
 ARMS = {'supervised': supervised}
 
 if __name__ == '__main__':
-  common.main('supervised', ARMS)
+  main.main('supervised', ARMS)

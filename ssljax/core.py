@@ -6,7 +6,6 @@ sequence of stages, and `make_step` is the only train step there is.
 """
 
 from collections.abc import Callable
-import math
 from typing import Any, NamedTuple
 
 from flax import struct
@@ -18,45 +17,9 @@ import optax
 UNLABELLED = -1  # scikit-learn's convention
 
 
-class InputError(ValueError):
-  """What a user gave cannot work: one line that names it and the way out."""
-
-
-def require(condition: bool, message: str) -> None:
-  """Raises `InputError(message)` unless `condition` holds."""
-  if not condition:
-    raise InputError(message)
-
-
-def positive(**flags: float) -> None:
-  """Refuses, by name, a value that is not finite or not above 0."""
-  for name, value in flags.items():
-    good = math.isfinite(value) and value > 0
-    require(good, f'--{name}={value}: give a number above 0')
-
-
-def non_negative(**flags: float) -> None:
-  """Refuses, by name, a value that is not finite or below 0."""
-  for name, value in flags.items():
-    good = math.isfinite(value) and value >= 0
-    require(good, f'--{name}={value}: give 0 or a number above it')
-
-
-def fraction(**flags: float) -> None:
-  """Refuses, by name, a value outside [0, 1)."""
-  for name, value in flags.items():
-    require(0 <= value < 1, f'--{name}={value}: give a number in [0, 1)')
-
-
 def rounded_up(count: int, multiple: int) -> int:
   """The least multiple that is not below `count`."""
   return -(-count // multiple) * multiple
-
-
-def probability(**flags: float) -> None:
-  """Refuses, by name, a value outside [0, 1]."""
-  for name, value in flags.items():
-    require(0 <= value <= 1, f'--{name}={value}: give a number from 0 to 1')
 
 
 @struct.dataclass
@@ -72,7 +35,9 @@ class TrainState:
   params: Any
   stats: Any  # batch-norm running averages
   opt_state: Any
-  labels: jax.Array  # [rows of `Spec`] int32, UNLABELLED until given, acquired
+  labels: (
+    jax.Array
+  )  # [rows of `MemorySpec`] int32, UNLABELLED until given, acquired
   memory: Any  # the method's own: slots, pseudo-logits, bank, teacher
   images: int = struct.field(pytree_node=False)  # N; tables may be longer
 
@@ -82,25 +47,25 @@ class Batch(NamedTuple):
 
   rows: jax.Array  # [B] int32 in 0..N-1
   image: jax.Array  # [B, H, W, c] float32
-  given: jax.Array  # [B] bool, the row's label may be used
+  label_mask: jax.Array  # [B] bool, the row's label may be used
 
 
-class Draw(NamedTuple):
-  """Which rows a step sees: the first `labelled`, then `other`."""
+class BatchSpec(NamedTuple):
+  """Which rows a step sees: the first `labelled`, then `unlabelled`."""
 
   labelled: int  # drawn from the rows that have a label
-  other: int = 0  # drawn from the rows the run admits, labels unused
+  unlabelled: int = 0  # drawn from the rows the run admits, labels unused
   classes: int = 0  # C: as many labelled rows of each, repeated where few
-  everything: bool = False  # draw `other` from the labelled rows too
+  include_labelled: bool = False  # draw `unlabelled` from the labelled rows too
   flag: str = 'batch_labelled'  # that says how many are `labelled`
 
   @property
   def size(self) -> int:
     """B, the rows of a step."""
-    return self.labelled + self.other
+    return self.labelled + self.unlabelled
 
 
-class Spec(NamedTuple):
+class MemorySpec(NamedTuple):
   """What a memory may depend on."""
 
   images: int  # N training images
@@ -121,7 +86,7 @@ class Spec(NamedTuple):
     return rounded_up(count, self.multiple)
 
 
-def keep(state: TrainState, observed: Any) -> TrainState:
+def no_update(state: TrainState, observed: Any) -> TrainState:
   """The refresh of a stage that re-estimates nothing."""
   del observed
   return state
@@ -131,24 +96,26 @@ class Stage(NamedTuple):
   """One phase of training, as data."""
 
   name: str
-  steps: int  # its length, where it does not last `rounds`
+  steps: int  # its length, where it does not last `epochs`
   tx: optax.GradientTransformation
-  draw: Draw
+  batch_spec: BatchSpec
   loss: Callable  # (params, state, batch, key) -> scalar, (state, metrics)
-  observe: Callable | None = None  # (state, image, key) -> pytree of [B, ...]
-  # (state, observed [rows of `Spec`, ...], zeros after N; or None) -> state
-  refresh: Callable = keep
+  per_example: Callable | None = (
+    None  # (state, image, key) -> pytree of [B, ...]
+  )
+  # (state, observed [rows of `MemorySpec`, ...], zeros after N; or None) -> state
+  epoch_update: Callable = no_update
   every: int = 1  # epochs between refreshes; 0 for one, as the stage begins
   augment: Callable | None = None  # (key, image) -> image, after the run's own
-  # state -> [rows of `Spec`] int32, how often an epoch has each; the step's
-  # `draw.other` rows are of these.
-  copies: Callable | None = None
-  rounds: int = 0  # the stage, with copies, lasts so many epochs; the last one
-  # As `observe`, but only of rows whose label is known, zeros in the others;
-  # `refresh` then gets a pair.
-  observe_known: Callable | None = None
+  # state -> [rows of `MemorySpec`] int32, how often an epoch has each; the step's
+  # `batch_spec.unlabelled` rows are of these.
+  multiplicity: Callable | None = None
+  epochs: int = 0  # the stage, with copies, lasts so many epochs; the last one
+  # As `per_example`, but only of rows whose label is known, zeros in the others;
+  # `epoch_update` then gets a pair.
+  per_labelled_example: Callable | None = None
   asks: bool = True  # an oracle may be asked for labels meanwhile
-  continues: bool = False  # with the optimiser's state of the stage before
+  keep_optimizer: bool = False  # with the optimiser's state of the stage before
 
 
 def raw_weights(state: TrainState) -> tuple[Any, Any]:
@@ -156,7 +123,7 @@ def raw_weights(state: TrainState) -> tuple[Any, Any]:
   return state.params, state.stats
 
 
-def reveal(state: TrainState, rows, labels) -> TrainState:
+def add_labels(state: TrainState, rows, labels) -> TrainState:
   """The state with acquired labels.
 
   Args:
@@ -176,12 +143,12 @@ class Method(NamedTuple):
   init: Callable = lambda key, params, stats, spec: ()  # -> memory
   layout: Any = P()  # PartitionSpec prefix tree of the memory
   weights: Callable = raw_weights  # state -> (params, stats) to evaluate
-  reveal: Callable = reveal  # (state, rows [Q], labels [Q]) -> state
+  add_labels: Callable = add_labels  # (state, rows [Q], labels [Q]) -> state
 
 
-def given_labels(state: TrainState, batch: Batch) -> jax.Array:
+def visible_labels(state: TrainState, batch: Batch) -> jax.Array:
   """Labels `[B]` a loss may use: UNLABELLED in the batch's other part."""
-  return jnp.where(batch.given, state.labels[batch.rows], UNLABELLED)
+  return jnp.where(batch.label_mask, state.labels[batch.rows], UNLABELLED)
 
 
 def init_state(
@@ -203,7 +170,7 @@ def init_state(
     key: random key of this seed.
     labels: `[N]` int32 label table.
     image: `[B, H, W, c]` float32 images for data-dependent initialisation.
-    labelled: as in `Spec`, if there is a memory that depends on it.
+    labelled: as in `MemorySpec`, if there is a memory that depends on it.
     multiple: likewise.
     extra: likewise.
   """
@@ -213,7 +180,7 @@ def init_state(
   images = len(labels)
   missing = rounded_up(images, multiple) - images
   labels = jnp.pad(labels, (0, missing), constant_values=UNLABELLED)
-  spec = Spec(
+  spec = MemorySpec(
     images,
     labels,
     labelled,
@@ -227,9 +194,9 @@ def init_state(
   return TrainState(step, train_key, params, stats, (), labels, memory, images)
 
 
-def enter(stage: Stage, state: TrainState) -> TrainState:
+def init_stage(stage: Stage, state: TrainState) -> TrainState:
   """Enters a stage: the optimiser's state is made anew, or goes on."""
-  if stage.continues:
+  if stage.keep_optimizer:
     return state
   return state.replace(opt_state=stage.tx.init(state.params))
 
@@ -249,7 +216,7 @@ def make_step(stage: Stage, read: Callable) -> Callable:
   def step(state, source, rows):
     key = jax.random.fold_in(state.key, state.step)
     read_key, loss_key = jax.random.split(key)
-    given = jnp.arange(rows.shape[0]) < stage.draw.labelled
+    given = jnp.arange(rows.shape[0]) < stage.batch_spec.labelled
     batch = Batch(rows, read(source, rows, read_key), given)
     descend = jax.value_and_grad(stage.loss, has_aux=True)
     (loss, (state, metrics)), slopes = descend(

@@ -7,13 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax.core import (
-  TrainState,
-  fraction,
-  non_negative,
-  positive,
-  require,
-)
+from ssljax.core import TrainState
+from ssljax.errors import fraction, non_negative, positive, require
 
 Decay = Literal['constant', 'linear', 'half_linear', 'cosine', 'steps']
 
@@ -148,15 +143,15 @@ def _check_decay_at(decay: Decay, decay_at: Sequence[int]) -> None:
   if decay == 'steps':
     require(
       len(decay_at) > 0,
-      '--decay=steps: say at which, as --decay_at=5000,10000',
+      '`decay`=steps: say at which, as `decay_at`=5000,10000',
     )
   for step in decay_at:
     require(
       decay == 'steps',
-      f'--decay_at: --decay={decay} has no steps: give --decay=steps too',
+      f'`decay_at`: `decay`={decay} has no steps: give `decay`=steps too',
     )
     require(
-      0 < step < 2**31, f'--decay_at={step}: give a step between 1 and 2**31'
+      0 < step < 2**31, f'`decay_at`={step}: give a step between 1 and 2**31'
     )
 
 

@@ -11,16 +11,16 @@ from unittest import mock
 
 from absl import flags
 import array_record.python.array_record_data_source  # noqa: F401 (has flags)
-import assembly
-import common
 from flax import linen as nn
 import grain  # noqa: F401 (has flags)
 import pytest
 
-from ssljax import parallel
+from ssljax.cli import main
+from ssljax.distributed import placement
 from ssljax.networks import layers, network
+from ssljax.runs import build
 
-EXPERIMENTS = pathlib.Path(common.__file__).parent
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 
 
 def environment(devices=1, **more):
@@ -47,11 +47,11 @@ def small():
   """On one device, and with `Flat` as the networks for digits."""
   # A preset may say how much is dropped, where there is something to drop.
   flat = lambda classes, *, dropout=0.0: network.from_linen(Flat(classes))
-  one_device = functools.partial(parallel.make_mesh, [1])
+  one_device = functools.partial(placement.make_mesh, [1])
   with (
-    mock.patch.dict(assembly.NETWORKS, digits=flat, digits_heads=flat),
+    mock.patch.dict(build.NETWORKS, digits=flat, digits_heads=flat),
     # Eight virtual devices on two cores take their time.
-    mock.patch.object(parallel, 'make_mesh', lambda *_, **__: one_device()),
+    mock.patch.object(placement, 'make_mesh', lambda *_, **__: one_device()),
   ):
     yield
 
@@ -90,7 +90,7 @@ def refused(capsys, *args, binary='madnn'):
 def flag_names(binary):
   """Names of the flags that an experiment binary has of its own."""
   module = importlib.import_module(binary)
-  names = common.define(module.ARMS, **getattr(module, 'DEFAULTS', {}))
+  names = main.define(module.ARMS, **getattr(module, 'DEFAULTS', {}))
   for name in names:
     delattr(flags.FLAGS, name)
   return frozenset(names)

@@ -21,7 +21,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
 ROOT = pathlib.Path(__file__).parents[1]
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.jax_cache'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-sys.path[:0] = [str(ROOT / 'experiments'), str(ROOT / 'tests')]
+sys.path[:0] = [str(ROOT / 'tests')]
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -53,20 +53,20 @@ SLOW = (
   r'contract_test.py::test_a_checkpoint_of_longer.*\[(320-r2d2|64-llp)\]',
   r'contract_test.py::test_a_checkpoint_of_longer.*-deepbass\]',
   r'contract_test.py::test_(many_steps|seeds_vmapped)_.*\[r2d2\]',
-  rf'asking_test.py::.*{_SAME_ENGINE}',
-  r'asking_test.py::.*\[r2d2\]',
-  r'experiments_test.py::test_the_papers_networks_train.*elu_svhn',
-  r'experiments_test.py::test_points_are_trained_on.*\[stream\]',
+  rf'active_loop_test.py::.*{_SAME_ENGINE}',
+  r'active_loop_test.py::.*\[r2d2\]',
+  r'main_test.py::test_the_papers_networks_train.*elu_svhn',
+  r'main_test.py::test_points_are_trained_on.*\[stream\]',
   r'reproduce_test.py::test_killed_at_any.*\[(before|while) it is kept\]',
-  r'train_test.py::test_a_run_resumes_in_any_stage.*stops[12]',
-  r'train_test.py::test_a_run_that_is_asked_to_go.*\[deepbass',
-  r'figures_test.py::.*\[association/2\]',
+  r'loop_test.py::test_a_run_resumes_in_any_stage.*stops[12]',
+  r'loop_test.py::test_a_run_that_is_asked_to_go.*\[deepbass',
+  r'catalogue_test.py::.*\[association/2\]',
   rf'presets_test.py::test_every_preset_takes.*\[(?!({_QUICK})\])',
-  r'augment_test.py::test_a_row_does_not_depend.*\[(lba_stl10|madnn)\]',
+  r'standard_test.py::test_a_row_does_not_depend.*\[(lba_stl10|madnn)\]',
 )
 
 
-LONG = ('contract_test', 'experiments_test', 'resume_test', 'hosts_test')
+LONG = ('contract_test', 'main_test', 'resume_test', 'multihost_test')
 
 
 @pytest.hookimpl(tryfirst=True)  # before they are selected

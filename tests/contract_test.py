@@ -13,18 +13,20 @@ import optax
 import pytest
 import tiny
 
-from ssljax import batches, checkpoint, parallel, record, train
 from ssljax.core import UNLABELLED, Batch
+from ssljax.data import feeds
+from ssljax.distributed import placement
+from ssljax.training import checkpoint, loop, metrics_writer
 
-OPTIONS = train.Options(evaluate_every=3, record_every=2)
+OPTIONS = loop.Options(evaluate_every=3, record_every=2)
 
 
 def fit(folder, name, options=OPTIONS, job=None, **more):
-  recorder = record.Recorder(folder)
+  recorder = metrics_writer.Recorder(folder)
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
   job = job or tiny.make_job(name, **more)
   with contextlib.closing(checkpoints), contextlib.closing(recorder):
-    return train.fit(job, options, recorder, checkpoints)
+    return loop.fit(job, options, recorder, checkpoints)
 
 
 def comparable(state):
@@ -40,11 +42,11 @@ def test_structure_shapes_and_dtypes_are_stable_and_finite(name):
   state, _ = tiny.initial(job)
   described = lambda state: jax.tree.map(lambda x: (x.shape, x.dtype), state)
   for number, stage in enumerate(job.program.method.stages):
-    state = job.program.enter[number](state)
+    state = job.program.init_stage[number](state)
     shapes = described(state)
-    if stage.observe:
-      state = job.program.refresh[number](state)
-    of_stage = tiny.orders(job, number)
+    if stage.per_example:
+      state = job.program.epoch_update[number](state)
+    of_stage = tiny.samplers(job, number)
     source, rows = next(tiny.sources(job, of_stage, [(0, 1)]))
     state, metrics = job.program.steps[number](state, source, rows)
     chex.assert_trees_all_equal(shapes, described(state))
@@ -58,10 +60,10 @@ def test_the_loss_touches_only_stats_and_memory(name):
   state = jax.tree.map(lambda x: x[0], before)
   stages = job.program.method.stages
   for loss, number in {s.loss: i for i, s in enumerate(stages)}.items():
-    of_stage = tiny.orders(job, number)
+    of_stage = tiny.samplers(job, number)
     source, rows = next(tiny.sources(job, of_stage, [(0, 1)]))
     image = job.program.plain(source, rows[0], state.key)
-    given = jnp.arange(rows.shape[1]) < stages[number].draw.labelled
+    given = jnp.arange(rows.shape[1]) < stages[number].batch_spec.labelled
     batch = Batch(rows[0], image, given)
     _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
     for field in ('step', 'params', 'opt_state', 'labels'):
@@ -80,7 +82,7 @@ def test_each_stage_compiles_once_for_all_seeds(name):
     state, _ = tiny.initial(job)
     # Several epochs: rows change, shapes do not.
     calls = [(i, i + 1) for i in range(20)]
-    for source, rows in tiny.sources(job, tiny.orders(job), calls):
+    for source, rows in tiny.sources(job, tiny.samplers(job), calls):
       state, _ = program.steps[0](state, source, rows)
   assert program.steps[0]._cache_size() == 1
   assert program._initial(24)._cache_size() == 1
@@ -151,7 +153,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 
 def fit_until(step, monkeypatch, *args, **options):
-  real = train._Loop.evaluate
+  real = loop._Loop.evaluate
 
   def evaluate(self, stage):
     if self.progress.step == step:
@@ -160,7 +162,7 @@ def fit_until(step, monkeypatch, *args, **options):
     real(self, stage)
 
   with monkeypatch.context() as patched, pytest.raises(StoppedError):
-    patched.setattr(train._Loop, 'evaluate', evaluate)
+    patched.setattr(loop._Loop, 'evaluate', evaluate)
     fit(*args, **options)
 
 
@@ -189,7 +191,7 @@ def test_a_checkpoint_of_longer_or_shorter_tables_resumes(
   whole, _ = fit(tmp_path / 'whole', name, options=always)
   folder = tmp_path / 'parts'
   fit_until(6, monkeypatch, folder, name, options=always)
-  monkeypatch.setattr(parallel, 'row_multiple', lambda mesh: multiple)
+  monkeypatch.setattr(placement, 'row_multiple', lambda mesh: multiple)
   resumed, progress = fit(folder, name, options=always, shared=False)
   assert progress.evaluations[0]['step'] < 6 < progress.step
   assert not list((folder / 'checkpoints').glob('damaged*'))
@@ -203,32 +205,34 @@ def test_a_checkpoint_of_longer_or_shorter_tables_resumes(
 
 
 def test_images_of_a_step_are_split_whatever_the_compiler_would_do():
-  mesh = parallel.make_mesh([8], 4)
+  mesh = placement.make_mesh([8], 4)
   rows = jax.device_put(np.arange(8), NamedSharding(mesh, P()))  # on each
   read = lambda rows: jnp.arange(16.0)[rows]
-  images = jax.jit(parallel.on_mesh(parallel.split_images(read), mesh))(rows)
+  images = jax.jit(placement.on_mesh(placement.split_images(read), mesh))(rows)
   assert images.sharding.spec == P('data')
   np.testing.assert_array_equal(images, np.arange(8))
-  np.testing.assert_array_equal(parallel.split_images(read)(rows), images)
+  np.testing.assert_array_equal(placement.split_images(read)(rows), images)
 
 
 def lines(folder):
   found = []
   for line in (folder / 'metrics.jsonl').read_text().splitlines():
     values = json.loads(line)
-    found.append({k: v for k, v in values.items() if k not in record.TIMING})
+    found.append(
+      {k: v for k, v in values.items() if k not in metrics_writer.TIMING}
+    )
   return found
 
 
 def test_the_stream_feed_trains_like_the_resident_one(name, tmp_path):
   states = []
-  for make_feed in (batches.resident, tiny.streamed):
+  for make_feed in (feeds.resident, tiny.streamed):
     job = tiny.make_job(name, seeds=(0, 1), make_feed=make_feed)
     state, _ = tiny.initial(job)
     calls = [(i, i + 1) for i in range(4)]
-    for source, rows in tiny.sources(job, tiny.orders(job), calls):
+    for source, rows in tiny.sources(job, tiny.samplers(job), calls):
       state, _ = job.program.steps[0](state, source, rows)
-    for redo in filter(None, job.program.refresh[:2]):
+    for redo in filter(None, job.program.epoch_update[:2]):
       state = redo(state)
     errors = job.program.evaluate(state, np.zeros(0, int))
     states.append((comparable(state), errors['test']))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from ssljax import collectives, neighbours, parallel
+from ssljax import neighbours
+from ssljax.distributed import placement
+from ssljax.planning import collectives
 
 N, D, B = 1000, 16, 8
 TAU = 0.07
@@ -39,12 +41,12 @@ def numpy_loss(v, own, bank, labels):
 @pytest.fixture(params=[1, 8])
 def mesh(request):
   """One device, or eight."""
-  return parallel.make_mesh([request.param])
+  return placement.make_mesh([request.param])
 
 
 def on(mesh, f):
   """`f` compiled on a mesh."""
-  return jax.jit(parallel.on_mesh(f, mesh))
+  return jax.jit(placement.on_mesh(f, mesh))
 
 
 def rows_on(mesh, *arrays):
@@ -143,7 +145,7 @@ def test_the_largest_are_those_of_a_sort():
 
 
 def test_a_split_bank_stays_where_it_is():
-  mesh = parallel.make_mesh([8])
+  mesh = placement.make_mesh([8])
   bank, v, labels, own = example()
   banks = rows_on(mesh, jnp.float32(bank), labels)
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from ssljax import optimizers
-from ssljax.core import InputError
+from ssljax.errors import InputError
 
 PARAMS = {
   'a': {'kernel': jnp.array([[2.0, -4.0]]), 'bias': jnp.array([1.0])},
@@ -102,10 +102,10 @@ def test_a_schedule_of_steps_falls_at_each_twice_where_named_twice():
 @pytest.mark.parametrize(
   ('more', 'message'),
   [
-    (dict(decay='steps'), '--decay=steps: say at which'),
-    (dict(decay_at=(3,)), '--decay_at: --decay=constant has no steps'),
-    (dict(decay='steps', decay_at=(5, -3)), '--decay_at=-3'),
-    (dict(decay='steps', decay_at=(2**31,)), '--decay_at=2147483648'),
+    (dict(decay='steps'), 'decay=steps: say at which'),
+    (dict(decay_at=(3,)), 'decay_at: decay=constant has no steps'),
+    (dict(decay='steps', decay_at=(5, -3)), 'decay_at=-3'),
+    (dict(decay='steps', decay_at=(2**31,)), 'decay_at=2147483648'),
   ],
 )
 def test_steps_go_with_the_decay_of_that_name(more, message):
@@ -141,5 +141,5 @@ def test_a_stage_may_scale_the_learning_rate():
   ],
 )
 def test_a_bad_value_is_refused_by_name(name, bad):
-  with pytest.raises(InputError, match=f'--{name}={bad}'):
+  with pytest.raises(InputError, match=f'{name}={bad}'):
     plain(**{name: bad})

@@ -18,15 +18,17 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tiny  # noqa: E402
 
-from ssljax import asking, checkpoint, hosts, oracle, record, train  # noqa: E402
-from ssljax.preemption import PreemptedError  # noqa: E402
+from ssljax.active import oracle  # noqa: E402
+from ssljax.distributed import multihost  # noqa: E402
+from ssljax.distributed.preemption import PreemptedError  # noqa: E402
+from ssljax.training import active_loop, checkpoint, loop, metrics_writer  # noqa: E402
 
 STEPS = 6
-OPTIONS = train.Options(evaluate_every=3, record_every=1)
-POLICY = asking.Policy('entropy', every=1, size=4, budget=8, passes=2)
+OPTIONS = loop.Options(evaluate_every=3, record_every=1)
+POLICY = active_loop.Policy('entropy', every=1, size=4, budget=8, passes=2)
 
 
-def make_job(name: str, devices: int) -> train.Job:
+def make_job(name: str, devices: int) -> loop.Job:
   """A job over so many devices.
 
   Args:
@@ -42,8 +44,8 @@ def make_job(name: str, devices: int) -> train.Job:
     return tiny.make_job(name, STEPS, tx=tx, devices=devices, shared=False)
   program = tiny.make_program('llp', STEPS, 1, tx, extra=8, devices=devices)
   among, answers = np.ones(tiny.ROWS, bool), oracle.Simulation(tiny.truth())
-  asks = asking.Asking(POLICY, program, answers, among)
-  return train.Job(name, program, tiny.make_splits(), asks)
+  asks = active_loop.Asking(POLICY, program, answers, among)
+  return loop.Job(name, program, tiny.make_splits(), asks)
 
 
 def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
@@ -57,24 +59,28 @@ def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
       # Of shapes alone there are no rows, or none that can be fetched.
       with contextlib.suppress(jax.errors.ConcretizationTypeError):
         if not isinstance(rows, jax.core.Tracer):
-          seen.append(hosts.fetch(rows).ravel())
+          seen.append(multihost.fetch(rows).ravel())
       yield pixels, rows
 
   data = job.program.data._replace(train=feed._replace(batches=batches))
   job.program.data = data
   looks = iter(range(2 * (stop or 10**6)))
   options = OPTIONS._replace(preempted=lambda: next(looks, None) is None)
-  recorder = record.Recorder(folder) if hosts.is_first() else record.Silent()
+  recorder = (
+    metrics_writer.Recorder(folder)
+    if multihost.is_first()
+    else metrics_writer.Silent()
+  )
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
   try:
-    state, _ = train.fit(job, options, recorder, checkpoints)
+    state, _ = loop.fit(job, options, recorder, checkpoints)
   except PreemptedError:
     return
   finally:
     recorder.close()
     checkpoints.close()
-  kept = hosts.fetch((state.params, state.memory, state.labels))
-  if hosts.is_first():
+  kept = multihost.fetch((state.params, state.memory, state.labels))
+  if multihost.is_first():
     np.savez(folder / 'rows.npz', *seen)
     np.savez(folder / 'state.npz', *jax.tree.leaves(kept))
 
@@ -82,6 +88,6 @@ def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
 if __name__ == '__main__':
   where, names, port, processes, process, *rest = sys.argv[1:]
   if int(processes) > 1:
-    hosts.join(f'127.0.0.1:{port}', int(processes), int(process))
+    multihost.join(f'127.0.0.1:{port}', int(processes), int(process))
   for each in names.split(','):
     run(pathlib.Path(where), each, jax.device_count(), *map(int, rest))

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import optax
 
-from ssljax import batches, datasets, parallel, preprocess, splits, train
-from ssljax.core import Draw
+from ssljax.augment import preprocess
+from ssljax.core import BatchSpec
+from ssljax.data import datasets, feeds, sampling, splits
+from ssljax.distributed import placement
 from ssljax.methods.association import association
 from ssljax.methods.deepbass import deepbass
 from ssljax.methods.llp import llp
@@ -16,11 +18,12 @@ from ssljax.methods.madnn import madnn
 from ssljax.methods.r2d2 import r2d2
 from ssljax.methods.supervised import supervised
 from ssljax.networks import layers, network
-from ssljax.program import Data, Program
+from ssljax.training import loop
+from ssljax.training.compiled import Data, Program
 
 CLASSES, ROWS, SIDE = 3, 61, 4
-DRAW = Draw(8, 8)
-BALANCED = Draw(24, 8, classes=CLASSES)  # both parts divide by 8 devices
+DRAW = BatchSpec(8, 8)
+BALANCED = BatchSpec(24, 8, classes=CLASSES)  # both parts divide by 8 devices
 
 
 class Net(nn.Module):
@@ -106,13 +109,13 @@ def streamed(images, place):
   source = datasets.Source(
     np.zeros(len(images), np.int32), images.shape[1:], lambda rows: images[rows]
   )
-  return batches.stream(source, place, threads=2)
+  return feeds.stream(source, place, threads=2)
 
 
-def make_data(devices=1, make_feed=batches.resident):
+def make_data(devices=1, make_feed=feeds.resident):
   """(data, mesh) over that many devices."""
-  mesh = parallel.make_mesh([devices])
-  place = parallel.Placer(mesh)
+  mesh = placement.make_mesh([devices])
+  place = placement.Placer(mesh)
   train, _ = images()
   test, test_truth = images(1, 20)
   data = Data(
@@ -144,28 +147,28 @@ def make_job(
   """A job of a method of the table above; `where` is as in `make_data`."""
   make = shared_program if shared else make_program
   program = make(name, steps, len(seeds), tx, **where)
-  return train.Job(name, program, make_splits(seeds, validation))
+  return loop.Job(name, program, make_splits(seeds, validation))
 
 
 def initial(job):
   """(state before the first step, pixels and fitted, rows) of a job."""
-  order = orders(job)
-  rows = batches.rows_of_call(order, (0, 1))
+  sampler = samplers(job)
+  rows = sampling.rows_of_call(sampler, (0, 1))
   state = job.program.initial(job.splits, rows)
-  return state, next(sources(job, order, [(0, 1)]))
+  return state, next(sources(job, sampler, [(0, 1)]))
 
 
-def sources(job, order, calls):
+def sources(job, sampler, calls):
   """(pixels and fitted, rows) of every call."""
-  rows_of = lambda call: batches.rows_of_call(order, call)
+  rows_of = lambda call: sampling.rows_of_call(sampler, call)
   for pixels, rows in job.program.data.train.batches(rows_of, calls):
     yield (pixels, job.program.fitted), rows
 
 
-def orders(job, stage=0):
+def samplers(job, stage=0):
   """The order of a job's stage, for every seed."""
-  draw = job.program.method.stages[stage].draw
-  return [batches.Order(draw, split) for split in job.splits]
+  batch_spec = job.program.method.stages[stage].batch_spec
+  return [sampling.Sampler(batch_spec, split) for split in job.splits]
 
 
 class Wide(nn.Module):
@@ -185,12 +188,12 @@ def imagenet_loop(method, net):
   They are of one pixel, over eight devices.
   """
   count, classes = 1_281_167, 1000
-  mesh = parallel.make_mesh([8])
+  mesh = placement.make_mesh([8])
   labels = np.arange(count, dtype=np.int32) % classes
-  feed = batches.resident(
-    np.zeros([count, 1, 1, 1], np.uint8), parallel.Placer(mesh)
+  feed = feeds.resident(
+    np.zeros([count, 1, 1, 1], np.uint8), placement.Placer(mesh)
   )
   data = Data(feed, feed, labels, labels[:0], preprocess.identity(), (), None)
   split = splits.draw_split(labels, classes, per_class=128, seed=0)
-  job = train.Job('wide', Program(method, net, data, mesh), [split])
-  return train._Loop(job, None, None, None)
+  job = loop.Job('wide', Program(method, net, data, mesh), [split])
+  return loop._Loop(job, None, None, None)

@@ -31,17 +31,8 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from ssljax import losses, optimizers
-from ssljax.core import (
-  UNLABELLED,
-  Draw,
-  Method,
-  Stage,
-  fraction,
-  given_labels,
-  non_negative,
-  positive,
-  require,
-)
+from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, visible_labels
+from ssljax.errors import fraction, non_negative, positive, require
 from ssljax.methods.supervised import supervised_loss
 
 Similarity = Literal['dot', 'euclidean']
@@ -128,15 +119,15 @@ def associate(a, b, labels, kind: Similarity = 'dot') -> Association:
 
 
 def association_loss(
-  net, draw: Draw, weights, similarity: Similarity, smoothing: float
+  net, batch_spec: BatchSpec, weights, similarity: Similarity, smoothing: float
 ):
   """The loss of a `Stage`, Eq. 5; `weights` of walker, visit and logit."""
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
-    a, b = jnp.split(outputs.embedding, [draw.labelled])
-    labels = given_labels(state, batch)
-    trips = associate(a, b, labels[: draw.labelled], similarity)
+    a, b = jnp.split(outputs.embedding, [batch_spec.labelled])
+    labels = visible_labels(state, batch)
+    trips = associate(a, b, labels[: batch_spec.labelled], similarity)
     terms = losses.cross_entropy(outputs.logits, labels, smoothing=smoothing)
 
     metrics = {
@@ -159,7 +150,7 @@ def association_loss(
 def association(
   net,
   tx,
-  draw: Draw,
+  batch_spec: BatchSpec,
   steps: int,
   *,
   walker: float = 1.0,
@@ -175,7 +166,7 @@ def association(
   Args:
     net: the `Network`.
     tx: `(steps, scale) -> optimiser` of a stage, see `optimizers.optimizer`.
-    draw: balanced labelled images, and unlabelled images, per step.
+    batch_spec: balanced labelled images, and unlabelled images, per step.
     steps: length of the stage that associates.
     walker: weight of the walker loss.
     visit: weight of the visit loss; less where the unlabelled images are of
@@ -189,22 +180,24 @@ def association(
   """
   positive(steps=steps, associate_rate=associate_rate)
   non_negative(walker=walker, visit=visit, logit=logit, pretrain=pretrain)
-  positive(batch_unlabelled=draw.other)
+  positive(batch_unlabelled=batch_spec.unlabelled)
   fraction(smoothing=smoothing)
   require(
-    draw.classes > 0,
-    '--batch_per_class: every class must be in the labelled batch of each '
-    'step: give how many images of each, as --batch_per_class=10',
+    batch_spec.classes > 0,
+    '`batch_per_class`: every class must be in the labelled batch of each '
+    'step: give how many images of each, as `batch_per_class`=10',
   )
 
   weights = walker, visit, logit
-  loss = association_loss(net, draw, weights, similarity, smoothing)
-  associating = Stage('associate', steps, tx(steps, associate_rate), draw, loss)
+  loss = association_loss(net, batch_spec, weights, similarity, smoothing)
+  associating = Stage(
+    'associate', steps, tx(steps, associate_rate), batch_spec, loss
+  )
   alone = Stage(
     'pretrain',
     pretrain,
     tx(max(1, pretrain)),
-    draw._replace(other=0),
+    batch_spec._replace(unlabelled=0),
     supervised_loss(net, smoothing=smoothing),
   )
   stages = (alone, associating) if pretrain else (associating,)

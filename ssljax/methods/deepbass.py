@@ -8,7 +8,7 @@ entropy over log C, Eq. 3. Algorithm 3.1: train on X alone, then repeat
   2. D ← D ∪ {x': H(f̃_T'(x')) < θ}, θ the mean of H(f̃_T(x)) over X     Eq. 8, 9
      or all of X' at once
   3. every so often ask for the labels of those with the largest entropy
-     (`--acquire`, for this any other method: see `asking`)
+     (``acquire``, for this any other method: see `asking`)
   4. one epoch of  mean CE(g or ψ, softmax f(x))  over X and D         Eq. 2, 5
 
 in which an image of X comes 20 times for once of X': that is the μ of Eq. 6.
@@ -27,16 +27,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from ssljax import acquisition, losses, optimizers
-from ssljax.core import (
-  UNLABELLED,
-  Draw,
-  Method,
-  Stage,
-  keep,
-  non_negative,
-  positive,
-)
+from ssljax import losses, optimizers
+from ssljax.active import acquisition
+from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, no_update
+from ssljax.errors import non_negative, positive
 
 Membership = Literal['all', 'stepwise', 'none']
 
@@ -80,13 +74,13 @@ def deepbass_loss(net):
 
 
 def sampled_with(net, passes: int):
-  """`observe` of a `Stage`: what so many passes with dropout say."""
+  """`per_example` of a `Stage`: what so many passes with dropout say."""
   sample = acquisition.sampler(net, passes)
 
-  def observe(state, image, key):
+  def per_example(state, image, key):
     return sample(state.params, state.stats, image, key)
 
-  return observe
+  return per_example
 
 
 def threshold(entropy, known) -> jax.Array:
@@ -95,9 +89,9 @@ def threshold(entropy, known) -> jax.Array:
 
 
 def refresh_with(membership: Membership):
-  """`refresh` of a `Stage`: pseudo-labels, and what is learned from them."""
+  """`epoch_update` of a `Stage`: pseudo-labels, and what is learned from them."""
 
-  def refresh(state, observed):
+  def epoch_update(state, observed):
     memory = state.memory
     sampled, theta = observed, memory.threshold
     if membership == 'stepwise':
@@ -114,7 +108,7 @@ def refresh_with(membership: Membership):
     )
     return state.replace(memory=memory)
 
-  return refresh
+  return epoch_update
 
 
 def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
@@ -126,7 +120,7 @@ def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
   )
 
 
-def copies(state, upsample: int) -> jax.Array:
+def multiplicity(state, upsample: int) -> jax.Array:
   """How often `[N]` int32 an epoch has each row, of X and of D."""
   member = state.memory.member.astype(jnp.int32)
   return jnp.where(state.labels != UNLABELLED, upsample, member)
@@ -135,7 +129,7 @@ def copies(state, upsample: int) -> jax.Array:
 def deepbass(
   net,
   tx,
-  draw: Draw,
+  batch_spec: BatchSpec,
   steps: int,
   *,
   iterations: int = 200,
@@ -149,7 +143,7 @@ def deepbass(
   Args:
     net: the `Network`; it has dropout.
     tx: `steps -> optimiser` of both stages.
-    draw: `draw.other` images per step, labelled or not.
+    batch_spec: `batch_spec.unlabelled` images per step, labelled or not.
     steps: length of the first stage, on the labelled images alone; the paper's
       is 100 epochs of their copies.
     iterations: of the second stage, an epoch each; 0 leaves it out.
@@ -159,29 +153,33 @@ def deepbass(
     labelled_passes: T, over the labelled ones, for θ.
     upsample: copies of a labelled image for one of another.
   """
-  positive(steps=steps, batch_unlabelled=draw.other, passes=passes)
+  positive(steps=steps, batch_unlabelled=batch_spec.unlabelled, passes=passes)
   positive(labelled_passes=labelled_passes, upsample=upsample)
   non_negative(iterations=iterations)
-  often = functools.partial(copies, upsample=upsample)
+  often = functools.partial(multiplicity, upsample=upsample)
   first = Stage(
     'labelled',
     steps,
     tx(steps),
-    Draw(0, draw.other, everything=True),
+    BatchSpec(0, batch_spec.unlabelled, include_labelled=True),
     deepbass_loss(net),
-    copies=often,
+    multiplicity=often,
     asks=False,
   )
   stepwise = membership == 'stepwise'
   second = first._replace(
     name='iterations',
     steps=0,
-    rounds=iterations,
+    epochs=iterations,
     asks=True,
-    continues=True,
-    observe=None if membership == 'none' else sampled_with(net, passes),
-    observe_known=sampled_with(net, labelled_passes) if stepwise else None,
-    refresh=keep if membership == 'none' else refresh_with(membership),
+    keep_optimizer=True,
+    per_example=None if membership == 'none' else sampled_with(net, passes),
+    per_labelled_example=sampled_with(net, labelled_passes)
+    if stepwise
+    else None,
+    epoch_update=no_update
+    if membership == 'none'
+    else refresh_with(membership),
   )
   stages = (first, second) if iterations else (first,)
   return Method(

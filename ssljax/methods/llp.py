@@ -37,17 +37,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ssljax import losses, neighbours, optimizers
-from ssljax.core import (
-  UNLABELLED,
-  Draw,
-  Method,
-  Stage,
-  fraction,
-  non_negative,
-  positive,
-  require,
-  reveal,
-)
+from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, add_labels
+from ssljax.errors import fraction, non_negative, positive, require
 
 ABSENT = -1  # the label of a row that only fills up a device
 
@@ -288,9 +279,9 @@ def contrast(v, own, others, count: int, tau: float) -> jax.Array:
 
 
 def estimate_density(arms: Arms):
-  """`refresh` of a `Stage`: ρ of the labelled rows, Eq. 7."""
+  """`epoch_update` of a `Stage`: ρ of the labelled rows, Eq. 7."""
 
-  def refresh(state, observed):
+  def epoch_update(state, observed):
     del observed
     memory = state.memory
     density = neighbours.log_density(
@@ -302,7 +293,7 @@ def estimate_density(arms: Arms):
     )
     return state.replace(memory=memory.replace(log_density=density))
 
-  return refresh
+  return epoch_update
 
 
 def empty_bank(arms: Arms, key, params, stats, spec) -> Bank:
@@ -311,13 +302,13 @@ def empty_bank(arms: Arms, key, params, stats, spec) -> Bank:
   k, t, images = arms.neighbours, arms.density_neighbours, spec.images
   require(
     arms.pseudo_labels == 'classifier' or k <= spec.labelled,
-    f'--neighbours={k}: there are {spec.labelled} labelled images: give at '
-    'most as many, or more --labels',
+    f'`neighbours`={k}: there are {spec.labelled} labelled images: give at '
+    'most as many, or more `labels`',
   )
   require(
     not arms.density or t <= images,
-    f'--density_neighbours={t}: there are {images} images: give at most as '
-    'many, or --nodensity',
+    f'`density_neighbours`={t}: there are {images} images: give at most as '
+    'many, or `density=False`',
   )
   bound = (3 / spec.embedding) ** 0.5
   drawn = jax.random.uniform(
@@ -347,8 +338,8 @@ def rows_of_labels(labels, size: int) -> jax.Array:
 
 
 def take_labels(arms: Arms, state, rows, labels):
-  """`reveal` of the method: the new rows have a vote from now on."""
-  state = reveal(state, rows, labels)
+  """`add_labels` of the method: the new rows have a vote from now on."""
+  state = add_labels(state, rows, labels)
   memory = state.memory
   known = rows_of_labels(state.labels, len(memory.known_rows))
   some = memory.rows[jnp.minimum(known, len(state.labels) - 1)]
@@ -359,7 +350,7 @@ def take_labels(arms: Arms, state, rows, labels):
 def llp(
   net,
   tx,
-  draw: Draw,
+  batch_spec: BatchSpec,
   steps: int,
   *,
   neighbours: int = 10,
@@ -380,7 +371,7 @@ def llp(
   Args:
     net: the `Network`; its embedding is brought to length 1 here.
     tx: `steps -> optimiser` of a stage, see `optimizers.optimizer`.
-    draw: `draw.other` images per step, of all that the run admits, labelled or
+    batch_spec: `batch_spec.unlabelled` images per step, of all that the run admits, labelled or
       not.
     steps: length of the stage that propagates.
     neighbours: K labelled neighbours that vote.
@@ -398,7 +389,9 @@ def llp(
     warm_loss: its loss: noise-contrastive, or the softmax over the whole bank.
     negatives: rows of the bank that 'nce' contrasts a step's images with.
   """
-  positive(steps=steps, batch_unlabelled=draw.other, temperature=temperature)
+  positive(
+    steps=steps, batch_unlabelled=batch_spec.unlabelled, temperature=temperature
+  )
   positive(neighbours=neighbours, density_neighbours=density_neighbours)
   positive(negatives=negatives)
   non_negative(warm=warm)
@@ -414,10 +407,10 @@ def llp(
     pseudo_labels,
     bank_dtype,
   )
-  every = Draw(0, draw.other, everything=True)
+  every = BatchSpec(0, batch_spec.unlabelled, include_labelled=True)
   propagating = Stage('propagate', steps, tx(steps), every, llp_loss(net, arms))
   if density and pseudo_labels == 'neighbours':
-    propagating = propagating._replace(refresh=estimate_density(arms))
+    propagating = propagating._replace(epoch_update=estimate_density(arms))
   alone = Stage(
     'warm',
     warm,

@@ -27,16 +27,8 @@ import jax
 import jax.numpy as jnp
 
 from ssljax import losses, optimizers
-from ssljax.core import (
-  UNLABELLED,
-  Draw,
-  Method,
-  Stage,
-  fraction,
-  given_labels,
-  non_negative,
-  positive,
-)
+from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, visible_labels
+from ssljax.errors import fraction, non_negative, positive
 
 Distance = Literal['euclidean', 'l1']
 # Keeps the slope of a square root finite at 0.
@@ -122,7 +114,7 @@ def memory_terms(p, p_hat) -> tuple[jax.Array, jax.Array]:
 def madnn(
   net,
   tx,
-  draw: Draw,
+  batch_spec: BatchSpec,
   steps: int,
   *,
   eta: float = 0.5,
@@ -138,7 +130,7 @@ def madnn(
   Args:
     net: the `Network`.
     tx: `steps -> optimiser` of a stage of that many steps.
-    draw: labelled and unlabelled images per step.
+    batch_spec: labelled and unlabelled images per step.
     steps: length of the only stage.
     eta: η of Eq. 3, the memory's learning rate.
     weight: λ of Eq. 10, weight of the memory loss.
@@ -150,7 +142,9 @@ def madnn(
       0.001·C.
   """
   positive(steps=steps, eta=eta)
-  positive(batch_labelled=draw.labelled, batch_unlabelled=draw.other)
+  positive(
+    batch_labelled=batch_spec.labelled, batch_unlabelled=batch_spec.unlabelled
+  )
   non_negative(weight=weight)
   fraction(smoothing=smoothing)
 
@@ -161,7 +155,7 @@ def madnn(
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
     x, p = outputs.embedding, jax.nn.softmax(outputs.logits)
-    labels = given_labels(state, batch)
+    labels = visible_labels(state, batch)
 
     slots = update(state.memory, x, p, labels, eta=eta)
     p_hat = assimilate(slots, x, labels, kind=distance, values=values)
@@ -181,5 +175,5 @@ def madnn(
     total = metrics['cross_entropy'] + weight * memory_loss
     return total, (state, metrics)
 
-  stage = Stage('semi-supervised', steps, tx(steps), draw, loss)
+  stage = Stage('semi-supervised', steps, tx(steps), batch_spec, loss)
   return Method('madnn', (stage,), init, weights=optimizers.weights)

@@ -37,17 +37,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from ssljax import augment, losses, optimizers
-from ssljax.core import (
-  UNLABELLED,
-  Draw,
-  Method,
-  Stage,
-  non_negative,
-  positive,
-  require,
-  reveal,
-)
+from ssljax import losses, optimizers
+from ssljax.augment import standard
+from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, add_labels
+from ssljax.errors import non_negative, positive, require
 from ssljax.methods.supervised import supervised_loss
 
 
@@ -180,13 +173,13 @@ def hard_label_loss(net):
 
 
 def predict(net):
-  """`observe` of a `Stage`: the logits of images as they are."""
+  """`per_example` of a `Stage`: the logits of images as they are."""
 
-  def observe(state, image, key):
+  def per_example(state, image, key):
     del key
     return {'logits': net.infer(state.params, state.stats, image).logits}
 
-  return observe
+  return per_example
 
 
 def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
@@ -197,7 +190,7 @@ def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
 
 
 def predict_pseudo(state, observed):
-  """`refresh` of a `Stage`: ỹ ← ŷ, or 10·onehot(y) where the label is given."""
+  """`epoch_update` of a `Stage`: ỹ ← ŷ, or 10·onehot(y) where the label is given."""
   logits, labels = observed['logits'], state.labels  # [N, C] and [N]
   given = KNOWN * jax.nn.one_hot(labels, logits.shape[-1])
   known = (labels != UNLABELLED)[:, None]
@@ -206,8 +199,8 @@ def predict_pseudo(state, observed):
 
 
 def take_labels(state, rows, labels):
-  """`reveal` of the method: ỹ is 10·onehot(y) from now on."""
-  state, memory = reveal(state, rows, labels), state.memory
+  """`add_labels` of the method: ỹ is 10·onehot(y) from now on."""
+  state, memory = add_labels(state, rows, labels), state.memory
   answered = jnp.where(labels == UNLABELLED, len(memory.sums), rows)
   logits = KNOWN * jax.nn.one_hot(labels, memory.logits.shape[-1])
   put = lambda whole, part: whole.at[answered].set(part, mode='drop')
@@ -218,7 +211,7 @@ def take_labels(state, rows, labels):
 def r2d2(
   net,
   tx,
-  draw: Draw,
+  batch_spec: BatchSpec,
   steps: int,
   *,
   alpha: float = 0.1,
@@ -244,7 +237,7 @@ def r2d2(
     net: the `Network`.
     tx: `(steps, scale, **changes) -> optimiser` of a stage, see
       `optimizers.optimizer`.
-    draw: labelled and unlabelled images per step of `decipher` and `repeat`.
+    batch_spec: labelled and unlabelled images per step of `decipher` and `repeat`.
     steps: length of the stage `decipher`. Its learning rate and decay, and
       those of each part of `repeat`, are the run's.
     alpha: α of Eq. 2, weight of the divergence.
@@ -274,23 +267,25 @@ def r2d2(
   positive(pretrain_batch=pretrain_batch, pseudo_rate=pseudo_rate, alpha=alpha)
   positive(pretrain_rate=pretrain_rate, finetune_rate=finetune_rate)
   non_negative(beta=beta, repeat=repeat, cutout=cutout)
-  positive(batch_labelled=draw.labelled, batch_unlabelled=draw.other)
+  positive(
+    batch_labelled=batch_spec.labelled, batch_unlabelled=batch_spec.unlabelled
+  )
   require(
     force or alpha > beta,
-    f'--alpha={alpha}, --beta={beta}: training fails unless alpha is above '
-    'beta (Theorem 1): lower --beta, or insist with --force',
+    f'`alpha`={alpha}, `beta`={beta}: training fails unless alpha is above '
+    'beta (Theorem 1): lower `beta`, or insist with `force=True`',
   )
   require(
     not repeat or (interval > 0 and repeat % interval == 0),
-    f'--interval={interval}: does not divide --repeat={repeat} steps: give '
-    'one that does, or --repeat=0 to leave the stage out',
+    f'`interval`={interval}: does not divide `repeat`={repeat} steps: give '
+    'one that does, or `repeat`=0 to leave the stage out',
   )
-  hole = augment.cutout(cutout) if cutout else None
+  hole = standard.cutout(cutout) if cutout else None
   loss = deep_decipher_loss(net, alpha, beta, divergence, pseudo_rate)
-  again = dict(observe=predict(net), refresh=predict_pseudo, every=0)
+  again = dict(per_example=predict(net), epoch_update=predict_pseudo, every=0)
 
   def decipher(name, length, share=1.0, predicting=True):
-    stage = Stage(name, length, tx(length, share), draw, loss)
+    stage = Stage(name, length, tx(length, share), batch_spec, loss)
     return stage._replace(**again) if predicting else stage
 
   part = interval if repredict or lower else repeat
@@ -308,7 +303,7 @@ def r2d2(
     'supervised',
     pretrain,
     tx(pretrain * 7 // 6, learning_rate=pretrain_rate, **cosine),
-    Draw(pretrain_batch, flag='pretrain_batch'),
+    BatchSpec(pretrain_batch, flag='pretrain_batch'),
     supervised_loss(net),
     augment=hole,
   )
@@ -316,7 +311,7 @@ def r2d2(
     'finetune',
     finetune,
     tx(finetune, learning_rate=finetune_rate, **cosine),
-    Draw(0, draw.size, everything=True),
+    BatchSpec(0, batch_spec.size, include_labelled=True),
     hard_label_loss(net),
     augment=hole,
   )

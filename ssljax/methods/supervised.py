@@ -6,15 +6,8 @@ with the network, optimiser and steps of the method it is compared with.
 """
 
 from ssljax import losses, optimizers
-from ssljax.core import (
-  UNLABELLED,
-  Draw,
-  Method,
-  Stage,
-  fraction,
-  given_labels,
-  positive,
-)
+from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, visible_labels
+from ssljax.errors import fraction, positive
 
 
 def supervised_loss(net, *, smoothing: float = 0.0):
@@ -22,7 +15,7 @@ def supervised_loss(net, *, smoothing: float = 0.0):
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
-    labels = given_labels(state, batch)
+    labels = visible_labels(state, batch)
     terms = losses.cross_entropy(outputs.logits, labels, smoothing=smoothing)
     mean = losses.mean_where(terms, labels != UNLABELLED)
     return mean, (state.replace(stats=stats), {'cross_entropy': mean})
@@ -31,19 +24,21 @@ def supervised_loss(net, *, smoothing: float = 0.0):
 
 
 def supervised(
-  net, tx, draw: Draw, steps: int, *, smoothing: float = 0.0
+  net, tx, batch_spec: BatchSpec, steps: int, *, smoothing: float = 0.0
 ) -> Method:
   """Trains on the labelled part of the draw.
 
   Args:
     net: the `Network`.
     tx: `steps -> optimiser` of a stage, see `optimizers.optimizer`.
-    draw: `draw.other` is left out, since nothing is learned from it.
+    batch_spec: `batch_spec.unlabelled` is left out, since nothing is learned from it.
     steps: length of the only stage.
     smoothing: label smoothing of the cross-entropy.
   """
-  positive(steps=steps, batch_labelled=draw.labelled)
+  positive(steps=steps, batch_labelled=batch_spec.labelled)
   fraction(smoothing=smoothing)
   loss = supervised_loss(net, smoothing=smoothing)
-  stage = Stage('supervised', steps, tx(steps), draw._replace(other=0), loss)
+  stage = Stage(
+    'supervised', steps, tx(steps), batch_spec._replace(unlabelled=0), loss
+  )
   return Method('supervised', (stage,), weights=optimizers.weights)

@@ -8,7 +8,8 @@ norm. Nine convolutions, a linear classifier, 3.1 million parameters.
 from flax import linen as nn
 import jax.numpy as jnp
 
-from ssljax.networks import conv, layers, network
+from ssljax.networks import layers, network
+from ssljax.networks.cpu import conv
 
 
 class ConvLarge(nn.Module):

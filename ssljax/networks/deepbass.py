@@ -12,8 +12,9 @@ They divide pixels by 256, we by 255.
 
 from flax import linen as nn
 
-from ssljax import core
-from ssljax.networks import conv, layers, network
+from ssljax import errors
+from ssljax.networks import layers, network
+from ssljax.networks.cpu import conv
 
 _INIT = nn.initializers.glorot_uniform()
 
@@ -74,7 +75,7 @@ def deepbass(
     widths: channels; every width halves the image once.
     dropout: its rate.
   """
-  core.fraction(dropout=dropout)
+  errors.fraction(dropout=dropout)
   return network.from_linen(
     DeepBass(classes, widths, dropout), 2 ** len(widths)
   )
@@ -93,5 +94,5 @@ def mlp(
     widths: of the hidden layers.
     dropout: its rate.
   """
-  core.fraction(dropout=dropout)
+  errors.fraction(dropout=dropout)
   return network.from_linen(Perceptron(classes, widths, dropout))

@@ -12,7 +12,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssljax.networks import conv, layers, network
+from ssljax.networks import layers, network
+from ssljax.networks.cpu import conv
 
 Normalize = Literal['none', 'variance', 'centre']
 

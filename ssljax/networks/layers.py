@@ -6,7 +6,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssljax.networks import conv
+from ssljax.networks.cpu import conv
 
 SLOPE = 0.1  # of every leaky ReLU in the five papers
 Norm = Literal['batch', 'weight']

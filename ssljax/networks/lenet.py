@@ -13,8 +13,9 @@ U(−√(3 / fan_in), √(3 / fan_in)), biases at 0.
 
 from flax import linen as nn
 
-from ssljax import core
-from ssljax.networks import conv, network
+from ssljax import errors
+from ssljax.networks import network
+from ssljax.networks.cpu import conv
 
 
 class LeNet(nn.Module):
@@ -51,6 +52,6 @@ def lenet(classes: int, *, embedding: int = 2) -> network.Network:
     classes: C.
     embedding: D; 2 in Figure 2, to be drawn as it is.
   """
-  core.positive(embedding=embedding)
+  errors.positive(embedding=embedding)
   # 16 pixels become 12, 6, 2 and 1.
   return network.from_linen(LeNet(classes, embedding), 16)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from flax import linen as nn
 import jax
 
-from ssljax.core import require
+from ssljax.errors import require
 
 
 class Outputs(NamedTuple):
@@ -42,9 +42,9 @@ def from_linen(module: nn.Module, smallest: int = 1) -> Network:
     side = min(image.shape[1:3])
     require(
       side >= smallest,
-      f'--network: {type(module).__name__} needs images of at least '
+      f'`network`: {type(module).__name__} needs images of at least '
       f'{smallest}x{smallest} pixels, these are {side}: choose a smaller '
-      'network, or enlarge them with --image_size',
+      'network, or enlarge them with `image_size`',
     )
     variables = module.init(key, image, train=True, dropout=False)
     return variables['params'], variables.get('batch_stats', {})

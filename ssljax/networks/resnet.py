@@ -26,8 +26,9 @@ from typing import Literal
 from flax import linen as nn
 import jax.numpy as jnp
 
-from ssljax import core
-from ssljax.networks import conv, layers, network
+from ssljax import errors
+from ssljax.networks import layers, network
+from ssljax.networks.cpu import conv
 
 Version = Literal[1, 2]
 Stem = Literal['imagenet', 'small']
@@ -143,9 +144,9 @@ def heads(
 
 def from_resnet(module: ResNet) -> network.Network:
   """The interface of a ResNet, for images that it can see something of."""
-  core.positive(width=module.width)
+  errors.positive(width=module.width)
   if module.embedding is not None:
-    core.positive(embedding=module.embedding)
+    errors.positive(embedding=module.embedding)
   # Two pixels are left to halve at the last: of one, a 3×3 window sees one
   # pixel and eight zeros.
   halvings = len(module.blocks) - 1 + 2 * (module.stem == 'imagenet')

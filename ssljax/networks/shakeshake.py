@@ -24,8 +24,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssljax import core
-from ssljax.networks import conv, layers, network
+from ssljax import errors
+from ssljax.networks import layers, network
+from ssljax.networks.cpu import conv
 
 EPSILON = 1e-5  # of PyTorch's batch norm
 
@@ -207,7 +208,7 @@ def shakeshake(
     blocks: of each stage; the depth is 6 blocks + 2.
     momentum: of the running averages; PyTorch's 0.1 is 0.9 here.
   """
-  core.positive(width=width, blocks=blocks)
+  errors.positive(width=width, blocks=blocks)
   # 3 pixels become 2 and then 1. Of 2 the last shortcut would see one, and
   # nothing but zeros in its second half.
   return network.from_linen(ShakeShake(classes, width, blocks, momentum), 3)

@@ -3,7 +3,8 @@
 from flax import linen as nn
 import jax.numpy as jnp
 
-from ssljax.networks import conv, layers, network
+from ssljax.networks import layers, network
+from ssljax.networks.cpu import conv
 
 
 class Small(nn.Module):

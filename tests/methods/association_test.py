@@ -7,12 +7,13 @@ import pytest
 import scipy.spatial.distance
 import tiny
 
-from ssljax.core import UNLABELLED, Batch, Draw, InputError, init_state
+from ssljax.core import UNLABELLED, Batch, BatchSpec, init_state
+from ssljax.errors import InputError
 from ssljax.methods import association as m
 from ssljax.methods.supervised import supervised
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])  # classes of unequal size
-BALANCED = Draw(9, 7, classes=tiny.CLASSES)
+BALANCED = BatchSpec(9, 7, classes=tiny.CLASSES)
 
 
 def sample(seed=0, b_rows=5, dim=3, scale=1.0):
@@ -142,14 +143,14 @@ def test_the_bounds_are_reached_where_classes_are_far_apart():
 
 def test_a_permutation_of_b_changes_nothing():
   a, b = (x.astype('f4') for x in sample(0, 9))
-  order = np.random.default_rng(1).permutation(9)
+  sampler = np.random.default_rng(1).permutation(9)
   total = lambda a, b: sum(m.associate(a, b, LABELS)[:2])
   (loss, (of_a, of_b)), (again, (of_a2, of_b2)) = (
-    jax.value_and_grad(total, (0, 1))(a, x) for x in (b, b[order])
+    jax.value_and_grad(total, (0, 1))(a, x) for x in (b, b[sampler])
   )
   np.testing.assert_allclose(loss, again, rtol=1e-6)
   np.testing.assert_allclose(of_a, of_a2, rtol=1e-4, atol=1e-6)
-  np.testing.assert_allclose(of_b[order], of_b2, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(of_b[sampler], of_b2, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('kind', ['dot', 'euclidean'])
@@ -187,9 +188,9 @@ def test_only_the_similarities_are_computed_again():
 # The method.
 
 
-def make(draw=BALANCED, **arguments):
+def make(batch_spec=BALANCED, **arguments):
   tx = lambda steps, scale=1.0: optax.sgd(0.1 * scale)
-  return m.association(tiny.NET, tx, draw, 1, **arguments)
+  return m.association(tiny.NET, tx, batch_spec, 1, **arguments)
 
 
 def example(method):
@@ -248,8 +249,8 @@ def test_a_first_stage_sees_the_labelled_images_alone():
   method = make(pretrain=5, associate_rate=0.1)
   alone, associating = method.stages
   assert [s.steps for s in method.stages] == [5, 1]
-  assert alone.draw == Draw(9, 0, classes=3)
-  assert associating.draw == BALANCED
+  assert alone.batch_spec == BatchSpec(9, 0, classes=3)
+  assert associating.batch_spec == BALANCED
   # A tenth of the learning rate, 0.1: a slope of 1 moves by −0.01.
   slope = jnp.ones([])
   updates, _ = associating.tx.update(slope, associating.tx.init(slope))
@@ -257,19 +258,19 @@ def test_a_first_stage_sees_the_labelled_images_alone():
 
 
 @pytest.mark.parametrize(
-  ('draw', 'flag'),
+  ('batch_spec', 'flag'),
   [
-    (Draw(9, 7), '--batch_per_class'),
-    (Draw(9, 0, classes=3), '--batch_unlabelled'),
+    (BatchSpec(9, 7), 'batch_per_class'),
+    (BatchSpec(9, 0, classes=3), 'batch_unlabelled'),
   ],
 )
-def test_the_batch_needs_every_class_and_unlabelled_images(draw, flag):
+def test_the_batch_needs_every_class_and_unlabelled_images(batch_spec, flag):
   with pytest.raises(InputError, match=flag):
-    make(draw)
+    make(batch_spec)
 
 
 @pytest.mark.parametrize('bad', [-1.0, float('nan'), float('inf')])
 @pytest.mark.parametrize('name', ['walker', 'visit', 'logit', 'pretrain'])
 def test_a_bad_hyper_parameter_is_refused_by_name(name, bad):
-  with pytest.raises(InputError, match=f'--{name}'):
+  with pytest.raises(InputError, match=f'{name}'):
     make(**{name: bad})

@@ -7,18 +7,13 @@ import optax
 import pytest
 import tiny
 
-from ssljax import batches, train
-from ssljax.acquisition import Sampled
-from ssljax.core import (
-  UNLABELLED,
-  Batch,
-  Draw,
-  InputError,
-  TrainState,
-  init_state,
-)
+from ssljax.active.acquisition import Sampled
+from ssljax.core import UNLABELLED, Batch, BatchSpec, TrainState, init_state
+from ssljax.data import sampling
+from ssljax.errors import InputError
 from ssljax.methods import deepbass as m
-from ssljax.program import Program
+from ssljax.training import loop
+from ssljax.training.compiled import Program
 
 N, C = tiny.ROWS, tiny.CLASSES
 
@@ -58,14 +53,14 @@ def test_membership_and_threshold_are_a_simulation_of_algorithm_3_1():
   memory = m.PseudoLabels(
     jnp.zeros(12, int), jnp.zeros(12), jnp.zeros(12, bool), jnp.zeros([])
   )
-  state, refresh = bare_state(labels, memory), m.refresh_with('stepwise')
+  state, epoch_update = bare_state(labels, memory), m.refresh_with('stepwise')
   member, grew = set(), []
   for iteration in range(4):
     many, all_rows = draws(iteration, 12, 0.1), draws(100 + iteration)
     theta = np.mean([slow_entropy(many[j]) for j in (1, 4, 6)])  # Eq. 8
     member |= {j for j in range(8) if slow_entropy(all_rows[j]) < theta}
     grew.append(len(member))
-    state = refresh(state, (sampled(all_rows), sampled(many)))
+    state = epoch_update(state, (sampled(all_rows), sampled(many)))
     assert float(state.memory.threshold) == pytest.approx(theta, abs=1e-6)
     found = np.flatnonzero(state.memory.member)
     assert set(found) == member  # once in D, always in D: Eq. 9
@@ -75,7 +70,9 @@ def test_membership_and_threshold_are_a_simulation_of_algorithm_3_1():
       assert float(state.memory.entropy[j]) == pytest.approx(want, abs=1e-5)
     # An epoch has a labelled row 20 times, and one of D once: Eq. 6.
     often = [20 if labels[j] >= 0 else int(j in member) for j in range(8)]
-    np.testing.assert_array_equal(m.copies(state, 20), [*often, 0, 0, 0, 0])
+    np.testing.assert_array_equal(
+      m.multiplicity(state, 20), [*often, 0, 0, 0, 0]
+    )
   assert 0 < grew[0] < grew[-1] < 8  # or the test has shown nothing
 
 
@@ -85,11 +82,11 @@ def test_all_data_are_learned_from_at_once_and_none_in_active_learning():
     jnp.zeros(4, int), jnp.zeros(4), jnp.zeros(4, bool), jnp.zeros([])
   )
   state = bare_state(labels, memory)
-  np.testing.assert_array_equal(m.copies(state, 5), [5, 0, 0, 0])
+  np.testing.assert_array_equal(m.multiplicity(state, 5), [5, 0, 0, 0])
   state = m.refresh_with('all')(state, sampled(draws(0, 4)))
-  np.testing.assert_array_equal(m.copies(state, 5), [5, 1, 1, 0])
+  np.testing.assert_array_equal(m.multiplicity(state, 5), [5, 1, 1, 0])
   alone = make(membership='none').stages[1]
-  assert alone.observe is None
+  assert alone.per_example is None
 
 
 def test_the_loss_is_the_mean_over_truth_and_pseudo_labels():
@@ -122,35 +119,43 @@ def test_the_loss_is_the_mean_over_truth_and_pseudo_labels():
 
 def test_an_epoch_has_every_copy_and_fills_up_its_last_step():
   split = tiny.make_splits()[0]
-  copies = np.where(split.labels >= 0, 3, 1)
-  draw = Draw(0, 10, everything=True)
-  order = batches.Order(draw, split, copies=copies, start=7, epoch=2)
+  multiplicity = np.where(split.labels >= 0, 3, 1)
+  batch_spec = BatchSpec(0, 10, include_labelled=True)
+  sampler = sampling.Sampler(
+    batch_spec, split, multiplicity=multiplicity, start=7, epoch=2
+  )
   # 24 labelled ones 3 times and 37 others: 109 rows, 11 steps of 10.
-  assert order.epoch_steps == 11
-  rows = np.concatenate([order.rows(7 + step) for step in range(11)])
+  assert sampler.epoch_steps == 11
+  rows = np.concatenate([sampler.rows(7 + step) for step in range(11)])
   times = np.bincount(rows, minlength=N)
-  assert (times >= copies).all() and times.sum() == 110
+  assert (times >= multiplicity).all() and times.sum() == 110
   assert times[split.labels < 0].max() <= 2
   # Another epoch is another shuffle; the same is the same.
-  again = batches.Order(draw, split, copies=copies, epoch=2)
-  np.testing.assert_array_equal(again.rows(0), order.rows(7))
-  other = batches.Order(draw, split, copies=copies, epoch=3)
-  assert (other.rows(0) != order.rows(7)).any()
+  again = sampling.Sampler(
+    batch_spec, split, multiplicity=multiplicity, epoch=2
+  )
+  np.testing.assert_array_equal(again.rows(0), sampler.rows(7))
+  other = sampling.Sampler(
+    batch_spec, split, multiplicity=multiplicity, epoch=3
+  )
+  assert (other.rows(0) != sampler.rows(7)).any()
 
 
 def test_rows_that_the_run_does_not_admit_are_in_no_epoch():
   split = tiny.make_splits(validation=9)[0]
-  order = batches.Order(
-    Draw(0, 8, everything=True), split, copies=np.ones(N, int)
+  sampler = sampling.Sampler(
+    BatchSpec(0, 8, include_labelled=True), split, multiplicity=np.ones(N, int)
   )
-  seen = {row for step in range(order.epoch_steps) for row in order.rows(step)}
+  seen = {
+    row for step in range(sampler.epoch_steps) for row in sampler.rows(step)
+  }
   assert seen == set(range(N)) - set(split.validation)
 
 
 def job_of(**arms):
   data, mesh = tiny.make_data()
   program = Program(make(**arms), tiny.NET, data, mesh, batch=8)
-  return train.Job('deepbass', program, tiny.make_splits())
+  return loop.Job('deepbass', program, tiny.make_splits())
 
 
 def test_the_optimiser_goes_on_through_both_stages(tmp_path):
@@ -170,7 +175,7 @@ def test_nothing_is_compiled_again_as_epochs_grow(tmp_path):
   assert len(set(lengths)) > 1
   first, second = job.program.steps
   assert first is second  # nor as the second stage begins
-  for compiled in (first, job.program.copies[1]):
+  for compiled in (first, job.program.multiplicity[1]):
     assert compiled._cache_size() == 1
 
 
@@ -179,8 +184,8 @@ def test_seeds_whose_epochs_differ_are_not_trained_at_once(tmp_path):
   data, mesh = tiny.make_data()
   method = make(iterations=4, passes=2, membership='stepwise')
   program = Program(method, tiny.NET, data, mesh, seeds=3, batch=8)
-  job = train.Job('deepbass', program, tiny.make_splits((0, 1, 2)))
-  with pytest.raises(InputError, match='--seeds_at_once=1'):
+  job = loop.Job('deepbass', program, tiny.make_splits((0, 1, 2)))
+  with pytest.raises(InputError, match='seeds_at_once=1'):
     fit(tmp_path, 'deepbass', job=job)
 
 
@@ -189,7 +194,7 @@ def test_a_run_resumes_in_any_round_bit_for_bit(tmp_path, monkeypatch):
   often = OPTIONS._replace(checkpoint_seconds=0.0, record_every=3)
   job = job_of(iterations=3, passes=2, labelled_passes=3, membership='stepwise')
   whole, progress = fit(tmp_path / 'whole', 'deepbass', often, job)
-  save = train._Loop.save
+  save = loop._Loop.save
   ends = [e['step'] for e in progress.evaluations]
   # In the first stage, at its end, within a round, and as one ends.
   for at in (3, 4, 7, ends[3]):
@@ -201,7 +206,7 @@ def test_a_run_resumes_in_any_round_bit_for_bit(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-      patch.setattr(train._Loop, 'save', stop)
+      patch.setattr(loop._Loop, 'save', stop)
       with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / 'parts', 'deepbass', often, job)
   resumed, again = fit(tmp_path / 'parts', 'deepbass', often, job)
@@ -213,11 +218,11 @@ def test_a_run_resumes_in_any_round_bit_for_bit(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('arguments', 'flag'),
   [
-    (dict(steps=0), '--steps'),
-    (dict(iterations=-1), '--iterations'),
-    (dict(passes=0), '--passes'),
-    (dict(labelled_passes=0), '--labelled_passes'),
-    (dict(upsample=0), '--upsample'),
+    (dict(steps=0), 'steps'),
+    (dict(iterations=-1), 'iterations'),
+    (dict(passes=0), 'passes'),
+    (dict(labelled_passes=0), 'labelled_passes'),
+    (dict(upsample=0), 'upsample'),
   ],
 )
 def test_what_cannot_work_is_refused_by_name(arguments, flag):

@@ -9,7 +9,8 @@ import optax
 import pytest
 import tiny
 
-from ssljax.core import UNLABELLED, Batch, Draw, InputError, init_state
+from ssljax.core import UNLABELLED, Batch, BatchSpec, init_state
+from ssljax.errors import InputError
 from ssljax.methods import llp as m
 from ssljax.networks import network
 
@@ -18,7 +19,9 @@ N, D, TAU = 61, 5, 0.07
 
 def make(steps=1, **arguments):
   given = dict(warm=0, neighbours=3, density_neighbours=4) | arguments
-  return m.llp(tiny.NET, lambda *_: optax.sgd(0.1), Draw(8, 16), steps, **given)
+  return m.llp(
+    tiny.NET, lambda *_: optax.sgd(0.1), BatchSpec(8, 16), steps, **given
+  )
 
 
 def example(method, seed=0):
@@ -118,7 +121,7 @@ def test_a_step_equals_a_numpy_loop():
 def test_density_is_over_the_nearest_of_the_whole_bank():
   method = make()
   state, _ = example(method)
-  after = method.stages[0].refresh(state, None)
+  after = method.stages[0].epoch_update(state, None)
   bank = np.asarray(state.memory.rows, np.float64)[:N]
   for row, found in zip(
     state.memory.known_rows, after.memory.log_density, strict=True
@@ -152,13 +155,13 @@ def test_until_something_is_propagated_every_image_is_its_own_class():
 @pytest.mark.parametrize(
   ('arguments', 'flag'),
   [
-    (dict(temperature=0.0), '--temperature'),
-    (dict(neighbours=0), '--neighbours'),
-    (dict(density_neighbours=0), '--density_neighbours'),
-    (dict(bank_momentum=1.0), '--bank_momentum'),
-    (dict(steps=0), '--steps'),
-    (dict(warm=-1), '--warm'),
-    (dict(negatives=0), '--negatives'),
+    (dict(temperature=0.0), 'temperature'),
+    (dict(neighbours=0), 'neighbours'),
+    (dict(density_neighbours=0), 'density_neighbours'),
+    (dict(bank_momentum=1.0), 'bank_momentum'),
+    (dict(steps=0), 'steps'),
+    (dict(warm=-1), 'warm'),
+    (dict(negatives=0), 'negatives'),
   ],
 )
 def test_what_cannot_work_is_refused_by_name(arguments, flag):
@@ -173,7 +176,7 @@ def test_what_cannot_work_is_refused_by_name(arguments, flag):
 def imagenet():
   net = network.from_linen(tiny.Wide(128))
   tx = lambda *_: optax.sgd(0.1)
-  return tiny.imagenet_loop(m.llp(net, tx, Draw(0, 128), 1, warm=0), net)
+  return tiny.imagenet_loop(m.llp(net, tx, BatchSpec(0, 128), 1, warm=0), net)
 
 
 def check_no_bank_is_gathered(compiled, banks):

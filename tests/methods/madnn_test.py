@@ -6,7 +6,8 @@ import optax
 import pytest
 import tiny
 
-from ssljax.core import UNLABELLED, Batch, Draw, InputError, init_state
+from ssljax.core import UNLABELLED, Batch, BatchSpec, init_state
+from ssljax.errors import InputError
 from ssljax.methods import madnn as m
 from ssljax.methods.supervised import supervised
 
@@ -212,7 +213,7 @@ def numpy_loss(state, batch, key, eta, weight, smoothing):
   z = np.asarray(outputs.logits, np.float64)
   p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
   y = np.asarray(state.labels)[np.asarray(batch.rows)]
-  y = np.where(np.asarray(batch.given), y, UNLABELLED)
+  y = np.where(np.asarray(batch.label_mask), y, UNLABELLED)
   _, _, _, entropies, divergences = numpy_step(
     np.asarray(state.memory.keys, np.float64),
     np.asarray(state.memory.values, np.float64),
@@ -252,9 +253,12 @@ def test_the_label_of_a_row_in_the_other_part_is_not_looked_at():
   method = make()
   state, batch = example(method)
   _, truth = tiny.images()
-  everything = state.replace(labels=jnp.asarray(truth))
+  include_labelled = state.replace(labels=jnp.asarray(truth))
   loss = lambda s: method.stages[0].loss(s.params, s, batch, jax.random.key(1))
-  (ours, (after, _)), (known, (after_known, _)) = loss(state), loss(everything)
+  (ours, (after, _)), (known, (after_known, _)) = (
+    loss(state),
+    loss(include_labelled),
+  )
   assert ours == known
   chex.assert_trees_all_equal(after.memory, after_known.memory)
 
@@ -316,11 +320,11 @@ def test_the_memory_is_read_after_it_is_updated():
 def test_a_bad_hyper_parameter_is_refused_by_name(name, bad):
   if bad == 0.0 and name != 'eta':
     return  # 0 means 'without' there
-  with pytest.raises(InputError, match=f'--{name}'):
+  with pytest.raises(InputError, match=f'{name}'):
     make(**{name: bad})
 
 
-@pytest.mark.parametrize('draw', [Draw(0, 4), Draw(4, 0)])
-def test_both_parts_of_the_batch_are_needed(draw):
-  with pytest.raises(InputError, match='--batch_'):
-    m.madnn(tiny.NET, lambda _: optax.sgd(0.1), draw, 1)
+@pytest.mark.parametrize('batch_spec', [BatchSpec(0, 4), BatchSpec(4, 0)])
+def test_both_parts_of_the_batch_are_needed(batch_spec):
+  with pytest.raises(InputError, match='batch_'):
+    m.madnn(tiny.NET, lambda _: optax.sgd(0.1), batch_spec, 1)

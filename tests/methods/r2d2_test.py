@@ -10,18 +10,18 @@ import optax
 import pytest
 import tiny
 
-from ssljax import sweep
 from ssljax.core import (
   UNLABELLED,
   Batch,
-  Draw,
-  InputError,
-  enter,
+  BatchSpec,
+  init_stage,
   init_state,
   make_step,
 )
+from ssljax.errors import InputError
 from ssljax.methods import r2d2 as m
 from ssljax.networks import network
+from ssljax.training import map_dataset
 
 KINDS = ('kl_reverse', 'kl', 'mse')
 
@@ -155,13 +155,13 @@ def test_on_the_link_a_pseudo_label_is_flatter_than_its_prediction():
 # The method.
 
 
-def make(draw=tiny.DRAW, steps=1, net=tiny.NET, **arguments):
+def make(batch_spec=tiny.DRAW, steps=1, net=tiny.NET, **arguments):
   given = (
     dict(pretrain=1, pretrain_batch=8, repeat=0, finetune=1, cutout=0)
     | arguments
   )
   tx = lambda steps, scale=1.0, **_: optax.sgd(0.1 * scale)
-  return m.r2d2(net, tx, draw, steps, **given)
+  return m.r2d2(net, tx, batch_spec, steps, **given)
 
 
 def stage_of(method, name):
@@ -213,7 +213,7 @@ def test_three_steps_equal_a_numpy_loop(kind):
   method = make(net=net, divergence=kind, pseudo_rate=5.0, alpha=0.2, beta=0.05)
   stage = stage_of(method, 'decipher')
   state, batch = example(method, net=net)
-  state = enter(stage, state)
+  state = init_stage(stage, state)
   f = np.asarray(batch.image, np.float64).reshape(8, -1)
   w = np.asarray(state.params['Dense_0']['kernel'], np.float64)
   y_tilde = np.asarray(state.memory.logits, np.float64)
@@ -253,7 +253,7 @@ def test_other_rows_and_labelled_rows_are_untouched_bit_for_bit():
 def test_a_labelled_row_in_the_other_part_is_not_moved_either():
   method = make()
   state, batch = example(method)
-  batch = batch._replace(given=jnp.zeros(8, bool))
+  batch = batch._replace(label_mask=jnp.zeros(8, bool))
   _, (after, _) = stage_of(method, 'decipher').loss(
     state.params, state, batch, jax.random.key(0)
   )
@@ -287,7 +287,7 @@ def test_the_step_of_an_image_does_not_depend_on_the_batch_size():
   loss = stage_of(method, 'decipher').loss
   moved = lambda b: loss(state.params, state, b, jax.random.key(0))[1][0]
   of = lambda b: moved(b).memory.logits
-  half = Batch(batch.rows[4:], batch.image[4:], batch.given[4:])
+  half = Batch(batch.rows[4:], batch.image[4:], batch.label_mask[4:])
   np.testing.assert_allclose(of(half)[4:8], of(batch)[4:8], rtol=1e-6)
   assert (np.asarray(of(half)[4:8]) != state.memory.logits[4:8]).all()
 
@@ -328,7 +328,7 @@ def test_the_stages_of_table_1_are_switches():
   method = make(**parts)  # e
   repeated = [s for s in method.stages if s.name.startswith('repeat')]
   assert [s.steps for s in repeated] == [2, 2, 2, 2]
-  assert all(s.observe and s.every == 0 for s in repeated)
+  assert all(s.per_example and s.every == 0 for s in repeated)
   rates = []
   for stage in repeated:
     update, _ = stage.tx.update(jnp.ones([]), stage.tx.init(jnp.ones([])))
@@ -342,11 +342,15 @@ def test_the_stages_of_table_1_are_switches():
     stages = make(**switches, **parts).stages[2:-1]
     assert [s.steps for s in stages] == lengths
     predicts = switches.get('repredict', True)
-    assert [s.observe is not None for s in stages] == [predicts] * len(stages)
-  assert stage_of(make(), 'finetune').observe is None
+    assert [s.per_example is not None for s in stages] == [predicts] * len(
+      stages
+    )
+  assert stage_of(make(), 'finetune').per_example is None
   again = make(finetune_labels='repredicted')
-  assert stage_of(again, 'finetune').observe is not None
-  assert stage_of(make(), 'finetune').draw == Draw(0, 16, everything=True)
+  assert stage_of(again, 'finetune').per_example is not None
+  assert stage_of(make(), 'finetune').batch_spec == BatchSpec(
+    0, 16, include_labelled=True
+  )
 
 
 def test_the_authors_schedule():
@@ -358,7 +362,7 @@ def test_the_authors_schedule():
     asked.append((*lengths, changes))
     return optax.sgd(0.1)
 
-  method = m.r2d2(tiny.NET, tx, Draw(128, 384), 35_700)
+  method = m.r2d2(tiny.NET, tx, BatchSpec(128, 384), 35_700)
   cosine = dict(decay='cosine', decay_at=())
   part = lambda share: (8925, share, {})
   expected = [
@@ -380,7 +384,7 @@ def test_the_authors_schedule():
   assert not asked
   steps = [stage.steps for stage in method.stages]
   assert steps == [30_000, 35_700, 8925, 8925, 8925, 8925, 4850]
-  draws = [stage.draw[:2] for stage in method.stages]
+  draws = [stage.batch_spec[:2] for stage in method.stages]
   assert draws == [(40, 0), *[(128, 384)] * 5, (0, 512)]
   rate = inspect.signature(m.r2d2).parameters['pseudo_rate'].default
   assert rate == 4000 / 512
@@ -395,18 +399,18 @@ def test_cutout_is_in_the_first_and_the_last_stage_alone():
 @pytest.mark.parametrize(
   ('arguments', 'flag'),
   [
-    (dict(alpha=0.03), '--alpha=0.03.*--beta=0.03.*--force'),
-    (dict(alpha=0.0), '--alpha'),
-    (dict(beta=-1.0), '--beta'),
-    (dict(pseudo_rate=0.0), '--pseudo_rate'),
-    (dict(pretrain=0), '--pretrain'),
-    (dict(finetune=0), '--finetune'),
-    (dict(steps=0), '--steps'),
-    (dict(repeat=4, interval=5), '--interval=5'),
-    (dict(repeat=4, interval=0), '--interval=0'),
-    (dict(repeat=4, interval=3), '--interval=3'),
-    (dict(draw=Draw(0, 4)), '--batch_labelled'),
-    (dict(draw=Draw(4, 0)), '--batch_unlabelled'),
+    (dict(alpha=0.03), 'alpha=0.03.*beta=0.03.*force=True'),
+    (dict(alpha=0.0), 'alpha'),
+    (dict(beta=-1.0), 'beta'),
+    (dict(pseudo_rate=0.0), 'pseudo_rate'),
+    (dict(pretrain=0), 'pretrain'),
+    (dict(finetune=0), 'finetune'),
+    (dict(steps=0), 'steps'),
+    (dict(repeat=4, interval=5), 'interval=5'),
+    (dict(repeat=4, interval=0), 'interval=0'),
+    (dict(repeat=4, interval=3), 'interval=3'),
+    (dict(batch_spec=BatchSpec(0, 4)), 'batch_labelled'),
+    (dict(batch_spec=BatchSpec(4, 0)), 'batch_unlabelled'),
   ],
 )
 def test_what_cannot_work_is_refused_by_name(arguments, flag):
@@ -425,7 +429,8 @@ def test_force_allows_a_small_alpha():
 def imagenet():
   net = network.from_linen(tiny.Wide(2))
   return tiny.imagenet_loop(
-    make(Draw(128, 384), net=net, repeat=1, interval=1, pretrain_batch=8), net
+    make(BatchSpec(128, 384), net=net, repeat=1, interval=1, pretrain_batch=8),
+    net,
   )
 
 
@@ -462,7 +467,7 @@ def test_the_compiled_step_gathers_only_rows_of_the_batch(imagenet):
 def test_a_prediction_of_all_pseudo_logits_makes_no_whole_copy(imagenet):
   program, state = imagenet.program, imagenet.abstract(1)
   whole = state.memory.logits
-  _, write = sweep.row_writer(program.mesh)
+  _, write = map_dataset.row_writer(program.mesh)
   part = jax.ShapeDtypeStruct((1, 512, 1000), np.float32)
   places = jax.ShapeDtypeStruct((512,), np.int32)
   check_nothing_whole_is_made(write.lower(whole, part, places).compile())

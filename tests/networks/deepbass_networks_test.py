@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax.core import InputError
+from ssljax.errors import InputError
 from ssljax.networks import deepbass
 
 
@@ -33,13 +33,13 @@ def test_the_networks_have_their_parameters(net, shape, parameters, embedding):
 def test_the_least_image_is_4_pixels_wide():
   net = deepbass.deepbass(3)
   assert shapes(net, 4, 4, 1)[2].embedding.shape == (2, 16)
-  with pytest.raises(InputError, match=r'--network.*4x4.*--image_size'):
+  with pytest.raises(InputError, match=r'network.*4x4.*image_size'):
     shapes(net, 3, 3, 1)
 
 
 @pytest.mark.parametrize('make', [deepbass.deepbass, deepbass.mlp])
 def test_a_dropout_of_everything_is_refused_by_name(make):
-  with pytest.raises(InputError, match='--dropout=1'):
+  with pytest.raises(InputError, match='dropout=1'):
     make(10, dropout=1)
 
 

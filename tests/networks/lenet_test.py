@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax import core
+from ssljax import errors
 from ssljax.networks import lenet
 
 
@@ -36,12 +36,12 @@ def test_lenet_has_its_parameters_and_a_2_d_embedding():
 def test_the_least_image_is_16_pixels_wide():
   net = lenet.lenet(7, embedding=3)
   assert shapes(net, 16)[2].embedding.shape == (2, 3)
-  with pytest.raises(core.InputError, match=r'--network.*16x16.*--image_size'):
+  with pytest.raises(errors.InputError, match=r'network.*16x16.*image_size'):
     shapes(net, 15)
 
 
 def test_an_embedding_of_nothing_is_refused_by_name():
-  with pytest.raises(core.InputError, match='embedding'):
+  with pytest.raises(errors.InputError, match='embedding'):
     lenet.lenet(10, embedding=0)
 
 

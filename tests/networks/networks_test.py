@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax.core import InputError
+from ssljax.errors import InputError
 from ssljax.networks import convlarge, elu, layers, network, small
 
 
@@ -69,7 +69,7 @@ def test_convlarge_takes_any_size_from_its_smallest_on(side, channels):
 def test_an_image_too_small_is_refused_by_flag(net, smallest):
   assert net.smallest == smallest
   shapes(net, smallest, 1)
-  with pytest.raises(InputError, match=r'--network.*--image_size'):
+  with pytest.raises(InputError, match=r'network.*image_size'):
     shapes(net, smallest - 1, 1)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax.core import InputError
+from ssljax.errors import InputError
 from ssljax.networks import resnet
 
 
@@ -123,13 +123,13 @@ def test_the_same_weights_fit_images_of_any_size(make, pooled, stem):
 def test_an_image_too_small_is_refused_by_flag(net, smallest):
   assert net.smallest == smallest
   shapes(net, smallest)
-  with pytest.raises(InputError, match=r'--network.*--image_size'):
+  with pytest.raises(InputError, match=r'network.*image_size'):
     shapes(net, smallest - 1)
 
 
 @pytest.mark.parametrize('more', [{'width': 0}, {'embedding': -1}])
 def test_sizes_below_1_are_refused_by_name(more):
-  with pytest.raises(InputError, match=f'--{next(iter(more))}'):
+  with pytest.raises(InputError, match=f'{next(iter(more))}'):
     resnet.resnet_v2(3, **more)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax import core
+from ssljax import errors
 from ssljax.networks import shakeshake
 
 # Nearly all of the time is compilation; unoptimised it takes a third.
@@ -422,13 +422,13 @@ def test_images_may_have_any_size_from_3_on(height, width):
 def test_smaller_images_are_refused_by_flag():
   net = shakeshake.shakeshake(7, width=2, blocks=1)
   image = jax.ShapeDtypeStruct((4, 2, 3, 1), jnp.float32)
-  with pytest.raises(core.InputError, match=r'--network.*3x3.*--image_size'):
+  with pytest.raises(errors.InputError, match=r'network.*3x3.*image_size'):
     jax.eval_shape(net.init, jax.random.key(0), image)
 
 
 @pytest.mark.parametrize('name', ['width', 'blocks'])
 def test_a_network_of_nothing_is_refused_by_name(name):
-  with pytest.raises(core.InputError, match=name):
+  with pytest.raises(errors.InputError, match=name):
     shakeshake.shakeshake(10, **{name: 0})
 
 

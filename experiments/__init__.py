@@ -1,0 +1,1 @@
+"""The experiment binaries, their presets, tables and figures."""

@@ -1,0 +1,1 @@
+"""The papers' figures, one file per paper."""

@@ -1,0 +1,1 @@
+"""The papers' tables, and the runs that fill them."""

@@ -1,0 +1,1 @@
+"""Active learning: acquisition functions and label oracles."""

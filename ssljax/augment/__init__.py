@@ -1,0 +1,1 @@
+"""Augmentations and preprocessing of single images."""

@@ -1,0 +1,1 @@
+"""Data sets, label splits, and the batches of a step."""

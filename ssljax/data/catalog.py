@@ -1,0 +1,177 @@
+"""What is known of a data set without reading a row of it.
+
+An outline is a `datasets.Dataset` whose labels are shapes and whose images
+cannot be read: enough to say what training on it takes.
+"""
+
+from collections.abc import Callable
+import functools
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ssljax.data import datasets, tfds_reader
+from ssljax.errors import positive, require
+
+SIDE = 224  # of images that differ in size, unless another is asked for
+EMBEDDED = ('digits', 'yin-yang')
+# name -> classes, (H, W, c) with None where images differ, images of a split.
+# Of TFDS, for those that are not on disk.
+KNOWN = {
+  'mnist': (10, (28, 28, 1), {'train': 60_000, 'test': 10_000}),
+  'fashion_mnist': (10, (28, 28, 1), {'train': 60_000, 'test': 10_000}),
+  'cifar10': (10, (32, 32, 3), {'train': 50_000, 'test': 10_000}),
+  'cifar100': (100, (32, 32, 3), {'train': 50_000, 'test': 10_000}),
+  'svhn_cropped': (
+    10,
+    (32, 32, 3),
+    {'train': 73_257, 'test': 26_032, 'extra': 531_131},
+  ),
+  'stl10': (
+    10,
+    (96, 96, 3),
+    {'train': 5_000, 'test': 8_000, 'unlabelled': 100_000},
+  ),
+  'imagenet2012': (
+    1000,
+    (None, None, 3),
+    {'train': 1_281_167, 'validation': 50_000},
+  ),
+}
+
+
+class _Feature(NamedTuple):
+  """As much of a TFDS image feature as `datasets.image_shape` looks at."""
+
+  shape: tuple[int | None, ...]  # H, W, c
+  np_dtype: Any = np.uint8
+
+
+class _Found(NamedTuple):
+  """A data set, as its own files or `KNOWN` say."""
+
+  classes: tuple[str, ...]  # [C]
+  feature: Any  # of the images
+  count: Callable[[str, str], int]  # (flag, split) -> images
+  test_split: Callable[[], str]  # unless another is asked for
+
+
+def outline(
+  name: str,
+  data_dir: str | None = None,
+  *,
+  train_split: str = 'train',
+  test_split: str | None = None,
+  image_size: int | None = None,
+  crop: bool = False,
+) -> datasets.Dataset:
+  """A data set without its rows.
+
+  Args:
+    name: as in `datasets.load`, and so are the rest.
+    data_dir: see there; for what is not in it, what TFDS says of it counts.
+    train_split: see there.
+    test_split: see there.
+    image_size: see there; 224 where images differ in size, if None.
+    crop: see there.
+
+  Raises:
+    InputError: nobody says how large it is.
+  """
+  if image_size is not None:
+    positive(image_size=image_size)
+  if name in EMBEDDED:
+    dataset = datasets.load(
+      name,
+      train_split=train_split,
+      test_split=test_split,
+      image_size=image_size,
+    )
+    parts = {
+      part: _source(len(s.labels), s.shape, dtype=s.dtype)
+      for part, s in (('train', dataset.train), ('test', dataset.test))
+    }
+    return dataset._replace(**parts)
+  found = _found(name, data_dir)
+  differ = None in found.feature.shape[:2]
+  side = SIDE if differ and image_size is None else image_size
+  shape = datasets.image_shape(name, found.feature, side)
+  source = lambda flag, split: _source(
+    found.count(flag, split), shape, crop=crop and differ
+  )
+  return datasets.Dataset(
+    name,
+    source('train_split', train_split),
+    source('test_split', test_split or found.test_split()),
+    found.classes,
+  )
+
+
+def joined(source: datasets.Dataset, target: datasets.Dataset):
+  """The outline of `adaptation.join`, of two."""
+  require(
+    len(source.classes) == len(target.classes),
+    f'`target`={target.name}: has {len(target.classes)} classes, '
+    f'`source`={source.name} {len(source.classes)}: give two data sets of the '
+    'same classes',
+  )
+  shape = tuple(map(max, source.train.shape, target.train.shape))
+  first, second = len(source.train.labels), len(target.train.labels)
+  return datasets.Dataset(
+    f'{source.name}-{target.name}',
+    _source(first + second, shape),
+    _source(len(target.test.labels), shape),
+    source.classes,
+    unlabelled_from=first,
+  )
+
+
+def _source(count: int, shape, crop=False, dtype=np.uint8) -> datasets.Source:
+  labels = jax.ShapeDtypeStruct((count,), np.int32)
+  return datasets.Source(
+    labels, shape, _unread, _unread if crop else None, dtype
+  )
+
+
+def _unread(*rows):
+  """Stands where images would be read."""
+  raise NotImplementedError('an outline has no images')
+
+
+def _found(name: str, data_dir: str | None) -> _Found:
+  builder = tfds_reader.on_disk(name, data_dir) if data_dir else None
+  if builder is None:
+    return _known(name)
+  columns = tfds_reader.find_columns(name, builder.info)
+  return _Found(
+    columns.classes,
+    columns.feature,
+    functools.partial(datasets.split_size, name, builder),
+    lambda: datasets.default_test_split(name, builder, columns),
+  )
+
+
+def _known(name: str) -> _Found:
+  plain = re.split('[/:]', name)[0]
+  require(
+    plain in KNOWN,
+    f'`dataset`={name}: its size is not known: give the `data_dir` in which it '
+    f'is prepared, or one of {", ".join((*EMBEDDED, *KNOWN))}',
+  )
+  classes, shape, sizes = KNOWN[plain]
+
+  def count(flag: str, split: str) -> int:
+    parts = split.split('+')
+    require(
+      all(part in sizes for part in parts),
+      f'`{flag}`={split}: of {name} that is not on disk whole splits can be '
+      f'counted: give {", ".join(sizes)}, or several with + between them, or '
+      'the `data_dir` in which it is prepared',
+    )
+    return sum(sizes[part] for part in parts)
+
+  test = 'test' if 'test' in sizes else 'validation'
+  names = tuple(map(str, range(classes)))
+  return _Found(names, _Feature(shape), count, lambda: test)

@@ -1,0 +1,1 @@
+"""Device meshes, several processes, preemption, watchdog."""

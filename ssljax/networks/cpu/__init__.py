@@ -1,0 +1,1 @@
+"""Convolutions and poolings that are fast on CPUs."""

@@ -1,0 +1,1 @@
+"""Memory and communication of a run, from shapes alone."""

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+
+from ssljax.core import UNLABELLED
+from ssljax.data import splits
+from ssljax.errors import InputError
+
+TRUTH = np.arange(60, dtype=np.int32) % 3
+
+
+def batch_spec(per_class=4, seed=0, truth=TRUTH, classes=3, **more):
+  return splits.draw_split(
+    truth, classes, per_class=per_class, seed=seed, **more
+  )
+
+
+@pytest.mark.parametrize('per_class', [1, 7, 20])
+def test_every_class_has_exactly_k_labels_and_they_are_true(per_class):
+  split = batch_spec(per_class)
+  known = split.labels[split.labelled]
+  assert np.bincount(known).tolist() == [per_class] * 3
+  np.testing.assert_array_equal(known, TRUTH[split.labelled])
+
+
+def test_a_split_is_a_function_of_the_seed_alone():
+  assert batch_spec(seed=3).digest == batch_spec(seed=3).digest
+  assert batch_spec(seed=3).digest != batch_spec(seed=4).digest
+  assert set(batch_spec(seed=3).labelled) != set(batch_spec(seed=4).labelled)
+
+
+def test_fewer_labels_are_a_subset_of_more():
+  assert set(batch_spec(3).labelled) < set(batch_spec(5).labelled)
+
+
+def test_all_labels_every_row():
+  np.testing.assert_array_equal(batch_spec(None).labels, TRUTH)
+
+
+def test_the_rest_excludes_the_labelled_and_all_includes_them():
+  split = batch_spec()
+  assert not set(split.labelled) & set(split.unlabelled)
+  assert len(split.unlabelled) == 60 - 12
+  assert len(batch_spec(unlabelled='all').unlabelled) == 60
+
+
+def test_a_number_of_unlabelled_rows_is_drawn_from_the_rest():
+  split = batch_spec(count=10)
+  assert len(split.unlabelled) == 10
+  assert set(split.unlabelled) < set(batch_spec().unlabelled)
+  # More rows contain fewer, and the labels do not depend on it.
+  assert set(split.unlabelled) < set(batch_spec(count=20).unlabelled)
+  np.testing.assert_array_equal(split.labels, batch_spec().labels)
+
+
+def test_a_number_may_be_drawn_from_all_rows_the_labelled_ones_too():
+  split = batch_spec(None, unlabelled='all', count=40)
+  assert len(split.labelled) == 60 and len(split.unlabelled) == 40
+
+
+def test_the_unlabelled_rows_may_be_confined_to_some():
+  among = np.arange(60) >= 50
+  labelled = set(batch_spec().labelled)
+  for unlabelled, expected in (
+    ('all', set(range(50, 60))),
+    ('rest', set(range(50, 60)) - labelled),
+  ):
+    split = batch_spec(unlabelled=unlabelled, among=among)
+    assert set(split.unlabelled) == expected
+    assert set(split.labelled) == labelled
+
+
+def test_validation_rows_are_neither_labelled_nor_seen_and_shared_by_seeds():
+  for seen in (dict(), dict(unlabelled='all'), dict(count=5)):
+    split = batch_spec(validation=9, **seen)
+    held_out = set(split.validation)
+    assert len(held_out) == 9
+    assert not held_out & (set(split.labelled) | set(split.unlabelled))
+    np.testing.assert_array_equal(
+      split.validation, batch_spec(seed=5, validation=9).validation
+    )
+
+
+def test_rows_without_truth_are_seen_but_never_labelled():
+  truth = np.concatenate([TRUTH, np.full(30, UNLABELLED, np.int32)])
+  split = batch_spec(None, truth=truth)
+  assert split.labelled.max() < 60
+  assert set(split.unlabelled) == set(range(60, 90))
+
+
+def test_the_digest_sees_every_field():
+  split = batch_spec(validation=9)
+  labels = split.labels.copy()
+  labels[split.labelled[0]] = UNLABELLED
+  admitted = split.admitted.copy()
+  admitted[split.unlabelled[0]] = False
+  changed = [
+    split._replace(labels=labels),
+    split._replace(admitted=admitted),
+    split._replace(validation=split.validation[1:]),
+    split._replace(seed=9),
+  ]
+  assert len({s.digest for s in [split, *changed]}) == 5
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (dict(per_class=21), 'labels=21: class "0" has 20'),
+    (dict(per_class=0), 'labels=0'),
+    (dict(classes=4), 'labels=4: class "3" has 0'),
+    (dict(per_class=None, classes=4), 'labels=all: class "3" has 0'),
+    (dict(classes=2), 'row 2 has label 2, outside the 2 classes'),
+    (dict(truth=TRUTH[:0]), 'empty'),
+    (dict(truth=TRUTH - 2), 'outside the 3 classes'),
+    (dict(count=49), 'unlabelled=49: only 48'),
+    (dict(unlabelled='all', count=61), 'unlabelled=all:61: only 60'),
+    (dict(validation=60), 'validation=60'),
+    (dict(validation=-1), 'validation=-1'),
+  ],
+)
+def test_what_cannot_be_drawn_is_refused_by_flag(arguments, message):
+  with pytest.raises(InputError, match=message):
+    batch_spec(**arguments)
+
+
+def test_the_description_names_rows_labels_and_hash():
+  split = batch_spec(1, validation=2)
+  said = splits.describe(split)
+  assert said['hash'] == split.digest
+  assert {int(r): c for r, c in said['labelled'].items()} == {
+    int(row): int(TRUTH[row]) for row in split.labelled
+  }
+  assert said['validation'] == split.validation.tolist()

@@ -1,0 +1,151 @@
+import json
+import re
+from unittest import mock
+
+import binary
+import pytest
+
+from ssljax.runs import build
+
+PRESETS = sorted((binary.EXPERIMENTS / 'presets').glob('*.flags'))
+# So that a preset's stages are short, and its classes have labels enough.
+SHORT = {
+  'association': (
+    '--batch_unlabelled=8',
+    '--batch_per_class=1',
+    '--pretrain=0',
+    '--unlabelled=all',
+    '--evaluate_every=2',
+    '--nobaseline',
+  ),
+  # Nothing is dropped that one could be unsure with.
+  'deepbass': (
+    '--batch_unlabelled=8',
+    '--iterations=0',
+    '--acquire=none',
+    '--train_split=train',
+  ),
+  'llp': (
+    '--batch_labelled=8',
+    '--batch_unlabelled=8',
+    '--warm=1',
+    '--negatives=8',
+    '--neighbours=2',
+    '--density_neighbours=2',
+    '--unlabelled=all',
+    '--nobaseline',
+  ),
+  'r2d2': (
+    '--pretrain=1',
+    '--pretrain_batch=4',
+    '--batch_labelled=8',
+    '--batch_unlabelled=8',
+    '--unlabelled=rest',
+    '--repeat=0',
+    '--finetune=1',
+  ),
+}
+
+
+def start(preset, sets, folder, *more):
+  name = preset.stem.split('.')[0]
+  # ConvLarge is compiled in its own test.
+  size = ('--image_size=16',) if 'imagenet' in preset.stem else ()
+  return binary.run(
+    f'--flagfile={preset}',
+    f'--data_dir={sets}',
+    '--network=digits',
+    '--labels=1',
+    *size,
+    *more,
+    f'--workdir={folder}',
+    binary=name,
+  )
+
+
+def shortened(preset):
+  name = preset.stem.split('.')[0]
+  usual = '--batch_labelled=8', '--batch_unlabelled=8', '--unlabelled=rest'
+  return '--steps=2', '--seeds=1', *SHORT.get(name, usual)
+
+
+def put_together(preset, sets, folder, *more):
+  """The methods of a run that is about to start."""
+  made = []
+
+  def stop(run, folder):
+    del folder
+    made.extend(run.methods)
+    raise SystemExit
+
+  with mock.patch.object(build, 'train_all', stop):
+    start(preset, sets, folder, *more)
+  return made
+
+
+@pytest.mark.parametrize('preset', PRESETS, ids=lambda p: p.stem)
+def test_every_preset_is_put_together(preset, sets, tmp_path):
+  header = preset.read_text()
+  # Its header says what the paper has and what was measured here.
+  assert re.search(r'^# +paper:', header, re.M), preset
+  assert re.search(r'^# +ours:', header, re.M), preset
+  methods = put_together(preset, sets, tmp_path / 'run', *shortened(preset))
+  assert methods[-1].name == preset.stem.split('.')[0]
+
+
+@pytest.mark.parametrize('preset', PRESETS, ids=lambda p: p.stem)
+def test_every_preset_takes_two_steps(preset, sets, tmp_path, capsys):
+  status = start(preset, sets, tmp_path / 'run', *shortened(preset))
+  assert status == 0, capsys.readouterr().err
+  result = json.loads((tmp_path / 'run/result.json').read_text())
+  name = preset.stem.split('.')[0]
+  assert result['steps'] == {'r2d2': 4, 'llp': 3}.get(name, 2)
+  assert result['method'] == name
+
+
+OF_R2D2 = [preset for preset in PRESETS if preset.stem.startswith('r2d2.')]
+
+
+@pytest.mark.parametrize('preset', OF_R2D2, ids=lambda p: p.stem)
+def test_a_preset_of_r2d2_has_the_stages_of_its_column(preset, sets, tmp_path):
+  # The sets are small; the stages are as long as they are.
+  small = '--batch_labelled=8', '--batch_unlabelled=8', '--pretrain_batch=8'
+  made = put_together(
+    preset, sets, tmp_path / 'run', '--unlabelled=rest', *small
+  )
+  stages = {stage.name: stage for stage in made[0].stages}
+  repeated = [n for n in stages if n.startswith('repeat')]
+  column = preset.stem.split('-')[-1]
+  assert len(repeated) == {'a': 0, 'b': 1}.get(column, 4)
+  predicted = [stages[name].per_example is not None for name in repeated]
+  assert predicted == [column not in 'bd'] * len(repeated)
+  # Those of the paper's size repeat for as long as they deciphered.
+  ours = {'r2d2.digits', 'r2d2.mnist-1000', 'r2d2.cifar10-4000-cpu'}
+  if repeated and preset.stem not in ours:
+    length = sum(stages[name].steps for name in repeated)
+    assert length == stages['decipher'].steps
+
+
+# Those of the paper; the digits are our own.
+OF_DEEPBASS = [
+  preset
+  for preset in PRESETS
+  if re.match(r'deepbass\.(mnist|yin)', preset.stem)
+]
+# Labels a run ends with.
+ENDS_WITH = {'yin-yang-8': 80, 'mnist-100': 300, 'mnist-1000': 1000}
+
+
+@pytest.mark.parametrize('preset', OF_DEEPBASS, ids=lambda p: p.stem)
+def test_a_preset_of_deepbass_has_the_schedule_of_its_paper(preset):
+  lines = preset.read_text().splitlines()
+  given = dict(line[2:].split('=') for line in lines if line.startswith('--'))
+  number = lambda name: int(given[name])
+  name = preset.stem.removeprefix('deepbass.')
+  labels = number('labels') * (2 if name.startswith('yin') else 10)
+  # A hundred epochs of twenty copies, in whole batches of 256.
+  assert number('steps') == 100 * -(-labels * 20 // 256)
+  if number('iterations'):
+    questions = -(-number('iterations') // number('query_every'))
+    labels += questions * number('query_size')
+    assert labels == ENDS_WITH[name.removesuffix('-cpu')]

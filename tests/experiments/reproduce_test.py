@@ -1,0 +1,439 @@
+"""`reproduce.py` from the command line, on a table of tiny runs."""
+
+import csv
+import fcntl
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+from unittest import mock
+
+from absl import flags
+import binary
+import PIL.Image
+import pytest
+
+from ssljax.distributed import preemption
+from ssljax.errors import InputError, require
+from ssljax.experiments import reproduce
+from ssljax.experiments.papers import readme_tables, runs, tables
+from ssljax.training import loop
+
+ENVIRONMENT = os.environ | {
+  'PYTHONPATH': os.pathsep.join([str(reproduce.HERE), *sys.path])
+}
+
+TOML = """
+paper = "a paper"
+
+[[table]]
+number = 1
+title = "digits"
+statistic = "mean (std) of 3 splits"
+
+[[table.row]]
+name = "one"
+paper = 50.0
+std = 2.0
+n = 3
+preset = "supervised.digits"
+flags = ["--steps=2", "--network=digits"]
+[table.row.cpu]
+flags = ["--labels=1", "--batch_labelled=8"]
+seeds = 2
+smaller = "one label"
+
+[[table.row]]
+name = "its twin"
+paper = 40.0
+preset = "supervised.digits"
+flags = ["--steps=2", "--network=digits"]
+take = "median_last"
+[table.row.cpu]
+flags = ["--labels=1", "--batch_labelled=8"]
+seeds = 2
+smaller = "one label"
+
+[[table.row]]
+name = "far"
+paper = 40.0
+preset = "supervised.svhn-1000"
+[table.row.cpu]
+seeds = 1
+flags = ["--steps=2"]
+smaller = "2 steps"
+
+[[table.row]]
+name = "never"
+paper = 30.0
+missing = "no such method"
+
+[[table.quoted]]
+name = "theirs"
+paper = 20.0
+
+[[figure]]
+number = 1
+title = "curves"
+[[figure.part]]
+drawn = "deepbass/3"
+runs = [["deepbass.yin-yang-8"]]
+[figure.cpu]
+seeds = 2
+[[figure.cpu.part]]
+drawn = "deepbass/3"
+runs = [["deepbass.yin-yang-8", "--steps=2", "--iterations=1"]]
+"""
+
+TABLE = tables.Table(
+  *('madnn/1', 'a paper', 'it', 'mean', 'test error in %', 'mean'),
+  rows=(tables.Row('one', 2.0, preset='madnn.digits'),),
+  quoted=(),
+)
+
+OWN = """
+paper = "ssljax"
+
+[[table]]
+number = "mine"
+title = "of no paper"
+
+[[table.row]]
+name = "the baseline"
+preset = "supervised.digits"
+flags = ["--steps=3"]
+seeds = 2
+"""
+
+
+@pytest.fixture
+def asked(tmp_path):
+  """Runs `reproduce.py` on that table; its exit status."""
+  (tmp_path / 'supervised.toml').write_text(TOML)
+  made = []
+
+  def call(command):
+    made.append(command)
+    program = pathlib.Path(command[1]).stem
+    # `binary.run` gives the flags of this program back.
+    status = binary.run(*command[2:], binary=program)
+    require(not status, f'status {status}')
+
+  (tmp_path / 'own.toml').write_text(OWN)
+
+  def run(*more):
+    where = f'--runs={tmp_path}/runs', f'--results={tmp_path}/results'
+    with (
+      mock.patch.object(tables, 'FOLDER', tmp_path),
+      mock.patch.object(tables, 'PAPERS', ('supervised',)),
+    ):
+      # As a module: `binary.run` would run a copy, whose `call` is real.
+      return main('--table=supervised/1', '--budget=cpu', *where, *more)
+
+  def main(*args):
+    known = set(flags.FLAGS)
+    reproduce.define_flags()
+    own = set(flags.FLAGS) - known
+    try:
+      flags.FLAGS(['reproduce', *args])
+      given = {name: flags.FLAGS[name].value for name in own}
+    finally:
+      for name in own:
+        delattr(flags.FLAGS, name)
+      flags.FLAGS.unparse_flags()
+    with mock.patch.object(reproduce, 'call', call):
+      reproduce.act(given)
+
+  run.made, run.results = made, tmp_path / 'results'
+  return run
+
+
+def cells(asked, results=None):
+  path = pathlib.Path(results or asked.results) / 'supervised-1.cpu.csv'
+  with open(path, encoding='utf-8') as file:
+    return {row['row']: row for row in csv.DictReader(file)}
+
+
+def seeds_made(asked):
+  return [
+    int(word.split('=')[1])
+    for command in asked.made
+    for word in command
+    if word.startswith('--seed=')
+  ]
+
+
+def test_a_table_is_run_once_and_extended_by_seeds(asked, capsys):
+  asked()
+  assert seeds_made(asked) == [0, 1]  # once for both rows
+  found = cells(asked)
+  assert found['one']['n'] == '2'
+  assert found['one']['smaller'] == 'one label'
+  # Nothing that is kept names a folder of this machine.
+  kept = asked.results.glob('*/*/*')
+  assert not any(str(asked.results.parent) in x.read_text() for x in kept)
+  assert found['its twin']['n'] == '2'
+  assert found['far']['state'] == 'not yet run'
+  assert found['never']['state'] == 'no such method'
+  assert found['theirs']['state'] == 'quoted there'
+  out = capsys.readouterr().out
+  assert 'far: left out, svhn_cropped is not in --data_dir' in out
+  assert '| one | 50.00 ± 2.00 |' in out
+
+  asked('--rows=1')
+  asked('--rows=1', '--seeds=1')
+  assert len(asked.made) == 2
+  asked('--seeds=3', '--rows=1')
+  assert seeds_made(asked) == [0, 1, 2]
+  now = cells(asked)
+  assert now['one']['seeds'] == '0 1 2'
+  assert now['one']['values'].startswith(found['one']['values'])
+
+
+# Where a kill leaves what: (what is called before, what is gone after it).
+@pytest.mark.parametrize(
+  'moment', ['in the run', 'before it is kept', 'while it is kept']
+)
+def test_killed_at_any_moment_it_ends_with_the_same_table(
+  asked, moment, monkeypatch
+):
+  asked('--rows=1', f'--results={asked.results}.whole')
+  whole = cells(asked, f'{asked.results}.whole')
+  shutil.rmtree(asked.results.parent / 'runs')
+
+  class Kill(BaseException):
+    pass
+
+  def kill(*args, **kwargs):
+    raise Kill
+
+  with monkeypatch.context() as patch, pytest.raises(Kill):
+    if moment == 'in the run':
+      patch.setattr(loop._Loop, 'evaluate', kill)
+    elif moment == 'before it is kept':
+      patch.setattr(runs.Store, 'keep', kill)
+    else:
+      patch.setattr(runs, 'thinned', kill)
+    asked('--rows=1')
+  assert not list(asked.results.glob('*/*/result.json'))
+  asked('--rows=1')
+  changing = ('seconds', 'commit')
+  same = lambda found: [
+    [value for key, value in row.items() if key not in changing]
+    for row in found.values()
+  ]
+  assert same(cells(asked)) == same(whole)
+
+
+def test_a_run_that_was_asked_to_go_is_not_kept(asked, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption.Notice, '__call__', lambda self: True)
+    with pytest.raises(SystemExit):
+      asked('--rows=1')
+  assert cells(asked)['one']['state'] == 'not yet run'
+  asked('--rows=1')
+  assert cells(asked)['one']['n'] == '2'
+
+
+def test_results_of_a_preset_that_has_changed_count_for_nothing(
+  asked, tmp_path
+):
+  asked('--rows=1', '--seeds=1')
+  text = tmp_path / 'supervised.toml'
+  text.write_text(text.read_text().replace('--labels=1"', '--labels=2"'))
+  asked('--rows=1', '--seeds=1')
+  assert len(asked.made) == 2  # under another name
+  flags = next(asked.results.glob('*labels=2*/seed-0/run.flags'))
+  # As if the preset had read otherwise then.
+  lines = flags.read_text()
+  flags.write_text(lines.replace('--steps=2', '--steps=3'))
+  note = next((tmp_path / 'runs').glob('*labels=2*/seed-0.flags'))
+  note.write_text(flags.read_text())
+  asked('--rows=1', '--seeds=1')
+  assert '--overwrite' in asked.made[2]
+  assert flags.read_text() == lines
+
+
+def test_a_row_that_fails_is_one_line_and_the_others_stand(asked, capsys):
+  # Its folder holds something else.
+  folder = asked.results.parent / 'runs/supervised.svhn-1000,steps=2/seed-0'
+  (folder / 'mine').mkdir(parents=True)
+  (asked.results.parent / 'data/svhn_cropped').mkdir(parents=True)
+  data = f'--data_dir={asked.results.parent}/data'
+  with pytest.raises(SystemExit) as stopped:
+    asked(data, '--rows=1,3')
+  assert stopped.value.code == 1
+  assert 'supervised/1, far: status 2' in capsys.readouterr().err
+  assert cells(asked)['one']['n'] == '2'
+
+
+@pytest.mark.slow
+def test_a_figure_is_of_runs_that_are_made_for_it_and_may_be_a_tables(asked):
+  asked('--figure=supervised/1')
+  (picture,) = (asked.results / 'figures').glob('*')
+  assert picture.name == 'supervised-1.cpu.0.png'
+  with PIL.Image.open(picture) as image:
+    assert image.width > 300
+  programs = [pathlib.Path(command[1]).stem for command in asked.made]
+  assert programs == ['deepbass'] * 2 + ['figures']
+  # One line of two splits.
+  shown = [word for word in asked.made[-1] if word.startswith('--run=')]
+  assert len(shown) == 2
+  asked('--figure=supervised/1')
+  assert len(asked.made) == 4  # drawn once more, from the same runs
+
+
+def test_the_list_says_how_far_each_is(asked, capsys):
+  asked('--rows=1')
+  capsys.readouterr()
+  asked('--list', '--data_dir=.')
+  lines = capsys.readouterr().out.splitlines()
+  words = next(
+    line for line in lines if line.startswith('supervised/1  digits')
+  )
+  assert '2 to run, 1 needs svhn_cropped, 1 no program' in words
+  assert words.endswith('2 done, 1 needs svhn_cropped, 1 no program')
+  assert any(re.search(r'curves  to draw +to draw$', line) for line in lines)
+
+
+def made_anew(asked, tmp_path, text):
+  """A page after `--pages`, of two splits' results of the first row."""
+  with (
+    mock.patch.object(tables, 'FOLDER', tmp_path),
+    mock.patch.object(tables, 'PAPERS', ('supervised',)),
+  ):
+    row = tables.all_tables()['supervised/1'].rows[0].at('cpu')
+  run = runs.run_of(row)
+  for seed, error in enumerate((40.0, 60.0)):
+    errors = {'last': [error], 'median_last': [70.0]}
+    entry = {'steps': 2, 'seconds': 3 + 4 * seed, 'test_error': errors}
+    result = {'method': 'supervised', 'arms': {'supervised': entry}}
+    result |= {'device': '1 x cpu', 'commit': 'abc'} | entry
+    kept = asked.results / run.name / f'seed-{seed}'
+    kept.mkdir(parents=True)
+    (kept / 'run.flags').write_text('\n'.join(run.lines) + '\n')
+    (kept / 'result.json').write_text(json.dumps(result))
+  page = tmp_path / 'page.md'
+  page.write_text(text)
+  with mock.patch.object(readme_tables, 'PAGES', [page]):
+    asked('--pages')
+    once = page.read_text()
+    asked('--pages')
+  assert page.read_text() == once
+  return once
+
+
+def test_a_page_has_the_rows_of_the_results_that_are_kept(asked, tmp_path):
+  begin = '<!-- results: supervised/1 cpu -->'
+  text = made_anew(
+    asked, tmp_path, f'before\n{begin}\nold\n<!-- end -->\nafter\n'
+  )
+  assert text.startswith(f'before\n{begin}\na paper, Table 1: digits;')
+  assert text.endswith('<!-- end -->\nafter\n') and 'old' not in text
+  assert '| one | 50.00 ± 2.00 | 50.00 ± 14.14 | 2 |' in text
+  assert (
+    'far' not in text
+    and 'its twin' in text
+    and '3 other rows are not run or not ours' in text
+  )
+  assert asked.made == []
+
+
+def test_a_page_has_every_preset_with_the_papers_numbers_and_ours(
+  asked, tmp_path
+):
+  text = made_anew(asked, tmp_path, '<!-- presets -->\n<!-- end -->\n')
+  lines = [line.strip('| ').split(' | ') for line in text.splitlines()[3:-1]]
+  by_preset = {line[0].strip('`'): line[1:] for line in lines}
+  files = (reproduce.HERE / 'presets').glob('*.flags')
+  assert set(by_preset) == {path.stem for path in files}
+  assert by_preset['madnn.digits'] == ['–', '–', 'not yet run', '–', '–']
+  # A row at the paper's size and at that of two cores, its twin, our own.
+  assert by_preset['supervised.digits'] == [
+    'supervised/1, own/mine',
+    '50.00 ± 2.00; 40.00',
+    'one: 50.00 ± 14.14 (2); its twin: 70.00 ± 0.00 (2)',
+    '1 x cpu',
+    '5',
+  ]
+
+
+def test_rows_of_two_tables_that_have_one_name_keep_their_own_numbers():
+  rows = readme_tables.rows_by_preset()['llp.imagenet-130-resnet50']
+  store = runs.Store(pathlib.Path('none'), pathlib.Path('none'))
+  named, papers, *_ = readme_tables._cells(rows, store)
+  assert named == 'llp/2, llp/4, llp/5'
+  assert papers.startswith('11.47; 49.60; ')
+
+
+def test_a_page_says_of_a_table_without_results_that_it_is_not_yet_run():
+  text = tables.markdown(TABLE, [tables.Ours()], 'paper', brief=True)
+  assert '|' not in text and '\n\nnot yet run\n' in text
+
+
+def test_a_table_of_no_paper_has_no_columns_of_one(asked, tmp_path):
+  with mock.patch.object(tables, 'FOLDER', tmp_path):
+    (table,) = tables.own_tables().values()
+  mine = tables.Ours((4.0, 6.0), (0, 1), 2, 5.0, '1 x cpu', 'abc')
+  assert tables.markdown(table, [mine], 'paper') == (
+    'of no paper; test error in %\n\n'
+    '| row | ours | n | steps | seconds a split | device |\n'
+    '| --- | --- | --- | --- | --- | --- |\n'
+    '| the baseline | 5.00 ± 1.41 | 2 | 2 | 5 | 1 x cpu |\n\n'
+    '`python experiments/reproduce.py --table=own/mine`; commits abc\n'
+  )
+
+
+def test_the_pages_have_the_tables_of_the_results_that_are_there():
+  store = runs.Store(pathlib.Path('none'), reproduce.HERE / 'results')
+  for page in readme_tables.PAGES:
+    assert (
+      readme_tables.with_tables(page.read_text(), store) == page.read_text()
+    )
+
+
+def test_metrics_stay_with_all_evaluations_and_some_of_the_rest():
+  lines = [f'{{"step": {i}, "loss": 1.0}}' for i in range(1000)]
+  lines.insert(7, '{"step": 7, "test_error_last": 5.0}')
+  kept = runs.thinned(lines)
+  assert kept[0] == lines[0] and lines[7] in kept
+  assert len(kept) == 201
+  assert runs.thinned(lines[:9]) == lines[:9]
+
+
+def test_a_program_that_is_called_ends_with_the_one_that_calls(tmp_path):
+  script = tmp_path / 'child.py'
+  script.write_text(
+    'import pathlib, time\n'
+    f'pathlib.Path("{tmp_path}/began").touch()\n'
+    'time.sleep(60)\n'
+  )
+  parent = (
+    'import signal, sys, reproduce\n'
+    'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
+    f'with reproduce.alone(__import__("pathlib").Path("{tmp_path}/seed-0")):\n'
+    f'  reproduce.call([sys.executable, "{script}"])\n'
+  )
+  process = subprocess.Popen([sys.executable, '-c', parent], env=ENVIRONMENT)
+  while not (tmp_path / 'began').exists():
+    time.sleep(0.1)
+  process.terminate()
+  assert process.wait(timeout=30) == 143
+  # The child has let go of the lock.
+  with open(tmp_path / 'seed-0.lock') as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize('rows', ['0', '5', 'one'])
+def test_a_row_that_is_not_there_is_refused_by_number(asked, rows):
+  with pytest.raises(InputError, match=rf'--rows={rows}: .*1 one'):
+    asked(f'--rows={rows}')
+
+
+def test_what_is_kept_names_no_folder_of_the_machine_that_made_it():
+  for path in (reproduce.HERE / 'results').rglob('*.json'):
+    assert not re.search(r'["\s=]/\w', path.read_text()), path

@@ -1,0 +1,192 @@
+"""The papers' tables as data, and what ours are compared with."""
+
+import math
+
+import binary
+import pytest
+
+from ssljax.errors import InputError
+from ssljax.experiments.figures import catalogue
+from ssljax.experiments.papers import runs, tables
+
+# The papers' own headings: tables, and figures that are of data.
+HEADINGS = {
+  'madnn': ((1, 2), (3, 4, 5, 6)),
+  'association': ((1, 2, 3, 4, 5), (2, 3, 4)),
+  'r2d2': ((1, 2, 3, 4, 5, 6, 7, 8), (2,)),
+  'llp': ((1, 2, 3, 4, 5, 6), (2,)),
+  'deepbass': ((1, 2, 3), (1, 2, 3)),
+}
+TABLE = tables.Table(
+  'madnn/1', 'a paper', 'it', 'mean (std)', 'test error in %', 'mean', (), ()
+)
+MEDIANS = TABLE._replace(centre='median')
+
+
+def test_all_tables_and_figures_of_the_papers_are_there_and_no_others():
+  headings = lambda which: [
+    f'{paper}/{number}'
+    for paper, of_paper in HEADINGS.items()
+    for number in of_paper[which]
+  ]
+  assert list(tables.all_tables()) == headings(0)
+  assert list(tables.all_figures()) == headings(1)
+  assert len(headings(0)) == 24
+  assert len(headings(1)) == 12
+
+
+@pytest.mark.parametrize('name', tables.all_tables())
+def test_a_table_is_of_presets_and_has_the_papers_numbers(name):
+  table = tables.all_tables()[name]
+  assert table.rows
+  names = [row.name for row in (*table.rows, *table.quoted)]
+  assert len(set(names)) == len(names)
+  for row in table.rows:
+    assert bool(row.preset) != bool(row.missing), row
+    assert 0 < row.paper < 100, row
+    for budget in ('paper', *tables.BUDGETS):
+      sized = row.at(budget)
+      if sized:
+        check_flags(runs.run_of(sized))
+        changed = (sized.preset, sized.flags) != (row.preset, row.flags)
+        assert bool(sized.smaller) == changed, row
+        check_take(sized)
+  assert all(0 < row.paper < 100 and not row.preset for row in table.quoted)
+
+
+def check_flags(run):
+  """The preset is there, and its binary has every flag."""
+  name = run.preset.split('.')[0]
+  known = binary.flag_names(name)
+  for line in run.lines:
+    flag = line.split('=')[0].removeprefix('--')
+    assert flag in known or flag.removeprefix('no') in known, (run, line)
+
+
+def check_take(row):
+  """The stage or the arm that a row takes its number from is there."""
+  method = row.preset.split('.')[0]
+  kind, _, rest = row.take.partition(':')
+  if kind == 'after':
+    assert rest in {
+      'r2d2': ('supervised', 'decipher', 'repeated', 'finetuned'),
+      'association': ('pretrain', 'association'),
+      'deepbass': ('labelled', 'iterations'),
+    }.get(method, ()), row
+  elif kind == 'arm':
+    assert rest in ('supervised:last', 'supervised:averaged'), row
+  elif kind not in ('probe', 'propagate'):
+    assert kind in ('last', 'averaged', 'median_last', 'minimum'), row
+  if kind == 'minimum':
+    assert '--report_minimum' in runs.run_of(row).lines, row
+
+
+@pytest.mark.parametrize('name', tables.all_figures())
+def test_a_figure_is_of_runs_that_its_drawing_can_compare(name):
+  figure = tables.all_figures()[name]
+  for budget in ('paper', *tables.BUDGETS):
+    sized = figure.at(budget)
+    for part in sized.parts if sized else ():
+      drawing = catalogue.FIGURES[part.drawn]
+      assert 1 <= len(part.runs) <= drawing.runs, part
+      assert sized.seeds == 1 or drawing.merges, part
+    for run in runs.runs_of(sized) if sized else ():
+      check_flags(run)
+      assert run.preset.split('.')[0] == name.split('/')[0]
+
+
+def test_the_interval_of_a_mean_is_students_where_the_paper_has_no_deviation():
+  # Mean 2, variance 2, so a standard error of 1; t of 1 degree, 97.5 %: tan(π
+  # 0.475).
+  found = tables.interval([1, 3], 1, None, 10)
+  t = math.tan(math.pi * 0.475)
+  assert found[:3] == pytest.approx((1, 1 - t, 1 + t))
+
+
+def test_the_interval_of_two_means_is_welchs():
+  # Squared standard errors 1 and 4/4: together √2, with 4 / (1 + 1/3) = 3
+  # degrees; t of 3 degrees, 97.5 %: 3.182446 (any table).
+  found = tables.interval([4, 6], 2, 2, 4)
+  half = 3.182446 * math.sqrt(2)
+  assert found[:3] == pytest.approx((3, 3 - half, 3 + half), rel=1e-6)
+
+
+def test_one_split_and_equal_ones_have_no_interval():
+  assert tables.interval([4], 1, 0.5, 10) == tables.Difference(3)
+  assert tables.interval([4, 4], 1, None, None) == tables.Difference(3)
+
+
+def test_medians_are_compared_by_signs():
+  # Three of four below: (C(4,0) + C(4,1)) / 2⁴ on either side.
+  found = tables.signs([1, 2, 3, 9], 5)
+  assert found == tables.Difference(
+    -2.5, below=3, apart=4, probability=2 * 5 / 16
+  )
+  assert tables.in_words(found) == '-2.50, 3 of 4 below (p 0.62)'
+  # What is equal counts for neither.
+  assert tables.signs([5, 4], 5)[4:] == (1, 1, 1.0)
+  row = tables.Row('', 5.0, 1.0, 10, 'madnn.digits')
+  assert tables.difference(MEDIANS, row, [1, 2, 3, 9]) == found
+  assert tables.difference(TABLE, row, [1, 2, 3, 9]).below is None
+
+
+def test_a_worse_row_is_shown_as_worse():
+  row = tables.Row('hard', 2.0, 0.5, 4, 'madnn.digits')
+  mine = tables.Ours(
+    (4.0, 6.0), (0, 1), 120, 34.5, '1 x cpu', 'abc', 'fewer images'
+  )
+  cells = tables.lines(TABLE._replace(rows=(row,)), [mine])[0]
+  low, high = tables.interval([4, 6], 2, 0.5, 4)[1:3]
+  assert cells == [
+    'hard',
+    '2.00 ± 0.50',
+    '5.00 ± 1.41',
+    '2',
+    f'+3.00 [{low:+.2f}, {high:+.2f}]',
+    '120',
+    '34',
+    '1 x cpu',
+    'fewer images',
+  ]
+
+
+def test_an_interval_of_ours_alone_is_marked_and_explained():
+  table = TABLE._replace(rows=(tables.Row('one', 2.0, preset='madnn.digits'),))
+  mine = tables.Ours((4.0, 6.0), (0, 1), 120, 34.5, '1 x cpu', 'abc')
+  text = tables.markdown(table, [mine], 'cpu')
+  assert '+3.00 [-9.71, +15.71]* |' in text  # t of 1 degree: 12.706
+  assert text.startswith('a paper, Table 1: it; test error in %; paper: mean')
+  assert text.endswith(
+    '`python experiments/reproduce.py --table=madnn/1 --budget=cpu`; commits '
+    'abc; * the interval of our mean alone\n'
+  )
+
+
+def test_what_is_taken_is_where_the_row_says():
+  result = {
+    'test_error': {'last': [4], 'averaged': [3]},
+    'test_error_after': {'labelled': [9]},
+    'arms': {'supervised': {'test_error': {'last': [7]}}},
+  }
+  taken = lambda take, look=None: tables.taken(result, look, take)
+  assert taken('last') == [4]
+  assert taken('averaged') == [3]
+  assert taken('after:labelled') == [9]
+  assert taken('arm:supervised:last') == [7]
+  probed = {'test_error': {'nearest': 1.5}}
+  assert taken('probe:test_error.nearest', probed) == [1.5]
+  assert taken('propagate:LS', {'accuracy': {'LS': [90, 80]}}) == [10, 20]
+
+
+def test_a_smaller_size_has_flags_after_the_rows_or_with_a_preset_its_own():
+  row = tables.Row('', 1.0, preset='a.b', flags=('--x=1',))
+  size = lambda **fields: row._replace(sizes={'cpu': fields}).at('cpu')
+  assert row.at('cpu') is None and row.at('paper') == row
+  assert size(flags=('--y=2',)).flags == ('--x=1', '--y=2')
+  assert size(preset='a.c')[4:7] == ('a.c', ('--x=1',), 'last')
+  assert size(preset='a.c', flags=())[4:6] == ('a.c', ())
+
+
+def test_an_unknown_table_is_refused_by_name():
+  with pytest.raises(InputError, match=r'--table=madnn/9: .*madnn/2'):
+    tables.find('madnn/9', tables.all_tables(), 'table')

@@ -1,0 +1,326 @@
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+from unittest import mock
+
+from absl import flags
+import binary
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+import tiny
+
+from ssljax import errors
+from ssljax.cli import main
+from ssljax.data import catalog
+from ssljax.distributed import placement
+from ssljax.experiments import plan
+from ssljax.networks import network
+from ssljax.planning import footprint, plan
+from ssljax.runs import build
+
+
+def leaf_bytes(tree):
+  """What the first device holds of a tree of arrays."""
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return sum(
+    (jax.random.key_data(x) if is_key(x) else x)
+    .addressable_shards[0]
+    .data.nbytes
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def shapes(name, devices, rows=tiny.ROWS):
+  """The state of a tiny method before its first step, and where it lies."""
+  mesh = placement.make_mesh([devices], devices)
+  method = tiny.METHODS[name](lambda *_, **__: optax.sgd(0.1, 0.9), 6)
+  states = footprint.stage_shapes(
+    method,
+    tiny.NET,
+    (tiny.SIDE, tiny.SIDE, 1),
+    rows,
+    labelled=24,
+    multiple=placement.row_multiple(mesh),
+    extra=0,
+    seeds=1,
+  )
+  return states[0], placement.state_sharding(mesh, method.layout, rows)
+
+
+@pytest.mark.parametrize('name', ['llp', 'r2d2'])
+def test_a_state_that_is_made_takes_what_was_said(name):
+  job = tiny.make_job(name, devices=8)
+  state, _ = tiny.initial(job)
+  told = footprint.parts(*shapes(name, 8))
+  assert sum(part.bytes for part in told.values()) == leaf_bytes(state)
+  assert told['parameters'].bytes == leaf_bytes(state.params)
+  assert told['optimiser'].bytes == leaf_bytes(state.opt_state)
+  memory = [part for name, part in told.items() if name.startswith('memory')]
+  assert sum(part.bytes for part in memory) == leaf_bytes(state.memory)
+
+
+@pytest.mark.parametrize('name', tiny.METHODS)
+def test_what_is_split_is_divided_by_the_devices_and_nothing_else(name):
+  alone, over8 = (footprint.parts(*shapes(name, n)) for n in (1, 8))
+  for part, (size, split) in over8.items():
+    assert alone[part] == (size * 8 if split else size, split)
+
+
+def test_what_grows_with_the_images_is_split():
+  # Both are multiples of 256: nothing is rounded up.
+  for name in tiny.METHODS:
+    few, many = (
+      footprint.parts(*shapes(name, 8, rows)) for rows in (2**12, 2**13)
+    )
+    grown = {part: many[part].bytes - few[part].bytes for part in few}
+    assert grown['labels'] == 4 * 2**12 / 8
+    assert all(many[p].split for p, more in grown.items() if more)
+
+
+@contextlib.contextmanager
+def planned(*args):
+  """What plan.py would plan of these arguments, with `Flat` networks."""
+  known, planner = set(flags.FLAGS), plan.Planner()
+  flat = lambda classes, *, dropout=0.0: network.from_linen(
+    binary.Flat(classes)
+  )
+  try:
+    with mock.patch.dict(build.NETWORKS, digits_heads=flat, digits=flat):
+      planner.parse(['plan.py', *args])
+      main.check_flags()
+      yield planner
+  finally:
+    for name in set(flags.FLAGS) - known:
+      delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+LLP = '--method=llp', '--warm=0', '--preprocess=standardize'
+
+
+def subject(planner):
+  return plan.subject(planner.arms, plan.outline())
+
+
+def resident(rows):
+  """A data set, by TFDS's word, of so many images of a pixel."""
+  return mock.patch.dict(
+    catalog.KNOWN, made=(10, (1, 1, 3), {'train': rows, 'test': 64})
+  )
+
+
+@functools.cache
+def plan_of(rows, devices=4):
+  """Of LLP on so many images of a pixel."""
+  with planned(*LLP, '--dataset=made') as planner, resident(rows):
+    return plan.make_plan(subject(planner), devices)
+
+
+def test_only_memory_labels_and_images_depend_on_how_many_images_there_are():
+  # On each of four devices a multiple of the 8,192 rows that are looked at in
+  # one go.
+  few, many = plan_of(2**17), plan_of(2**18)
+  (before,), (after,) = few.steps, many.steps
+  assert sorted(after.moved) == sorted(before.moved) != []
+  # One in a loop would be repeated, and on CPUs have no order beside others.
+  assert all(exchange.times == 1 for exchange in before.moved)
+  # The step copies a device's own pseudo-labels or confidences, no more.
+  copied = after.activations - before.activations
+  assert 0 <= copied < 2 * 4 * 2**17 // 4
+  more = {
+    name: after.parts[name].bytes - part.bytes
+    for name, part in before.parts.items()
+    if after.parts[name].bytes != part.bytes
+  }
+  # 2¹⁷ more: rows of D = 8, labels and a confidence on one of four devices; all
+  # images, of three bytes, on each.
+  assert more == {
+    'memory, rows': 2**17 * 8 * 4 // 4,
+    'memory, labels': 2**17 * 4 // 4,
+    'memory, confidence': 2**17 * 4 // 4,
+    'labels': 2**17 * 4 // 4,
+    'images': 2**17 * 3,
+  }
+  assert after.total - before.total == sum(more.values()) + copied
+
+
+def test_the_parts_are_what_the_compiled_step_is_given():
+  compiled = []
+  exchanges = plan.collectives.exchanges
+  compile_ = jax.stages.Lowered.compile
+
+  def spy(lowered, *args, **more):
+    compiled.append(compile_(lowered, *args, **more))
+    return compiled[-1]
+
+  with mock.patch.object(jax.stages.Lowered, 'compile', spy):
+    plan_of.cache_clear()
+    (step,) = plan_of(2**17).steps
+  sizes = compiled[-1].memory_analysis()
+  given = sum(part.bytes for name, part in step.parts.items())
+  given -= step.parts['test images'].bytes
+  rows = 128 * 4 // 4  # of the batch, on one of four devices
+  assert sizes.argument_size_in_bytes == given + rows
+  assert step.activations == sizes.temp_size_in_bytes
+  assert step.moved == exchanges(compiled[-1].as_text())
+  # What goes out lies where it came in, but for a few metrics.
+  assert sizes.output_size_in_bytes - sizes.alias_size_in_bytes < 1024
+
+
+def test_nothing_of_the_size_of_the_data_is_made():
+  # 2³⁰ images would be 4 GiB of labels alone.
+  with planned('--method=r2d2', '--dataset=made') as planner, resident(2**30):
+    made = subject(planner)
+    assert plan.images_of(made.dataset.train).shape == (2**30, 1, 1, 3)
+    mesh = placement.make_mesh([8])
+    states = footprint.stage_shapes(
+      made.method,
+      made.net,
+      made.dataset.train.shape,
+      2**30,
+      labelled=made.labelled,
+      multiple=256,
+      extra=0,
+      seeds=1,
+    )
+    where = placement.state_sharding(mesh, made.method.layout, 2**30)
+    parts = footprint.parts(states[1], where)
+    assert parts['memory, logits'].bytes == 2**30 * 10 * 4 // 8
+
+
+def test_what_a_refresh_observes_is_counted():
+  # R2-D2's are logits: C = 10 of 1,297 images, 1,536 in use or not, over two.
+  with planned('--method=r2d2') as planner:
+    made = subject(planner)
+    mesh = placement.make_mesh([2], 2)
+    program = plan.make_program(made, mesh, 1)
+    states = footprint.stage_shapes(
+      made.method,
+      made.net,
+      (8, 8, 1),
+      1297,
+      labelled=100,
+      multiple=256,
+      extra=0,
+      seeds=1,
+    )
+    seen = [
+      plan.observed(made, program, stage, state)
+      for stage, state in zip(made.method.stages, states, strict=True)
+    ]
+  assert seen[:2] == [0, 1536 * 10 * 4 // 2]
+
+
+def test_stages_that_differ_in_their_rates_alone_are_compiled_once():
+  with planned('--method=r2d2', '--repeat=40', '--interval=20') as planner:
+    stages = subject(planner).method.stages
+  names = [stage.name for stage in stages]
+  assert names == ['supervised', 'decipher', 'repeat 1', 'repeat 2', 'finetune']
+  states = [mock.Mock(opt_state=stage.tx.init({})) for stage in stages]
+  assert plan.alike(stages, states) == [[0], [1, 2, 3], [4]]
+
+
+@pytest.mark.parametrize(
+  ('args', 'expected'),
+  [
+    # digits: 1,297 images, 10 classes.
+    (['--labels=10', '--unlabelled=rest'], (100, 1197)),
+    (['--labels=10', '--unlabelled=all'], (100, 1297)),
+    (['--labels=3', '--unlabelled=200', '--validation=7'], (30, 200)),
+    (['--labels=all', '--unlabelled=all', '--validation=7'], (1290, 1290)),
+    (['--labels=5', '--source=digits', '--target=mnist'], (50, 60000)),
+  ],
+)
+def test_rows_are_counted_as_a_split_has_them(args, expected):
+  with planned('--method=llp', *args):
+    assert plan.count_rows(plan.outline()) == expected
+
+
+def test_a_state_that_does_not_fit_is_refused_with_its_largest_part():
+  state, _ = shapes('llp', 8, rows=2**20)
+  method = tiny.METHODS['llp'](lambda *_: optax.sgd(0.1, 0.9), 6)
+  mesh = placement.make_mesh([8])
+  with mock.patch.object(placement, 'device_bytes', lambda: 10**6):
+    with pytest.raises(errors.InputError) as error:
+      footprint.refuse_too_large(method, state, mesh)
+  told = str(error.value)
+  assert f'most of them for memory, rows, {2**20 * 5 * 4 // 8}' in told
+  assert 'experiments/plan.py has the details' in told
+
+
+@pytest.mark.parametrize(
+  ('args', 'expected'),
+  [
+    ([], '--method: give one of supervised, '),
+    (['--method=llp', '--devices=0'], '--devices=0: give a number from 1'),
+    (['--method=llp', '--devices=2,x'], '--devices=2,x: give a number'),
+    (['--method=llp', '--devices='], '--devices=: give a number'),
+    (['--method=elp'], '--method=elp: value should be one of'),
+    (['--method=llp', '--dataset=a'], '--dataset=a: its size is not known'),
+    (['--method=llp', '--eta=1'], "Unknown command line flag 'eta'"),
+    (['--method=llp', '--train_split=a'], '--train_split=a: no such split'),
+    (['--method=llp', '--steps=0'], '--steps=0: give a number above 0'),
+  ],
+)
+def test_bad_input_is_one_line(args, expected, capsys):
+  assert expected in binary.refused(capsys, *args, binary='plan')
+
+
+def test_too_many_labels_are_refused():
+  with planned('--method=llp', '--labels=130') as planner:
+    with pytest.raises(errors.InputError, match='--labels=130: a class has'):
+      subject(planner)
+
+
+@pytest.mark.parametrize(
+  ('count', 'expected'),
+  [
+    (0, '0 B'),
+    (999, '999 B'),
+    (1000, '0.98 KiB'),
+    (2**20 * 3 // 2, '1.50 MiB'),
+    (2**20 * 12.34, '12.3 MiB'),
+    (2**30 * 5000, '5000 GiB'),
+  ],
+)
+def test_sizes_are_short(count, expected):
+  assert plan.size(count) == expected
+
+
+def test_several_numbers_of_devices_stand_side_by_side(capsys):
+  few = '--method=supervised', '--devices=1,2', '--batch_labelled=8'
+  with planned(*few) as planner:
+    # There are eight already.
+    with mock.patch.object(plan, 'make_devices', lambda count: None):
+      planner.act()
+  title, _, head, rule, *rows = capsys.readouterr().out.rstrip().split('\n')
+  assert title.startswith('supervised with digits on digits: 1,297 images of')
+  cells = lambda line: [cell.strip() for cell in line.strip('|').split('|')]
+  assert cells(head) == ['on each device', 'lies', '1 device', '2 devices']
+  assert len({len(line) for line in (head, rule, *rows)}) == 1
+  table = {cells(row)[0]: cells(row)[1:] for row in rows}
+  # Dense layers 64 → 8 → 10.
+  weights = plan.size(4 * (64 * 8 + 8 + 8 * 10 + 10))
+  assert table['parameters'] == ['whole', weights, weights]
+  assert table['all-reduce: supervised'][1] == '0'
+  assert table['sent in a step: supervised'][1] == '0 B'
+
+
+def test_more_devices_than_this_machine_has_are_planned_for():
+  script = (
+    'import plan, jax\n'
+    'plan.make_devices(24)\n'
+    'assert jax.device_count() == 24, jax.devices()\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', script],
+    cwd=binary.EXPERIMENTS,
+    env=os.environ | {'PYTHONPATH': str(binary.EXPERIMENTS.parent)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr

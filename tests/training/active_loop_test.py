@@ -1,0 +1,194 @@
+"""Labels that come in the middle of a run, for every method."""
+
+import functools
+
+import chex
+from conftest import forget_programs
+from contract_test import OPTIONS, comparable, fit, lines
+import numpy as np
+import pytest
+import tiny
+
+from ssljax.active import oracle
+from ssljax.core import UNLABELLED
+from ssljax.distributed.preemption import PreemptedError
+from ssljax.training import active_loop
+from ssljax.training import loop as loop_lib
+
+POLICY = active_loop.Policy('entropy', every=1, size=4, budget=10, passes=2)
+OFTEN = OPTIONS._replace(checkpoint_seconds=0.0)
+
+
+@pytest.fixture(scope='module', params=tiny.METHODS)
+def name(request):
+  """Every method in turn."""
+  yield request.param
+  forget_programs()
+
+
+class Told:
+  """An oracle for which another may stand in: what is compiled is shared."""
+
+  other = oracle.Simulation(tiny.truth())
+
+  def ask(self, *question):
+    return self.other.ask(*question)
+
+
+@functools.cache
+def shared(name, seeds):
+  """(program, asking, its oracle) of a method and a number of seeds."""
+  program = tiny.make_program(name, 16, seeds, None, extra=10)
+  told, among = Told(), np.ones(tiny.ROWS, bool)
+  return program, active_loop.Asking(POLICY, program, told, among), told
+
+
+@pytest.fixture(scope='module', autouse=True)
+def unshared():
+  yield
+  shared.cache_clear()
+
+
+def make_job(name, truth=None, seeds=(0,)):
+  program, asks, told = shared(name, len(seeds))
+  told.other = oracle.Simulation(tiny.truth() if truth is None else truth)
+  return loop_lib.Job(name, program, tiny.make_splits(seeds), asks)
+
+
+def asked_rows(progress, seed=0):
+  return [row for asked in progress.asked for row in asked['rows'][seed]]
+
+
+def test_labels_come_once_each_and_never_more_than_the_budget(name, tmp_path):
+  job = make_job(name)
+  state, progress = fit(tmp_path, name, job=job)
+  rows = asked_rows(progress)
+  # 4, 4, and the two that are left of ten.
+  assert [len(asked['rows'][0]) for asked in progress.asked] == [4, 4, 2]
+  assert len(set(rows)) == 10
+  start = job.splits[0].labels
+  assert (start[rows] == UNLABELLED).all()
+  want = start.copy()
+  want[rows] = tiny.truth()[rows]
+  np.testing.assert_array_equal(state.labels[0, : len(want)], want)
+  assert (state.labels[0, len(want) :] == UNLABELLED).all()
+  counts = [m['asked'] for m in lines(tmp_path) if 'asked' in m]
+  assert counts == [4, 8, 10]
+  # Before the first step there is nothing to be unsure with.
+  assert progress.asked[0]['step'] > 0
+
+
+def test_what_is_learned_is_a_function_of_what_was_asked_for(name, tmp_path):
+  truth = tiny.truth()
+  state, progress = fit(tmp_path / '1', name, job=make_job(name))
+  rows = asked_rows(progress)
+  known = tiny.make_splits()[0].labels >= 0
+  known[rows] = True
+  # Every other label is another one: nowhere in the state is there a trace.
+  other = np.where(known, truth, (truth + 1) % tiny.CLASSES).astype(np.int32)
+  job = make_job(name, other)
+  again, _ = fit(tmp_path / '2', name, job=job)
+  chex.assert_trees_all_equal(comparable(again), comparable(state))
+  assert lines(tmp_path / '1') == lines(tmp_path / '2')
+  # And as to the labels themselves:
+  told = np.asarray(state.labels[0])[: len(known)]
+  assert (told[~known] == UNLABELLED).all()
+
+
+def test_an_acquired_label_is_learned_from(name, tmp_path):
+  """Two runs of which one is told other labels part ways."""
+  truth = tiny.truth()
+  state, _ = fit(tmp_path / '1', name, job=make_job(name))
+  lies = ((truth + 1) % tiny.CLASSES).astype(np.int32)
+  told, _ = fit(tmp_path / '2', name, job=make_job(name, lies))
+  with pytest.raises(AssertionError):
+    chex.assert_trees_all_close(told.params, state.params, rtol=1e-3)
+
+
+def test_asked_to_go_while_it_chooses_it_loses_no_step_and_ends_the_same(
+  name, tmp_path, monkeypatch
+):
+  job, chooses = make_job(name), []
+  whole, progress = fit(tmp_path / 'whole', name, OFTEN, job)
+  rows = active_loop.Asking.rows
+
+  def note(*args, **how):
+    chooses.append(True)
+    return rows(*args, **how)
+
+  told = OFTEN._replace(preempted=lambda: bool(chooses))
+  with monkeypatch.context() as patch, pytest.raises(PreemptedError) as error:
+    patch.setattr(active_loop.Asking, 'rows', note)
+    fit(tmp_path / 'parts', name, told, job)
+  assert any(entry.name == 'sweep' for entry in error.traceback)
+  assert f'step {progress.asked[0]["step"]}:' in str(error.value)
+  resumed, _ = fit(tmp_path / 'parts', name, OFTEN, job)
+  chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+  assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
+
+
+def test_killed_about_an_acquisition_it_ends_the_same(
+  name, tmp_path, monkeypatch
+):
+  job = make_job(name)
+  whole, progress = fit(tmp_path / 'whole', name, OFTEN, job)
+  at = progress.asked[1]['step']
+  save, ask = loop_lib._Loop.save, active_loop.Asking.ask
+
+  def stop_at(step):
+    def stop(self):
+      save(self)
+      if self.progress.step == step:
+        self.checkpoints.wait()
+        raise KeyboardInterrupt
+
+    return loop_lib._Loop, 'save', stop
+
+  def stop_within(*args, **how):
+    ask(*args, **how)
+    raise KeyboardInterrupt
+
+  parts = tmp_path / 'parts'
+  # As the question is due; with the answer there, but nothing saved; and later.
+  for patched in (
+    stop_at(at),
+    (active_loop.Asking, 'ask', stop_within),
+    stop_at(at + 1),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(*patched)
+      with pytest.raises(KeyboardInterrupt):
+        fit(parts, name, OFTEN._replace(record_every=1), make_job(name))
+  resumed, again = fit(parts, name, OFTEN, make_job(name))
+  assert [*again.asked] == [*progress.asked]
+  chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+
+
+@pytest.mark.slow
+def test_seeds_at_once_ask_for_what_seeds_apart_ask_for(tmp_path):
+  _, both = fit(tmp_path / 'both', '', job=make_job('madnn', seeds=(0, 1)))
+  for i in (0, 1):
+    job = make_job('madnn', seeds=(i,))
+    _, alone = fit(tmp_path / str(i), '', job=job)
+    assert asked_rows(alone) == asked_rows(both, i)
+
+
+def test_the_labelled_part_of_a_step_draws_from_new_labels_too(tmp_path):
+  job = make_job('supervised')
+  loop = loop_lib._Loop(job, OPTIONS, None, None)
+  _, progress = fit(tmp_path, '', job=job)
+  loop.state, loop.progress = fit(tmp_path, '', job=job)
+  (sampler,) = loop.samplers(0)
+  seen = {row for step in range(16, 80) for row in sampler.rows(step)}
+  assert set(asked_rows(progress)) < seen
+
+
+def test_the_unlabelled_part_leaves_out_what_has_become_labelled(tmp_path):
+  split = tiny.make_splits()[0]
+  labels = split.labels.copy()
+  row = int(np.flatnonzero(labels < 0)[0])
+  labels[row] = 1
+  assert not split.grown(labels).admitted[row] and split.admitted[row]
+  # Where labelled rows were among the unlabelled ones, they stay there.
+  include_labelled = split._replace(admitted=np.ones(tiny.ROWS, bool))
+  assert include_labelled.grown(labels).admitted.all()

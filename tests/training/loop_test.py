@@ -1,0 +1,444 @@
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+
+import chex
+from contract_test import OPTIONS, comparable, fit, fit_until, lines
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from ssljax.core import Method, Stage, TrainState
+from ssljax.distributed import preemption
+from ssljax.distributed.preemption import PreemptedError
+from ssljax.errors import InputError
+from ssljax.training import checkpoint, evaluate, loop, metrics_writer
+from ssljax.training.compiled import Program
+
+
+def test_stops_are_multiples_of_each_period_and_the_end():
+  assert list(loop.stops(0, 10, [4, 5])) == [4, 5, 8, 10]
+  # From a resumed step the same stops follow.
+  assert list(loop.stops(5, 10, [4, 5])) == [8, 10]
+  assert list(loop.stops(0, 3, [10])) == [3]
+
+
+def test_calls_cover_a_span_without_overlap():
+  assert list(loop.calls(3, 10, 3)) == [(3, 6), (6, 9), (9, 10)]
+  assert list(loop.calls(0, 2, 1)) == [(0, 1), (1, 2)]
+
+
+def test_checkpoints_stay_at_the_ends_of_stages_and_every_so_often():
+  stages = [tiny.METHODS['supervised'](lambda *_: None, n) for n in (5, 4)]
+  stages = [m.stages[0]._replace(name=str(m.stages[0].steps)) for m in stages]
+  method = Method('two', tuple(stages))
+  assert loop.permanent(method, True, None) == [5, 9]
+  # Every second step of a stage: 2 and 4, then 5 + 2 and 5 + 4.
+  assert loop.permanent(method, False, 2) == [2, 4, 7, 9]
+  assert loop.permanent(method, False, 6) == []
+
+
+def test_a_checkpoint_that_is_to_stay_is_saved_on_its_step(tmp_path):
+  options = OPTIONS._replace(keep_every=1, record_every=6, evaluate_every=6)
+  fit(tmp_path, 'supervised', steps=3, options=options)
+  # Without `permanent` the newest two are left.
+  saved = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert {'2', '3'} <= saved and '1' not in saved
+
+
+def test_every_term_of_the_loss_is_recorded_for_every_seed(tmp_path):
+  fit(tmp_path, 'madnn', seeds=(3, 4))
+  measured = [m for m in lines(tmp_path) if 'loss' in m]
+  assert [(m['step'], m['seed']) for m in measured] == [
+    (step, seed) for step in (2, 3, 4, 6) for seed in (3, 4)
+  ]
+  for m in measured:
+    total = m['cross_entropy'] + m['model_entropy'] + m['divergence']
+    assert m['loss'] == pytest.approx(total, rel=1e-5)
+  tested = [m for m in lines(tmp_path) if 'test_error_last' in m]
+  assert [m['step'] for m in tested] == [3, 3, 6, 6]
+  assert list(tmp_path.glob('events/madnn/seed-3/*tfevents*'))
+
+
+def diverging(after):
+  """An optimiser whose update number `after` is infinite."""
+  return optax.sgd(lambda count: jnp.where(count < after - 1, 0.1, jnp.inf))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+  # Stops are at 2, 3, 4, 6: the fifth loss is seen at the stop after it.
+  options = OPTIONS._replace(checkpoint_seconds=0.0)
+  with pytest.raises(loop.DivergedError, match=r'madnn is nan at step 6 '):
+    fit(tmp_path, 'madnn', steps=12, tx=diverging(5), options=options)
+  assert (tmp_path / 'checkpoints' / '4').is_dir()
+  assert not (tmp_path / 'checkpoints' / '6').exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+  # The losses up to step 4 are finite, the weights after it are not.
+  options = OPTIONS._replace(checkpoint_seconds=0.0)
+  with pytest.raises(loop.DivergedError, match=r'weights .* after step 4:'):
+    fit(tmp_path, 'madnn', steps=12, tx=diverging(4), options=options)
+  assert (tmp_path / 'checkpoints' / '3').is_dir()
+  assert not (tmp_path / 'checkpoints' / '4').exists()
+
+
+def test_the_same_weights_give_the_error_counted_by_hand(tmp_path):
+  state, progress = fit(tmp_path, 'supervised')
+  test, truth = tiny.images(1, 20)
+  params, stats = jax.tree.map(lambda x: x[0], (state.params, state.stats))
+  logits = tiny.NET.infer(params, stats, test.astype(np.float32) / 255).logits
+  wrong = sum(int(np.argmax(logits[i])) != truth[i] for i in range(20))
+  assert progress.evaluations[-1]['last'] == [100 * wrong / 20]
+
+
+def test_averaged_weights_are_evaluated_beside_the_trained_ones(tmp_path):
+  from ssljax import optimizers
+
+  # A weight average that hardly moves stays where training began.
+  tx = optax.chain(optax.sgd(0.05), optimizers.average_weights(0.0))
+  _, progress = fit(tmp_path, 'madnn', steps=30, tx=tx)
+  final = progress.evaluations[-1]
+  # Decay 0: the average is the last weights themselves.
+  assert final['averaged'] == final['last']
+
+
+def test_validation_images_are_evaluated_too(tmp_path):
+  fit(tmp_path, 'supervised', validation=9)
+  tested = [m for m in lines(tmp_path) if 'test_error_last' in m]
+  # Nine images: the error is a multiple of 1/9.
+  for m in tested:
+    share = m['validation_error_last'] * 9 / 100
+    assert share == pytest.approx(round(share), abs=1e-6)
+
+
+def test_a_summary_takes_the_last_step_and_the_median_of_five():
+  errors = [9.0, 5.0, 1.0, 2.0, 8.0, 3.0]
+  evaluations = [
+    {'step': i, 'last': [e, 0.0], 'averaged': [e + 1, 1.0]}
+    for i, e in enumerate(errors)
+  ]
+  assert evaluate.summarize(evaluations) == {
+    'last': [3.0, 0.0],
+    'median_last': [3.0, 0.0],  # of 5 1 2 8 3
+    'averaged': [4.0, 1.0],
+  }
+  # The least error over training is a choice made on the test set: asked for.
+  summary = evaluate.summarize(evaluations, minimum=True)
+  assert summary['minimum'] == [1.0, 0.0]
+
+
+def test_the_error_after_each_stage_is_that_of_its_last_step():
+  stage = tiny.make_job('supervised').program.method.stages[0]
+  stages = (
+    stage._replace(name='a', steps=2),
+    stage._replace(name='b', steps=3),
+  )
+  evaluations = [{'step': i, 'last': [float(i)]} for i in (1, 2, 4, 5)]
+  method = Method('two', stages)
+  assert evaluate.by_stage(evaluations, loop.stage_ends(method)) == {
+    'a': [2.0],
+    'b': [5.0],
+  }
+
+
+def with_refresh(**more):
+  """Counts in the memory how often, and over what, a refresh has run."""
+
+  def per_example(state, image, key):
+    return {'brightness': image.mean((1, 2, 3))}
+
+  def epoch_update(state, observed):
+    return state.replace(memory=state.memory + observed['brightness'])
+
+  job = tiny.make_job('supervised', **more)
+  old = job.program
+  stage = old.method.stages[0]._replace(
+    per_example=per_example, epoch_update=epoch_update
+  )
+  method = old.method._replace(
+    stages=(stage, stage._replace(name='again', every=2)),
+    init=lambda key, params, stats, spec: jnp.zeros(spec.rows),
+  )
+  data, mesh = tiny.make_data()
+  program = Program(method, tiny.NET, data, mesh, batch=8)
+  return job._replace(program=program)
+
+
+def test_a_refresh_sees_all_images_in_order_every_so_many_epochs(tmp_path):
+  job = with_refresh(steps=12)  # epochs of 3 steps
+  state, progress = fit(tmp_path, 'supervised', job=job)
+  # Four epochs refreshed before each, then four before every second.
+  images, _ = tiny.images()
+  brightness = images.mean((1, 2, 3)) / 255
+  memory = state.memory[0, : tiny.ROWS]  # what fills up is no one's
+  np.testing.assert_allclose(memory, 6 * brightness, rtol=1e-5)
+  assert progress.step == 24 == int(state.step[0])
+
+
+def test_optimiser_state_is_made_anew_on_entering_a_stage():
+  job = with_refresh(tx=optax.sgd(lambda count: 0.1))
+  state, (source, rows) = tiny.initial(job)
+  state, _ = job.program.steps[0](state, source, rows)
+  get = optax.tree_utils.tree_get
+  count = lambda state: int(get(state.opt_state, 'count')[0])
+  assert count(state) == 1
+  assert count(job.program.init_stage[1](state)) == 0
+
+
+def two_stages(**more):
+  """Stages whose optimisers carry different state."""
+  job = tiny.make_job('madnn', tx=optax.sgd(0.1, 0.9), **more)
+  old = job.program
+  stage = old.method.stages[0]
+  other = stage._replace(name='plain', tx=optax.sgd(lambda count: 0.05))
+  method = old.method._replace(stages=(stage, other))
+  data, mesh = tiny.make_data()
+  return job._replace(program=Program(method, tiny.NET, data, mesh, batch=8))
+
+
+# R2-D2's stages begin after 6, 12 and 14 steps, all but the first and the
+# last with a prediction of the pseudo-logits.
+@pytest.mark.parametrize(
+  ('make', 'stops'),
+  [
+    (two_stages, (3, 6, 9)),
+    (lambda: tiny.make_job('r2d2'), (6, 12, 14)),
+    (lambda: tiny.make_job('r2d2'), (3, 9, 13, 15)),
+  ],
+)
+def test_a_run_resumes_in_any_stage_bit_for_bit(
+  tmp_path, monkeypatch, make, stops
+):
+  often = OPTIONS._replace(checkpoint_seconds=0.0, record_every=1)
+  job = make()
+  run = lambda folder: fit(tmp_path / folder, job.name, often, job)
+  whole, _ = run('whole')
+  save = loop._Loop.save
+
+  for at in stops:
+
+    def stop(self, at=at):
+      save(self)
+      if self.progress.step == at:
+        self.checkpoints.wait()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+      patch.setattr(loop._Loop, 'save', stop)
+      with pytest.raises(KeyboardInterrupt):
+        run('parts')
+  resumed, progress = run('parts')
+  assert progress.step == loop.total_steps(job.program.method)
+  assert not list((tmp_path / 'parts/checkpoints').glob('damaged-*'))
+  chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+  assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
+
+
+class Told:
+  """A notice that comes after so many looks at it.
+
+  There is one after every call, one after every stop, and one before every
+  batch of a sweep.
+  """
+
+  def __init__(self, looks):
+    self.looks = looks
+
+  def __call__(self):
+    self.looks -= 1
+    return self.looks < 0
+
+
+@pytest.mark.parametrize(
+  ('name', 'looks', 'second'),  # of its sweeps is before the step after it
+  [('r2d2', 20, 12), ('deepbass', 28, 17)],
+)
+def test_a_run_that_is_asked_to_go_loses_no_step_and_ends_the_same(
+  tmp_path, name, looks, second
+):
+  job = tiny.make_job(name)
+  run = lambda folder, options: fit(tmp_path / folder, name, options, job)
+  whole, _ = run('whole', OPTIONS)
+  steps, sweeps = [], set()
+  for later in (0, 1, 2, 3, 5, looks):  # on its steps, between them, in sweeps
+    told = OPTIONS._replace(preempted=Told(later))
+    with pytest.raises(PreemptedError, match=f'{name}.*the same command') as e:
+      run('parts', told)
+    steps.append(int(re.search(r'saved step (\d+)', str(e.value))[1]))
+    saved = {p.name for p in (tmp_path / 'parts/checkpoints').iterdir()}
+    assert str(steps[-1]) in saved
+    if any(entry.name == 'sweep' for entry in e.traceback):
+      sweeps.add(steps[-1])
+  assert steps[0] == 1 and (np.diff(steps[:4]) > 0).all()
+  assert steps == sorted(steps)
+  assert sweeps == {6, second}
+  resumed, _ = run('parts', OPTIONS)
+  chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+  assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
+
+
+def test_the_second_signal_does_what_it_did_before():
+  got = []
+  before = signal.signal(signal.SIGTERM, lambda *_: got.append('before'))
+  try:
+    with preemption.Notice().awaited() as notice:
+      assert not notice()
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert notice() and not got
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert got == ['before']
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert got == ['before'] * 2
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_stopped_before_its_first_checkpoint_a_job_leaves_no_trace(
+  tmp_path, monkeypatch
+):
+  fit(tmp_path / 'whole', 'madnn')
+
+  def stop(self):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop._Loop, 'save', stop)
+    with pytest.raises(KeyboardInterrupt):
+      fit(tmp_path / 'parts', 'madnn')
+  with open(tmp_path / 'parts/metrics.jsonl', 'a') as file:
+    file.write('{"step": 7, "lo')
+  fit(tmp_path / 'parts', 'madnn')
+  assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
+
+
+def damage(path, how):
+  content = path.read_bytes()
+  if how == 'truncated':
+    path.write_bytes(content[: len(content) // 2])
+  elif how == 'flipped':
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 0xFF])
+    path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+  else:
+    path.unlink()
+
+
+@pytest.mark.parametrize('how', ['truncated', 'flipped', 'missing'])
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, how, caplog):
+  always = OPTIONS._replace(checkpoint_seconds=0.0)
+  whole, _ = fit(tmp_path, 'madnn', options=always)
+  metrics = lines(tmp_path)
+  newest = tmp_path / 'checkpoints' / '6'
+  for path in newest.rglob('d/*'):  # all files that hold arrays
+    damage(path, how)
+  again, progress = fit(tmp_path, 'madnn', options=always)
+  assert 'step 6 cannot be read' in caplog.text
+  assert newest.with_name('damaged-6').is_dir()
+  assert progress.step == 6
+  chex.assert_trees_all_equal(comparable(again), comparable(whole))
+  assert lines(tmp_path) == metrics
+
+
+# TensorStore's background reads complain about what they could not read.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('how', ['truncated', 'flipped', 'missing'])
+def test_no_damaged_file_goes_unnoticed(tmp_path, how):
+  state, _ = fit(tmp_path / 'run', 'madnn')
+  saved = tmp_path / 'run' / 'checkpoints'
+  like = checkpoint.abstract(state, state.step.sharding)
+  files = [p for p in saved.rglob('*') if p.is_file()]
+  noticed = 0
+  for number, path in enumerate(files):
+    copy = tmp_path / f'{how}-{number}'
+    shutil.copytree(saved, copy)
+    damage(copy / path.relative_to(saved), how)
+    try:
+      with contextlib.closing(checkpoint.Checkpoints(copy)) as checkpoints:
+        restored = checkpoints.restore(lambda progress: like)
+    except InputError as error:
+      assert 'workdir: no checkpoint' in str(error)
+      noticed += 1
+    else:  # Nothing that mattered was in that file.
+      assert restored is not None
+      chex.assert_trees_all_equal(comparable(restored[0]), comparable(state))
+      assert restored[1]['step'] == 6
+  assert noticed > 0
+
+
+def as_it_was(state):
+  """A state of an older version: labels of N rows, and N for what is no row."""
+  known = state.memory.known_rows
+  return state.replace(
+    labels=state.labels[:, : state.images],
+    memory=state.memory.replace(known_rows=jnp.minimum(known, state.images)),
+  )
+
+
+@pytest.mark.parametrize('damaged', [False, True])
+def test_a_checkpoint_of_an_older_version_is_taken_up(
+  tmp_path, monkeypatch, damaged
+):
+  always = OPTIONS._replace(checkpoint_seconds=0.0)
+  whole, _ = fit(tmp_path / 'whole', 'llp', options=always)
+  write = checkpoint.Checkpoints.save
+
+  def save(self, step, state, progress):  # its checksum was a text
+    older = as_it_was(state)
+    text = checkpoint._crc(older)
+    more = {'checksum': text[::-1] if damaged else text, 'shapes': []}
+    write(self, step, older, progress | more)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, 'save', save)
+    fit_until(6, patch, tmp_path / 'older', 'llp', options=always)
+  if damaged:
+    with pytest.raises(InputError, match=r'no checkpoint in .* can be read'):
+      fit(tmp_path / 'older', 'llp')
+  else:
+    resumed, progress = fit(tmp_path / 'older', 'llp', options=always)
+    assert progress.evaluations[0]['step'] < 6 < progress.step
+    known = jnp.minimum(whole.memory.known_rows, whole.images)
+    memory = whole.memory.replace(known_rows=known)
+    chex.assert_trees_all_equal(
+      comparable(resumed), comparable(whole.replace(memory=memory))
+    )
+
+
+def test_a_checkpoint_of_another_split_is_refused(tmp_path):
+  fit(tmp_path, 'madnn', seeds=(0,))
+  with pytest.raises(InputError, match=r'workdir.*another label split'):
+    fit(tmp_path, 'madnn', seeds=(1,))
+
+
+def test_metrics_survive_a_write_that_was_cut_short(tmp_path):
+  recorder = metrics_writer.Recorder(tmp_path)
+  recorder.write('job', {'step': 1, 'seed': 0, 'loss': 1.0})
+  length = recorder.flush()
+  recorder.write('job', {'step': 2, 'seed': 0, 'loss': 2.0})
+  recorder.close()
+  with open(tmp_path / 'metrics.jsonl', 'ab') as file:
+    file.write(b'{"step": 3, "lo')
+  recorder = metrics_writer.Recorder(tmp_path)
+  recorder.rewind(length)
+  recorder.write('job', {'step': 2, 'seed': 0, 'loss': 5.0})
+  recorder.close()
+  read = [
+    json.loads(line)
+    for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  ]
+  assert [(m['step'], m['loss']) for m in read] == [(1, 1.0), (2, 5.0)]
+
+
+def test_the_state_is_a_pytree_with_the_designs_fields():
+  numbers = 'step', 'key', 'params', 'stats', 'opt_state', 'labels', 'memory'
+  assert tuple(TrainState.__dataclass_fields__) == (*numbers, 'images')
+  leaves = jax.tree.leaves(TrainState(*range(7), images=61))
+  assert leaves == list(range(7))  # how many there are is no number to train
+  assert Stage._field_defaults['every'] == 1
