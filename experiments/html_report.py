@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 import numpy as np
 
-from ssljax.cli import main
+from ssljax.cli import main, tool
 from ssljax.core import UNLABELLED
 from ssljax.errors import InputError, require
 from ssljax.experiments.figures import association as association_figures
@@ -354,11 +354,15 @@ def page(finished, result: dict[str, Any]) -> str:
   )
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues) -> None:
   """Defines this program's flags."""
-  flags.DEFINE_string('run', None, 'Folder of a finished run.')
-  flags.DEFINE_string('out', None, 'RUN/report.html if unset.')
-  load.define_flags()
+  flags.DEFINE_string(
+    'run', None, 'Folder of a finished run.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'out', None, 'RUN/report.html if unset.', flag_values=values
+  )
+  tool.define_run_flags(values)
 
 
 def write(asked: dict[str, Any]) -> None:
@@ -380,4 +384,4 @@ def write(asked: dict[str, Any]) -> None:
 
 
 if __name__ == '__main__':
-  load.main('html_report', define_flags, write)
+  tool.start('html_report', define_flags, write)

@@ -5,10 +5,6 @@ python experiments/madnn.py --flagfile=experiments/presets/madnn.mnist-100.flags
 """
 
 from ssljax.cli import main
-from ssljax.methods.madnn import madnn
-from ssljax.methods.supervised import supervised
-
-ARMS = {'supervised': supervised, 'madnn': madnn}
 
 if __name__ == '__main__':
-  main.main('madnn', ARMS)
+  main.train('madnn')

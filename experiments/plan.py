@@ -20,22 +20,20 @@ is not on disk is as large as TFDS says.
 """
 
 from collections.abc import Sequence
-import importlib
 import os
+import sys
 
 from absl import flags
 import jax
 
-from ssljax import core
+from ssljax import core, registry
 from ssljax.cli import main
 from ssljax.distributed import placement
 from ssljax.errors import require
 from ssljax.planning import collectives
-from ssljax.planning import plan as plan_lib
+from ssljax.planning import plan as planning
 from ssljax.planning.plan import Plan, Step, Subject
 
-FLAGS = flags.FLAGS
-METHODS = ('supervised', 'madnn', 'association', 'r2d2', 'llp', 'deepbass')
 MOST = 1024  # virtual devices of a CPU that still start
 
 
@@ -54,7 +52,7 @@ def title(planned: Subject) -> str:
   dataset, train = planned.dataset, planned.dataset.train
   sides = '×'.join(map(str, train.shape))
   return (
-    f'{planned.method.name} with {FLAGS.network} on {dataset.name}: '
+    f'{planned.method.name} with {planned.config.network.network} on {dataset.name}: '
     f'{len(train.labels):,} images of {sides}, '
     f'{"streamed" if planned.is_streamed else "resident"}, '
     f'{len(dataset.classes):,} classes, {planned.labelled:,} labels; images '
@@ -133,70 +131,72 @@ def table(plans: Sequence[Plan]) -> str:
 # The program.
 
 
-def define_flags(values: flags.FlagValues) -> None:
-  """Defines what is not a flag of a method's binary."""
-  flags.DEFINE_enum(
-    'method', None, METHODS, 'Whose run is planned.', flag_values=values
-  )
-  flags.DEFINE_list(
-    'devices', ['8'], 'How many; several as 1,2,4,8.', flag_values=values
-  )
-
-
-def device_counts() -> list[int]:
-  """What --devices says."""
-  for text in FLAGS.devices or ['']:
+def device_counts(texts: Sequence[str]) -> list[int]:
+  """Return the numbers of devices that --devices lists."""
+  for text in texts or ['']:
     require(
       text.isdecimal() and 0 < int(text) <= MOST,
-      f'--devices={",".join(FLAGS.devices)}: give a number from 1 to {MOST}, '
-      'or several, as 1,2,4,8',
+      f'`devices`={",".join(texts)}: give a number from 1 to {MOST}, or '
+      'several, as 1,2,4,8',
     )
-  return [int(text) for text in FLAGS.devices]
+  return [int(text) for text in texts]
 
 
 def make_devices(count: int) -> None:
-  """Has this CPU stand for so many devices."""
+  """Let this CPU stand for so many devices."""
   given = os.environ.get('XLA_FLAGS', '').split()
-  other = 'xla_force_host_platform_device_count'  # another way to say it
+  other = 'xla_force_host_platform_device_count'  # the same by another flag
   os.environ['XLA_FLAGS'] = ' '.join(x for x in given if other not in x)
-  os.environ['JAX_NUM_CPU_DEVICES'] = str(count)  # `parallel` looks for it
+  os.environ['JAX_NUM_CPU_DEVICES'] = str(count)  # `placement` reads it
   placement.start()
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', count)
 
 
-class Planner:
-  """The program: its flags depend on --method."""
+class PlanCommand(main.MethodCommand):
+  """The flags of a method's program, and --method and --devices."""
 
-  arms: dict
-
-  def parse(self, argv: list[str]) -> list[str]:
-    """Parses arguments with the flags of the method that they name."""
-    define_flags(FLAGS)
+  def __init__(self, argv: Sequence[str]):
+    """Define the flags of the method that the arguments name."""
     ahead = flags.FlagValues()
-    define_flags(ahead)
-    ahead(argv, known_only=True)
-    if ahead.method is None:
-      self.arms = {}
-      return FLAGS(argv)
-    binary = importlib.import_module(ahead.method)
-    self.arms = binary.ARMS
-    main.define(binary.ARMS, **getattr(binary, 'DEFAULTS', {}))
-    return main.parse_with_preset(ahead.method, argv)
+    _define_flags(ahead)
+    try:
+      ahead(list(argv), known_only=True)
+    except flags.Error:
+      pass  # Parsing all flags reports it.
+    self.asked = ahead.method
+    super().__init__(self.asked or 'supervised')
+    _define_flags(self.values)
 
   def act(self) -> None:
-    """Prints the plan that the flags ask for."""
-    require(bool(self.arms), f'--method: give one of {", ".join(METHODS)}')
-    counts = device_counts()
-    main.check_flags()
-    dataset = plan_lib.outline()
+    """Print the plan that the flags ask for."""
+    known = ', '.join(registry.METHODS)
+    require(bool(self.asked), f'`method`: give one of {known}')
+    counts = device_counts(self.values.devices)
+    config = self.config()
+    dataset = planning.outline(config)
     make_devices(max(counts))
-    planned = plan_lib.subject(self.arms, dataset)
-    plans = [plan_lib.make_plan(planned, count) for count in counts]
+    planned = planning.subject(config, dataset)
+    plans = [planning.make_plan(planned, count) for count in counts]
     print(f'{title(planned)}\n\n{table(plans)}')
 
 
+def _define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_enum(
+    'method',
+    None,
+    list(registry.METHODS),
+    'Method whose run is planned.',
+    flag_values=values,
+  )
+  flags.DEFINE_list(
+    'devices',
+    ['8'],
+    'Number of devices; several as 1,2,4,8.',
+    flag_values=values,
+  )
+
+
 if __name__ == '__main__':
-  flags.disclaim_key_flags()  # Those of a method are this program's.
-  planner = Planner()
-  main.run('plan', planner.act, planner.parse)
+  command = PlanCommand(sys.argv)
+  main.run('plan', command.act, command.parse, command.help)

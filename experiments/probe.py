@@ -19,7 +19,7 @@ import numpy as np
 
 from ssljax import optimizers
 from ssljax.analysis import embeddings
-from ssljax.cli import main
+from ssljax.cli import main, tool
 from ssljax.core import UNLABELLED
 from ssljax.data import datasets
 from ssljax.errors import positive, require
@@ -186,16 +186,30 @@ def readout_data(finished, asked: dict[str, Any]):
 # The binary.
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues) -> None:
   """Defines this program's flags."""
-  flags.DEFINE_string('run', None, 'Folder of the finished run.')
-  flags.DEFINE_string('out', None, 'Embeddings go to this .npz file, if set.')
-  flags.DEFINE_integer('step', None, 'Whose checkpoint was kept; the last.')
-  flags.DEFINE_bool('readout', False, 'Fit a softmax layer to the features.')
-  flags.DEFINE_string('dataset', None, "Read out this set, not the run's own.")
-  flags.DEFINE_integer('readout_steps', 500_000, 'Of 128 images each.')
-  flags.DEFINE_float('readout_rate', 0.01, 'Learning rate of the readout.')
-  load.define_flags()
+  flags.DEFINE_string(
+    'run', None, 'Folder of the finished run.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'out', None, 'Embeddings go to this .npz file, if set.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'step', None, 'Whose checkpoint was kept; the last.', flag_values=values
+  )
+  flags.DEFINE_bool(
+    'readout', False, 'Fit a softmax layer to the features.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'dataset', None, "Read out this set, not the run's own.", flag_values=values
+  )
+  flags.DEFINE_integer(
+    'readout_steps', 500_000, 'Of 128 images each.', flag_values=values
+  )
+  flags.DEFINE_float(
+    'readout_rate', 0.01, 'Learning rate of the readout.', flag_values=values
+  )
+  tool.define_run_flags(values)
 
 
 def check(asked: dict[str, Any]) -> None:
@@ -298,4 +312,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == '__main__':
-  load.main('probe', define_flags, probe)
+  tool.start('probe', define_flags, probe)

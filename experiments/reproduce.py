@@ -24,10 +24,11 @@ from typing import Any
 
 from absl import flags
 
+from ssljax.cli import tool
 from ssljax.errors import InputError, positive, require
 from ssljax.experiments.papers import readme_tables, runs, tables
 from ssljax.experiments.papers.runs import Run, Store
-from ssljax.runs import load, run_folder
+from ssljax.runs import run_folder
 from ssljax.runs import summary as summary_lib
 
 HERE = pathlib.Path(__file__).parent
@@ -353,27 +354,56 @@ def _watched(process, folder: pathlib.Path) -> dict[str, float] | None:
 # The command line.
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues) -> None:
   """Defines this program's flags."""
-  flags.DEFINE_string('table', None, 'Of a paper, as madnn/1; see --list.')
-  flags.DEFINE_string('figure', None, 'Of a paper, as r2d2/2; see --list.')
-  flags.DEFINE_list('rows', None, 'Numbers of its rows, from 1; all if unset.')
-  flags.DEFINE_integer('seeds', None, "Label splits; the row's own if unset.")
+  flags.DEFINE_string(
+    'table', None, 'Of a paper, as madnn/1; see --list.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'figure', None, 'Of a paper, as r2d2/2; see --list.', flag_values=values
+  )
+  flags.DEFINE_list(
+    'rows',
+    None,
+    'Numbers of its rows, from 1; all if unset.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'seeds', None, "Label splits; the row's own if unset.", flag_values=values
+  )
   flags.DEFINE_enum(
     'budget',
     'paper',
     [*tables.BUDGETS, 'paper'],
     "What a row may cost: the paper's size, or a smaller one, named so.",
+    flag_values=values,
   )
-  flags.DEFINE_bool('list', False, 'List the tables and figures, and go.')
-  flags.DEFINE_bool('measure', False, 'Time a few steps of what is to be run.')
-  flags.DEFINE_bool('pages', False, 'Make the tables of README.md anew.')
-  flags.DEFINE_string('data_dir', None, 'Where TFDS data sets are prepared.')
-  flags.DEFINE_string(
-    'runs', str(HERE.parent / 'runs/reproduce'), 'Where the runs are made.'
+  flags.DEFINE_bool(
+    'list', False, 'List the tables and figures, and go.', flag_values=values
+  )
+  flags.DEFINE_bool(
+    'measure',
+    False,
+    'Time a few steps of what is to be run.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'pages', False, 'Make the tables of README.md anew.', flag_values=values
   )
   flags.DEFINE_string(
-    'results', str(HERE / 'results'), 'Where their results stay.'
+    'data_dir', None, 'Where TFDS data sets are prepared.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'runs',
+    str(HERE.parent / 'runs/reproduce'),
+    'Where the runs are made.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'results',
+    str(HERE / 'results'),
+    'Where their results stay.',
+    flag_values=values,
   )
 
 
@@ -401,4 +431,4 @@ def act(asked: dict[str, Any]) -> None:
 if __name__ == '__main__':
   # So that what was called is ended too.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-  load.main('reproduce', define_flags, act)
+  tool.start('reproduce', define_flags, act)

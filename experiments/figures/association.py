@@ -18,6 +18,7 @@ from ssljax.core import UNLABELLED
 from ssljax.data.splits import generator
 from ssljax.errors import positive, require
 from ssljax.experiments.figures import style
+from ssljax.runs.load import hidden_rows
 
 _QUERIES = 51  # a random stream above those of `splits` and `batches`
 CHUNK = 2**16  # embeddings in memory at a time
@@ -204,7 +205,7 @@ def neighbours(finished, *, queries: int = 7, nearest: int = 5):
       are such.
     nearest: how many neighbours of each.
   """
-  dataset, rows = finished.dataset, style.hidden_rows(finished.split)
+  dataset, rows = finished.dataset, hidden_rows(finished.split)
   positive(queries=queries, nearest=nearest)
   require(
     queries <= len(rows) and nearest < len(rows),

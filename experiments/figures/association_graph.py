@@ -19,6 +19,7 @@ from ssljax.data.splits import Split, generator
 from ssljax.errors import non_negative, positive, require
 from ssljax.experiments.figures import style
 from ssljax.methods import association
+from ssljax.runs.load import hidden_rows
 
 _OTHERS = 50  # a random stream above those of `splits` and `batches`
 
@@ -106,9 +107,7 @@ def labelled_of_evolution(split: Split, classes: int) -> np.ndarray:
 
 def others_of_evolution(split: Split, truth, count: int) -> np.ndarray:
   """Random rows `[Nb]`, by class where it is known: so walks run downwards."""
-  rows = generator(split.seed, _OTHERS).permutation(style.hidden_rows(split))[
-    :count
-  ]
+  rows = generator(split.seed, _OTHERS).permutation(hidden_rows(split))[:count]
   known = truth[rows] != UNLABELLED
   return rows[np.lexsort((rows, truth[rows], ~known))]
 

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from ssljax.cli import main, method_flags
+from ssljax import signatures
+from ssljax.cli import config_flags, main, tool
 from ssljax.errors import require
 from ssljax.experiments.figures import association as association_figures
 from ssljax.experiments.figures import (
   association_graph,
+  comparison,
   llp_maps,
   llp_norms,
   style,
@@ -97,16 +99,23 @@ FIGURES = {
 }
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues) -> None:
   """Defines this program's flags; a figure's options are flags too."""
-  flags.DEFINE_string('figure', None, f'One of {", ".join(FIGURES)}.')
-  flags.DEFINE_multi_string(
-    'run', None, 'Folder of a finished run; repeated where runs are compared.'
+  flags.DEFINE_string(
+    'figure', None, f'One of {", ".join(FIGURES)}.', flag_values=values
   )
-  flags.DEFINE_string('out', None, 'RUN/figures if unset.')
-  flags.DEFINE_bool('list', False, 'List the figures.')
-  load.define_flags()
-  method_flags.define_unset({name: kind.draw for name, kind in FIGURES.items()})
+  flags.DEFINE_multi_string(
+    'run',
+    None,
+    'Folder of a finished run; repeated where runs are compared.',
+    flag_values=values,
+  )
+  flags.DEFINE_string('out', None, 'RUN/figures if unset.', flag_values=values)
+  flags.DEFINE_bool('list', False, 'List the figures.', flag_values=values)
+  tool.define_run_flags(values)
+  config_flags.define_unset(
+    values, {name: kind.draw for name, kind in FIGURES.items()}
+  )
 
 
 def listing() -> str:
@@ -131,7 +140,7 @@ def check(figure: str | None, folders: list[str] | None) -> None:
     )
   most, count = FIGURES[figure].runs, len(folders)
   if FIGURES[figure].merges:
-    count = len(load.by_flags(list(map(pathlib.Path, folders))))
+    count = len(comparison.by_settings(list(map(pathlib.Path, folders))))
   require(
     count <= most,
     f'--run: {count} are given, --figure={figure} shows at most {most}: '
@@ -153,7 +162,7 @@ def draw(asked: dict[str, Any]) -> None:
     return
   check(asked['figure'], asked['run'])
   make = FIGURES[asked['figure']].draw
-  given = {name: asked[name] for name in method_flags.keywords(make)}
+  given = {name: asked[name] for name in signatures.keywords(make)}
   options = {name: x for name, x in given.items() if x is not None}
   folders = [pathlib.Path(folder) for folder in asked['run']]
   out = make_folder(pathlib.Path(asked['out'] or folders[0] / 'figures'))
@@ -166,7 +175,3 @@ def draw(asked: dict[str, Any]) -> None:
     with main.write_errors(out):
       paths = style.save(out / name, figure, tables)
   print('\n'.join(map(str, paths)))
-
-
-if __name__ == '__main__':
-  load.main('figures', define_flags, draw)

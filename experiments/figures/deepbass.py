@@ -16,8 +16,7 @@ import numpy as np
 from ssljax.core import UNLABELLED
 from ssljax.data import feeds
 from ssljax.errors import require
-from ssljax.experiments.figures import style
-from ssljax.runs import load
+from ssljax.experiments.figures import comparison, style
 from ssljax.training import metrics_writer
 
 GRID = 121  # places of a map along each side
@@ -161,7 +160,7 @@ def maps_tables(runs, panels, places) -> dict:
     panels: as of `draw_maps`.
     places: `[G, G, 2]`.
   """
-  names = load.names_of(runs)
+  names = comparison.names_of(runs)
   points, truth = points_of(runs[0]), runs[0].dataset.train.labels
   known = np.stack([labelled for _, _, labelled in panels], axis=1)
   maps_of = np.stack([second.ravel() for _, second, _ in panels], axis=1)
@@ -195,8 +194,8 @@ def curves(*runs):
     *runs: a line each, the mean over all its seeds; those that differ in their
       seeds alone share one.
   """
-  groups = load.alike(runs)
-  names = load.names_of([group[0] for group in groups])
+  groups = comparison.alike(runs)
+  names = comparison.names_of([group[0] for group in groups])
   lines = {
     name: np.concatenate([accuracies(run.folder) for run in group])
     for name, group in zip(names, groups, strict=True)

@@ -19,8 +19,7 @@ import numpy as np
 from ssljax.core import UNLABELLED
 from ssljax.data.splits import generator
 from ssljax.errors import positive, require
-from ssljax.experiments.figures import llp_norms, style
-from ssljax.runs import load
+from ssljax.experiments.figures import comparison, llp_norms, style
 
 # Random streams above those of `splits` and `batches`.
 _CLASSES, _IMAGES = 52, 53
@@ -103,7 +102,7 @@ def evolution(
     steps: after which, of those the run has kept; up to five of them if empty.
   """
   positive(points=points)
-  steps = load.chosen_steps(finished, steps)
+  steps = comparison.chosen_steps(finished, steps)
   names = finished.dataset.classes
   labels = named(classes, names) if classes else random_classes(finished)
   each = points // len(labels)

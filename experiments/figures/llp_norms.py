@@ -15,8 +15,7 @@ import numpy as np
 
 from ssljax.analysis import embeddings as embeddings_lib
 from ssljax.errors import require
-from ssljax.experiments.figures import style
-from ssljax.runs import load
+from ssljax.experiments.figures import comparison, style
 
 NORM = "norm of a class's mean embedding"
 
@@ -48,7 +47,7 @@ def trajectories(*runs):
     name: [
       (step, float(np.nanmean(norms_after(run, step)))) for step in run.kept
     ]
-    for name, run in zip(load.names_of(runs), runs, strict=True)
+    for name, run in zip(comparison.names_of(runs), runs, strict=True)
   }
   table = [('run', 'step', 'aggregation')]
   table += [(name, *point) for name, line in lines.items() for point in line]
@@ -97,7 +96,7 @@ def norms(*runs):
     sides = {f'step {step:,}': (run, step) for step in (run.kept[0], run.steps)}
   else:
     ends = ((finished, finished.steps) for finished in runs)
-    sides = dict(zip(load.names_of(runs), ends, strict=True))
+    sides = dict(zip(comparison.names_of(runs), ends, strict=True))
   classes = run.dataset.classes
   require(
     classes == other.dataset.classes,

@@ -21,9 +21,9 @@ import numpy as np
 from ssljax.core import UNLABELLED
 from ssljax.data.splits import generator
 from ssljax.errors import positive
-from ssljax.experiments.figures import style
+from ssljax.experiments.figures import comparison, style
 from ssljax.methods import madnn
-from ssljax.runs import load, summary
+from ssljax.runs import summary
 
 # Random streams above those of the other figures.
 _POINTS, _IMAGES = 54, 55
@@ -110,7 +110,7 @@ def keys(finished, *, points: int = 300, steps: Sequence[int] = ()):
     steps: after which, of those the run has kept; up to five of them if empty.
   """
   positive(points=points)
-  steps = load.chosen_steps(finished, steps)
+  steps = comparison.chosen_steps(finished, steps)
   parts, truth = drawn_parts(finished, points)
   maps = [flat(finished, step, parts) for step in steps]
   names, classes = finished.dataset.classes, len(finished.dataset.classes)
@@ -232,7 +232,7 @@ def values(finished, *, steps: Sequence[int] = ()):
     finished: the run.
     steps: after which, of those the run has kept; up to five of them if empty.
   """
-  steps = load.chosen_steps(finished, steps)
+  steps = comparison.chosen_steps(finished, steps)
   names = finished.dataset.classes
   found = [np.asarray(finished.after(step).memory.values[0]) for step in steps]
   table = [('step', 'class', *names)]
@@ -274,7 +274,7 @@ def predictions(finished, *, images: int = 5, steps: Sequence[int] = ()):
     steps: after which, of those the run has kept; up to five of them if empty.
   """
   positive(images=images)
-  steps = load.chosen_steps(finished, steps)
+  steps = comparison.chosen_steps(finished, steps)
   split, dataset = finished.split, finished.dataset
   hidden = finished.hidden
   rows = np.sort(generator(split.seed, _IMAGES).permutation(hidden)[:images])

@@ -10,7 +10,6 @@ import pathlib
 import numpy as np
 import PIL.Image
 
-from ssljax.data.splits import Split
 from ssljax.errors import InputError
 
 # For pages and columns of a paper: widths are stated in inches, as printed.
@@ -104,13 +103,6 @@ def save_png(path: pathlib.Path, figure) -> None:
   for colours in (256, 64):
     if path.stat().st_size > LARGE_PNG:
       whole.quantize(colours).save(path, optimize=True)
-
-
-def hidden_rows(split: Split) -> np.ndarray:
-  """Rows `[U]` that a run saw without their label only."""
-  rows = np.setdiff1d(split.unlabelled, split.labelled)
-  # Where every image is labelled, each is seen in both ways.
-  return rows if len(rows) else split.unlabelled
 
 
 def some_of_each(labels: np.ndarray, each: int, classes: int) -> np.ndarray:

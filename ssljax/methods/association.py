@@ -202,3 +202,18 @@ def association(
   )
   stages = (alone, associating) if pretrain else (associating,)
   return Method('association', stages, weights=optimizers.weights)
+
+
+# Settings of the paper, or of its code where the paper is silent, that differ
+# from the defaults of other runs.
+DEFAULTS = {
+  'unlabelled': 'all',
+  'batch_per_class': 10,
+  'batch_unlabelled': 100,
+  'optimizer': 'adam',
+  'learning_rate': 1e-3,
+  'decay': 'constant',
+  'weight_decay': 1e-4,
+  'clip': 0.0,
+  'average': 0.0,
+}

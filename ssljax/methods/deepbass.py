@@ -185,3 +185,20 @@ def deepbass(
   return Method(
     'deepbass', stages, no_pseudo_labels, LAYOUT, optimizers.weights
   )
+
+
+# Settings of the paper and its code that differ from the defaults of other
+# runs.
+DEFAULTS = {
+  'unlabelled': 'all',
+  'network': 'deepbass_mnist',
+  'batch_labelled': 1,  # a step has no such part: any number of labels will do
+  'batch_unlabelled': 256,
+  'optimizer': 'adam',
+  'learning_rate': 1e-3,
+  'decay': 'constant',
+  'weight_decay': 2e-3,  # Keras adds λ‖w‖², with no half
+  'clip': 0.0,
+  'average': 0.0,
+  'acquire': 'entropy',
+}

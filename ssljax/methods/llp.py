@@ -423,3 +423,18 @@ def llp(
   init = functools.partial(empty_bank, arms)
   take = functools.partial(take_labels, arms)
   return Method('llp', stages, init, LAYOUT, optimizers.weights, take)
+
+
+# Settings of the paper, or of its code where the paper is silent, that differ
+# from the defaults of other runs.
+DEFAULTS = {
+  'unlabelled': 'all',
+  'batch_labelled': 128,
+  'batch_unlabelled': 128,
+  'learning_rate': 0.03,
+  'decay': 'constant',
+  'nesterov': False,
+  'weight_decay': 1e-4,
+  'clip': 0.0,
+  'average': 0.0,
+}

@@ -321,3 +321,18 @@ def r2d2(
   layout, weights = P('data'), optimizers.weights
   init, take = no_pseudo_labels, take_labels
   return Method('r2d2', stages, init, layout, weights, take)
+
+
+# Settings of the authors' code on CIFAR-10 that differ from the defaults of
+# other runs.
+DEFAULTS = {
+  'batch_labelled': 128,
+  'batch_unlabelled': 384,
+  'learning_rate': 0.12,
+  'decay': 'constant',
+  'weight_decay': 2e-4,
+  'clip': 0.0,
+  'average': 0.0,
+  'preprocess': 'standardize',
+  'augment': ['translate4', 'flip'],
+}

@@ -7,30 +7,29 @@ state its shapes, and the train steps are compiled for the devices there are.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from absl import flags
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from ssljax import core
-from ssljax.cli import active_flags, method_flags
+from ssljax import config as config_lib
+from ssljax import core, registry
+from ssljax.config import Config
 from ssljax.data import catalog, datasets, feeds, sampling
 from ssljax.distributed import placement
 from ssljax.errors import require
 from ssljax.networks import network
 from ssljax.networks.cpu import conv
 from ssljax.planning import collectives, footprint
-from ssljax.runs import build
+from ssljax.runs import build, queries
 from ssljax.training import checkpoint
 from ssljax.training import compiled as compiled_lib
 
-FLAGS = flags.FLAGS
-
 
 class Subject(NamedTuple):
-  """What is planned: a run as the flags name it, without its data."""
+  """The run that is planned, without its data."""
 
+  config: Config
   dataset: datasets.Dataset  # an outline
   net: network.Network
   methods: list[core.Method]  # as of `assembly.Run`
@@ -44,7 +43,7 @@ class Subject(NamedTuple):
   @property
   def is_streamed(self) -> bool:
     """Whether the images are decoded during the training."""
-    return build.is_streamed(self.dataset, FLAGS.feed)
+    return build.is_streamed(self.dataset, self.config.run.feed)
 
 
 class Step(NamedTuple):
@@ -78,33 +77,36 @@ class Plan(NamedTuple):
 # What is planned.
 
 
-def outline() -> datasets.Dataset:
-  """The data set, or the two of a domain adaptation, that the flags name."""
-  how = {
-    name: FLAGS[name].value
-    for name in ('data_dir', 'train_split', 'image_size')
-  }
-  how['crop'] = 'crop' in FLAGS.augment
-  test = FLAGS.test_split
-  if FLAGS.source:
+def outline(config: Config) -> datasets.Dataset:
+  """Return the outline of the data set, or the two, that a config names."""
+  data = config.data
+  how = dict(
+    data_dir=data.data_dir,
+    train_split=data.train_split,
+    image_size=data.image_size,
+    crop='crop' in config.augmentation.augment,
+  )
+  if data.source:
     return catalog.joined(
-      catalog.outline(FLAGS.source, test_split=FLAGS.train_split, **how),
-      catalog.outline(FLAGS.target, test_split=test, **how),
+      catalog.outline(data.source, test_split=data.train_split, **how),
+      catalog.outline(data.target, test_split=data.test_split, **how),
     )
-  dataset = catalog.outline(FLAGS.dataset, test_split=test, **how)
+  dataset = catalog.outline(data.dataset, test_split=data.test_split, **how)
   if dataset.train.dtype != np.uint8:
-    build.refuse_of_points(dataset)
+    build.refuse_image_settings(config, dataset.name)
   return dataset
 
 
-def count_rows(dataset: datasets.Dataset) -> tuple[int, int]:
-  """Labelled rows, and those seen without a label, as a split would have them.
+def count_rows(config: Config, dataset: datasets.Dataset) -> tuple[int, int]:
+  """Return the labelled rows, and those seen unlabelled, of a split.
 
-  Every image of a data set is taken to have a label, and every class as many.
+  Every image of a data set is taken to have a label, and classes to be of equal
+  size.
   """
-  per_class = method_flags.number('labels', 'all')
-  kind, count = method_flags.pool('unlabelled')
-  rows = len(dataset.train.labels) - FLAGS.validation
+  split = config.split
+  per_class = config_lib.number('labels', split.labels, 'all')
+  kind, count = config_lib.pool('unlabelled', split.unlabelled)
+  rows = len(dataset.train.labels) - split.validation
   known = dataset.unlabelled_from or rows
   most = known // len(dataset.classes)
   require(
@@ -122,9 +124,13 @@ def count_rows(dataset: datasets.Dataset) -> tuple[int, int]:
   return labelled, others if together else others - labelled
 
 
-def subject(arms, dataset: datasets.Dataset) -> Subject:
-  """What the flags name of a data set, refusing what cannot work."""
-  labelled, others = count_rows(dataset)
+def subject(config: Config, dataset: datasets.Dataset) -> Subject:
+  """Return what a config plans of a data set.
+
+  Raises:
+    InputError: a setting cannot work.
+  """
+  labelled, others = count_rows(config, dataset)
   rows = len(dataset.train.labels)
 
   def epoch_steps(batch_spec: core.BatchSpec) -> int:
@@ -133,8 +139,8 @@ def subject(arms, dataset: datasets.Dataset) -> Subject:
       batch_spec, labelled, both if batch_spec.include_labelled else others
     )
 
-  net, methods = build.make_methods(arms, dataset, epoch_steps)
-  return Subject(dataset, net, methods, labelled)
+  net, methods = build.make_methods(config, dataset, epoch_steps)
+  return Subject(config, dataset, net, methods, labelled)
 
 
 # What is compiled, from shapes alone.
@@ -166,14 +172,14 @@ def make_program(planned: Subject, mesh, seeds: int) -> compiled_lib.Program:
     else feeds.resident(images_of(source), place)
   )
   on_pixels, augmentation = build.make_augmentations(
-    dataset.train.crop is not None
+    planned.config.augmentation.augment, dataset.train.crop is not None
   )
   data = compiled_lib.Data(
     feed(dataset.train),
     feed(dataset.test),
     None,
     None,
-    build.PREPROCESS[FLAGS.preprocess](),
+    registry.PREPROCESS[planned.config.augmentation.preprocess](),
     (),
     augmentation,
     on_pixels,
@@ -184,7 +190,9 @@ def make_program(planned: Subject, mesh, seeds: int) -> compiled_lib.Program:
     data,
     mesh,
     seeds=seeds,
-    extra=active_flags.most_of(len(dataset.train.labels) - planned.labelled),
+    extra=queries.most_of(
+      planned.config, len(dataset.train.labels) - planned.labelled
+    ),
   )
 
 
@@ -198,7 +206,8 @@ def make_plan(planned: Subject, devices: int) -> Plan:
     [stage.batch_spec.size for m in planned.methods for stage in m.stages],
     devices,
   )
-  seeds = min(FLAGS.seeds, FLAGS.seeds_at_once)
+  config = planned.config
+  seeds = min(config.split.seeds, config.run.seeds_at_once)
   made = make_program(planned, mesh, seeds)
   states = footprint.stage_shapes(
     planned.method,
@@ -212,7 +221,7 @@ def make_plan(planned: Subject, devices: int) -> Plan:
   )
   with conv.native():
     steps = [
-      make_step(planned, made, numbers, states[numbers[0]])
+      compile_step(planned, made, numbers, states[numbers[0]])
       for numbers in alike(planned.method.stages, states)
     ]
   return Plan(mesh.size, steps)
@@ -228,7 +237,7 @@ def alike(stages: Sequence[core.Stage], states) -> list[list[int]]:
   return list(groups.values())
 
 
-def make_step(planned: Subject, made, numbers, state) -> Step:
+def compile_step(planned: Subject, made, numbers, state) -> Step:
   """Compiles the step of some stages.
 
   Args:

@@ -1,36 +1,25 @@
-"""Loads finished runs, for the programs that look at them."""
+"""Loads finished runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
-import importlib
-import itertools
-import json
 import pathlib
 from typing import Any
 
-from absl import flags
-from ssljax.runs import build
-from ssljax.cli import main as main_lib
-from ssljax.cli import method_flags
 import jax
 import numpy as np
-from ssljax.experiments.figures import style
-from ssljax.cli import active_flags
 
 from ssljax.analysis import embeddings
-from ssljax.data import (datasets, feeds, sampling)
-from ssljax.distributed import placement
-from ssljax.training import (checkpoint, compiled, loop, metrics_writer)
-from ssljax.core import (UNLABELLED, TrainState)
-from ssljax.errors import (InputError, require)
-from ssljax.networks.network import Outputs
+from ssljax.core import UNLABELLED, TrainState
+from ssljax.data import datasets, feeds, sampling
 from ssljax.data.splits import Split
+from ssljax.errors import require
+from ssljax.networks.network import Outputs
+from ssljax.runs import build, execute, queries, run_folder
+from ssljax.training import checkpoint, compiled, loop, metrics_writer
 
-FLAGS = flags.FLAGS
 CHUNK = 2**16  # images whose outputs are on the devices at a time
-PANELS = 5  # steps that a figure shows, unless it is told which
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +68,7 @@ class Finished:
     Raises:
       InputError: there is none.
     """
-    rows = style.hidden_rows(self.split)
+    rows = hidden_rows(self.split)
     rows = rows[self.dataset.train.labels[rows] != UNLABELLED]
     require(
       len(rows) > 0,
@@ -166,6 +155,13 @@ class Finished:
     return state
 
 
+def hidden_rows(split: Split) -> np.ndarray:
+  """Rows `[U]` that a run saw without their label only."""
+  rows = np.setdiff1d(split.unlabelled, split.labelled)
+  # Where every image is labelled, each is seen in both ways.
+  return rows if len(rows) else split.unlabelled
+
+
 def observer(net, method) -> Callable:
   """`(state, image, key) -> Outputs` of the weights that are evaluated."""
 
@@ -177,14 +173,17 @@ def observer(net, method) -> Callable:
 
 
 def finished_result(folder: pathlib.Path) -> dict:
-  """The `result.json` of a run that is complete."""
+  """Return the `result.json` of a run that is complete.
+
+  Raises:
+    InputError: the folder holds no run, or one that is not finished.
+  """
   require(
-    (folder / 'flags.txt').is_file(),
+    run_folder.is_run(folder),
     f"`run`={folder}: holds no run: give a run's folder, the `workdir` of "
     'the command that trained it',
   )
-  path = folder / 'result.json'
-  result = json.loads(path.read_text()) if path.exists() else {}
+  result = run_folder.read_result(folder) or {}
   require(
     result.get('complete', False),
     f'`run`={folder}: is not finished: run its command again with '
@@ -193,47 +192,24 @@ def finished_result(folder: pathlib.Path) -> dict:
   return result
 
 
-@contextlib.contextmanager
-def flags_of(folder: pathlib.Path, method: str, data_dir, corrupt: int):
-  """Has FLAGS say what they said in a run, and yields the binary's arms.
-
-  Args:
-    folder: of the run.
-    method: the binary that made it.
-    data_dir: where its data set is now.
-    corrupt: how many corrupt images it may have.
-  """
-  binary = importlib.import_module(method)
-  names = main_lib.define(binary.ARMS, **getattr(binary, 'DEFAULTS', {}))
-  lines = (folder / 'flags.txt').read_text().split('\n')
-  try:
-    FLAGS([method, *filter(None, lines)])
-    FLAGS.data_dir, FLAGS.corrupt = data_dir, corrupt
-    yield binary.ARMS
-  except flags.Error as error:
-    raise InputError(
-      f'`run`={folder}: its flags.txt is of another version ({error}): run it '
-      'again with this one'
-    ) from error
-  finally:
-    for name in names:
-      delattr(FLAGS, name)
-
-
 def load(
-  folder: pathlib.Path,
+  folder: str | pathlib.Path,
   seed: int | None = None,
   data_dir: str | None = None,
   corrupt: int = 0,
+  **parts,
 ) -> Finished:
-  """A finished run under one of its splits.
+  """Load a finished run under one of its splits.
 
   Args:
     folder: of the run.
     seed: number of the split; the run's first if None.
-    data_dir: where its data set is prepared.
-    corrupt: how many corrupt images it may have.
+    data_dir: folder of prepared data sets.
+    corrupt: number of corrupt images to tolerate.
+    **parts: as `build.build` takes them, for a run that was trained with parts
+      that no setting names.
   """
+  folder = pathlib.Path(folder).expanduser()
   result = finished_result(folder)
   seed = result['seeds'][0] if seed is None else seed
   require(
@@ -241,29 +217,38 @@ def load(
     f'`seed`={seed}: `run`={folder} has {result["seeds"]}: give one of them',
   )
   at = result['seeds'].index(seed)
-  with flags_of(folder, result['method'], data_dir, corrupt) as arms:
-    run = build.assemble(arms)
-    settings = method_flags.given(arms[run.methods[-1].name])
-    size, extra = FLAGS.seeds_at_once, active_flags.most(run.drawn[0])
+  config = run_folder.read_config(folder)
+  config = config.replace(data_dir=data_dir, corrupt=corrupt)
+  run = build.build(config, **parts)
   require(
     [split.digest for split in run.drawn] == result['splits'],
-    f'`run`={folder}: its labelled images are others than its flags draw now: '
-    'give the data set it was trained on, with `data_dir`',
+    f'`run`={folder}: its labelled images are others than its settings draw '
+    'now: give the data set it was trained on, with `data_dir`',
   )
-  method, group = run.methods[-1], run.drawn[at - at % size :][:size]
+  method, size = run.methods[-1], config.run.seeds_at_once
+  group = run.drawn[at - at % size :][:size]
   make = functools.partial(
-    compiled.Program, method, run.net, run.data, run.mesh, extra=extra
+    compiled.Program,
+    method,
+    run.net,
+    run.data,
+    run.mesh,
+    extra=queries.most(config, run.drawn[0]),
   )
   return Finished(
     folder,
     run.dataset,
     run.drawn[at],
     make(),
-    kept_steps(build.checkpoint_folder(folder, method, group)),
+    kept_steps(execute.checkpoint_folder(folder, method, group)),
     lambda step: restore(folder, make(seeds=len(group)), group, seed, step),
     observer(run.net, method),
-    settings,
-    [line for line in metrics_writer.read(folder, method.name) if line['seed'] == seed],
+    build.settings_of(config, config.factories[config.method]),
+    [
+      line
+      for line in metrics_writer.read(folder, method.name)
+      if line['seed'] == seed
+    ],
   )
 
 
@@ -285,7 +270,7 @@ def restore(folder: pathlib.Path, made, group, seed: int, step: int):
     seed: of one of them.
     step: after which the state was kept.
   """
-  where = build.checkpoint_folder(folder, made.method, group)
+  where = execute.checkpoint_folder(folder, made.method, group)
   restored = None
   if step in kept_steps(where):
     with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
@@ -299,82 +284,3 @@ def restore(folder: pathlib.Path, made, group, seed: int, step: int):
   )
   at = [split.seed for split in group].index(seed)
   return jax.tree.map(lambda x: x[at : at + 1], restored)
-
-
-def chosen_steps(finished, steps: Sequence[int]) -> list[int]:
-  """The given steps, in order; of all that the run has kept if there are none.
-
-  Args:
-    finished: the run.
-    steps: of those it has kept.
-  """
-  kept = finished.kept
-  strange = [step for step in steps if step not in kept]
-  require(
-    not strange,
-    f'`steps`={",".join(map(str, steps))}: the run has kept '
-    f'{", ".join(map(str, kept))}: give some of them',
-  )
-  found = style.evenly(np.array(kept or [finished.steps]), PANELS)
-  return sorted(set(steps)) or found.tolist()
-
-
-def names_of(runs) -> list[str]:
-  """What tells runs apart: the parts in which their folders' paths differ."""
-  paths = [run.folder.parts for run in runs]
-  names = [path[-1] for path in paths]
-  if len(set(names)) == len(names):
-    return names
-  if len(set(paths)) < len(paths) or len(set(map(len, paths))) > 1:
-    return [str(run.folder) for run in runs]
-  differ = [len(set(part)) > 1 for part in zip(*paths, strict=True)]
-  return ['/'.join(itertools.compress(path, differ)) for path in paths]
-
-
-def by_flags(folders: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
-  """Folders of runs, those together that differ in their splits alone."""
-  groups = {}
-  for folder in folders:
-    lines = (folder / 'flags.txt').read_text().splitlines()
-    key = tuple(x for x in lines if not x.startswith(('--seed=', '--seeds=')))
-    groups.setdefault(key, []).append(folder)
-  return list(groups.values())
-
-
-def alike(runs: Sequence[Finished]) -> list[list[Finished]]:
-  """Runs, those together that differ in their splits alone."""
-  by_folder = {run.folder: run for run in runs}
-  return [[by_folder[f] for f in group] for group in by_flags(list(by_folder))]
-
-
-# The programs that look at them.
-
-
-def define_flags() -> None:
-  """Defines the flags that all of them have: which split, where its data is."""
-  flags.disclaim_key_flags()  # They are the calling program's.
-  flags.DEFINE_integer('seed', None, "Number of the split; the run's first.")
-  flags.DEFINE_string('data_dir', None, 'Where TFDS data sets are prepared.')
-  flags.DEFINE_integer('corrupt', 0, 'How many corrupt images to tolerate.')
-
-
-def main(name: str, define: Callable, act: Callable) -> None:
-  """Runs a program that looks at finished runs, and exits.
-
-  Args:
-    name: of the program.
-    define: defines its flags.
-    act: gets their values, by name; `FLAGS` are a run's from here on.
-  """
-  placement.start()
-  known = set(FLAGS)
-  define()
-  own = sorted(set(FLAGS) - known)
-
-  def look():
-    asked = {flag: FLAGS[flag].value for flag in own}
-    for flag in own:  # `seed` and `data_dir` are flags of a run too
-      delattr(FLAGS, flag)
-    act(asked)
-
-  main_lib.run(name, look)

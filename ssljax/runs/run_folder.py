@@ -1,6 +1,7 @@
 """The run's folder: what it holds, and whether a command may go on in it.
 
-flags.txt      the flags that decide the result; usable as a `flagfile`
+config.json    every setting, see `config.Config`
+flags.txt      the settings that decide the result, as flags
 split.json     labelled rows of every seed, with a hash
 metrics.jsonl  one object per measurement
 result.json    the outcome, `complete` once there is nothing left to do
@@ -21,7 +22,9 @@ import sys
 
 import jax
 
-from ssljax.errors import (InputError, require)
+from ssljax import config as config_lib
+from ssljax.config import Config
+from ssljax.errors import InputError, require
 
 # In the order in which a run is cleared: what says whose it is goes last.
 CONTENT = (
@@ -31,6 +34,7 @@ CONTENT = (
   'metrics.jsonl',
   'split.json',
   'flags.txt',
+  'config.json',
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (
@@ -80,27 +84,23 @@ def write_json(path: pathlib.Path, value) -> None:
   write_atomically(path, json.dumps(value, indent=1) + '\n')
 
 
-def look(
-  folder: pathlib.Path, flags: dict[str, str], overwrite: bool
-) -> dict | None:
-  """The result of this very run if the folder holds it, complete.
+def look(folder: pathlib.Path, config: Config, overwrite: bool) -> dict | None:
+  """Return the result of this very run if the folder holds it, complete.
 
   Args:
     folder: may be absent.
-    flags: name -> ``name`=value`, or '' where it is unset, of every flag that
-      decides the result.
-    overwrite: whether an earlier run in it may be started anew.
+    config: of the run.
+    overwrite: an earlier run in the folder may be restarted.
 
   Raises:
     InputError: the folder holds another run, or something else.
   """
   if not folder.exists():
     return None
-  path = folder / 'flags.txt'
-  if path.exists() and overwrite:
+  if is_run(folder) and overwrite:
     return None
-  if path.exists():
-    refuse_other(folder, path.read_text(), flags)
+  if is_run(folder):
+    refuse_other(folder, config)
   else:
     strange = [p.name for p in folder.iterdir() if p.suffix != '.partial']
     require(
@@ -111,21 +111,53 @@ def look(
   return result if result and result['complete'] else None
 
 
-def claim(folder: pathlib.Path, flags: dict[str, str], overwrite: bool) -> None:
-  """Makes the folder this run's own.
+def is_run(folder: pathlib.Path) -> bool:
+  """True for the folder of a run, of this version or of version 0.1."""
+  return any((folder / name).is_file() for name in ('config.json', 'flags.txt'))
+
+
+def read_config(folder: pathlib.Path, method: str | None = None) -> Config:
+  """Return the config of the run in a folder.
+
+  Args:
+    folder: of the run.
+    method: name of its method. Runs of version 0.1 have a `flags.txt` alone,
+      which does not say it; if None it is that of `result.json`.
+
+  Raises:
+    InputError: the record is damaged or of another version.
+  """
+  try:
+    path = folder / 'config.json'
+    if path.is_file():
+      return config_lib.read(path.read_text())
+    method = method or (read_result(folder) or {}).get('method')
+    require(method is not None, 'result.json: names no method')
+    lines = (folder / 'flags.txt').read_text().splitlines()
+    return config_lib.from_flags(method, lines)
+  except (InputError, UnicodeDecodeError) as error:
+    said = getattr(error, 'marked', error)
+    raise InputError(
+      f'`run`={folder}: its settings cannot be read ({said}): run it again '
+      'with this version'
+    ) from error
+
+
+def claim(folder: pathlib.Path, config: Config, overwrite: bool) -> None:
+  """Make the folder this run's own.
 
   Args:
     folder: made if absent.
-    flags: as in `look`.
-    overwrite: removes what an earlier run left, and nothing else.
+    config: of the run.
+    overwrite: removes the files of an earlier run, and nothing else.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  path = folder / 'flags.txt'
-  if overwrite and path.exists():
+  if overwrite and is_run(folder):
     clear(folder)
-  if not path.exists():
-    lines = [line for line in flags.values() if line]
-    write_atomically(path, '\n'.join(lines) + '\n')
+  if not is_run(folder):
+    write_json(folder / 'config.json', config_lib.to_json(config))
+    text = '\n'.join(config_lib.to_flags(config)) + '\n'
+    write_atomically(folder / 'flags.txt', text)
 
 
 def clear(folder: pathlib.Path) -> None:
@@ -138,23 +170,13 @@ def clear(folder: pathlib.Path) -> None:
       path.unlink(missing_ok=True)
 
 
-def refuse_other(folder: pathlib.Path, text: str, flags: dict[str, str]):
-  """Raises `InputError` naming the flags in which two runs differ."""
-  by_name = lambda lines: {
-    line.split('=')[0].removeprefix('--no').removeprefix('--'): line
-    for line in lines
-    if line
-  }
-  there, here = by_name(text.splitlines()), by_name(flags.values())
-  differ = [
-    f'{there.get(name, "no --" + name)} there, '
-    f'{here.get(name, "no --" + name)} here'
-    for name in sorted(there.keys() | here.keys())
-    if there.get(name) != here.get(name)
-  ]
+def refuse_other(folder: pathlib.Path, config: Config) -> None:
+  """Raise `InputError` naming the settings in which two runs differ."""
+  there = read_config(folder, config.method)
+  differ = config_lib.differences(there, config)
   require(
     not differ,
-    f'`workdir`={folder}: holds a run of other flags ({"; ".join(differ)}): '
+    f'`workdir`={folder}: holds a run of other settings ({"; ".join(differ)}): '
     'give another folder, or `overwrite=True` to start it anew',
   )
 

@@ -9,16 +9,16 @@ import numpy as np
 
 from ssljax.distributed import multihost
 from ssljax.runs import run_folder
-from ssljax.training import (evaluate, loop)
+from ssljax.training import evaluate, loop
 from ssljax.training.loop import Progress
 
 
-def begin(run, labels: str) -> dict:
-  """A result without a number yet, of an `assembly.Run`."""
+def begin(run) -> dict:
+  """Return the result of a `build.Run` before it is trained."""
   return {
     'method': run.methods[-1].name,
     'dataset': run.dataset.name,
-    'labels': labels,
+    'labels': run.config.split.labels,
     'seeds': [split.seed for split in run.drawn],
     'splits': [split.digest for split in run.drawn],
     'complete': False,
@@ -74,15 +74,16 @@ def add(result: dict, method, progress: Progress, minimum: bool) -> None:
 
 
 def opening(run, folder: pathlib.Path) -> str:
-  """What an `assembly.Run` says before it starts."""
+  """What a `build.Run` says before it starts."""
   train, split = run.dataset.train, run.drawn[0]
   labelled, unlabelled = len(split.labelled), len(split.unlabelled)
   shared = bool(set(split.labelled) & set(split.unlabelled))
   there, used = jax.device_count(), run.mesh.size
+  names = batch_settings(run.methods).replace('`', '')
   sizes = sorted({s.batch_spec.size for m in run.methods for s in m.stages})
   idle = (
     f' ({there - used} idle: batches of {sizes} images divide by no more; '
-    f'change {batch_flags(run.methods)})'
+    f'change {names})'
     if used < there
     else ''
   )
@@ -97,15 +98,15 @@ def opening(run, folder: pathlib.Path) -> str:
   )
 
 
-def batch_flags(methods) -> str:
-  """'`batch_labelled`, `batch_unlabelled`': what a step's images come from."""
-  draws = [stage.batch_spec for method in methods for stage in method.stages]
+def batch_settings(methods) -> str:
+  """Return the names of the settings that decide the images of a step."""
+  specs = [stage.batch_spec for method in methods for stage in method.stages]
   names = {
-    'batch_per_class' if batch_spec.classes else batch_spec.flag
-    for batch_spec in draws
-    if batch_spec.labelled
-  } | {'batch_unlabelled' for batch_spec in draws if batch_spec.unlabelled}
-  return f'--{", --".join(sorted(names))}'
+    'batch_per_class' if spec.classes else spec.flag
+    for spec in specs
+    if spec.labelled
+  } | {'batch_unlabelled' for spec in specs if spec.unlabelled}
+  return ', '.join(f'`{name}`' for name in sorted(names))
 
 
 def _processes() -> str:
@@ -115,7 +116,7 @@ def _processes() -> str:
 
 
 def _feed(run) -> str:
-  """Where the images of an `assembly.Run` are."""
+  """Where the images of a `build.Run` are."""
   if not run.data.train.pixels_are_shared:
     several = multihost.are_several()
     return f'images streamed{", by each process its own" if several else ""}'

@@ -1,0 +1,35 @@
+"""The console script `ssljax`: a program by its name.
+
+ssljax madnn --dataset=digits --labels=10
+ssljax figures --run=runs/FOLDER --figure=madnn/4
+"""
+
+import runpy
+import sys
+
+from ssljax import registry
+
+# Programs of `ssljax.experiments` that do not train a method by themselves.
+TOOLS = (
+  'figures',
+  'html_report',
+  'plan',
+  'probe',
+  'propagate',
+  'reproduce',
+  'speed',
+)
+
+
+def main() -> None:
+  """Run the program that the first argument names."""
+  names = [*registry.METHODS, *TOOLS]
+  if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help', 'help'):
+    print(f'{__doc__}\nPrograms: {", ".join(names)}. --help lists their flags.')
+    sys.exit(0)
+  name = sys.argv[1]
+  if name not in names:
+    print(f'ssljax: {name}: give one of {", ".join(names)}', file=sys.stderr)
+    sys.exit(2)
+  sys.argv = [f'ssljax {name}', *sys.argv[2:]]
+  runpy.run_module(f'ssljax.experiments.{name}', run_name='__main__')

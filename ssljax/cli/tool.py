@@ -1,0 +1,51 @@
+"""Programs that are no training: their own flags, given to a function."""
+
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from ssljax.cli import config_flags, main
+from ssljax.distributed import placement
+
+
+def define_run_flags(values: flags.FlagValues) -> None:
+  """Define the flags of programs that look at finished runs."""
+  flags.DEFINE_integer(
+    'seed', None, "Number of the split; the run's first.", flag_values=values
+  )
+  flags.DEFINE_string(
+    'data_dir', None, 'Folder of prepared TFDS data sets.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'corrupt', 0, 'Number of corrupt images to tolerate.', flag_values=values
+  )
+
+
+def start(
+  name: str,
+  define: Callable[[flags.FlagValues], None],
+  act: Callable[[dict[str, Any]], Any],
+) -> None:
+  """Run a program, and exit.
+
+  Args:
+    name: of the program.
+    define: defines its flags.
+    act: gets the flags' values, by name.
+  """
+  values = config_flags.new_values()
+  known = set(values)
+  define(values)
+  own = [flag for flag in values if flag not in known]
+
+  def look():
+    placement.start()
+    act({flag: values[flag].value for flag in own})
+
+  def describe():
+    return '\n'.join(
+      line for flag in own for line in main._help_lines(values[flag])
+    )
+
+  main.run(name, look, values, describe)

@@ -1,0 +1,527 @@
+"""`Config`: everything a run depends on, as frozen dataclasses.
+
+The command line makes one from flags and presets, Python from keyword
+arguments, and `config.json` in a run's folder is its record. Every setting has
+one name over all parts, its flag's name. The default of a method's or of the
+optimiser's hyper-parameter is that of its factory's signature.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import difflib
+import json
+import math
+from typing import Any, Literal, get_type_hints
+
+from ssljax import optimizers, registry
+from ssljax.errors import (
+  InputError,
+  fraction,
+  non_negative,
+  positive,
+  require,
+)
+from ssljax.signatures import Setting, check, parse, settings
+
+
+def _setting(default, text: str):
+  return dataclasses.field(default=default, metadata={'help': text})
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The data set, or two of a domain adaptation."""
+
+  dataset: str | None = _setting(
+    'digits',
+    '"digits" (embedded), the name of a TFDS data set, or FILE.npz with arrays '
+    'train, train_labels, test, test_labels.',
+  )
+  source: str | None = _setting(
+    None, 'Data set with the labels, instead of --dataset.'
+  )
+  target: str | None = _setting(None, 'Data set to adapt to and to test on.')
+  data_dir: str | None = _setting(None, 'Folder of prepared TFDS data sets.')
+  train_split: str = _setting('train', 'TFDS split to train on (of both).')
+  test_split: str | None = _setting(None, 'TFDS split to test on.')
+  image_size: int | None = _setting(
+    None, 'Side in pixels to which images are resized.'
+  )
+  corrupt: int = _setting(0, 'Number of corrupt images to tolerate.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """The label splits: which images have a label, per seed."""
+
+  labels: str = _setting('10', 'Labelled images per class, or "all".')
+  unlabelled: str = _setting(
+    'rest',
+    'Images seen without a label: "rest", "all", N of the rest, all:N of all.',
+  )
+  validation: int = _setting(
+    0, 'Images held out for validation (of the source).'
+  )
+  seeds: int = _setting(1, 'Number of label splits.')
+  seed: int = _setting(0, 'Number of the first split.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The network."""
+
+  network: str = _setting('convlarge', 'Name of the network.')
+  dropout: float | None = _setting(
+    None, "Dropout rate; the network's own if unset."
+  )
+  bn_momentum: float | None = _setting(
+    None, "Momentum of batch-norm statistics; the network's own if unset."
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """The images of a step."""
+
+  batch_labelled: int | None = _setting(50, 'Labelled images per step.')
+  batch_per_class: int | None = _setting(
+    None, 'Labelled images of each class per step, not --batch_labelled.'
+  )
+  batch_unlabelled: int = _setting(50, 'Unlabelled images per step.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """Changes of every image."""
+
+  augment: tuple[str, ...] = _setting(
+    (), f'Augmentations in order, of {", ".join(registry.AUGMENTATIONS)}.'
+  )
+  preprocess: str = _setting(
+    'none', 'Preprocessing of every image; all but imagenet are fitted.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Active:
+  """Active learning: labels queried while training."""
+
+  acquire: str = _setting('none', 'Acquisition function, if any.')
+  query_every: int = _setting(10, 'Epochs between queries.')
+  query_size: int = _setting(10, 'Images per query.')
+  query_passes: int = _setting(
+    10, 'Dropout passes over all images before each query.'
+  )
+  budget: int | None = _setting(
+    None, 'Labels to query in all; no limit if unset.'
+  )
+  oracle: Literal['truth', 'people'] = _setting(
+    'truth', "Who answers: the data set's labels, or people, in files."
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The length of the run, and where and how often it is recorded."""
+
+  baseline: bool = _setting(True, 'Train the baselines too, if any.')
+  steps: int | None = _setting(None, 'Length of the training in steps.')
+  epochs: float | None = _setting(
+    None, 'Length of the training in passes over the images.'
+  )
+  seeds_at_once: int = _setting(1, 'Splits trained in one program.')
+  feed: Literal['auto', 'resident', 'stream'] = _setting(
+    'auto', 'Images on the devices, or decoded while training.'
+  )
+  workdir: str | None = _setting(None, "The run's folder; dated if unset.")
+  overwrite: bool = _setting(False, 'Restart the run in --workdir.')
+  evaluate_every: int | None = _setting(
+    None, 'Steps between evaluations; a tenth of the run if unset.'
+  )
+  report_minimum: bool = _setting(
+    False, 'Report the least test error over training too.'
+  )
+  record_every: int | None = _setting(
+    None, 'Steps between records; a hundredth, at most 100, if unset.'
+  )
+  checkpoint_seconds: float = _setting(60.0, 'Seconds between checkpoints.')
+  keep_stages: bool = _setting(
+    False, 'Keep the checkpoint at the end of every stage.'
+  )
+  keep_every: int | None = _setting(
+    None, 'Keep a checkpoint every this many steps of a stage.'
+  )
+  steps_per_call: int | None = _setting(
+    None, 'Steps per compiled call: 1 on CPU or streaming, else 50.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+  """A run of several processes, one per host."""
+
+  multihost: bool | None = _setting(
+    None, 'True for one of several processes; detected if unset.'
+  )
+  coordinator: str | None = _setting(
+    None, 'HOST:PORT of the first process; detected on a pod if unset.'
+  )
+  processes: int | None = _setting(
+    None, 'Number of processes; detected on a pod if unset.'
+  )
+  process: int | None = _setting(
+    None, 'Number of this process; detected on a pod if unset.'
+  )
+  hang_minutes: float = _setting(
+    30.0, 'Exit with every stack after this long without progress.'
+  )
+
+
+PARTS = {
+  'data': Data,
+  'split': Split,
+  'network': Network,
+  'batch': Batch,
+  'augmentation': Augmentation,
+  'active': Active,
+  'run': Run,
+  'hosts': Hosts,
+}
+# Settings of where and how fast a run is made. A resumed run may change them.
+FREE = (
+  *('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt'),
+  *('multihost', 'coordinator', 'processes', 'process', 'hang_minutes'),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything a run depends on.
+
+  Attributes:
+    method: name of the method in the registry.
+    parameters: hyper-parameters of the method, and of its baselines where they
+      share a name; complete.
+    optimizer: keyword arguments of `optimizers.optimizer`; complete.
+  """
+
+  method: str
+  parameters: Mapping[str, Any]
+  optimizer: Mapping[str, Any]
+  data: Data = Data()
+  split: Split = Split()
+  network: Network = Network()
+  batch: Batch = Batch()
+  augmentation: Augmentation = Augmentation()
+  active: Active = Active()
+  run: Run = Run()
+  hosts: Hosts = Hosts()
+
+  @property
+  def data_name(self) -> str:
+    """Name of the data set, or 'source-target'."""
+    if self.data.source:
+      return f'{self.data.source}-{self.data.target}'
+    return self.data.dataset
+
+  @property
+  def factories(self) -> dict[str, Callable]:
+    """The factories that this run trains: baselines first, the method last."""
+    return registry.arms(self.method, self.run.baseline)
+
+  def values(self) -> dict[str, Any]:
+    """Return every setting by its name, in the order of the parts."""
+    found = {}
+    for part in PARTS:
+      found |= dataclasses.asdict(getattr(self, part))
+    return found | dict(self.parameters) | dict(self.optimizer)
+
+  def replace(self, **changes) -> 'Config':
+    """Return a config with other values of some settings, by name."""
+    return from_values(self.method, self.values() | changes)
+
+
+def schema(method: str) -> dict[str, dict[str, Setting]]:
+  """Return the settings of a method's runs: part -> name -> setting.
+
+  The defaults are those of the method's paper where the registry has some.
+
+  Raises:
+    InputError: the method is unknown, or two settings have one name.
+  """
+  entry = registry.method(method)
+  parts = {part: _fields(cls) for part, cls in PARTS.items()}
+  parts['optimizer'] = settings(optimizers.optimizer)
+  own = {}
+  for factory in reversed(registry.arms(method, baselines=True).values()):
+    own = {**settings(factory), **own}  # The method's default counts.
+  parts['parameters'] = own
+  _refuse_duplicates(method, parts)
+  for found in parts.values():
+    for name in found.keys() & entry.defaults.keys():
+      default = check(found[name], entry.defaults[name])
+      found[name] = found[name]._replace(default=default)
+  return parts
+
+
+def _fields(cls) -> dict[str, Setting]:
+  hints = get_type_hints(cls)
+  return {
+    field.name: Setting(
+      field.name, hints[field.name], field.default, field.metadata['help']
+    )
+    for field in dataclasses.fields(cls)
+  }
+
+
+def _refuse_duplicates(method: str, parts) -> None:
+  """Raise `InputError` where two parts have a setting of one name."""
+  owner = {'method': 'run'}
+  for part, found in parts.items():
+    for name in found:
+      require(
+        name not in owner,
+        f'method {method!r}: its keyword {name!r} is a setting of '
+        f'{owner.get(name)} already: rename it',
+      )
+      owner[name] = part
+
+
+def from_values(method: str, values: Mapping[str, Any]) -> Config:
+  """Return the complete config of some settings.
+
+  Args:
+    method: name of the method in the registry.
+    values: settings by name; the others take their defaults.
+
+  Raises:
+    InputError: a setting is unknown, or its value can never work.
+  """
+  parts = schema(method)
+  known = {name: s for found in parts.values() for name, s in found.items()}
+  for name in values:
+    require(name in known, unknown_setting(name, method, known))
+  checked = {
+    name: check(s, values[name]) if name in values else s.default
+    for name, s in known.items()
+  }
+  config = _assembled(method, parts, _settled(checked, values))
+  validate(config)
+  return config
+
+
+def unknown_setting(name: str, method: str, known) -> str:
+  """Return the message for a setting that does not exist."""
+  near = difflib.get_close_matches(name, known, 3)
+  hint = f'did you mean {" or ".join(near)}?' if near else 'leave it out'
+  return f'`{name}`: {method} has no such setting: {hint}'
+
+
+def _assembled(method: str, parts, checked: Mapping[str, Any]) -> Config:
+  of = lambda part: {name: checked[name] for name in parts[part]}
+  return Config(
+    method,
+    of('parameters'),
+    of('optimizer'),
+    **{part: cls(**of(part)) for part, cls in PARTS.items()},
+  )
+
+
+def _settled(values: dict[str, Any], named: Mapping[str, Any]):
+  """Unset the settings that another one replaces, so that each is said once."""
+  if values['source'] or values['target']:
+    require(
+      bool(values['source']) and bool(values['target']),
+      '`source`, `target`: give both, or neither and a `dataset`',
+    )
+    values['dataset'] = None
+  if values['batch_per_class'] is not None:
+    require(
+      named.get('batch_labelled') is None,
+      f'`batch_labelled`={values["batch_labelled"]}: `batch_per_class`='
+      f'{values["batch_per_class"]} decides: change that one',
+    )
+    values['batch_labelled'] = None
+  return values
+
+
+_POSITIVE = (
+  *('seeds', 'seeds_at_once', 'steps', 'epochs', 'batch_labelled'),
+  *('batch_per_class', 'batch_unlabelled', 'image_size', 'evaluate_every'),
+  *('record_every', 'keep_every', 'steps_per_call', 'hang_minutes'),
+  *('processes', 'query_every', 'query_size', 'query_passes', 'budget'),
+)
+_NOT_NEGATIVE = 'validation', 'seed', 'corrupt', 'checkpoint_seconds'
+
+
+def validate(config: Config) -> None:
+  """Raise `InputError` for a value that no data set can make work."""
+  values = config.values()
+  some = lambda names: {n: values[n] for n in names if values[n] is not None}
+  positive(**some(_POSITIVE))
+  non_negative(**some(_NOT_NEGATIVE))
+  fraction(**some(('dropout', 'bn_momentum')))
+  require(
+    values['seed'] + values['seeds'] <= 2**32
+    and (values['steps'] or 0) < 2**31,
+    '`seed`, `steps`: give seeds below 2**32 and steps below 2**31',
+  )
+  require(
+    (values['steps'] is None) != (values['epochs'] is None),
+    '`steps`, `epochs`: give one of the two',
+  )
+  registry.choose('network', values['network'], registry.NETWORKS)
+  registry.choose('preprocess', values['preprocess'], registry.PREPROCESS)
+  registry.choose(
+    'acquire', values['acquire'], ('none', *registry.ACQUISITIONS)
+  )
+  unknown = [
+    name for name in values['augment'] if name not in registry.AUGMENTATIONS
+  ]
+  require(
+    not unknown,
+    f'`augment`={",".join(unknown)}: give {", ".join(registry.AUGMENTATIONS)}',
+  )
+  number('labels', values['labels'], 'all')
+  pool('unlabelled', values['unlabelled'])
+
+
+def number(name: str, value: str, *words: str) -> str | int:
+  """Return a setting that is one of `words` or a whole number."""
+  if value in words:
+    return value
+  require(
+    value.isdecimal(),
+    f'`{name}`={value}: give {" or ".join(words)} or a number',
+  )
+  return int(value)
+
+
+def pool(name: str, value: str) -> tuple[str, int | None]:
+  """Return 'rest', 'all', 'N' or 'all:N' as ('rest' or 'all', N or None)."""
+  if value in ('rest', 'all'):
+    return value, None
+  kind = 'all' if value.startswith('all:') else 'rest'
+  count = value.removeprefix('all:')
+  require(
+    count.isdecimal(),
+    f'`{name}`={value}: give rest, all, a number, or all:NUMBER',
+  )
+  return kind, int(count)
+
+
+# Records.
+
+
+def to_json(config: Config) -> dict[str, Any]:
+  """Return a config as `config.json` holds it."""
+  return {
+    'method': config.method,
+    'parameters': dict(config.parameters),
+    'optimizer': dict(config.optimizer),
+    **{part: dataclasses.asdict(getattr(config, part)) for part in PARTS},
+  }
+
+
+def from_json(tree: Mapping[str, Any]) -> Config:
+  """Return the config of a parsed `config.json`.
+
+  Raises:
+    InputError: it is damaged, or of another version.
+  """
+  known = {'method', 'parameters', 'optimizer', *PARTS}
+  require(
+    isinstance(tree, Mapping)
+    and tree.keys() == known
+    and all(isinstance(tree[name], Mapping) for name in known - {'method'}),
+    f'config.json: expected the parts {", ".join(sorted(known))}',
+  )
+  values = {}
+  for part in known - {'method'}:
+    values |= tree[part]
+  return from_values(tree['method'], values)
+
+
+def to_flags(config: Config) -> list[str]:
+  """Return the lines of `flags.txt`: the settings that decide the result."""
+  lines = []
+  for name, value in config.values().items():
+    if name in FREE or value is None:
+      continue
+    if isinstance(value, bool):
+      lines.append(f'--{"" if value else "no"}{name}')
+    elif isinstance(value, tuple):
+      lines.append(f'--{name}={",".join(map(str, value))}')
+    else:
+      lines.append(f'--{name}={value}')
+  return lines
+
+
+def from_flags(method: str, lines: Sequence[str]) -> Config:
+  """Return the config of the lines of a `flags.txt` or a preset.
+
+  Raises:
+    InputError: a line is no setting of the method.
+  """
+  known = {n: s for part in schema(method).values() for n, s in part.items()}
+  values = {}
+  for line in lines:
+    if not line.strip() or line.lstrip().startswith('#'):
+      continue
+    name, _, text = line.strip().lstrip('-').partition('=')
+    if '=' in line:
+      require(name in known, unknown_setting(name, method, known))
+      values[name] = parse(known[name], text)
+    else:
+      positive_name = name if name in known else name.removeprefix('no')
+      require(positive_name in known, unknown_setting(name, method, known))
+      values[positive_name] = name in known
+  return from_values(method, values)
+
+
+def differences(there: Config, here: Config) -> list[str]:
+  """Return a text for every setting in which two runs' results may differ."""
+  values = [{'method': c.method} | c.values() for c in (there, here)]
+  shown = lambda name, value: (
+    f'no `{name}`' if value is None else f'`{name}`={_text(value)}'
+  )
+  return [
+    f'{shown(name, values[0].get(name))} there, '
+    f'{shown(name, values[1].get(name))} here'
+    for name in sorted(values[0].keys() | values[1].keys())
+    if name not in FREE and not _same(*(v.get(name) for v in values))
+  ]
+
+
+def _same(a, b) -> bool:
+  """True for equal values; a NaN equals itself."""
+  both = (isinstance(x, float) and math.isnan(x) for x in (a, b))
+  return a == b or all(both)
+
+
+def _text(value) -> str:
+  if isinstance(value, tuple | list):
+    return ','.join(map(str, value))
+  return str(value)
+
+
+def read(text: str) -> Config:
+  """Return the config of the text of a `config.json`."""
+  try:
+    tree = json.loads(text)
+  except ValueError as error:
+    raise InputError(f'config.json: is no JSON ({error})') from error
+  return from_json(tree)
+
+
+__all__ = [
+  'Config',
+  'differences',
+  'from_flags',
+  'from_json',
+  'from_values',
+  'schema',
+  'to_flags',
+  'to_json',
+  'validate',
+]

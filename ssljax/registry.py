@@ -1,0 +1,204 @@
+"""Names of methods, networks, augmentations and preprocessings.
+
+A name in a flag, in `config.json` or in `result.json` resolves here and nowhere
+else. `register_method` and `register_network` add a user's own.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+import difflib
+import functools
+from typing import Any, NamedTuple
+
+from ssljax.active import acquisition
+from ssljax.augment import geometric, imagenet, preprocess, standard
+from ssljax.errors import InputError
+from ssljax.methods import (
+  association,
+  deepbass,
+  llp,
+  madnn,
+  r2d2,
+  supervised,
+)
+from ssljax.networks import (
+  convlarge,
+  elu,
+  lenet,
+  resnet,
+  shakeshake,
+  small,
+)
+from ssljax.networks import deepbass as deepbass_networks
+from ssljax.signatures import settings
+
+
+class MethodEntry(NamedTuple):
+  """A method as a run trains it."""
+
+  factory: Callable  # (net, tx, batch_spec, steps, *, ...) -> Method
+  baselines: tuple[str, ...] = ()  # names of methods trained beside it
+  defaults: Mapping[str, Any] = {}  # of settings, where its paper's differ
+
+
+METHODS: dict[str, MethodEntry] = {
+  'supervised': MethodEntry(supervised.supervised),
+  'madnn': MethodEntry(madnn.madnn, ('supervised',)),
+  'association': MethodEntry(
+    association.association, ('supervised',), association.DEFAULTS
+  ),
+  'r2d2': MethodEntry(r2d2.r2d2, (), r2d2.DEFAULTS),
+  'llp': MethodEntry(llp.llp, ('supervised',), llp.DEFAULTS),
+  'deepbass': MethodEntry(deepbass.deepbass, (), deepbass.DEFAULTS),
+}
+AUGMENTATIONS = {
+  'flip': standard.flip,
+  'translate': standard.translate(2),
+  'translate4': standard.translate(4),
+  'crop_or_resize': standard.crop_or_resize(2),
+  'distort': standard.distort,
+  'rotate': geometric.rotate(0.2),
+  'turn_scale': geometric.turn_and_scale(),
+  'noise': standard.noise(0.15),
+  'affine': geometric.affine(),
+  'blur': standard.blur(),
+  'stl10': standard.stl10(),
+  'cutout': standard.cutout(),
+  'crop': imagenet.crop(),
+  'grey': imagenet.grey(),
+  'jitter': imagenet.jitter(),
+}
+# They and the augmentations listed before them precede the preprocessing.
+ON_PIXELS = ('crop', 'grey', 'jitter')
+PREPROCESS = {
+  'none': preprocess.identity,
+  'standardize': preprocess.standardize,
+  'image_standardize': preprocess.image_standardize,
+  'gcn': preprocess.gcn,
+  'zca': preprocess.zca,
+  'gcn_zca': preprocess.gcn_zca,
+  'imagenet': preprocess.imagenet,
+}
+FITTED = ('standardize', 'zca', 'gcn_zca')  # fitted to training images
+NETWORKS: dict[str, Callable] = {
+  'digits': functools.partial(small.small, widths=(32,), embedding=64),
+  'digits_heads': functools.partial(
+    small.small, widths=(32,), embedding=64, head=64
+  ),
+  'mnist': small.small,
+  'mnist_heads': functools.partial(small.small, head=128),
+  'deepbass_mnist': deepbass_networks.deepbass,
+  'deepbass_toy': deepbass_networks.mlp,
+  'elu_digits': functools.partial(elu.elu, widths=(32, 64)),
+  'elu_mnist': elu.elu,
+  'elu_svhn': functools.partial(elu.elu, depth=3, normalize='variance'),
+  'elu_stl10': elu.elu_stl10,
+  'lenet': lenet.lenet,
+  'shakeshake': shakeshake.shakeshake,
+  'resnet18': resnet.resnet18,
+  'resnet18_small': functools.partial(resnet.resnet18, stem='small'),
+  'resnet18v2': functools.partial(resnet.resnet_v2, embedding=128),
+  'resnet18v2_small': functools.partial(
+    resnet.resnet_v2, stem='small', embedding=128
+  ),
+  'resnet50v2': functools.partial(resnet.resnet_v2, depth=50, embedding=128),
+  'convlarge': convlarge.convlarge,
+  'convlarge_weightnorm': functools.partial(convlarge.convlarge, norm='weight'),
+}
+ACQUISITIONS = acquisition.ACQUISITIONS
+
+
+def choose(setting: str, name, known: Collection[str]) -> str:
+  """Return a name that is known.
+
+  Raises:
+    InputError: it is not; the message lists the nearest names.
+  """
+  if name in known:
+    return name
+  near = difflib.get_close_matches(str(name), known, 3) or known
+  raise InputError(
+    f'`{setting}`={name}: there is no such {setting}; give '
+    f'{" or ".join(near) if len(near) < 4 else ", ".join(near)}'
+  )
+
+
+def method(name: str) -> MethodEntry:
+  """Return the entry of a method.
+
+  Raises:
+    InputError: there is none of this name.
+  """
+  return METHODS[choose('method', name, METHODS)]
+
+
+def arms(name: str, baselines: bool) -> dict[str, Callable]:
+  """Return the factories of a run by name: baselines first, the method last."""
+  entry = method(name)
+  others = entry.baselines if baselines else ()
+  found = {other: method(other).factory for other in others}
+  return found | {name: entry.factory}
+
+
+def register_method(
+  name: str,
+  factory: Callable,
+  *,
+  baselines: Collection[str] = ('supervised',),
+  defaults: Mapping[str, Any] | None = None,
+) -> None:
+  """Make a method known by name, for `fit`, flags and loading.
+
+  Args:
+    name: of the method; `Method.name` of what the factory makes.
+    factory: `(net, tx, batch_spec, steps, *, ...) -> Method`; its keyword-only
+      parameters, each with a default, become settings.
+    baselines: names of methods to train beside it on the command line.
+    defaults: of settings, where they differ from the others'.
+
+  Raises:
+    InputError: another factory has this name, or a keyword of the factory is
+      the name of another setting.
+  """
+  from ssljax import config  # It imports this module.
+
+  known = METHODS.get(name)
+  if known is not None and not _same_function(known.factory, factory):
+    raise InputError(
+      f'`method`={name}: another method has this name: give another name'
+    )
+  settings(factory)  # Refuses a keyword without a default.
+  METHODS[name] = MethodEntry(factory, tuple(baselines), dict(defaults or {}))
+  try:
+    config.schema(name)
+  except InputError:
+    del METHODS[name]
+    if known is not None:
+      METHODS[name] = known
+    raise
+
+
+def register_network(name: str, factory: Callable) -> None:
+  """Make a network known by name.
+
+  Args:
+    name: of the network.
+    factory: `(classes, *, ...) -> Network`.
+
+  Raises:
+    InputError: another network has this name.
+  """
+  known = NETWORKS.get(name)
+  if known is not None and not _same_function(known, factory):
+    raise InputError(
+      f'`network`={name}: another network has this name: give another name'
+    )
+  NETWORKS[name] = factory
+
+
+def _same_function(a: Callable, b: Callable) -> bool:
+  """True for one function, also when a notebook cell has defined it again."""
+  where = lambda f: (
+    getattr(f, '__module__', None),
+    getattr(f, '__qualname__', None),
+  )
+  return a is b or (where(a) == where(b) and None not in where(a))

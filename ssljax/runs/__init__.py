@@ -1,0 +1,1 @@
+"""From a `Config` to a run, and from a folder to a finished run."""

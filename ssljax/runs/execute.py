@@ -1,0 +1,265 @@
+"""Trains a run, with or without a folder that records it."""
+
+from collections.abc import Callable
+import contextlib
+import functools
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from ssljax.core import Method, TrainState
+from ssljax.data import feeds, splits
+from ssljax.distributed import multihost, preemption, watchdog
+from ssljax.errors import require
+from ssljax.runs import queries, run_folder, summary
+from ssljax.runs.build import Run
+from ssljax.training import checkpoint, compiled, loop, metrics_writer
+
+ACCELERATOR_STEPS = 50  # per call; on CPU a loop of convolutions is slow
+
+
+def seed_range(group) -> str:
+  """Return '3' or '3-5': the seeds of a group of splits."""
+  first, last = group[0].seed, group[-1].seed
+  return str(first) if first == last else f'{first}-{last}'
+
+
+def checkpoint_folder(folder: pathlib.Path, method: Method, group):
+  """Return the folder of the checkpoints of a method and a group of splits."""
+  return folder / 'checkpoints' / method.name / f'seed-{seed_range(group)}'
+
+
+def groups_of(run: Run) -> list[list[splits.Split]]:
+  """Return the splits that are trained at once, group by group."""
+  size = run.config.run.seeds_at_once
+  return [run.drawn[i : i + size] for i in range(0, len(run.drawn), size)]
+
+
+class NoCheckpoints:
+  """Checkpoints of a run without a folder: saves nothing, restores nothing."""
+
+  folder = None
+
+  def save(self, step: int, state: TrainState, progress: dict) -> None:
+    """Save nothing."""
+
+  def restore(self, *args, **kwargs) -> None:
+    """Return None: there is no checkpoint."""
+
+  def wait(self) -> None:
+    """Return at once."""
+
+  def close(self) -> None:
+    """Close nothing."""
+
+
+def make_options(run: Run, stages, feed: feeds.Feed) -> loop.Options:
+  """Return how often to record, evaluate and save, of stages of a method."""
+  settings = run.config.run
+  steps = sum(stage.steps for stage in stages)
+  one = jax.default_backend() == 'cpu' or not feed.pixels_are_shared
+  return loop.Options(
+    evaluate_every=settings.evaluate_every or max(1, steps // 10),
+    record_every=settings.record_every or min(max(1, steps // 100), 100),
+    checkpoint_seconds=settings.checkpoint_seconds,
+    steps_per_call=settings.steps_per_call or (1 if one else ACCELERATOR_STEPS),
+    keep_every=settings.keep_every,
+  )
+
+
+def train(
+  run: Run,
+  folder: pathlib.Path | None = None,
+  *,
+  on_finish: Callable | None = None,
+) -> dict[str, Any]:
+  """Train every method under every split.
+
+  With a folder, `result.json` is kept up to date, and an interrupted run goes
+  on from its newest checkpoint.
+
+  Args:
+    run: of `build.build`.
+    folder: of the run; without one nothing is written.
+    on_finish: `(program, splits, state)`, called when a method is trained under
+      a group of splits; the state has a leading axis [S] of seeds.
+
+  Returns:
+    The content of `result.json`.
+
+  Raises:
+    PreemptedError: SIGTERM came; the checkpoint holds the step it came in, or
+      the step before the dataset pass it came in.
+  """
+  result = summary.begin(run)
+  earlier = folder and multihost.once(lambda: run_folder.read_result(folder))
+  result['started'] = (earlier or {}).get('started', round(time.time(), 3))
+  keep_result(folder, result)
+  writes = folder and multihost.is_first()
+  recorder = metrics_writer.Recorder(folder) if writes else None
+  recorder = recorder or metrics_writer.Silent()
+  with (
+    contextlib.closing(recorder),
+    preemption.Notice().awaited() as preempted,
+  ):
+    jobs = _Jobs(run, folder, recorder, preempted, result, on_finish)
+    for method in run.methods:
+      jobs.train_method(method)
+  result['complete'] = True
+  wall = time.time() - result['started']
+  result['goodput'] = round(jobs.stepping / wall, 3)
+  keep_result(folder, result)
+  return result
+
+
+class _Jobs:
+  """The jobs of a run, one after the other."""
+
+  def __init__(self, run, folder, recorder, preempted, result, on_finish):
+    self.run, self.folder, self.recorder = run, folder, recorder
+    self.preempted, self.result, self.on_finish = preempted, result, on_finish
+    self.metrics_start, self.stepping = 0, 0.0
+
+  def train_method(self, method: Method) -> None:
+    """Train a method under every split."""
+    run, groups = self.run, groups_of(self.run)
+    make = functools.partial(
+      compiled.Program,
+      method,
+      run.net,
+      run.data,
+      run.mesh,
+      extra=queries.most(run.config, run.drawn[0]),
+    )
+    programs = {
+      seeds: make(seeds=seeds) for seeds in {len(group) for group in groups}
+    }
+    asks = {
+      seeds: queries.make(run, program, self.folder)
+      for seeds, program in programs.items()
+    }
+    for group in groups:
+      name = f'{method.name} seed {seed_range(group)}'
+      program = programs[len(group)]
+      self.train_job(loop.Job(name, program, group, asks[len(group)]))
+
+  def train_job(self, job: loop.Job) -> None:
+    """Train a method under a group of splits and add it to the result."""
+    method, settings = job.program.method, self.run.config.run
+    options = make_options(self.run, method.stages, self.run.data.train)
+    options = options._replace(preempted=self.preempted)
+    with contextlib.closing(self.checkpoints(job)) as checkpoints:
+      state, progress = loop.fit(
+        job, options, self.recorder, checkpoints, self.metrics_start
+      )
+    self.metrics_start = progress.metrics_bytes
+    self.stepping += progress.seconds - progress.compiling
+    summary.add(self.result, method, progress, settings.report_minimum)
+    keep_result(self.folder, self.result)
+    if self.on_finish:
+      self.on_finish(job.program, job.splits, state)
+
+  def checkpoints(self, job: loop.Job):
+    """Open the checkpoints of a job."""
+    if self.folder is None:
+      return NoCheckpoints()
+    method, settings = job.program.method, self.run.config.run
+    permanent = loop.permanent(
+      method, settings.keep_stages, settings.keep_every
+    )
+    where = checkpoint_folder(self.folder, method, job.splits)
+    return checkpoint.Checkpoints(where, permanent=permanent)
+
+
+def keep_result(folder: pathlib.Path | None, result: dict) -> None:
+  """Write `result.json`, once for all processes."""
+  if folder:
+    path = folder / 'result.json'
+    multihost.once(lambda: run_folder.write_json(path, result))
+
+
+def train_in_folder(
+  make_run: Callable[[], Run],
+  config,
+  folder: pathlib.Path,
+  *,
+  say: Callable[[str], None] = print,
+  **more,
+) -> tuple[dict[str, Any], Run | None]:
+  """Train a run in its folder, or go on with it, or return its result.
+
+  Args:
+    make_run: makes the run; called unless the folder holds it, complete.
+    config: of the run.
+    folder: of the run; made if absent.
+    say: gets the opening and the final table.
+    **more: as `train` takes it.
+
+  Returns:
+    The content of `result.json`, and the run, or None if it was complete.
+
+  Raises:
+    InputError: the folder holds another run, or cannot be written.
+  """
+  overwrite = config.run.overwrite
+  with run_folder.disk_errors(folder):
+    look = functools.partial(run_folder.look, folder, config, overwrite)
+    finished = multihost.once(look)
+  if finished:
+    say(f'{folder} holds this run, complete:')
+    say(summary.table(finished, folder))
+    return finished, None
+  # Everything that can be refused is refused before anything is written.
+  run = make_run()
+  watchdog.alive()
+  multihost.refuse_unlike(
+    'the labels',
+    [split.digest for split in run.drawn],
+    'give all hosts the same data set in `data_dir`',
+  )
+  with run_folder.disk_errors(folder):
+    multihost.once(functools.partial(_claim, folder, run))
+    multihost.refuse_other_folders(folder)
+    say(summary.opening(run, folder))
+    result = train(run, folder, **more)
+  say(summary.table(result, folder))
+  multihost.meet('everything is written')
+  return result, run
+
+
+def _claim(folder: pathlib.Path, run: Run) -> None:
+  """Make the folder this run's own, with its config and splits in it."""
+  overwrite = run.config.run.overwrite
+  if not overwrite:
+    refuse_other_splits(folder, run)
+  run_folder.claim(folder, run.config, overwrite)
+  keep_splits(folder, run)
+
+
+def refuse_other_splits(folder: pathlib.Path, run: Run) -> None:
+  """Raise `InputError` if the folder's `split.json` has other splits."""
+  path = folder / 'split.json'
+  if path.exists():
+    there = [split['hash'] for split in json.loads(path.read_text())['splits']]
+    require(
+      there == [split.digest for split in run.drawn],
+      f'`workdir`={folder}: its split.json has other labelled images than '
+      'these settings draw now (another data set or version): give another '
+      'folder, or `overwrite=True`',
+    )
+
+
+def keep_splits(folder: pathlib.Path, run: Run) -> None:
+  """Write `split.json`, unless it is there."""
+  path = folder / 'split.json'
+  if not path.exists():
+    described = {
+      'dataset': run.dataset.name,
+      'images': len(run.dataset.train.labels),
+      'classes': list(run.dataset.classes),
+      'splits': [splits.describe(split) for split in run.drawn],
+    }
+    run_folder.write_json(path, described)
