@@ -203,6 +203,8 @@ class Config:
     parameters: hyper-parameters of the method, and of its baselines where they
       share a name; complete.
     optimizer: keyword arguments of `optimizers.optimizer`; complete.
+    custom: names of the parts that Python objects replace, as `build.build`
+      takes them: 'net', 'tx', 'augmentation'.
   """
 
   method: str
@@ -216,6 +218,7 @@ class Config:
   active: Active = Active()
   run: Run = Run()
   hosts: Hosts = Hosts()
+  custom: tuple[str, ...] = ()
 
   @property
   def data_name(self) -> str:
@@ -238,7 +241,7 @@ class Config:
 
   def replace(self, **changes) -> 'Config':
     """Return a config with other values of some settings, by name."""
-    return from_values(self.method, self.values() | changes)
+    return from_values(self.method, self.values() | changes, self.custom)
 
 
 def schema(method: str) -> dict[str, dict[str, Setting]]:
@@ -287,12 +290,15 @@ def _refuse_duplicates(method: str, parts) -> None:
       owner[name] = part
 
 
-def from_values(method: str, values: Mapping[str, Any]) -> Config:
+def from_values(
+  method: str, values: Mapping[str, Any], custom: Sequence[str] = ()
+) -> Config:
   """Return the complete config of some settings.
 
   Args:
     method: name of the method in the registry.
     values: settings by name; the others take their defaults.
+    custom: see `Config.custom`.
 
   Raises:
     InputError: a setting is unknown, or its value can never work.
@@ -307,7 +313,7 @@ def from_values(method: str, values: Mapping[str, Any]) -> Config:
   }
   config = _assembled(method, parts, _settled(checked, values))
   validate(config)
-  return config
+  return dataclasses.replace(config, custom=tuple(custom))
 
 
 def unknown_setting(name: str, method: str, known) -> str:
@@ -420,6 +426,7 @@ def to_json(config: Config) -> dict[str, Any]:
     'parameters': dict(config.parameters),
     'optimizer': dict(config.optimizer),
     **{part: dataclasses.asdict(getattr(config, part)) for part in PARTS},
+    'custom': list(config.custom),
   }
 
 
@@ -429,17 +436,18 @@ def from_json(tree: Mapping[str, Any]) -> Config:
   Raises:
     InputError: it is damaged, or of another version.
   """
-  known = {'method', 'parameters', 'optimizer', *PARTS}
+  settings_of = {'parameters', 'optimizer', *PARTS}
+  known = settings_of | {'method', 'custom'}
   require(
     isinstance(tree, Mapping)
     and tree.keys() == known
-    and all(isinstance(tree[name], Mapping) for name in known - {'method'}),
+    and all(isinstance(tree[name], Mapping) for name in settings_of),
     f'config.json: expected the parts {", ".join(sorted(known))}',
   )
   values = {}
-  for part in known - {'method'}:
+  for part in settings_of:
     values |= tree[part]
-  return from_values(tree['method'], values)
+  return from_values(tree['method'], values, tree['custom'])
 
 
 def to_flags(config: Config) -> list[str]:
@@ -481,7 +489,9 @@ def from_flags(method: str, lines: Sequence[str]) -> Config:
 
 def differences(there: Config, here: Config) -> list[str]:
   """Return a text for every setting in which two runs' results may differ."""
-  values = [{'method': c.method} | c.values() for c in (there, here)]
+  values = [
+    {'method': c.method, 'custom': c.custom} | c.values() for c in (there, here)
+  ]
   shown = lambda name, value: (
     f'no `{name}`' if value is None else f'`{name}`={_text(value)}'
   )

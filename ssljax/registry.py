@@ -50,6 +50,7 @@ METHODS: dict[str, MethodEntry] = {
   'llp': MethodEntry(llp.llp, ('supervised',), llp.DEFAULTS),
   'deepbass': MethodEntry(deepbass.deepbass, (), deepbass.DEFAULTS),
 }
+_OWN_METHODS = frozenset(METHODS)
 AUGMENTATIONS = {
   'flip': standard.flip,
   'translate': standard.translate(2),
@@ -145,6 +146,7 @@ def register_method(
   *,
   baselines: Collection[str] = ('supervised',),
   defaults: Mapping[str, Any] | None = None,
+  replace: bool = False,
 ) -> None:
   """Make a method known by name, for `fit`, flags and loading.
 
@@ -154,6 +156,8 @@ def register_method(
       parameters, each with a default, become settings.
     baselines: names of methods to train beside it on the command line.
     defaults: of settings, where they differ from the others'.
+    replace: replace another factory that was registered under this name; the
+      methods of ssljax are never replaced.
 
   Raises:
     InputError: another factory has this name, or a keyword of the factory is
@@ -162,7 +166,8 @@ def register_method(
   from ssljax import config  # It imports this module.
 
   known = METHODS.get(name)
-  if known is not None and not _same_function(known.factory, factory):
+  fixed = name in _OWN_METHODS or not replace
+  if known is not None and fixed and known.factory is not factory:
     raise InputError(
       f'`method`={name}: another method has this name: give another name'
     )
@@ -188,17 +193,15 @@ def register_network(name: str, factory: Callable) -> None:
     InputError: another network has this name.
   """
   known = NETWORKS.get(name)
-  if known is not None and not _same_function(known, factory):
+  if known is not None and known is not factory:
     raise InputError(
       f'`network`={name}: another network has this name: give another name'
     )
   NETWORKS[name] = factory
 
 
-def _same_function(a: Callable, b: Callable) -> bool:
-  """True for one function, also when a notebook cell has defined it again."""
-  where = lambda f: (
-    getattr(f, '__module__', None),
-    getattr(f, '__qualname__', None),
-  )
-  return a is b or (where(a) == where(b) and None not in where(a))
+def preprocess_of(name: str, is_images: bool) -> preprocess.Preprocess:
+  """Return a preprocessing by name, of images or of feature vectors."""
+  if name == 'standardize' and not is_images:
+    return preprocess.standardize_features()
+  return PREPROCESS[name]()

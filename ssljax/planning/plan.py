@@ -179,7 +179,9 @@ def make_program(planned: Subject, mesh, seeds: int) -> compiled_lib.Program:
     feed(dataset.test),
     None,
     None,
-    registry.PREPROCESS[planned.config.augmentation.preprocess](),
+    registry.preprocess_of(
+      planned.config.augmentation.preprocess, dataset.train.is_images
+    ),
     (),
     augmentation,
     on_pixels,

@@ -61,6 +61,8 @@ def build(
   """
   if dataset is None:
     dataset = load_dataset(config)
+  elif not dataset.train.is_images:
+    refuse_image_settings(config, dataset.name)
   drawn = draw_splits(config, dataset)
   epoch_steps = lambda batch_spec: (
     sampling.Sampler(batch_spec, drawn[0]).epoch_steps
@@ -95,7 +97,7 @@ def load_dataset(config: Config) -> datasets.Dataset:
   if data.source:
     return domain_pair.load(data.source, data.target, **how)
   dataset = datasets.load(data.dataset, **how)
-  if dataset.train.dtype != np.uint8:
+  if not dataset.train.is_images:
     refuse_image_settings(config, dataset.name)
   return dataset
 
@@ -109,9 +111,9 @@ def refuse_image_settings(config: Config, name: str) -> None:
     'images: give `augment`=',
   )
   require(
-    preprocess.preprocess == 'none',
+    preprocess.preprocess in ('none', 'standardize'),
     f'`preprocess`={preprocess.preprocess}: `dataset`={name} is of points, not '
-    'of images: give `preprocess`=none',
+    'of images: give `preprocess`=none or standardize',
   )
 
 
@@ -200,7 +202,7 @@ def make_data(
   make_feed = feed_maker(dataset, config.run.feed, placement.Placer(mesh))
   names, chosen = config.augmentation.augment, config.augmentation.preprocess
   on_pixels, own = make_augmentations(names, source.crop is not None)
-  processing = registry.PREPROCESS[chosen]()
+  processing = registry.preprocess_of(chosen, source.is_images)
   # Evenly spaced images, as many as fit: the same ones through either feed.
   rows = len(source.labels)
   every = -(-rows * math.prod(source.shape) // FITTING_BYTES)
@@ -306,7 +308,7 @@ def check_stages(methods, dataset: datasets.Dataset, epoch_steps) -> None:
       epoch_steps(stage.batch_spec)
       if stage.augment:
         require(
-          dataset.train.dtype == np.uint8,
+          dataset.train.is_images,
           f'`dataset`={dataset.name}: is of points, and the stage {stage.name} '
           f'of {method.name} changes images: switch that off (for R2-D2, '
           '`cutout`=0)',

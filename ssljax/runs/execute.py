@@ -75,6 +75,8 @@ def train(
   folder: pathlib.Path | None = None,
   *,
   on_finish: Callable | None = None,
+  on_measurement: Callable | None = None,
+  progress: bool = True,
 ) -> dict[str, Any]:
   """Train every method under every split.
 
@@ -86,6 +88,8 @@ def train(
     folder: of the run; without one nothing is written.
     on_finish: `(program, splits, state)`, called when a method is trained under
       a group of splits; the state has a leading axis [S] of seeds.
+    on_measurement: called with every measurement, a dict.
+    progress: show a progress bar.
 
   Returns:
     The content of `result.json`.
@@ -101,11 +105,14 @@ def train(
   writes = folder and multihost.is_first()
   recorder = metrics_writer.Recorder(folder) if writes else None
   recorder = recorder or metrics_writer.Silent()
+  if on_measurement:
+    recorder = _Observed(recorder, on_measurement)
   with (
     contextlib.closing(recorder),
     preemption.Notice().awaited() as preempted,
   ):
     jobs = _Jobs(run, folder, recorder, preempted, result, on_finish)
+    jobs.progress = progress
     for method in run.methods:
       jobs.train_method(method)
   result['complete'] = True
@@ -121,7 +128,7 @@ class _Jobs:
   def __init__(self, run, folder, recorder, preempted, result, on_finish):
     self.run, self.folder, self.recorder = run, folder, recorder
     self.preempted, self.result, self.on_finish = preempted, result, on_finish
-    self.metrics_start, self.stepping = 0, 0.0
+    self.metrics_start, self.stepping, self.progress = 0, 0.0, True
 
   def train_method(self, method: Method) -> None:
     """Train a method under every split."""
@@ -150,7 +157,7 @@ class _Jobs:
     """Train a method under a group of splits and add it to the result."""
     method, settings = job.program.method, self.run.config.run
     options = make_options(self.run, method.stages, self.run.data.train)
-    options = options._replace(preempted=self.preempted)
+    options = options._replace(preempted=self.preempted, progress=self.progress)
     with contextlib.closing(self.checkpoints(job)) as checkpoints:
       state, progress = loop.fit(
         job, options, self.recorder, checkpoints, self.metrics_start
@@ -172,6 +179,21 @@ class _Jobs:
     )
     where = checkpoint_folder(self.folder, method, job.splits)
     return checkpoint.Checkpoints(where, permanent=permanent)
+
+
+class _Observed:
+  """A recorder whose measurements are also given to a function."""
+
+  def __init__(self, recorder, on_measurement: Callable):
+    self._recorder, self._on_measurement = recorder, on_measurement
+
+  def write(self, job: str, measurement: dict) -> None:
+    """Record a measurement and hand it on."""
+    self._recorder.write(job, measurement)
+    self._on_measurement({'job': job} | measurement)
+
+  def __getattr__(self, name: str):
+    return getattr(self._recorder, name)
 
 
 def keep_result(folder: pathlib.Path | None, result: dict) -> None:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ssljax.analysis import embeddings
+from ssljax.config import Config
 from ssljax.core import UNLABELLED, TrainState
 from ssljax.data import datasets, feeds, sampling
 from ssljax.data.splits import Split
@@ -27,6 +28,7 @@ class Finished:
   """A finished run under one of its splits."""
 
   folder: pathlib.Path
+  config: Config
   dataset: datasets.Dataset
   split: Split
   program: compiled.Program  # of one seed
@@ -237,6 +239,7 @@ def load(
   )
   return Finished(
     folder,
+    config,
     run.dataset,
     run.drawn[at],
     make(),

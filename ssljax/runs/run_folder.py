@@ -79,6 +79,13 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
   os.replace(partial, path)
 
 
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Write a binary file whole or not at all."""
+  partial = path.with_suffix('.partial')
+  partial.write_bytes(content)
+  os.replace(partial, path)
+
+
 def write_json(path: pathlib.Path, value) -> None:
   """Writes JSON, whole or not at all."""
   write_atomically(path, json.dumps(value, indent=1) + '\n')

@@ -11,11 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from ssljax.cli import method_flags
+from ssljax import config, registry, signatures
 from ssljax.distributed import placement
 from ssljax.methods.madnn import madnn
 from ssljax.optimizers import optimizer
-from ssljax.runs import build
 from ssljax.training import loop as loop_lib
 
 EXPERIMENTS = binary.EXPERIMENTS
@@ -152,7 +151,7 @@ def test_both_feeds_train_alike_from_the_command_line(sets, tmp_path):
 
 
 def test_a_flag_of_a_hyper_parameter_comes_from_the_signature():
-  assert set(method_flags.keywords(madnn)) == {
+  assert set(signatures.keywords(madnn)) == {
     'eta',
     'weight',
     'distance',
@@ -162,12 +161,12 @@ def test_a_flag_of_a_hyper_parameter_comes_from_the_signature():
     'smoothing',
   }
   for factory in (madnn, optimizer):
-    texts = method_flags.argument_help(factory)
-    assert set(method_flags.keywords(factory)) <= set(texts)
-  assert method_flags.argument_help(madnn)['eta'].startswith('η of Eq. 3')
+    texts = signatures.argument_help(factory)
+    assert set(signatures.keywords(factory)) <= set(texts)
+  assert signatures.argument_help(madnn)['eta'].startswith('η of Eq. 3')
 
 
-def test_help_shows_the_flags_of_the_program_first():
+def test_help_groups_the_flags_and_shows_the_defaults_in_use():
   # The real script, as a user would ask it.
   shown = subprocess.run(
     [sys.executable, EXPERIMENTS / 'madnn.py', '--help'],
@@ -175,7 +174,9 @@ def test_help_shows_the_flags_of_the_program_first():
     text=True,
   ).stdout
   assert '--eta:' in shown and "(default: '0.5')" in shown
-  assert shown.index('flags:') < shown.index('madnn.py:') < shown.index('--eta')
+  # By part; the defaults are those of this command, with its digits preset.
+  assert shown.index('flags:') < shown.index('Method:') < shown.index('--eta')
+  assert re.search(r"--steps:\n.*default: '600'", shown)
   assert 'absl' not in shown
 
 
@@ -436,7 +437,7 @@ def test_a_bank_that_does_not_fit_is_refused_in_bytes_per_device(
   # labelled rows again, with a density and a number.
   bank = 1536 * (8 + 3) + 256 * (8 + 2)
   with binary.small():
-    net, image = build.NETWORKS['digits_heads'](10), np.zeros([1, 8, 8, 1])
+    net, image = registry.NETWORKS['digits_heads'](10), np.zeros([1, 8, 8, 1])
   params, stats = jax.eval_shape(net.init, jax.random.key(0), image)
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   # Weights and their momenta; a few numbers more, as the step's.
@@ -481,7 +482,7 @@ def test_the_papers_networks_train_from_the_command_line(
 
 @pytest.mark.slow
 def test_the_network_of_svhn_normalises_its_images():
-  net = build.NETWORKS['elu_svhn'](10)
+  net = registry.NETWORKS['elu_svhn'](10)
   image = np.random.default_rng(0).random((1, 8, 8, 3)).astype(np.float32)
   params, stats = net.init(jax.random.key(0), image)
   plain, brighter, flatter = (
@@ -503,9 +504,7 @@ def test_the_network_of_svhn_normalises_its_images():
   ],
 )
 def test_the_unlabelled_pool_is_a_word_and_a_number(value, expected):
-  values = mock.Mock(FLAGS={'unlabelled': mock.Mock(value=value)})
-  with mock.patch.object(method_flags, 'flags', values):
-    assert method_flags.pool('unlabelled') == expected
+  assert config.pool('unlabelled', value) == expected
 
 
 @pytest.mark.slow

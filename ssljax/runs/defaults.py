@@ -1,0 +1,159 @@
+"""Settings that suit a data set: network, batch sizes and lengths.
+
+A preset states every setting of an experiment. Here are the defaults for data
+that no preset knows. They depend on the numbers of images and of labels, on the
+shape of an image, and on the method.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssljax import registry
+from ssljax.core import UNLABELLED
+from ssljax.data import datasets
+
+_SMALL, _MIDDLE = 12, 40  # sides in pixels
+_FEWEST_STEPS, _MOST_STEPS = 300, 2000
+_EPOCHS = 25  # passes over the unlabelled images
+
+
+class Facts(NamedTuple):
+  """The properties of a training set that its defaults depend on."""
+
+  images: int  # N
+  labelled: int  # L of them have a label
+  least: int  # labelled images of the rarest class
+  classes: int  # C
+  shape: tuple[int, int, int]  # H, W, c
+  is_images: bool  # False for features
+
+  @property
+  def unlabelled(self) -> int:
+    """Images without a label."""
+    return self.images - self.labelled
+
+
+def facts_of(dataset: datasets.Dataset, held_out: int = 0) -> Facts:
+  """Return the facts of a training set, `held_out` labelled images less."""
+  labels = dataset.train.labels
+  known = labels[labels != UNLABELLED]
+  counts = np.bincount(known, minlength=len(dataset.classes))
+  share = 1 - held_out / max(1, len(known))
+  return Facts(
+    len(labels) - held_out,
+    len(known) - held_out,
+    max(1, int(counts.min() * share)),
+    len(dataset.classes),
+    dataset.train.shape,
+    dataset.train.is_images,
+  )
+
+
+def suggest(method: str, facts: Facts) -> dict[str, Any]:
+  """Return settings that suit a training set with all its labels.
+
+  Args:
+    method: name of a method in the registry.
+    facts: of the training set.
+  """
+  defaults = registry.method(method).defaults
+  everything = facts.unlabelled == 0 or defaults.get('unlabelled') == 'all'
+  seen = facts.images if everything else facts.unlabelled
+  batch = min(50, facts.labelled)
+  others = min(max(50, defaults.get('batch_unlabelled', 50)), seen)
+  found = {
+    'labels': 'all',
+    'unlabelled': 'all' if everything else 'rest',
+    'network': network_for(method, facts),
+    'batch_labelled': batch,
+    'batch_unlabelled': others,
+    'steps': _steps(_EPOCHS, seen, others),
+    'preprocess': 'none' if facts.is_images else 'standardize',
+    'augment': (),
+  }
+  return found | _OWN.get(method, lambda facts, found: {})(facts, found)
+
+
+def _steps(epochs: float, images: int, batch: int) -> int:
+  """Return the steps of so many passes, within bounds."""
+  steps = round(epochs * images / batch)
+  return int(np.clip(steps, _FEWEST_STEPS, _MOST_STEPS))
+
+
+def network_for(method: str, facts: Facts) -> str:
+  """Return the name of a network that suits the shape of an image."""
+  if not facts.is_images:
+    return 'mlp'
+  # Methods that compare embeddings need some that point in all directions.
+  heads = '_heads' if method in ('association', 'llp') else ''
+  side = min(facts.shape[:2])
+  if side <= _SMALL:
+    return f'digits{heads}'
+  if method == 'deepbass' and side <= _MIDDLE:
+    return 'deepbass_mnist'
+  return f'mnist{heads}'
+
+
+def _association(facts: Facts, found) -> dict[str, Any]:
+  each = max(1, min(10, facts.least))
+  return {
+    'batch_labelled': None,
+    'batch_per_class': each,
+    'batch_unlabelled': min(max(100, each * facts.classes), facts.images),
+  }
+
+
+def _r2d2(facts: Facts, found) -> dict[str, Any]:
+  # The lengths of its digits preset, as shares of the whole.
+  share = found['steps'] / 600
+  part = max(1, round(30 * share))
+  batch = min(32, facts.labelled)
+  seen = facts.images if found['unlabelled'] == 'all' else facts.unlabelled
+  return {
+    'batch_labelled': batch,
+    'batch_unlabelled': min(96, seen),
+    'pretrain_batch': batch,
+    'pretrain': round(150 * share),
+    'steps': round(150 * share),
+    'interval': part,
+    'repeat': 4 * part,
+    'finetune': round(60 * share),
+    'cutout': 0,
+  }
+
+
+def _llp(facts: Facts, found) -> dict[str, Any]:
+  batch = min(128, facts.images)
+  return {
+    'batch_labelled': min(64, facts.labelled),
+    'batch_unlabelled': batch,
+    'temperature': 0.2,
+    'neighbours': min(10, facts.labelled),
+    'density_neighbours': min(25, facts.images),
+    'warm_loss': 'softmax',
+    'warm': _steps(50, facts.images, batch),
+    'steps': _steps(40, facts.images, batch),
+    'learning_rate': 0.1,
+    'decay': 'cosine',
+  }
+
+
+def _deepbass(facts: Facts, found) -> dict[str, Any]:
+  batch = min(256, facts.images)
+  return {
+    'acquire': 'none',
+    'batch_labelled': 1,
+    'batch_unlabelled': batch,
+    'steps': _steps(100, 20 * facts.labelled, batch),
+    'iterations': 20,
+  }
+
+
+_OWN: dict[str, Callable] = {
+  'association': _association,
+  'r2d2': _r2d2,
+  'llp': _llp,
+  'deepbass': _deepbass,
+}
