@@ -1,7 +1,7 @@
-"""What is known of a data set without reading a row of it.
+"""The sizes of data sets, without reading their rows.
 
-An outline is a `datasets.Dataset` whose labels are shapes and whose images
-cannot be read: enough to say what training on it takes.
+An outline is a `datasets.Dataset` whose labels are `jax.ShapeDtypeStruct` and
+whose images cannot be read. It suffices to plan the memory and time of a run.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,9 @@ import numpy as np
 from ssljax.data import datasets, tfds_reader
 from ssljax.errors import positive, require
 
-SIDE = 224  # of images that differ in size, unless another is asked for
-EMBEDDED = ('digits', 'yin-yang')
-# name -> classes, (H, W, c) with None where images differ, images of a split.
-# Of TFDS, for those that are not on disk.
+SIDE = 224  # the default `image_size` of sets whose images differ in size
+# TFDS sets that can be planned without being on disk: name -> number of
+# classes, (H, W, c) with None where images differ, number of images per split.
 KNOWN = {
   'mnist': (10, (28, 28, 1), {'train': 60_000, 'test': 10_000}),
   'fashion_mnist': (10, (28, 28, 1), {'train': 60_000, 'test': 10_000}),
@@ -43,19 +42,19 @@ KNOWN = {
 
 
 class _Feature(NamedTuple):
-  """As much of a TFDS image feature as `datasets.image_shape` looks at."""
+  """The attributes of a TFDS image feature that `image_shape` reads."""
 
   shape: tuple[int | None, ...]  # H, W, c
   np_dtype: Any = np.uint8
 
 
 class _Found(NamedTuple):
-  """A data set, as its own files or `KNOWN` say."""
+  """The description of a data set, from its files or from `KNOWN`."""
 
   classes: tuple[str, ...]  # [C]
   feature: Any  # of the images
-  count: Callable[[str, str], int]  # (flag, split) -> images
-  test_split: Callable[[], str]  # unless another is asked for
+  count: Callable[[str, str], int]  # (parameter, split) -> number of images
+  test_split: Callable[[], str]  # the default test split
 
 
 def outline(
@@ -67,22 +66,23 @@ def outline(
   image_size: int | None = None,
   crop: bool = False,
 ) -> datasets.Dataset:
-  """A data set without its rows.
+  """Return a data set without its rows.
 
   Args:
-    name: as in `datasets.load`, and so are the rest.
-    data_dir: see there; for what is not in it, what TFDS says of it counts.
-    train_split: see there.
-    test_split: see there.
-    image_size: see there; 224 where images differ in size, if None.
-    crop: see there.
+    name: as in `datasets.load`.
+    data_dir: as in `datasets.load`. For a set that is not in it, the sizes of
+      `KNOWN` are used.
+    train_split: as in `datasets.load`.
+    test_split: as in `datasets.load`.
+    image_size: as in `datasets.load`; by default 224 if images differ in size.
+    crop: as in `datasets.load`.
 
   Raises:
-    InputError: nobody says how large it is.
+    InputError: the size of the data set is not known.
   """
   if image_size is not None:
     positive(image_size=image_size)
-  if name in EMBEDDED:
+  if datasets.is_in_memory(name):
     dataset = datasets.load(
       name,
       train_split=train_split,
@@ -109,12 +109,14 @@ def outline(
   )
 
 
-def joined(source: datasets.Dataset, target: datasets.Dataset):
-  """The outline of `adaptation.join`, of two."""
+def joined(
+  source: datasets.Dataset, target: datasets.Dataset
+) -> datasets.Dataset:
+  """Return the outline of `domain_pair.join`, from two outlines."""
   require(
     len(source.classes) == len(target.classes),
     f'`target`={target.name}: has {len(target.classes)} classes, '
-    f'`source`={source.name} {len(source.classes)}: give two data sets of the '
+    f'`source`={source.name} {len(source.classes)}; give two data sets of the '
     'same classes',
   )
   shape = tuple(map(max, source.train.shape, target.train.shape))
@@ -131,12 +133,12 @@ def joined(source: datasets.Dataset, target: datasets.Dataset):
 def _source(count: int, shape, crop=False, dtype=np.uint8) -> datasets.Source:
   labels = jax.ShapeDtypeStruct((count,), np.int32)
   return datasets.Source(
-    labels, shape, _unread, _unread if crop else None, dtype
+    labels, shape, _no_images, _no_images if crop else None, dtype
   )
 
 
-def _unread(*rows):
-  """Stands where images would be read."""
+def _no_images(*rows):
+  """Raise in place of reading images."""
   raise NotImplementedError('an outline has no images')
 
 
@@ -157,8 +159,8 @@ def _known(name: str) -> _Found:
   plain = re.split('[/:]', name)[0]
   require(
     plain in KNOWN,
-    f'`dataset`={name}: its size is not known: give the `data_dir` in which it '
-    f'is prepared, or one of {", ".join((*EMBEDDED, *KNOWN))}',
+    f'`dataset`={name}: its size is not known; give the `data_dir` in which it '
+    f'is prepared, or one of {", ".join((*datasets.EMBEDDED, *KNOWN))}',
   )
   classes, shape, sizes = KNOWN[plain]
 
@@ -166,9 +168,9 @@ def _known(name: str) -> _Found:
     parts = split.split('+')
     require(
       all(part in sizes for part in parts),
-      f'`{flag}`={split}: of {name} that is not on disk whole splits can be '
-      f'counted: give {", ".join(sizes)}, or several with + between them, or '
-      'the `data_dir` in which it is prepared',
+      f'`{flag}`={split}: {name} is not on disk, so only whole splits are '
+      f'known; give {", ".join(sizes)}, or several joined by +, or the '
+      '`data_dir` in which it is prepared',
     )
     return sum(sizes[part] for part in parts)
 

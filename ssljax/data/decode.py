@@ -1,4 +1,4 @@
-"""One encoded image as pixels [H, W, c]: its centre, or a random window."""
+"""Decode an image to pixels [H, W, c]: its centre, or a random window."""
 
 import io
 
@@ -13,13 +13,16 @@ _BILINEAR = PIL.Image.Resampling.BILINEAR
 def centre(
   encoded: bytes, shape: tuple[int, int, int], shorter: int | None
 ) -> np.ndarray:
-  """One PNG, JPEG ... -> uint8 [H, W, c].
+  """Decode a PNG, JPEG or similar file, resize it and crop its centre.
 
   Args:
     encoded: the file's bytes.
-    shape: H, W, c; a square where `shorter` is given.
-    shorter: what the shorter side is resized to before the centre is cropped;
-      None leaves the image as it is.
+    shape: H, W, c of the result; a square if `shorter` is given.
+    shorter: the length that the shorter side is resized to before the centre is
+      cropped; None leaves the image as it is.
+
+  Returns:
+    uint8 `[H, W, c]`.
   """
   with PIL.Image.open(io.BytesIO(encoded)) as image:
     if shorter is not None:
@@ -34,12 +37,15 @@ def centre(
 def crop(
   encoded: bytes, shape: tuple[int, int, int], draws: np.ndarray
 ) -> np.ndarray:
-  """One PNG, JPEG ... -> a random window of it, resized to uint8 [H, W, c].
+  """Decode a PNG, JPEG or similar file and resize a random window of it.
 
   Args:
     encoded: the file's bytes.
-    shape: H, W, c of what is returned.
-    draws: [imagenet.TRIES, 4] in [0, 1), see `imagenet.window`.
+    shape: H, W, c of the result.
+    draws: `[imagenet.TRIES, 4]` in [0, 1), see `imagenet.window`.
+
+  Returns:
+    uint8 `[H, W, c]`.
   """
   with PIL.Image.open(io.BytesIO(encoded)) as image:
     top, left, height, width = imagenet.window(draws, image.height, image.width)
@@ -50,16 +56,21 @@ def crop(
 
 
 def _draft(image: PIL.Image.Image, shape, excess: float) -> float:
-  """Has a JPEG decoded at 1/2, 1/4, 1/8 -> the scale, 1 for other formats.
+  """Set a JPEG to decode at 1/2, 1/4 or 1/8 of its size, for speed.
 
-  A window stays as large as what it becomes. Of 1600x1200 pixels to 224 this
-  saves a quarter of the time in the most detailed images, a half in others, and
-  changes a value by 1.3 and 0.4 of 256 levels (root mean square).
+  The window is never decoded smaller than the result it is resized to. From
+  1600x1200 pixels to 224 this saves a quarter of the time for the most detailed
+  images and half of it for others, and changes values by 1.3 and 0.4 of 256
+  levels (root mean square).
 
   Args:
     image: opened, not decoded.
-    shape: H, W, c; of them the colours matter.
-    excess: how much longer the window's sides are than what it becomes.
+    shape: H, W, c of the result; only c is used.
+    excess: the ratio of the window's side to the result's, the smaller of both
+      axes.
+
+  Returns:
+    The scale of the decoded image, 1 for formats other than JPEG.
   """
   parts = next((n for n in (8, 4, 2) if n <= excess), 1)
   width, height = image.size
@@ -68,7 +79,13 @@ def _draft(image: PIL.Image.Image, shape, excess: float) -> float:
 
 
 def fit(image: PIL.Image.Image, size: int, shorter: int) -> PIL.Image.Image:
-  """Resizes the shorter side to `shorter`, crops a square of `size`."""
+  """Resize the shorter side to `shorter`, then crop a centred square.
+
+  Args:
+    image: of any size.
+    size: the side of the square.
+    shorter: the length of the shorter side, at least `size`.
+  """
   if image.size == (size, size) == (shorter, shorter):
     return image
   least = min(image.size)
@@ -79,19 +96,19 @@ def fit(image: PIL.Image.Image, size: int, shorter: int) -> PIL.Image.Image:
 
 
 def _mode(shape: tuple[int, int, int]) -> str:
-  """Pillow's name of the colours of [H, W, c]."""
+  """Return Pillow's colour mode of an image `[H, W, c]`."""
   return 'L' if shape[-1] == 1 else 'RGB'
 
 
 def _colours(image: PIL.Image.Image, shape) -> PIL.Image.Image:
-  """The image in the colours of [H, W, c]."""
+  """Convert an image to the colour mode of `[H, W, c]`."""
   mode = _mode(shape)
   return image if image.mode == mode else image.convert(mode)
 
 
 def _pixels(image: PIL.Image.Image, shape) -> np.ndarray:
-  """The image as uint8 [H, W, c], refused if it is of another size."""
+  """Return the image as uint8 `[H, W, c]`; raise if its size differs."""
   pixels = np.asarray(image)
   if pixels.shape[:2] != shape[:2]:
-    raise ValueError(f'{pixels.shape[:2]} pixels where {shape[:2]} are stated')
+    raise ValueError(f'{pixels.shape[:2]} pixels, but {shape[:2]} expected')
   return pixels.reshape(shape)

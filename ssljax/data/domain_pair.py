@@ -1,4 +1,7 @@
-"""Two data sets as one: labelled images of a source, others of a target."""
+"""Domain adaptation: two data sets joined as one.
+
+The labelled images come from a source, the unlabelled ones from a target.
+"""
 
 import contextlib
 
@@ -6,6 +9,7 @@ import numpy as np
 
 from ssljax.core import UNLABELLED
 from ssljax.data import datasets
+from ssljax.data.types import Dataset, Source
 from ssljax.errors import InputError, require
 
 
@@ -19,26 +23,30 @@ def load(
   image_size: int | None = None,
   corrupt: int = 0,
   crop: bool = False,
-) -> datasets.Dataset:
-  """The training images of both, and the target's test images.
+) -> Dataset:
+  """Return the training images of both data sets and the target's test images.
 
   Args:
     source: name of the data set whose labels may be used.
-    target: name of the data set to be tested on; the labels of its training
-      images are not in what is returned.
+    target: name of the data set to be tested on. The labels of its training
+      images are left out.
     data_dir: as in `datasets.load`, for both.
     train_split: of both.
     test_split: of the target.
-    image_size: of both; the larger of the two if None.
+    image_size: of both; by default the larger size of the two.
     corrupt: as in `datasets.load`, for each.
-    crop: training images are cropped at random; refused if they differ in size.
+    crop: whether training images are cropped at random, which is refused if
+      they differ in size.
 
   Raises:
-    InputError: one of them cannot be read, or their classes differ.
+    InputError: a data set cannot be read, or their classes differ.
   """
-  require(source != target, f'`target`={target}: is the `source`: give another')
+  require(
+    source != target,
+    f'`target`={target}: is the `source` too; give another data set',
+  )
 
-  def both(image_size):
+  def load_both(image_size):
     how = dict(
       train_split=train_split,
       image_size=image_size,
@@ -46,81 +54,83 @@ def load(
       crop=crop,
     )
     with _named('source'):
-      # It is not tested on: its training images stand in for test images.
+      # The source's test images are not used, so it need not have any.
       first = datasets.load(source, data_dir, test_split=train_split, **how)
     with _named('target'):
       second = datasets.load(target, data_dir, test_split=test_split, **how)
     return first, second
 
-  opened = both(image_size)
+  opened = load_both(image_size)
   for flag, dataset in zip(('source', 'target'), opened, strict=True):
     require(
-      dataset.train.dtype == np.uint8,
-      f'`{flag}`={dataset.name}: is of points, not of images: give another',
+      dataset.train.is_images,
+      f'`{flag}`={dataset.name}: holds features, not images; give a data set '
+      'of images',
     )
   require(
     all(dataset.train.crop is None for dataset in opened),
-    '`augment`=crop: of a `source` and a `target` images that differ in size '
-    'are not cropped: leave crop out',
+    '`augment`=crop: a `source` and a `target` whose images differ in size '
+    'cannot be cropped at random; leave crop out',
   )
   sides = {side for dataset in opened for side in dataset.train.shape[:2]}
   if len(sides) > 1:
-    opened = both(max(sides))
+    opened = load_both(max(sides))
   return join(*opened)
 
 
 @contextlib.contextmanager
 def _named(flag: str):
-  """Has an error speak of the flag that named the data set."""
+  """Make errors name the parameter `flag` instead of `dataset`."""
   try:
     yield
   except InputError as error:
-    said = error.marked.replace('`dataset`', f'`{flag}`')
-    raise InputError(said) from error
+    message = error.marked.replace('`dataset`', f'`{flag}`')
+    raise InputError(message) from error
 
 
-def join(source: datasets.Dataset, target: datasets.Dataset):
-  """One data set of two with equal classes, heights and widths.
+def join(source: Dataset, target: Dataset) -> Dataset:
+  """Join two data sets with equal classes, heights and widths.
 
-  Its training rows are the source's, then the target's without their labels;
-  grey images become colour ones where the others are.
+  The training rows are the source's, followed by the target's without labels.
+  If one of the two is in colour, the grey images of the other get three equal
+  channels.
   """
   require(
     source.classes == target.classes,
     f'`target`={target.name}: its classes {_few(target.classes)} are not those '
-    f'of `source`={source.name}, {_few(source.classes)}: give two data sets '
-    'of the same classes, named alike and in the same order',
+    f'of `source`={source.name}, {_few(source.classes)}; give two data sets '
+    'with the same class names in the same order',
   )
   first = len(source.train.labels)
   hidden = np.full(len(target.train.labels), UNLABELLED, np.int32)
   channels = max(source.train.shape[-1], target.train.shape[-1])
   shape = (*source.train.shape[:2], channels)
 
-  def read(rows) -> np.ndarray:  # [B] -> [B, H, W, c]
+  def read(rows) -> np.ndarray:
     rows = np.asarray(rows)
     images = np.empty((len(rows), *shape), np.uint8)
-    of_target = rows >= first
-    for of, part, start in (
-      (~of_target, source.train, 0),
-      (of_target, target.train, first),
+    is_target = rows >= first
+    for mask, part, start in (
+      (~is_target, source.train, 0),
+      (is_target, target.train, first),
     ):
-      if of.any():
-        images[of] = part.read(rows[of] - start)  # grey is broadcast
+      if mask.any():
+        images[mask] = part.read(rows[mask] - start)  # broadcasts grey
     return images
 
   def read_test(rows) -> np.ndarray:
     return np.broadcast_to(target.test.read(rows), (len(rows), *shape))
 
-  return datasets.Dataset(
+  return Dataset(
     f'{source.name}-{target.name}',
-    datasets.Source(np.concatenate([source.train.labels, hidden]), shape, read),
-    datasets.Source(target.test.labels, shape, read_test),
+    Source(np.concatenate([source.train.labels, hidden]), shape, read),
+    Source(target.test.labels, shape, read_test),
     source.classes,
     unlabelled_from=first,
   )
 
 
 def _few(classes: tuple[str, ...]) -> str:
-  """The first classes by name, and how many there are."""
+  """Return the first class names and their number, for messages."""
   more = ', …' if len(classes) > 3 else ''
   return f'({", ".join(classes[:3])}{more}; {len(classes)})'

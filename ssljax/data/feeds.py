@@ -1,15 +1,14 @@
-"""The rows of every step, and the two feeds that bring their images.
+"""The two feeds that bring the images of a step to the devices.
 
-Order is arithmetic: the rows of step t are a pure function of (split, draw,
-stage, t), so a resume needs a number and a process its own share. `resident`
-keeps uint8 images on the devices and gathers inside the compiled step;
-`stream` decodes them on the host, ahead of the step, where it may cut random
-windows from originals that differ in size. Same rows, same keys.
+`resident` keeps all images on the devices and gathers rows inside the compiled
+step. `stream` decodes images on the host ahead of the step, where it can crop
+random windows of originals that differ in size. Both deliver the same rows of
+`sampling.Sampler` under the same random keys.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -18,20 +17,22 @@ from ssljax.augment import imagenet, standard
 from ssljax.data.splits import generator
 from ssljax.distributed import placement
 
-# Random streams of `epoch_rows`: above those of `splits`.
-_ON_PIXELS = 0x70697865  # 'pixe', in the keys of what precedes preprocessing
-_AHEAD_BYTES = 2**29  # of images that `stream` decodes ahead of the step
+# Folded into the keys of augmentations before preprocessing; spells 'pixe'.
+_ON_PIXELS = 0x70697865
+_AHEAD_BYTES = 2**29  # images that `stream` decodes ahead of the step, at most
 
 
 def window_draws(rows, words) -> np.ndarray:
-  """Draws for the window that an image is cropped to, alike in any batch.
+  """Return the random numbers that choose each image's crop window.
+
+  They depend on the row number and the words, not on the position in the batch.
 
   Args:
-    rows: `[..., B]`.
+    rows: `[..., B]` row numbers.
     words: `[..., 3]` of `Sampler.rng_words`.
 
   Returns:
-    `[..., B, T, 4]` in [0, 1), as `imagenet.window` takes them.
+    `[..., B, T, 4]` in [0, 1), the draws of `imagenet.window`.
   """
   draws = [
     [generator(*own, row).random((imagenet.TRIES, 4)) for row in some]
@@ -42,55 +43,84 @@ def window_draws(rows, words) -> np.ndarray:
   return np.reshape(draws, (*rows.shape, imagenet.TRIES, 4))
 
 
+class Gather(Protocol):
+  """`Feed.gather`, traced inside the compiled step."""
+
+  def __call__(self, pixels: jax.Array, rows: jax.Array) -> jax.Array:
+    """Return the images of rows `[B]`.
+
+    Args:
+      pixels: an array that `Feed.batches` yielded.
+      rows: `[B]` int32.
+
+    Returns:
+      `[B, H, W, c]`, uint8 images or float32 features.
+    """
+
+
+class Batches(Protocol):
+  """`Feed.batches`, called on the host."""
+
+  def __call__(
+    self, rows_of: Callable, calls: Iterable, words_of: Callable | None = None
+  ) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Yield (pixels, rows) of each call of the compiled step, on the devices.
+
+    Args:
+      rows_of: `call -> rows [..., B]`.
+      calls: what `rows_of` takes, one for each pair to yield.
+      words_of: `call -> words [..., 3]` of `Sampler.rng_words`. With it, images
+        are cropped at random if the source has `crop`.
+    """
+
+
 class Feed(NamedTuple):
-  """Images of one data set, on their way to the compiled step."""
+  """The images of one split, as the compiled step gets them."""
 
   size: int  # N
-  # (pixels, rows [B]) -> uint8, or float32 that is fed as it is, [B, H, W, c];
-  # traced
-  gather: Callable
+  gather: Gather
   pixels_are_shared: bool  # one array for all seeds, or one per batch
-  # (rows of a call, calls, words of a call or None) -> iterator of (pixels,
-  # rows); with words, images that the source can crop are cropped at random.
-  batches: Callable
+  batches: Batches
 
 
 def resident(images: np.ndarray, place: placement.Placer) -> Feed:
-  """All images `[N, H, W, c]` on the devices, whole on each.
+  """Return a feed of images that are replicated on every device.
 
   Args:
-    images: uint8 of the whole data set, or float32 that is fed as it is.
+    images: `[N, H, W, c]` of the whole split, uint8 images or float32 features.
     place: puts them on the devices.
   """
   pixels = place(images, None)
 
   def batches(rows_of: Callable, calls: Iterable, words_of=None) -> Iterator:
-    del words_of  # what is resident is cropped inside the compiled step
+    del words_of  # resident images are cropped inside the compiled step
     for call in calls:
       rows = rows_of(call)
       yield pixels, place(rows, rows.ndim - 1)
 
   return Feed(
-    len(images),
-    lambda pixels, rows: pixels[rows],
-    True,
-    batches,
+    size=len(images),
+    gather=lambda pixels, rows: pixels[rows],
+    pixels_are_shared=True,
+    batches=batches,
   )
 
 
 def stream(source, place: placement.Placer, *, threads: int = 16) -> Feed:
-  """Images decoded on the host while the devices work, by Grain.
+  """Return a feed that decodes images on the host while the devices work.
 
-  Every process decodes those of its own devices.
+  Grain's threads decode ahead. Every process decodes the images of its own
+  devices only.
 
   Args:
     source: a `datasets.Source`.
-    place: puts them on the devices.
-    threads: that read and decode ahead.
+    place: puts the images on the devices.
+    threads: the number of threads that read and decode.
   """
-  import grain  # Slow to import, and the resident feed has no need of it.
+  import grain  # slow to import, and the resident feed does not need it
 
-  def load(rows, words, mine):  # [..., B], [..., 3] or None, places of own rows
+  def load(rows, words, mine):
+    """Return the pixels of `rows [..., B]` at positions `mine`, and `rows`."""
     own = rows[..., mine]
     flat = own.reshape(-1)
     if words is None or source.crop is None:
@@ -106,7 +136,7 @@ def stream(source, place: placement.Placer, *, threads: int = 16) -> Feed:
       return
     first = rows_of(calls[0])
     mine = place.share(first.shape[-1])
-    size = first[..., mine].size * math.prod(source.shape)
+    size = first[..., mine].size * math.prod(source.shape)  # of one call
     ahead = max(2, min(2 * threads, _AHEAD_BYTES // size))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     loaded = (
@@ -119,10 +149,10 @@ def stream(source, place: placement.Placer, *, threads: int = 16) -> Feed:
       yield place.own(pixels, axis, rows.shape[axis]), place(rows, axis)
 
   return Feed(
-    len(source.labels),
-    lambda pixels, rows: pixels,
-    False,
-    batches,
+    size=len(source.labels),
+    gather=lambda pixels, rows: pixels,
+    pixels_are_shared=False,
+    batches=batches,
   )
 
 

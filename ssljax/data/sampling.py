@@ -1,6 +1,7 @@
-"""The rows of every step: a pure function of (split, batch, stage, step).
+"""The rows of every step, a pure function of (split, batch, stage, step).
 
-A resumed run needs only a step number, and a process only its own share.
+So a resumed run needs only the step number, and each process can compute the
+whole batch and take its own share.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,22 +13,36 @@ from ssljax.core import UNLABELLED, BatchSpec
 from ssljax.data.splits import Split, generator
 from ssljax.errors import require
 
-_LABELLED, _OTHER, _CROP = 10, 11, 12
+# Random streams, the second word of their key: above those of `splits`. Stage s
+# adds 100 s.
+_LABELLED, _UNLABELLED, _CROP = 10, 11, 12
 
 
-def endless(rows, size, *words: int) -> np.ndarray:
-  """The first `size` of shuffle after shuffle of `rows [M]`."""
+def repeated_shuffles(rows, size: int, *words: int) -> np.ndarray:
+  """Return the first `size` entries of concatenated shuffles of `rows`.
+
+  Args:
+    rows: `[M]`.
+    size: the length of the result.
+    words: the key of the generator, at most four.
+  """
   shuffles = -(-size // len(rows))
-  draws = generator(*words)
-  return np.concatenate([draws.permutation(rows) for _ in range(shuffles)])[
-    :size
-  ]
+  rng = generator(*words)
+  repeated = [rng.permutation(rows) for _ in range(shuffles)]
+  return np.concatenate(repeated)[:size]
 
 
-def queue(rows, start, size, *words: int) -> np.ndarray:
-  """Places `start` to `start + size` of shuffle after shuffle of `rows [M]`.
+def queue(rows, start: int, size: int, *words: int) -> np.ndarray:
+  """Return entries `start` to `start + size` of concatenated shuffles.
 
-  Unlike `endless` it goes on across epochs; at most three words.
+  Each shuffle has a generator of its own, so that any part can be computed, and
+  a queue continues across epochs.
+
+  Args:
+    rows: `[M]`.
+    start: the first entry.
+    size: the length of the result.
+    words: the key of the generator, at most three.
   """
   first, last = start // len(rows), (start + size - 1) // len(rows)
   shuffles = [
@@ -38,47 +53,56 @@ def queue(rows, start, size, *words: int) -> np.ndarray:
 
 
 def check_labelled(batch_spec: BatchSpec, labelled: int) -> None:
-  """Refuses a draw that so many labelled images cannot serve."""
+  """Refuse a labelled part that `labelled` images cannot fill."""
+  size, classes = batch_spec.labelled, batch_spec.classes
   require(
-    batch_spec.labelled % max(1, batch_spec.classes) == 0,
-    f'`batch_labelled`={batch_spec.labelled} is not as many of each of '
-    f'{batch_spec.classes} classes: give `batch_per_class`',
+    size % max(1, classes) == 0,
+    f'`batch_labelled`={size}: is no multiple of the {classes} classes; give '
+    '`batch_per_class`',
   )
   require(
-    batch_spec.classes or batch_spec.labelled <= labelled,
-    f'--{batch_spec.flag}={batch_spec.labelled} is larger than the {labelled} '
-    'labelled images: give a smaller one, or more `labels`',
+    classes or size <= labelled,
+    f'`{batch_spec.flag}`={size} is larger than the {labelled} labelled '
+    'images; give a smaller one, or more `labels`',
   )
 
 
-def epoch_steps(batch_spec: BatchSpec, labelled: int, other: int) -> int:
-  """Steps of an epoch.
+def epoch_steps(batch_spec: BatchSpec, labelled: int, unlabelled: int) -> int:
+  """Return the number of steps of an epoch.
 
   Args:
-    batch_spec: what a step sees.
-    labelled: rows that have a label.
-    other: rows that the other part is drawn from, each once.
+    batch_spec: the composition of a batch.
+    labelled: the number of rows that have a label.
+    unlabelled: the number of rows that the unlabelled part is drawn from, each
+      once per epoch.
 
   Raises:
-    InputError: they are too few.
+    InputError: the rows cannot fill a batch.
   """
   check_labelled(batch_spec, labelled)
-  too_many = (
-    f'`batch_labelled`, `batch_unlabelled`: {batch_spec.unlabelled} images a step are '
-    f'more than the {other} there are: give smaller ones'
+  size = batch_spec.unlabelled
+  require(
+    size <= unlabelled,
+    f'`batch_labelled`, `batch_unlabelled`: {size} images a step are more than '
+    f'the {unlabelled} training images; give smaller ones'
     if batch_spec.include_labelled
-    else f'`batch_unlabelled`={batch_spec.unlabelled} is larger than the {other} '
-    'unlabelled images: give a smaller one, or `unlabelled`=all; '
-    'experiments/supervised.py trains on the labelled images alone'
+    else f'`batch_unlabelled`={size} is larger than the {unlabelled} '
+    'unlabelled images; give a smaller one, or `unlabelled`=all, or train on '
+    'the labelled images alone (supervised.py)',
   )
-  require(batch_spec.unlabelled <= other, too_many)
-  if batch_spec.unlabelled:
-    return other // batch_spec.unlabelled
+  if size:
+    return unlabelled // size
   return max(1, labelled // batch_spec.labelled)
 
 
 class Sampler:
-  """The rows of each step of a stage under one split."""
+  """The rows of each step of a stage under one split.
+
+  Attributes:
+    batch_spec: the composition of a batch.
+    split: the labelled and the unlabelled rows.
+    epoch_steps: the number of steps of an epoch.
+  """
 
   def __init__(
     self,
@@ -90,28 +114,29 @@ class Sampler:
     epoch: int = 0,
     multiplicity: np.ndarray | None = None,
   ):
-    """Checks that the split can serve the draw.
+    """Check that the split can fill a batch.
 
     Args:
-      batch_spec: what a step sees.
-      split: the rows there are.
-      stage: number of the stage, so that no two stages share an order.
-      start: step of the stage from which on this is its order.
-      epoch: number of the epoch that begins there.
-      multiplicity: `[N]` how often an epoch has a row in its other part, if the
-        run admits it.
+      batch_spec: the composition of a batch.
+      split: the labelled and the unlabelled rows.
+      stage: the number of the stage; no two stages share an order.
+      start: the step of the stage from which this sampler is used.
+      epoch: the number of the epoch that begins at `start`.
+      multiplicity: `[N]` int, how often each row occurs in the unlabelled part
+        of an epoch; rows outside the split's `admitted` and labelled ones are
+        left out.
     """
     self.batch_spec, self.split = batch_spec, split
     self._stream, self._start, self._first = 100 * stage, start, epoch
-    self._others = split.unlabelled
+    self._unlabelled = split.unlabelled
     if batch_spec.include_labelled:
-      self._others = np.union1d(split.labelled, split.unlabelled)
+      self._unlabelled = np.union1d(split.labelled, split.unlabelled)
     if multiplicity is not None:
       admitted = split.admitted | (split.labels != UNLABELLED)
-      self._others = np.repeat(
+      self._unlabelled = np.repeat(
         np.arange(len(multiplicity)), multiplicity * admitted
       )
-    labelled, other = len(split.labelled), len(self._others)
+    labelled, unlabelled = len(split.labelled), len(self._unlabelled)
     self._pools = [
       np.flatnonzero(split.labels == label)
       for label in range(batch_spec.classes)
@@ -119,26 +144,30 @@ class Sampler:
     for label, pool in enumerate(self._pools):
       require(
         len(pool) > 0,
-        f'`batch_per_class`: class {label} has no labelled image: label at '
-        'least one of each class',
+        f'`batch_per_class`: class {label} has no labelled image; label at '
+        'least one image of each class',
       )
     if multiplicity is None:
-      self.epoch_steps = epoch_steps(batch_spec, labelled, other)
+      self.epoch_steps = epoch_steps(batch_spec, labelled, unlabelled)
     else:
       check_labelled(batch_spec, labelled)
-      self.epoch_steps = -(-other // batch_spec.unlabelled)
+      self.epoch_steps = -(-unlabelled // batch_spec.unlabelled)
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
   def _make_epoch(self, epoch: int) -> np.ndarray:
-    """Rows `[epoch_steps, B]`.
+    """Return the rows of an epoch, `[epoch_steps, B]`.
 
-    The other part (or the labelled one, where it is alone) is one shuffle,
-    each row at most once: what is left over at the end is less than a batch.
-    Of copies nothing is left over: another shuffle fills up the last step. Of a
-    balanced draw the labelled part is a queue per class instead, which an
-    epoch's end does not interrupt.
+    The unlabelled part is one shuffle of its rows, each at most once; the
+    remainder that does not fill a batch is dropped. With `multiplicity` nothing
+    is dropped: a second shuffle completes the last batch. The labelled part
+    repeats shuffles of its rows until the epoch is full, so that alone it too
+    is one shuffle. In class-balanced batches it is instead one queue per class,
+    which continues across epochs.
     """
-    steps, (labelled, other, classes, *_) = self.epoch_steps, self.batch_spec
+    steps, (labelled, unlabelled, classes, *_) = (
+      self.epoch_steps,
+      self.batch_spec,
+    )
     seed, parts = self.split.seed, []
     for label, pool in enumerate(self._pools):
       size = steps * (labelled // classes)
@@ -146,31 +175,40 @@ class Sampler:
       parts.append(queue(pool, epoch * size, size, *words))
     if labelled and not classes:
       words = seed, _LABELLED + self._stream, epoch
-      parts.append(endless(self.split.labelled, steps * labelled, *words))
-    if other:
-      words = seed, _OTHER + self._stream, epoch
-      parts.append(endless(self._others, steps * other, *words))
+      labelled_rows = self.split.labelled
+      parts.append(repeated_shuffles(labelled_rows, steps * labelled, *words))
+    if unlabelled:
+      words = seed, _UNLABELLED + self._stream, epoch
+      size = steps * unlabelled
+      parts.append(repeated_shuffles(self._unlabelled, size, *words))
     parts = [part.reshape(steps, -1) for part in parts]
     return np.concatenate(parts, axis=1).astype(np.int32)
 
   def rows(self, step: int) -> np.ndarray:
-    """Rows `[B]` of a step, counted from the stage's first."""
+    """Return the rows `[B]` int32 of a step, counted from the stage's first."""
     epoch, position = divmod(step - self._start, self.epoch_steps)
     return self._epoch(self._first + epoch)[position]
 
   def rng_words(self, step: int) -> tuple[int, int, int]:
-    """What a step's draws on the host are a function of, beside a row."""
+    """Return the key of the step's random draws on the host.
+
+    The draws of a row add its number, see `feeds.window_draws`.
+    """
     return self.split.seed, _CROP + self._stream, step
 
 
 def rows_of_call(
   samplers: Sequence[Sampler], call: tuple[int, int]
 ) -> np.ndarray:
-  """Rows of the steps of a call: `[S, B]`, or `[K, S, B]` for K > 1 steps.
+  """Return the rows of the K steps of one call of the compiled step.
 
   Args:
-    samplers: one per seed.
-    call: first step and the one after the last, counted from the stage's first.
+    samplers: S of them, one per seed.
+    call: the first step and the one after the last, counted from the stage's
+      first step.
+
+  Returns:
+    `[S, B]`, or `[K, S, B]` if K > 1.
   """
   return _of_call(Sampler.rows, samplers, call)
 
@@ -178,13 +216,21 @@ def rows_of_call(
 def rng_words_of_call(
   samplers: Sequence[Sampler], call: tuple[int, int]
 ) -> np.ndarray:
-  """Likewise the words `[S, 3]` or `[K, S, 3]` of its draws on the host."""
+  """Return `Sampler.rng_words` of the steps of a call.
+
+  Args:
+    samplers: as in `rows_of_call`.
+    call: as in `rows_of_call`.
+
+  Returns:
+    `[S, 3]`, or `[K, S, 3]` if K > 1.
+  """
   return _of_call(Sampler.rng_words, samplers, call)
 
 
-def _of_call(what: Callable, samplers, call: tuple[int, int]) -> np.ndarray:
-  """`what(order, step)` of each, `[S, ...]`, or `[K, S, ...]` for K > 1."""
-  found = np.stack(
-    [[what(sampler, step) for sampler in samplers] for step in range(*call)]
+def _of_call(get: Callable, samplers, call: tuple[int, int]) -> np.ndarray:
+  """Return `get(sampler, step)`, `[S, ...]`, or `[K, S, ...]` if K > 1."""
+  values = np.stack(
+    [[get(sampler, step) for sampler in samplers] for step in range(*call)]
   )
-  return found if len(found) > 1 else found[0]
+  return values if len(values) > 1 else values[0]

@@ -1,7 +1,8 @@
-"""Which rows are labelled, and which a run may look at without a label.
+"""Label splits: which rows are labelled, and which may be used unlabelled.
 
-Drawn once, by a counter-based generator, as a function of (truth, per class,
-seed) alone. The first k labelled rows of a class are those of every larger k.
+A split is a function of (true labels, labels per class, seed) alone, drawn by a
+counter-based generator. The labelled rows of a smaller number per class are a
+subset of those of a larger one.
 """
 
 import hashlib
@@ -10,43 +11,47 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ssljax.core import UNLABELLED
-from ssljax.errors import require
+from ssljax.errors import InputError, require
 
 Pool = Literal['rest', 'all']
-# What a random stream is for: the second word of its key.
+# Random streams, the second word of their key.
 _VALIDATION, _LABELLED, _UNLABELLED, SUBSAMPLE = range(4)
 
 
 class Split(NamedTuple):
-  """One seed's view of N training rows."""
+  """The use of N training rows under one seed."""
 
   seed: int
-  labels: np.ndarray  # [N] int32, UNLABELLED where the run must not know
+  labels: np.ndarray  # [N] int32, UNLABELLED where hidden from training
   admitted: np.ndarray  # [N] bool, rows the unlabelled part is drawn from
-  validation: np.ndarray  # [V] int32, rows held out, the same for every seed
+  validation: np.ndarray  # [V] int32, held-out rows, the same for every seed
 
   @property
   def labelled(self) -> np.ndarray:
-    """Rows `[L]` that have a label."""
+    """The rows `[L]` that have a label."""
     return np.flatnonzero(self.labels != UNLABELLED)
 
   @property
   def unlabelled(self) -> np.ndarray:
-    """Rows `[U]` that the unlabelled part is drawn from."""
+    """The rows `[U]` that the unlabelled part is drawn from."""
     return np.flatnonzero(self.admitted)
 
   def grown(self, labels: np.ndarray) -> 'Split':
-    """The split with more labels `[N]`.
+    """Return the split after labels were acquired.
 
-    Where the unlabelled part left out the labelled rows, it goes on doing so.
+    If the unlabelled part excludes the labelled rows, it excludes the new ones
+    too.
+
+    Args:
+      labels: `[N]` int32, all labels known by now.
     """
-    left_out = not self.admitted[self.labelled].any()
-    known = left_out & (labels != UNLABELLED)
+    excludes = not self.admitted[self.labelled].any()
+    known = excludes & (labels != UNLABELLED)
     return self._replace(labels=labels, admitted=self.admitted & ~known)
 
   @property
   def digest(self) -> str:
-    """A hash of everything above."""
+    """A hash of all fields."""
     content = hashlib.sha256(str(self.seed).encode())
     for part in (self.labels, self.admitted, self.validation):
       content.update(np.ascontiguousarray(part).tobytes())
@@ -54,34 +59,41 @@ class Split(NamedTuple):
 
 
 def generator(*words: int) -> np.random.Generator:
-  """A generator that is a function of up to four words."""
+  """Return a random generator that is a function of up to four words."""
   key = np.zeros(4, np.uint64)
   key[: len(words)] = words
-  # Two words are the key, two the high half of the counter.
+  # The first two words are the key, the others the high half of the counter.
   counter = np.array([0, 0, key[2], key[3]], np.uint64)
   return np.random.Generator(np.random.Philox(counter=counter, key=key[:2]))
 
 
 def check_truth(truth: np.ndarray, classes: int) -> None:
-  """Refuses an empty data set and labels outside the classes."""
-  require(len(truth) > 0, '`dataset`: the training set is empty')
-  strange = np.flatnonzero((truth < UNLABELLED) | (truth >= classes))
+  """Refuse an empty data set and labels outside the classes.
+
+  Args:
+    truth: `[N]` int32, the true labels.
+    classes: C.
+  """
   require(
-    not len(strange),
-    f'`dataset`: row {strange[0] if len(strange) else 0} has label '
-    f'{truth[strange[0]] if len(strange) else 0}, outside the {classes} '
-    'classes: mend the data set',
+    len(truth) > 0,
+    '`dataset`: the training set is empty; give one with images',
   )
+  wrong = np.flatnonzero((truth < UNLABELLED) | (truth >= classes))
+  if wrong.size:
+    raise InputError(
+      f'`dataset`: row {wrong[0]} has label {truth[wrong[0]]}, outside the '
+      f'{classes} classes; correct the data set'
+    )
 
 
 def draw_labels(truth, classes, per_class, seed) -> np.ndarray:
-  """A class-balanced label table.
+  """Draw a class-balanced label table.
 
   Args:
     truth: `[N]` int32, UNLABELLED for rows that must not be drawn.
-    classes: C, or the names of the C classes for the error message.
+    classes: C, or the names of the C classes, for error messages.
     per_class: labelled rows per class; None labels every row.
-    seed: of this split.
+    seed: of the split.
 
   Returns:
     `[N]` int32, UNLABELLED except for `per_class` rows of each class.
@@ -94,8 +106,8 @@ def draw_labels(truth, classes, per_class, seed) -> np.ndarray:
   require(
     counts[least] >= need,
     f'`labels`={"all" if per_class is None else per_class}: class '
-    f'"{names[least]}" has {counts[least]} training images: give at most '
-    f'that many labels per class, or more images',
+    f'"{names[least]}" has {counts[least]} training images; give at most '
+    'that many labels per class, or more images',
   )
   if per_class is None:
     return truth.copy()
@@ -110,14 +122,17 @@ def draw_labels(truth, classes, per_class, seed) -> np.ndarray:
 def admit(
   labels, candidates, unlabelled: Pool, count: int | None, seed
 ) -> np.ndarray:
-  """Rows `[N]` bool that the unlabelled part of a batch is drawn from.
+  """Return the mask of rows that the unlabelled part is drawn from.
 
   Args:
     labels: `[N]` label table.
     candidates: `[N]` bool, rows that may be drawn.
     unlabelled: 'rest' excludes the labelled rows, 'all' includes them.
-    count: that many of these at random; None admits them all.
-    seed: of this split.
+    count: the number of rows, chosen at random; None takes all of them.
+    seed: of the split.
+
+  Returns:
+    `[N]` bool.
   """
   admitted = candidates & ((labels == UNLABELLED) | (unlabelled == 'all'))
   if count is None:
@@ -126,7 +141,7 @@ def admit(
   require(
     count <= len(rows),
     f'`unlabelled`={"all:" if unlabelled == "all" else ""}{count}: only '
-    f'{len(rows)} images are there: give at most that many, or '
+    f'{len(rows)} images are available; give at most that many, or '
     f'"{unlabelled}"',
   )
   admitted = np.zeros_like(admitted)
@@ -145,17 +160,20 @@ def draw_split(
   among: np.ndarray | None = None,
   validation: int = 0,
 ) -> Split:
-  """The split of one seed.
+  """Draw the split of one seed.
 
   Args:
-    truth: as in `draw_labels`, and so are `classes`, `per_class` and `seed`.
-    classes: see there.
-    per_class: see there.
-    seed: see there.
-    unlabelled: as in `admit`, and so is `count`.
-    count: see there.
-    among: `[N]` bool, rows the unlabelled part may be drawn from; all if None.
-    validation: how many rows are held out.
+    truth: `[N]` int32, as in `draw_labels`.
+    classes: as in `draw_labels`.
+    per_class: as in `draw_labels`.
+    seed: as in `draw_labels`.
+    unlabelled: as in `admit`.
+    count: as in `admit`.
+    among: `[N]` bool, rows the unlabelled part may be drawn from; None for all.
+    validation: the number of rows held out.
+
+  Raises:
+    InputError: the data set cannot serve these arguments.
   """
   check_truth(truth, classes if isinstance(classes, int) else len(classes))
   known = np.flatnonzero(truth != UNLABELLED)
@@ -174,7 +192,7 @@ def draw_split(
 
 
 def describe(split: Split) -> dict:
-  """What `split.json` says of one split."""
+  """Return the entry of one split in `split.json`."""
   rows = split.labelled
   return {
     'seed': split.seed,

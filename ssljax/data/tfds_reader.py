@@ -1,4 +1,4 @@
-"""Finds a data set that TFDS has prepared, and its image and label in it."""
+"""Open data sets in the TFDS layout and find their image and label features."""
 
 from collections.abc import Callable
 import difflib
@@ -14,20 +14,20 @@ _FILE_NAMES = ('file_name', 'filename', 'image/filename')
 
 
 def open_builder(name: str, data_dir: str | None):
-  """The TFDS builder of a data set, which is prepared if it was not."""
+  """Return the TFDS builder of a data set, preparing the set if necessary."""
   root = _root(name, data_dir)
-  builder, prepared = _found(name, root)
-  return builder if prepared else _prepared(name, root, builder)
+  builder, is_prepared = _find(name, root)
+  return builder if is_prepared else _prepare(name, root, builder)
 
 
 def on_disk(name: str, data_dir: str):
-  """The TFDS builder of a data set that is prepared, else None."""
-  builder, prepared = _found(name, _root(name, data_dir))
-  return builder if prepared else None
+  """Return the TFDS builder of a data set if it is prepared, else None."""
+  builder, is_prepared = _find(name, _root(name, data_dir))
+  return builder if is_prepared else None
 
 
-def _found(name: str, root):
-  """The TFDS builder of a data set, and whether it is prepared."""
+def _find(name: str, root):
+  """Return the TFDS builder of a data set, and True if it is prepared."""
   import tensorflow_datasets as tfds  # slow to import; `digits` needs none
 
   try:
@@ -35,23 +35,27 @@ def _found(name: str, root):
     return builder, builder.is_prepared() and bool(builder.info.splits)
   except tfds.core.DatasetNotFoundError as error:
     raise InputError(_unknown_name(name, root)) from error
-  except Exception as error:  # its parsers and imports raise nearly anything
+  except Exception as error:  # TFDS's parsers and imports raise many kinds
     raise InputError(
       f'`dataset`={name}: TFDS cannot open it in `data_dir`={root} '
-      f'({one_line(cause(error))}); give it as name, name/config or '
-      "name:version, prepare it again, or pip install 'ssljax[prepare]'"
+      f'({one_line(cause(error))}); give name, name/config or name:version, '
+      "prepare it again, or pip install 'ssljax[prepare]'"
     ) from error
 
 
 def _builder(name: str, root):
-  """The class's own version, else the newest on disk, else unprepared."""
+  """Return a builder of the version that TFDS's class of the set names.
+
+  If that version is not on disk, the newest one that is; if none is, a builder
+  of a set that is not prepared.
+  """
   import tensorflow_datasets as tfds
 
   try:
     builder = tfds.builder(name, data_dir=str(root))
   except tfds.core.DatasetNotFoundError:
     raise
-  except Exception:  # a class may import what only preparing it needs
+  except Exception:  # the class may import packages only preparation needs
     newest = _newest(root / name)
     if newest is None:
       raise
@@ -64,7 +68,7 @@ def _builder(name: str, root):
 
 
 def _root(name: str, data_dir: str | None):
-  """`data_dir` as an existing folder; cloud addresses work too."""
+  """Return `data_dir` as an existing folder, local or in the cloud."""
   from etils import epath
 
   if not data_dir:
@@ -75,19 +79,19 @@ def _root(name: str, data_dir: str | None):
     require(plain in known, _unknown_name(name, None))
     raise InputError(
       f'`data_dir`: `dataset`={name} needs it; give the folder that holds '
-      'prepared TFDS data sets, e.g. `data_dir`=~/tensorflow_datasets'
+      'prepared TFDS data sets, for example `data_dir`=~/tensorflow_datasets'
     )
   root = epath.Path(data_dir).expanduser()
   require(
     root.is_dir(),
-    f'`data_dir`={data_dir}: there is no such folder; give one that holds '
-    'prepared TFDS data sets, or make it',
+    f'`data_dir`={data_dir}: no such folder; give one that holds prepared TFDS '
+    'data sets, or create it',
   )
   return root
 
 
 def _newest(folder):
-  """The folder of the newest version of a data set in `folder`, or None."""
+  """Return the folder of a data set's newest version in `folder`, or None."""
   import tensorflow_datasets as tfds
 
   if not folder.is_dir():
@@ -102,34 +106,34 @@ def _newest(folder):
   return max(found, key=lambda p: tfds.core.Version(p.name), default=None)
 
 
-def _prepared(name: str, root, builder):
-  """Downloads and prepares a data set, which TensorFlow has to be there for."""
+def _prepare(name: str, root, builder):
+  """Download and prepare a data set, which needs TensorFlow."""
   require(
-    tensorflow_is_there(),
-    f'`dataset`={name}: it is not prepared in `data_dir`={root} (there: '
+    tensorflow_is_installed(),
+    f'`dataset`={name}: is not prepared in `data_dir`={root} (which holds '
     f'{listed(_on_disk(root))}), and preparing it needs TensorFlow; '
-    "pip install 'ssljax[prepare]' and run this again, or copy in a prepared "
-    'one (array_record)',
+    "pip install 'ssljax[prepare]' and run again, or copy a prepared set "
+    '(array_record) into the folder',
   )
   logging.info('preparing %s in %s', name, root)
   try:
     builder.download_and_prepare(file_format='array_record')
-  except Exception as error:  # the network, the disk, a manual download
+  except Exception as error:  # network, disk and manual downloads may fail
     raise InputError(
-      f'`dataset`={name}: it could not be prepared in `data_dir`={root}: '
-      f'{one_line(error)}; see https://www.tensorflow.org/datasets/catalog/'
-      f'{builder.name}'
+      f'`dataset`={name}: cannot be prepared in `data_dir`={root} '
+      f'({one_line(error)}); see '
+      f'https://www.tensorflow.org/datasets/catalog/{builder.name}'
     ) from error
   return builder
 
 
-def tensorflow_is_there() -> bool:
-  """Whether a data set can be prepared here."""
+def tensorflow_is_installed() -> bool:
+  """Return True if data sets can be prepared."""
   return importlib.util.find_spec('tensorflow') is not None
 
 
 def _on_disk(root) -> list[str]:
-  """The data sets that seem to be under `root`."""
+  """Return the names of folders under `root` that may be data sets."""
   if root is None:
     return []
   hidden = ('.', '_')
@@ -140,32 +144,40 @@ def _on_disk(root) -> list[str]:
 def _unknown_name(name: str, root) -> str:
   import tensorflow_datasets as tfds
 
-  there = ['digits', *_on_disk(root)]
-  known = [*there, *tfds.list_builders(with_community_datasets=False)]
+  available = ['digits', *_on_disk(root)]
+  known = [*available, *tfds.list_builders(with_community_datasets=False)]
   near = dict.fromkeys(difflib.get_close_matches(name, known, n=5))
-  hint = f'did you mean {listed(near)}?' if near else f'try {listed(there)}'
+  hint = f'did you mean {listed(near)}?' if near else f'try {listed(available)}'
   place = f' and not in `data_dir`={root}' if root else ''
   return f'`dataset`={name}: not a TFDS data set{place}; {hint}'
 
 
 class Columns(NamedTuple):
-  """How to take an example's parts out of a record."""
+  """The features of a data set, and functions that parse a record."""
 
   feature: Any  # the image's TFDS feature
   classes: tuple[str, ...]  # [C]
   image: Callable[[bytes], bytes]  # the encoded image
   label: Callable[[bytes], int]
-  title: Callable[[bytes], str]  # the example's file name, '' without one
+  title: Callable[[bytes], str]  # the example's file name, or ''
 
 
 def find_columns(name: str, info) -> Columns:
-  """Finds image and label among the features of a data set."""
+  """Find the image and the label among the features of a data set.
+
+  Args:
+    name: of the data set, for messages.
+    info: its `tfds.core.DatasetInfo`.
+
+  Raises:
+    InputError: it is no image classification set.
+  """
   from tensorflow_datasets import features as kinds
 
   features = info.features
   require(
     isinstance(features, kinds.FeaturesDict),
-    f'`dataset`={name}: not an image classification set; name one with an '
+    f'`dataset`={name}: not an image classification set; give one with an '
     'image and a label',
   )
   images = [k for k, f in features.items() if type(f) is kinds.Image]
@@ -175,8 +187,8 @@ def find_columns(name: str, info) -> Columns:
   label = _only(name, 'label', labels, keys[1])
   require(
     bool(features[label].num_classes),
-    f'`dataset`={name}: its label {label!r} states no classes; prepare it '
-    'again with num_classes or names',
+    f'`dataset`={name}: its label {label!r} has no classes; prepare it again '
+    'with num_classes or names',
   )
   title = next((k for k in _FILE_NAMES if k in features), None)
   return Columns(
@@ -189,25 +201,25 @@ def find_columns(name: str, info) -> Columns:
 
 
 def _only(name: str, kind: str, found: list[str], supervised) -> str:
-  """The one feature of a kind, or the one the data set names for learning."""
+  """Return the only feature of a kind, or the one in `supervised_keys`."""
   require(
     bool(found),
     f'`dataset`={name}: not an image classification set, it has no {kind} '
-    'feature; name one with an image and a label',
+    'feature; give one with an image and a label',
   )
   if isinstance(supervised, str) and supervised in found:
     return supervised
   require(
     len(found) == 1,
-    f'`dataset`={name}: it has several {kind} features '
-    f'({listed(sorted(found))}) and no supervised_keys to choose by; prepare '
-    'it again with them',
+    f'`dataset`={name}: has several {kind} features '
+    f'({listed(sorted(found))}); prepare it again with supervised_keys, which '
+    'select one',
   )
   return found[0]
 
 
 def _field(features, key: str, encoded: bool = False) -> Callable[[bytes], Any]:
-  """A function that parses one feature of a record and leaves the others."""
+  """Return a function that parses one feature of a record, not the others."""
   import tensorflow_datasets as tfds
 
   alone = tfds.features.FeaturesDict({key: features[key]})
@@ -217,19 +229,19 @@ def _field(features, key: str, encoded: bool = False) -> Callable[[bytes], Any]:
 
 
 def listed(names) -> str:
-  """Names with commas between them."""
+  """Return names joined by commas, or 'nothing'."""
   return ', '.join(map(str, names)) or 'nothing'
 
 
 def cause(error: BaseException) -> BaseException:
-  """The error at the bottom of a chain of them."""
+  """Return the first error of a chain of causes."""
   while error.__cause__ is not None:
     error = error.__cause__
   return error
 
 
 def one_line(error: BaseException) -> str:
-  """What an error says, in at most one short line."""
+  """Return the message of an error in one line of at most 200 characters."""
   text = re.sub(' <[^<>]* at 0x[0-9a-f]+>', '', str(error))
   text = ' '.join(text.split()) or type(error).__name__
   text = re.sub('^Failed to construct dataset .*?}": ', '', text)

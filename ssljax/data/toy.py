@@ -1,14 +1,14 @@
-"""Points in the plane instead of images: the illustrative example of DeepBASS.
+"""Points in the plane: the illustrative example of DeepBASS.
 
-Rottmann, Kahl, Gottschalk 2018, section 4, two classes that bend around each
-other:
+Rottmann, Kahl, Gottschalk 2018, section 4: two classes that bend around
+each other:
 
   r ~ N(1, (1/4)²)      φ ~ π N(1/2, (1/3)²)         Eq. 10
   red  = ( 1/3, −1/10) + r (cos φ,  sin φ)           Eq. 11
   blue = (−1/3,  1/10) + r (cos φ, −sin φ)           Eq. 12
 
-Eq. 10 as printed lacks the π, without which there is no such picture; the
-authors' code has it.
+Eq. 10 as printed lacks the π; the paper's figure requires it, and the authors'
+code has it.
 """
 
 import numpy as np
@@ -18,18 +18,25 @@ CLASSES = ('blue', 'red')
 
 
 def normals(shape: tuple[int, ...], key: int) -> np.ndarray:
-  """N(0, 1) `shape` float64 of raw Philox words, which NumPy pins."""
+  """Return N(0, 1) draws of `shape`, float64.
+
+  They are computed from raw Philox words, which NumPy guarantees across
+  versions.
+  """
   words = np.random.Philox(key=key).random_raw(np.prod(shape))
   uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
   return special.ndtri(uniform).reshape(shape)
 
 
 def yin_yang(each: int, key: int) -> tuple[np.ndarray, np.ndarray]:
-  """N points of each class: `[2n, 2]` float32, and labels `[2n]` int32.
+  """Return n points of each class.
 
   Args:
     each: n.
     key: of the generator; the points are a function of both.
+
+  Returns:
+    Points `[2n, 2]` float32 and labels `[2n]` int32.
   """
   label = np.repeat(np.arange(2, dtype=np.int32), each)
   sign = 2 * label - 1.0  # −1 blue, 1 red

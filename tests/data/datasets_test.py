@@ -22,7 +22,7 @@ GARBAGE = b'\xff\xd8 this is no image'
 @pytest.fixture(autouse=True)
 def no_tensorflow(monkeypatch):
   # The errors must not depend on what is installed here.
-  monkeypatch.setattr(tfds_reader, 'tensorflow_is_there', lambda: False)
+  monkeypatch.setattr(tfds_reader, 'tensorflow_is_installed', lambda: False)
 
 
 def flat(count, shape=(4, 4, 3)):
@@ -586,7 +586,7 @@ def test_tensorflow_prepares_what_is_not_there(tmp_path, monkeypatch):
     self.info.set_file_format(file_format, override=True)
     self.info.read_from_directory(self.data_dir)
 
-  monkeypatch.setattr(tfds_reader, 'tensorflow_is_there', lambda: True)
+  monkeypatch.setattr(tfds_reader, 'tensorflow_is_installed', lambda: True)
   monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', prepare)
   for _ in range(2):
     data = datasets.load('mnist', str(tmp_path))
@@ -602,7 +602,7 @@ def test_a_failed_preparation_is_one_line_with_the_catalogue(
   def fail(self, **kwargs):
     raise AssertionError('put the file\n in manual_dir')
 
-  monkeypatch.setattr(tfds_reader, 'tensorflow_is_there', lambda: True)
+  monkeypatch.setattr(tfds_reader, 'tensorflow_is_installed', lambda: True)
   monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fail)
   message = error('imagenet2012', tmp_path, image_size=8)
   assert 'put the file in manual_dir' in message and 'catalog' in message

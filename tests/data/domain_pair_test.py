@@ -91,9 +91,9 @@ def test_classes_that_differ_are_refused(folder):
 
 
 @pytest.mark.parametrize('flag', ['source', 'target'])
-def test_points_are_no_images_of_a_source_or_target(flag):
+def test_features_cannot_be_a_source_or_target(flag):
   names = dict(source='digits', target='digits') | {flag: 'yin-yang'}
-  with pytest.raises(InputError, match=f'{flag}=yin-yang: .* points'):
+  with pytest.raises(InputError, match=f'{flag}=yin-yang: holds features'):
     domain_pair.load(**names)
 
 

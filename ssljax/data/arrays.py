@@ -1,0 +1,422 @@
+"""Data sets from arrays in memory: images, or vectors of features.
+
+`from_arrays` takes NumPy arrays, `load_npz` a file written by `np.savez`. Both
+validate their input and report every fault as one `InputError`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+import zipfile
+
+import numpy as np
+import PIL.Image
+
+from ssljax.core import UNLABELLED
+from ssljax.data import decode
+from ssljax.data.tfds_reader import listed, one_line
+from ssljax.data.types import Dataset, Source
+from ssljax.errors import InputError, require
+
+_ARRAYS = ('train', 'train_labels', 'test', 'test_labels', 'classes')
+_SAVE = (
+  'give a file written by np.savez(path, train=..., train_labels=..., '
+  'test=..., test_labels=...)'
+)
+# Floats above 1 are read as 0..255 only if the largest is at least this: 1.3 or
+# 16 (scikit-learn's digits) are of another scale, and would be nearly black.
+_LEAST_WHITE = 128
+
+
+class _Part(NamedTuple):
+  """The unchecked arrays of one split, and what messages call them."""
+
+  images: Any
+  labels: Any
+  images_are: str  # e.g. '`test_images`'
+  labels_are: str
+
+
+def from_arrays(
+  images,
+  labels,
+  test_images=None,
+  test_labels=None,
+  *,
+  classes: Sequence[str] | int | None = None,
+  name: str = 'arrays',
+  image_size: int | None = None,
+) -> Dataset:
+  """Return a data set of arrays in memory.
+
+  Args:
+    images: one row per example, in one of these forms. Images: integers in 0 to
+      255 `[N, H, W, c]` with c = 1 or 3, or grey ones `[N, H, W]`; or floats of
+      these shapes, in [0, 1] (converted to uint8 as round(255 x)) or in
+      [0, 255] with a maximum of at least 128 (rounded). Features: numbers
+      `[N, D]`, converted to float32 and used as they are.
+    labels: `[N]` integer classes from 0, -1 for an unlabelled example.
+    test_images: the test examples, of the same form and shape. Without them the
+      test split is empty.
+    test_labels: `[M]` their classes, all known.
+    classes: the class names, or their number; by default they are numbered up
+      to the largest label.
+    name: the name of the data set in messages and results.
+    image_size: the side of the square that images are resized to: the shorter
+      side is resized, then the centre is cropped.
+
+  Raises:
+    InputError: an array cannot be used. The message names it and a remedy.
+  """
+  parts = {'train': _Part(images, labels, '`images`', '`labels`')}
+  if test_images is not None or test_labels is not None:
+    names = '`test_images`', '`test_labels`'
+    parts['test'] = _Part(test_images, test_labels, *names)
+  sources, classes = _checked(parts, classes, '`classes`')
+  sources = resized(name, sources, image_size)
+  return select(name, sources, classes, 'train', None)
+
+
+def load_npz(
+  path: str,
+  *,
+  train_split: str = 'train',
+  test_split: str | None = None,
+  image_size: int | None = None,
+) -> Dataset:
+  """Return the data set of an .npz file.
+
+  The file holds the arrays `train` and `train_labels`, and may hold `test`,
+  `test_labels` and `classes` (names), all as in `from_arrays`.
+
+  Args:
+    path: of the file; `~` and gs:// are expanded.
+    train_split: 'train', or 'test' to train on the test arrays.
+    test_split: likewise; by default 'test' if it is in the file, else none.
+    image_size: as in `from_arrays`.
+
+  Raises:
+    InputError: the file or an array in it cannot be used.
+  """
+  found = _read_npz(path)
+  parts = {}
+  for split in ('train', 'test'):
+    names = split, f'{split}_labels'
+    if split == 'train' or any(name in found for name in names):
+      called = [f'`dataset`={path}, array {name}' for name in names]
+      parts[split] = _Part(*map(found.get, names), *called)
+  where = f'`dataset`={path}, array classes'
+  sources, classes = _checked(parts, found.get('classes'), where)
+  sources = resized(path, sources, image_size)
+  return select(path, sources, classes, train_split, test_split)
+
+
+def _read_npz(path: str) -> dict[str, np.ndarray]:
+  """Return the arrays of a file, only those that a data set has."""
+  from etils import epath  # slow to import
+
+  try:
+    with epath.Path(path).expanduser().open('rb') as file:
+      if not zipfile.is_zipfile(file):
+        raise ValueError('it is no zip archive, or a truncated one')
+      file.seek(0)
+      opened = np.load(file, allow_pickle=False)
+      found = {key: opened[key] for key in _ARRAYS if key in opened}
+      others = sorted(set(opened.files) - set(_ARRAYS))
+  except Exception as error:  # zip, zlib, NumPy and the disk raise many kinds
+    raise InputError(
+      f'`dataset`={path}: cannot be read as an .npz file ({one_line(error)}); '
+      f'{_SAVE}, without Python objects'
+    ) from error
+  missing = [key for key in _ARRAYS[:2] if key not in found]
+  require(
+    not missing,
+    f'`dataset`={path}: lacks the array {listed(missing)} (it has '
+    f'{listed([*found, *others])}); {_SAVE}',
+  )
+  return found
+
+
+def select(
+  name: str,
+  sources: Mapping[str, Source],
+  classes: tuple[str, ...],
+  train_split: str,
+  test_split: str | None,
+) -> Dataset:
+  """Return the data set of two splits out of several in memory.
+
+  Args:
+    name: of the data set.
+    sources: the splits by name.
+    classes: `[C]` names.
+    train_split: the one to train on.
+    test_split: the one to test on; by default 'test' if it is there, else an
+      empty one.
+  """
+  for parameter, split in (
+    ('train_split', train_split),
+    ('test_split', test_split),
+  ):
+    require(
+      split is None or split in sources,
+      f'`{parameter}`={split}: no such split in `dataset`={name}; give one of '
+      f'{listed(sources)}',
+    )
+  train, test_split = sources[train_split], test_split or 'test'
+  is_there = test_split in sources
+  test = sources[test_split] if is_there else _without_rows(train)
+  return Dataset(name, train, test, classes)
+
+
+def in_memory(pixels: np.ndarray, labels: np.ndarray) -> Source:
+  """Return the source of rows in memory.
+
+  Args:
+    pixels: `[N, H, W, c]` uint8 images, or `[N, D]` float32 features.
+    labels: `[N]` int32.
+  """
+  if pixels.ndim == 2:
+    pixels = pixels[:, None, :, None]
+  read = lambda rows: pixels[np.asarray(rows, int)]
+  return Source(labels, pixels.shape[1:], read, dtype=pixels.dtype.type)
+
+
+def _without_rows(like: Source) -> Source:
+  """Return an empty split of the same row shape."""
+  empty = np.empty((0, *like.shape), like.dtype)
+  read = lambda rows: empty[np.asarray(rows, int)]
+  labels = np.empty(0, np.int32)
+  return Source(labels, like.shape, read, dtype=like.dtype)
+
+
+def resized(
+  name: str, sources: Mapping[str, Source], size: int | None
+) -> Mapping[str, Source]:
+  """Return splits in memory with images resized to a square, if `size`."""
+  if size is None:
+    return sources
+  require(
+    all(source.is_images for source in sources.values()),
+    f'`image_size`={size}: `dataset`={name} holds features, not images; leave '
+    'it out',
+  )
+  return {split: _resized(source, size) for split, source in sources.items()}
+
+
+def _resized(source: Source, size: int) -> Source:
+  rows = source.read(np.arange(len(source.labels)))
+  grey = source.shape[-1] == 1
+  images = [PIL.Image.fromarray(row[..., 0] if grey else row) for row in rows]
+  pixels = np.stack([np.asarray(decode.fit(i, size, size)) for i in images])
+  return in_memory(pixels.reshape(len(rows), size, size, -1), source.labels)
+
+
+# Validation.
+
+
+def convert(rows, *, where: str = '`images`') -> np.ndarray:
+  """Return a user's rows as they are stored in a `Source`.
+
+  Args:
+    rows: images or features in any form that `from_arrays` takes.
+    where: how messages name the argument.
+
+  Returns:
+    uint8 images `[N, H, W, c]`, or float32 features `[N, D]`.
+
+  Raises:
+    InputError: they cannot be used.
+  """
+  array = _array(rows, where)
+  require(
+    array.ndim in (2, 3, 4),
+    f'{where}: has shape {array.shape}; give images [N, H, W, c] or [N, H, W], '
+    'or features [N, D]',
+  )
+  require(
+    array.dtype.kind in 'iuf',
+    f'{where}: has dtype {array.dtype}; give numbers: images as uint8 or as '
+    'floats in [0, 1], features as float32',
+  )
+  require(
+    array.size > 0,
+    f'{where}: has shape {array.shape} and so no values; give at least one row',
+  )
+  if array.ndim == 2:
+    return _features(array, where)
+  return _images(array if array.ndim == 4 else array[..., None], where)
+
+
+def _features(array: np.ndarray, where: str) -> np.ndarray:
+  """Return `[N, D]` numbers as float32."""
+  with np.errstate(over='ignore'):  # refused below, as infinite
+    features = array.astype(np.float32, copy=False)
+  _refuse_infinite(features, where)
+  return features
+
+
+def _images(array: np.ndarray, where: str) -> np.ndarray:
+  """Return `[N, H, W, c]` numbers as uint8."""
+  require(
+    array.shape[-1] in (1, 3),
+    f'{where}: has shape {array.shape}; give images [N, H, W, c] with c = 1 '
+    '(grey) or 3 (colour) channels, the last axis',
+  )
+  if array.dtype == np.uint8:
+    return array
+  _refuse_infinite(array, where)
+  least, most = float(array.min()), float(array.max())
+  is_float = array.dtype.kind == 'f'
+  require(
+    least >= 0 and most <= 255,
+    f'{where}: has values from {least:g} to {most:g}; give images as uint8, or '
+    'as floats in [0, 1] or [0, 255]',
+  )
+  require(
+    not is_float or most <= 1 or most >= _LEAST_WHITE,
+    f'{where}: has floats up to {most:g}, neither in [0, 1] nor clearly in '
+    '[0, 255]; divide them by the value of white, or give uint8',
+  )
+  if not is_float:
+    return array.astype(np.uint8)
+  scale = 255 if most <= 1 else 1
+  return np.floor(scale * array.astype(np.float32) + 0.5).astype(np.uint8)
+
+
+def _refuse_infinite(array: np.ndarray, where: str) -> None:
+  finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+  if not finite.all():
+    raise InputError(
+      f'{where}: {np.sum(~finite)} rows hold NaN or infinite values, the first '
+      f'is row {np.argmin(finite)}; remove or replace them'
+    )
+
+
+def _array(values, where: str) -> np.ndarray:
+  """Return any array-like as a NumPy array."""
+  require(values is not None, f'{where}: is missing; give it')
+  try:
+    return np.asarray(values)
+  except Exception as error:  # NumPy calls the object's own conversion
+    raise InputError(
+      f'{where}: cannot be made an array ({one_line(error)}); give a NumPy '
+      'array whose rows have one shape'
+    ) from error
+
+
+def _checked(
+  parts: Mapping[str, _Part], classes, classes_are: str
+) -> tuple[dict[str, Source], tuple[str, ...]]:
+  """Return the splits and the class names, after all checks."""
+  pixels = {
+    split: convert(part.images, where=part.images_are)
+    for split, part in parts.items()
+  }
+  labels = {
+    split: _labels(part, len(pixels[split])) for split, part in parts.items()
+  }
+  _refuse_other_shape(parts, pixels)
+  names = _class_names(labels.values(), classes, classes_are, parts['train'])
+  for split, part in parts.items():
+    _refuse_outside(labels[split], len(names), part.labels_are)
+  _refuse_too_few(labels['train'], parts['train'].labels_are)
+  if 'test' in parts:
+    _refuse_unlabelled(labels['test'], parts['test'].labels_are)
+  sources = {
+    split: in_memory(pixels[split], labels[split].astype(np.int32))
+    for split in parts
+  }
+  return sources, names
+
+
+def _labels(part: _Part, rows: int) -> np.ndarray:
+  """Return the labels `[N]` of a split, int64."""
+  where = part.labels_are
+  labels = _array(part.labels, where)
+  require(
+    labels.ndim == 1,
+    f'{where}: has shape {labels.shape}; give one class per row, [N] (of '
+    'one-hot rows the argmax over axis 1)',
+  )
+  require(
+    labels.dtype.kind in 'iu',
+    f'{where}: has dtype {labels.dtype}; give integer classes from 0, -1 where '
+    'unlabelled (of names: np.unique(names, return_inverse=True))',
+  )
+  require(
+    len(labels) == rows,
+    f'{where}: has {len(labels)} labels for {rows} rows; give one per row',
+  )
+  return labels.astype(np.int64)
+
+
+def _refuse_other_shape(parts: Mapping[str, _Part], pixels) -> None:
+  if 'test' not in parts:
+    return
+  train, test = (pixels[split].shape[1:] for split in ('train', 'test'))
+  require(
+    train == test,
+    f'{parts["test"].images_are}: rows have shape {test}, training rows '
+    f'{train}; give test rows of the same shape',
+  )
+
+
+def _class_names(labels, classes, where: str, train: _Part) -> tuple[str, ...]:
+  """Return the names of the C classes."""
+  if classes is None:
+    return _numbered(np.concatenate(list(labels)), train.labels_are)
+  if isinstance(classes, (int, np.integer)):
+    return tuple(map(str, range(classes)))
+  are_names = isinstance(classes, Iterable) and not isinstance(classes, str)
+  found = list(classes) if are_names else []
+  names = [n.decode() if isinstance(n, bytes) else str(n) for n in found]
+  require(
+    len(set(names)) == len(names) > 0,
+    f'{where}: is {classes!r:.100}; give a list of different names, one for '
+    'each class, or the number of classes',
+  )
+  return tuple(names)
+
+
+def _numbered(labels: np.ndarray, where: str) -> tuple[str, ...]:
+  """Return the names '0', '1', ... of the classes that occur in `labels`."""
+  known = np.unique(labels[labels >= 0])
+  gaps = np.flatnonzero(known != np.arange(len(known)))
+  if gaps.size:
+    raise InputError(
+      f'{where}: class {gaps[0]} has no example, but class {known[-1]} has; '
+      'number the classes from 0 without gaps, or give `classes`'
+    )
+  return tuple(map(str, range(len(known))))
+
+
+def _refuse_outside(labels: np.ndarray, classes: int, where: str) -> None:
+  wrong = np.flatnonzero((labels < UNLABELLED) | (labels >= classes))
+  if wrong.size:
+    raise InputError(
+      f'{where}: {wrong.size} labels lie outside the {classes} classes, the '
+      f'first is {labels[wrong[0]]} in row {wrong[0]}; give 0 to '
+      f'{classes - 1}, or -1 where unlabelled'
+    )
+
+
+def _refuse_too_few(labels: np.ndarray, where: str) -> None:
+  known = np.unique(labels[labels != UNLABELLED])
+  if not known.size:
+    raise InputError(
+      f'{where}: every label is -1; give the classes of some examples'
+    )
+  if known.size == 1:
+    raise InputError(
+      f'{where}: only class {known[0]} is labelled; give examples of at least '
+      '2 classes'
+    )
+
+
+def _refuse_unlabelled(labels: np.ndarray, where: str) -> None:
+  wrong = np.flatnonzero(labels == UNLABELLED)
+  if wrong.size:
+    raise InputError(
+      f'{where}: {wrong.size} test rows are unlabelled, the first is row '
+      f'{wrong[0]}; leave them out of the test rows'
+    )
