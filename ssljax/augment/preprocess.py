@@ -272,7 +272,7 @@ def _check_images(images: np.ndarray) -> None:
   """Raise InputError unless `images` are uint8 [N, H, W, c] with N ≥ 1."""
   errors.require(
     images.ndim == 4 and images.dtype == np.uint8 and images.size > 0,
-    '`preprocess`: is fitted on uint8 images [N, H, W, c] with N ≥ 1, but these '
+    '`preprocess`: needs uint8 images [N, H, W, c] with N ≥ 1, but these '
     f'are {images.dtype} {list(images.shape)}: convert them first',
   )
 
