@@ -1,18 +1,18 @@
-"""Random views of noise, for the tests of augmentations."""
+"""Noise images and random augmentations of them, for tests."""
 
 import functools
 
 import jax
 import numpy as np
 
-# Nearly all of the time is compilation; unoptimised it takes a third.
+# Nearly all of the time is compilation; without optimisation it takes a third.
 compiled = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
 
 
 def picture(*shape, seed=0):
-  """Float32 noise in [0, 1): no two of its shifts agree."""
+  """Float32 noise in [0, 1): no two shifts of the image are equal."""
   return np.random.default_rng(seed).random(shape, np.float32)
 
 
@@ -23,5 +23,11 @@ def _many(augmentation, image, n):
 
 
 def many(augmentation, image, n):
-  """The results [n, H, W, c] of n keys on one image."""
+  """Augmentations [n, H, W, c] of one image under n different keys."""
   return np.asarray(_many(augmentation, image, n))
+
+
+def which(results, candidates):
+  """For each result, the index of the candidate that it equals, or -1."""
+  same = (results[:, None] == candidates[None]).all(axis=(2, 3, 4))
+  return np.where(same.any(axis=1), same.argmax(axis=1), -1)

@@ -1,12 +1,13 @@
-"""What a network is unsure of, and which images to ask about.
+"""Acquisition functions for active learning: which images to label next.
 
-Monte-Carlo dropout (Gal, Ghahramani 2016): T passes over an image, each with
-a dropout of its own, p_t = f^(t)(x, w) of C classes. Of the passes,
+Monte-Carlo dropout (Gal, Ghahramani 2016) makes T passes over an image with
+independent dropout masks, p_t = f^(t)(x, w) over C classes. From these passes
 
   p̃       = 1/T Σ_t p_t                             DeepBASS, Eq. 7
   H(p)    = −Σ_c p_c log p_c / log C  in [0, 1]     DeepBASS, Eq. 3
 
-A score says how soon to ask about an image; a choice says which to ask about:
+A score is a number per image; images with high scores are labelled first. A
+choice returns the rows of the images to label:
 
   entropy, bald, variation_ratios, mean_std   Gal, Islam, Ghahramani, ICML 2017
                                               (arXiv:1703.02910), section 4
@@ -15,13 +16,13 @@ A score says how soon to ask about an image; a choice says which to ask about:
   k_centre                                    Sener, Savarese, ICLR 2018
                                               (arXiv:1708.00489), Algorithm 1
 
-Departure: the authors of DeepBASS compare an entropy with the mean of the
-labelled images' in their code, with that of all in Eq. 14: 'above_labelled' and
-'above_average'.
+Departure: Eq. 14 of DeepBASS compares an entropy with the mean over all images
+('above_average'), while the authors' code compares it with the mean over the
+labelled images ('above_labelled'). Both are available.
 
-Letters: T passes, B images of a batch, N rows, C classes, D numbers of an
-embedding, Q rows to ask about. Of N rows the last may be no image's: they are
-not askable.
+Letters: T passes, B images of a batch, N rows, C classes, D dimensions of an
+embedding, Q rows to choose. The last of the N rows may be padding; padding is
+never askable.
 """
 
 from collections.abc import Callable
@@ -37,104 +38,105 @@ import jax.scipy.special as jsp
 from ssljax import errors, losses
 from ssljax.core import UNLABELLED
 
-CENTRES = 64  # labelled rows whose distances are held at a time
+CHUNK = 64  # labelled rows whose distances are computed at a time
 
 
 class Sampled(NamedTuple):
-  """What T passes with dropout say of B images, or of N rows."""
+  """Averages over T passes with dropout, for B images of a batch or N rows."""
 
-  mean: jax.Array  # [B, C] p̃ = 1/T Σ_t p_t, Eq. 7
-  entropy: jax.Array  # [B] 1/T Σ_t −Σ_c p_tc log p_tc, in nats
-  votes: jax.Array  # [B, C] the share of passes whose largest p_tc it is
-  square: jax.Array  # [B, C] 1/T Σ_t p_t²
+  mean: jax.Array  # [B, C] mean probability p̃ = 1/T Σ_t p_t, Eq. 7
+  entropy: jax.Array  # [B] mean entropy 1/T Σ_t −Σ_c p_tc log p_tc, in nats
+  votes: jax.Array  # [B, C] share of passes in which the class is the argmax
+  square: jax.Array  # [B, C] mean square 1/T Σ_t p_t²
 
 
-def nats(p) -> jax.Array:
-  """−Σ_c p_c log p_c `[...]` of probabilities `[..., C]`; 0 log 0 = 0."""
+def entropy_in_nats(p) -> jax.Array:
+  """Return −Σ_c p_c log p_c `[...]` of `p [..., C]`, where 0 log 0 = 0."""
   return jnp.sum(jsp.entr(p), axis=-1)
 
 
 def normalised_entropy(p) -> jax.Array:
-  """H(p) `[...]` of probabilities `[..., C]`, Eq. 3: 1 where all are equal."""
-  return nats(p) / jnp.log(float(p.shape[-1]))
+  """Return H(p) `[...]` of `p [..., C]`, Eq. 3; 1 if all classes are equal."""
+  return entropy_in_nats(p) / jnp.log(float(p.shape[-1]))
 
 
 def one_pass(logits) -> Sampled:
-  """What a single pass says, of logits `[B, C]`."""
+  """Return the statistics of a single pass with logits `[B, C]`."""
   chex.assert_rank(logits, 2)
   p = jax.nn.softmax(logits)
   vote = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
-  return Sampled(p, nats(p), vote, jnp.square(p))
+  return Sampled(p, entropy_in_nats(p), vote, jnp.square(p))
 
 
 def sampler(net, passes: int) -> Callable:
-  """Monte-Carlo dropout with a memory that does not grow with the passes.
+  """Return Monte-Carlo dropout whose memory use does not depend on T.
 
   Args:
     net: the `Network`.
-    passes: T; each has the key folded with its number.
+    passes: T. The key of each pass is the given key folded with its number.
 
   Returns:
-    `(params, stats, image [B, H, W, c], key) -> Sampled` of the B images.
+    `(params, stats, image [B, H, W, c], key) -> Sampled` for the B images.
   """
   errors.positive(passes=passes)
 
   def sample(params, stats, image, key) -> Sampled:
-    def one(number) -> Sampled:
-      own = jax.random.fold_in(key, number)
-      return one_pass(net.sample(params, stats, image, own).logits)
+    def run_pass(number) -> Sampled:
+      pass_key = jax.random.fold_in(key, number)
+      return one_pass(net.sample(params, stats, image, pass_key).logits)
 
-    # A loop of forward convolutions is as fast on a CPU as they are apart,
-    # other than that of kernel gradients: `experiments/speed.py --part=mc`.
-    add = lambda number, sums: jax.tree.map(jnp.add, sums, one(number))
-    empty = lambda x: jnp.zeros(x.shape, x.dtype)
-    start = jax.tree.map(empty, jax.eval_shape(one, 0))
+    # On a CPU, forward convolutions in a loop are as fast as unrolled ones;
+    # kernel gradients are not. See `experiments/speed.py --part=mc`.
+    add = lambda number, sums: jax.tree.map(jnp.add, sums, run_pass(number))
+    zeros = lambda x: jnp.zeros(x.shape, x.dtype)
+    start = jax.tree.map(zeros, jax.eval_shape(run_pass, 0))
     sums = lax.fori_loop(0, passes, add, start)
     return jax.tree.map(lambda total: total / passes, sums)
 
   return sample
 
 
-# Scores [N]: the higher, the sooner it is asked about.
+# Scores [N]: images with the highest scores are labelled first.
 
 
 def entropy(sampled: Sampled) -> jax.Array:
-  """H(p̃) `[N]`, Eq. 3; "max. entropy" of DeepBASS and Gal et al."""
+  """Return H(p̃) `[N]`, Eq. 3: "max. entropy" in DeepBASS and Gal et al."""
   return normalised_entropy(sampled.mean)
 
 
 def bald(sampled: Sampled) -> jax.Array:
-  """What a label would say of the weights `[N]`: entropy of p̃ − mean entropy.
+  """Return the entropy of p̃ minus the mean entropy `[N]`, in nats.
 
-  In nats. Houlsby et al. 2011; Gal et al., section 4.
+  This is the mutual information of the label and the weights: Houlsby et al.
+  2011; Gal et al., section 4.
   """
-  return nats(sampled.mean) - sampled.entropy
+  return entropy_in_nats(sampled.mean) - sampled.entropy
 
 
 def variation_ratios(sampled: Sampled) -> jax.Array:
-  """The share of passes `[N]` that are outvoted, Freeman 1965.
+  """Return the share of passes `[N]` outside the majority class, Freeman 1965.
 
-  Of the passes' own classes, as section 4.1.3 of Gal's thesis has it; with the
-  largest p̃_c instead of a vote it is `least_confidence`.
+  Each pass votes for its own class, as in section 4.1.3 of Gal's thesis. With
+  the largest p̃_c instead of votes the score would be `least_confidence`.
   """
   return 1 - jnp.max(sampled.votes, axis=-1)
 
 
 def mean_std(sampled: Sampled) -> jax.Array:
-  """1/C Σ_c √(1/T Σ_t p_tc² − p̃_c²) `[N]`, Gal et al., section 4."""
+  """Return 1/C Σ_c √(1/T Σ_t p_tc² − p̃_c²) `[N]`, Gal et al., section 4."""
   variance = sampled.square - jnp.square(sampled.mean)
-  # Rounding may leave it just below 0.
+  # Rounding may make the difference slightly negative.
   return jnp.mean(jnp.sqrt(jnp.maximum(0.0, variance)), axis=-1)
 
 
 def margin(sampled: Sampled) -> jax.Array:
-  """−(p̃_1 − p̃_2) `[N]`, of the two largest."""
+  """Return −(p̃_1 − p̃_2) `[N]` for the two largest probabilities."""
   largest = lax.top_k(sampled.mean, 2)[0]
   return largest[..., 1] - largest[..., 0]
 
 
 def least_confidence(sampled: Sampled) -> jax.Array:
-  """1 − max_c p̃_c `[N]`."""
+  """Return 1 − max_c p̃_c `[N]`."""
   return 1 - jnp.max(sampled.mean, axis=-1)
 
 
@@ -142,11 +144,13 @@ def least_confidence(sampled: Sampled) -> jax.Array:
 
 
 def top(score, askable, size: int) -> jax.Array:
-  """The askable rows `[Q]` of the highest scores, the lower row in a tie.
+  """Return the askable rows `[Q]` with the highest scores.
+
+  Of rows with equal scores the one with the lower number comes first.
 
   Args:
-    score: `[N]`; NaN is the lowest.
-    askable: `[N]` bool, at least `size` of them.
+    score: `[N]`; NaN counts as the lowest score.
+    askable: `[N]` bool, true for at least `size` rows.
     size: Q.
   """
   chex.assert_equal_shape([score, askable])
@@ -156,8 +160,8 @@ def top(score, askable, size: int) -> jax.Array:
   return lax.top_k(score, size)[1].astype(jnp.int32)
 
 
-def by(score: Callable) -> Callable:
-  """The choice of the rows where a score is the highest."""
+def by_score(score: Callable) -> Callable:
+  """Return the choice that takes the rows with the highest scores."""
 
   def choose(sampled, embedding, labels, askable, size: int, key):
     del embedding, labels, key
@@ -167,7 +171,7 @@ def by(score: Callable) -> Callable:
 
 
 def at_random(sampled, embedding, labels, askable, size: int, key):
-  """Any askable rows `[Q]`, as the baseline of the others."""
+  """Return uniformly drawn askable rows `[Q]`, the baseline."""
   del sampled, embedding, labels
   return top(jax.random.uniform(key, askable.shape), askable, size)
 
@@ -182,42 +186,45 @@ def above_average(
   *,
   average: Literal['all', 'labelled'] = 'all',
 ):
-  """Any askable rows `[Q]` whose entropy is above the mean, Eq. 14.
+  """Draw askable rows `[Q]` whose entropy is above the mean, Eq. 14.
 
-  Where there are fewer than Q, the highest entropies of the others follow. The
-  mean is over the labelled and the askable rows, X ∪ X', or as in the authors'
-  code over the labelled alone.
+  If there are fewer than Q such rows, the rest are the other rows with the
+  highest entropies. The mean is over the labelled and the askable rows, X ∪ X',
+  or over the labelled rows alone as in the authors' code.
   """
   del embedding
   h = entropy(sampled)
   counted = labels != UNLABELLED
   counted = counted if average == 'labelled' else counted | askable
   threshold = losses.mean_where(h, counted)
-  # Above every entropy, which is at most 1 but for rounding.
-  chance = jax.random.uniform(key, h.shape, minval=2.0, maxval=4.0)
-  return top(jnp.where(h > threshold, chance, h), askable, size)
+  # Random scores above every entropy, which is at most 1 apart from rounding.
+  scores = jax.random.uniform(key, h.shape, minval=2.0, maxval=4.0)
+  return top(jnp.where(h > threshold, scores, h), askable, size)
 
 
-def nearest(distance, embedding, rows, valid) -> jax.Array:
-  """The lesser of a distance and that to the nearest of some rows, squared.
+def add_centres(distance, embedding, rows, valid) -> jax.Array:
+  """Update the squared distances to the nearest centre for new centres.
 
   Args:
-    distance: `[N]`.
+    distance: `[N]` squared distances to the nearest centre so far.
     embedding: `[N, D]`.
-    rows: `[K]` of it.
-    valid: `[K]` bool, those that count.
+    rows: `[K]` the new centres, as rows of `embedding`.
+    valid: `[K]` bool, false for rows to ignore.
+
+  Returns:
+    `[N]` squared distances.
   """
   centres = embedding[rows]
-  # Norms and a product: 100 times as fast as differences on a CPU.
+  # Norms and a matrix product: 100 times as fast as differences on a CPU.
   squares = jnp.sum(jnp.square(embedding), axis=-1)
   products = jnp.matmul(embedding, centres.T, precision='highest')
-  apart = squares[:, None] + squares[rows][None] - 2 * products
-  apart = jnp.where(valid[None], jnp.maximum(0.0, apart), jnp.inf)
-  return jnp.minimum(distance, jnp.min(apart, axis=-1))
+  new = squares[:, None] + squares[rows][None] - 2 * products
+  new = jnp.where(valid[None], jnp.maximum(0.0, new), jnp.inf)
+  return jnp.minimum(distance, jnp.min(new, axis=-1))
 
 
-def to_labelled(embedding, labelled) -> jax.Array:
-  """Squared distances `[N]` to the nearest labelled row; ∞ without any.
+def distance_to_labelled(embedding, labelled) -> jax.Array:
+  """Return squared distances `[N]` to the nearest labelled row; ∞ if none.
 
   Args:
     embedding: `[N, D]`.
@@ -225,49 +232,51 @@ def to_labelled(embedding, labelled) -> jax.Array:
   """
   centres, count = jnp.argsort(~labelled, stable=True), jnp.sum(labelled)
 
-  def look(number, distance):
-    places = number * CENTRES + jnp.arange(CENTRES)
-    rows = centres.at[places].get(mode='clip')
-    return nearest(distance, embedding, rows, places < count)
+  def add_chunk(number, distance):
+    index = number * CHUNK + jnp.arange(CHUNK)
+    rows = centres.at[index].get(mode='clip')
+    return add_centres(distance, embedding, rows, index < count)
 
   start = jnp.full(labelled.shape, jnp.inf, embedding.dtype)
-  return lax.fori_loop(0, -(-count // CENTRES), look, start)
+  return lax.fori_loop(0, -(-count // CHUNK), add_chunk, start)
 
 
 def k_centre(sampled, embedding, labels, askable, size: int, key):
-  """The row furthest from all centres `[Q]`, made a centre, and so on.
+  """Repeatedly choose the row that is furthest from all centres `[Q]`.
 
-  Distances are Euclidean between embeddings `[N, D]`; the labelled rows are
-  the first centres. Without any the first choice is the lowest askable row.
+  Each chosen row becomes a centre. Distances are Euclidean between embeddings
+  `[N, D]`, and the labelled rows are the first centres. Without labelled rows
+  the first choice is the askable row with the lowest number.
   """
   del sampled, key
   chex.assert_rank(embedding, 2)
   embedding = jnp.asarray(embedding)
 
-  def pick(number, carry):
+  def choose_next(number, carry):
     distance, free, rows = carry
     row = jnp.argmax(jnp.where(free, distance, -1.0)).astype(jnp.int32)
-    distance = nearest(distance, embedding, row[None], jnp.array([True]))
+    distance = add_centres(distance, embedding, row[None], jnp.array([True]))
     return distance, free.at[row].set(False), rows.at[number].set(row)
 
-  distance = to_labelled(embedding, labels != UNLABELLED)
+  distance = distance_to_labelled(embedding, labels != UNLABELLED)
   start = distance, askable, jnp.zeros(size, jnp.int32)
-  return lax.fori_loop(0, size, pick, start)[2]
+  return lax.fori_loop(0, size, choose_next, start)[2]
 
 
-# name -> (Sampled of N rows, embedding [N, D] or None, labels [N] int32,
-# askable [N] bool, Q, key) -> rows [Q] int32, each of them askable where at
-# least Q are. Q is a number; the others may have a leading axis under vmap.
+# Choices by name: (Sampled of N rows, embedding [N, D] or None, labels [N]
+# int32, askable [N] bool, Q, key) -> rows [Q] int32. If at least Q rows are
+# askable, all chosen rows are. Q is a Python number; the other arguments may
+# have a leading axis under vmap.
 ACQUISITIONS: dict[str, Callable] = {
-  'entropy': by(entropy),
+  'entropy': by_score(entropy),
   'above_average': above_average,
   'above_labelled': functools.partial(above_average, average='labelled'),
-  'bald': by(bald),
-  'variation_ratios': by(variation_ratios),
-  'mean_std': by(mean_std),
-  'margin': by(margin),
-  'least_confidence': by(least_confidence),
+  'bald': by_score(bald),
+  'variation_ratios': by_score(variation_ratios),
+  'mean_std': by_score(mean_std),
+  'margin': by_score(margin),
+  'least_confidence': by_score(least_confidence),
   'k_centre': k_centre,
   'random': at_random,
 }
-EMBEDDED = frozenset({'k_centre'})  # those that look at the embedding
+NEEDS_EMBEDDING = frozenset({'k_centre'})  # choices that use the embedding

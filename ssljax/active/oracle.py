@@ -1,19 +1,20 @@
-"""Who is asked for labels: hidden truth, or a person with a folder of images.
+"""Oracles for active learning: hidden labels, or a person with a folder.
 
-An oracle has one method, `ask(seed, number, rows [Q]) -> labels [Q]` int32, of
-the batch of that number of a seed's run; UNLABELLED is a row that stays without
-a label and is not to be asked about again. The same question has the same
-answer, so that a run that is resumed may ask again what it asked last.
+An oracle has one method, `ask(seed, number, rows [Q]) -> labels [Q]` int32. It
+returns the labels of batch `number` in the run of `seed`. UNLABELLED marks a
+row that stays without a label and must not be asked about again. The same
+question always has the same answer, so that a resumed run may repeat its last
+question.
 
-A person's folder:
+A person finds this folder per batch:
 
   seed-0/batch-0001/
-    001-row-4711.png    the images, small ones enlarged
-    answers.csv         row,image,label: the last column is to be filled in
+    001-row-4711.png    the images; small ones are enlarged
+    answers.csv         row,image,label: fill in the last column
     classes.txt         number and name of every class
-    batch.json          whose question it is
+    batch.json          run, seed, batch and rows of the question
 
-A label is a class's name or number, or 'skip' or 'unsure'.
+A label is the name or number of a class, or 'skip' or 'unsure'.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,61 +35,66 @@ from ssljax.core import UNLABELLED
 from ssljax.errors import InputError, require
 
 COLUMNS = ['row', 'image', 'label']
-DELIMITERS = ',;\t'  # of spreadsheets in one country or another
+DELIMITERS = ',;\t'  # spreadsheets use different ones in different countries
 DECLINED = ('skip', 'unsure')
-SHORTEST = 128  # pixels of an image's shorter side that a person can see
-LABEL = "a class's name or number, skip or unsure"
+MIN_SIDE = 128  # pixels; smaller images are enlarged so that a person can see
+LABEL_HELP = 'the name or number of a class, skip or unsure'
 
 
 class WaitingError(Exception):
-  """A person has been asked: one line that names the file to fill in."""
+  """Answers of a person are missing. The message names the file to fill in."""
 
 
 class Simulation:
-  """Answers with the truth, and counts."""
+  """An oracle that answers with the true labels and counts the questions."""
 
   def __init__(self, truth: np.ndarray):
-    """Knows labels `[N]` that the run does not."""
+    """Take the true labels `[N]`, which are hidden from the run."""
     self._truth = np.asarray(truth, np.int32)
     self._asked = {}  # seed -> number -> rows
 
   def count(self, seed: int) -> int:
-    """Labels that this process was asked for in a seed's run."""
+    """Return the number of labels this process gave in the run of a seed."""
     return sum(len(rows) for rows in self._asked.get(seed, {}).values())
 
   def ask(self, seed: int, number: int, rows) -> np.ndarray:
-    """The labels `[Q]` of rows `[Q]`, each asked about once in a seed's run."""
-    rows = _rows(rows)
+    """Return the labels `[Q]` of rows `[Q]`.
+
+    Raises:
+      InputError: a row has no label, or another batch of this seed had it.
+    """
+    rows = _unique_rows(rows)
     asked = self._asked.setdefault(seed, {})
     if asked.get(number) != rows:
       earlier = {row for batch in asked.values() for row in batch}
       for row in rows:
         require(
           0 <= row < len(self._truth) and self._truth[row] != UNLABELLED,
-          f'row {row} has no label to be asked for: leave it out',
+          f'row {row} has no true label: leave it out',
         )
         require(
           row not in earlier and number not in asked,
-          f'row {row}, batch {number}: was asked about before',
+          f'row {row}, batch {number}: the row or the batch was asked about '
+          'before: ask about new rows in a new batch',
         )
       asked[number] = rows
     return self._truth[rows]
 
 
-def _rows(rows) -> list[int]:
-  """Rows `[Q]` as integers, none of them twice."""
+def _unique_rows(rows) -> list[int]:
+  """Return rows `[Q]` as integers; raise InputError if one is repeated."""
   rows = np.asarray(rows).tolist()
-  twice = [row for row in rows if rows.count(row) > 1]
-  if twice:
-    raise InputError(f'row {twice[0]}: is asked about twice at once')
+  repeated = [row for row in rows if rows.count(row) > 1]
+  if repeated:
+    raise InputError(f'row {repeated[0]}: is in the batch twice: give it once')
   return rows
 
 
 class Batch(NamedTuple):
-  """Q rows that a person is asked about."""
+  """The question about Q rows that is put to a person."""
 
   folder: pathlib.Path
-  whose: dict  # what batch.json holds
+  identity: dict  # content of batch.json
   rows: list[int]  # [Q]
 
   @property
@@ -98,19 +104,19 @@ class Batch(NamedTuple):
 
   @property
   def images(self) -> dict[int, str]:
-    """File name of each row."""
+    """File name of the image of each row."""
     return {
-      row: f'{place:03d}-row-{row}.png'
-      for place, row in enumerate(self.rows, 1)
+      row: f'{number:03d}-row-{row}.png'
+      for number, row in enumerate(self.rows, 1)
     }
 
   def error(self, line: int, message: str) -> InputError:
-    """What is wrong in a line of the answers."""
+    """Return the error to raise for a line of the answers."""
     return InputError(f'{self.answers}, line {line}: {message}')
 
 
 class Folder:
-  """Asks a person, who answers by filling in a CSV file."""
+  """An oracle that asks a person, who answers by filling in a CSV file."""
 
   def __init__(
     self,
@@ -119,71 +125,71 @@ class Folder:
     classes: Sequence[str],
     digest: str,
   ):
-    """Nothing is written before the first question.
+    """Store the arguments; files are written at the first question.
 
     Args:
-      path: the folder, made if absent.
+      path: the folder, created if absent.
       read: `rows [B] -> uint8 [B, H, W, c]`.
       classes: names `[C]`.
-      digest: of the run, so that another one's answers are recognised.
+      digest: identifies the run, so that answers to another run are refused.
     """
     self._path, self._read, self._digest = pathlib.Path(path), read, digest
     self._classes = [str(name) for name in classes]
-    self._meaning = _Meaning(self._classes)
+    self._parse = _LabelParser(self._classes)
 
   def ask(self, seed: int, number: int, rows) -> np.ndarray:
-    """The labels `[Q]` of rows `[Q]`.
+    """Return the labels `[Q]` of rows `[Q]`.
 
     Raises:
-      WaitingError: they are not there yet.
-      InputError: what is there cannot be used. It is left as it is.
+      WaitingError: the labels are not filled in yet.
+      InputError: the answers are invalid. The files are not changed.
     """
-    seed, number, rows = int(seed), int(number), _rows(rows)
+    seed, number, rows = int(seed), int(number), _unique_rows(rows)
     folder = self._path / f'seed-{seed}' / f'batch-{number:04d}'
-    whose = dict(run=self._digest, seed=seed, batch=number, rows=rows)
-    batch = Batch(folder, whose, rows)
+    identity = dict(run=self._digest, seed=seed, batch=number, rows=rows)
+    batch = Batch(folder, identity, rows)
     if not folder.exists():
       images = self._images(rows)
       with _disk_errors(folder):
         self._write(batch, images)
     with _disk_errors(folder):
-      _check_whose(batch)
-      given = _read_answers(batch, self._meaning)
-    if given is None:
+      _check_identity(batch)
+      labels = _read_answers(batch, self._parse)
+    if labels is None:
       raise WaitingError(
-        f'{batch.answers}: give the {len(rows)} images their labels ({LABEL}), '
-        'then run the same command again'
+        f'{batch.answers}: fill in the labels of the {len(rows)} images '
+        f'({LABEL_HELP}), then run the same command again'
       )
-    return np.array([given[row] for row in rows], np.int32)
+    return np.array([labels[row] for row in rows], np.int32)
 
   def _images(self, rows: list[int]) -> np.ndarray:
-    """Images `[Q, H, W, c]` of rows `[Q]`."""
+    """Return images `[Q, H, W, c]` of rows `[Q]`."""
     images = self._read(np.array(rows))
     require(
       images.dtype == np.uint8,
-      f'{self._path}: what the data set has are no images that a person could '
-      'look at: have the hidden labels answer instead',
+      f'{self._path}: the data set has no images that a person could look at '
+      f'(its rows are {images.dtype}): give `oracle=truth`',
     )
     return images
 
   def _write(self, batch: Batch, images: np.ndarray) -> None:
-    """Writes the folder of a batch, whole or not at all."""
+    """Write the folder of a batch atomically."""
     folder = batch.folder.with_suffix('.partial')
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, image in zip(batch.images.values(), images, strict=True):
-      picture(image).save(folder / name)
+      enlarge(image).save(folder / name)
     lines = [f'{row},{name},' for row, name in batch.images.items()]
     _write_lines(folder / 'answers.csv', [','.join(COLUMNS), *lines])
     names = [f'{number} {name}' for number, name in enumerate(self._classes)]
     _write_lines(folder / 'classes.txt', names)
-    _write_lines(folder / 'batch.json', [json.dumps(batch.whose)])
+    _write_lines(folder / 'batch.json', [json.dumps(batch.identity)])
     os.rename(folder, batch.folder)
 
 
-def picture(image: np.ndarray) -> PIL.Image.Image:
-  """An image `[H, W, c]` for a person: each pixel a square if it is small."""
-  times = -(-SHORTEST // min(image.shape[:2]))
+def enlarge(image: np.ndarray) -> PIL.Image.Image:
+  """Convert `[H, W, c]` to a PIL image, repeating pixels if it is small."""
+  times = -(-MIN_SIDE // min(image.shape[:2]))
   image = image.repeat(times, axis=0).repeat(times, axis=1)
   return PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
@@ -194,50 +200,54 @@ def _write_lines(path: pathlib.Path, lines: list[str]) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(folder: pathlib.Path):
-  """Turns a refusal of the disk into one clear line."""
+  """Convert an OSError into an InputError with a one-line message."""
   try:
     yield
   except OSError as error:
     raise InputError(
       f'{error.filename or folder}: cannot be read or written '
-      f'({error.strerror or error}); close other programs that have it open, '
-      'make room, or give another folder, and run the same command again'
+      f'({error.strerror or error}): close other programs that have it open, '
+      'free disk space or give another folder, then run the same command again'
     ) from error
 
 
-def _check_whose(batch: Batch) -> None:
-  """Refuses a folder of another question."""
+def _check_identity(batch: Batch) -> None:
+  """Raise InputError if the folder belongs to another question."""
   path = batch.folder / 'batch.json'
   try:
-    there = json.loads(path.read_text(encoding='utf-8'))
+    found = json.loads(path.read_text(encoding='utf-8'))
   except (FileNotFoundError, ValueError):
-    there = None
+    found = None
   require(
-    there == batch.whose,
+    found == batch.identity,
     f'{path}: the folder belongs to another run, or to another state of this '
-    'one: move it away to be asked anew, or give another folder',
+    'run: move it away to repeat the question, or give another folder',
   )
 
 
 # Reading the answers.
 
 
-class _Meaning:
-  """What a person means by a label."""
+class _LabelParser:
+  """Converts the label a person entered to the number of a class."""
 
   def __init__(self, classes: Sequence[str]):
-    """Prepares to find a class by its name."""
-    names = [_plain(name) for name in classes]
+    """Index the classes by name."""
+    names = [_normalize(name) for name in classes]
     self._count = len(names)
-    self._exact = _places(names)
-    self._folded = _places([name.casefold() for name in names])
-    # '007' is 7 once a spreadsheet has seen it.
+    self._exact = _positions(names)
+    self._folded = _positions([name.casefold() for name in names])
+    # Spreadsheets drop leading zeros: '007' becomes 7.
     values = [int(name) if _is_number(name) else None for name in names]
-    self._values = _places(values)
+    self._values = _positions(values)
 
   def __call__(self, label: str) -> int | None:
-    """A class, UNLABELLED, or None for what is neither, or more than one."""
-    label = _plain(label)
+    """Return a class or UNLABELLED; None if the label is unknown or ambiguous.
+
+    A name takes precedence over a number, and an exact name over one that
+    differs in case.
+    """
+    label = _normalize(label)
     folded = label.casefold()
     found = self._exact.get(label) or self._folded.get(folded)
     if not found and _is_number(label):
@@ -248,47 +258,47 @@ class _Meaning:
     return found[0] if found and len(found) == 1 else None
 
 
-def _places(values: list) -> dict:
-  """Value -> where it is in a list."""
-  places = {}
-  for place, value in enumerate(values):
-    places.setdefault(value, []).append(place)
-  return places
+def _positions(values: list) -> dict:
+  """Return a dict from each value to its positions in the list."""
+  positions = {}
+  for position, value in enumerate(values):
+    positions.setdefault(value, []).append(position)
+  return positions
 
 
-def _plain(name: str) -> str:
-  """Without spaces around, and composed: 'é' may be one letter or two."""
+def _normalize(name: str) -> str:
+  """Strip spaces and compose characters: 'é' may be one code point or two."""
   return unicodedata.normalize('NFC', name).strip()
 
 
 def _is_number(text: str) -> bool:
-  # Of more digits `int` would refuse some, and no class has such a number.
+  # `int` raises on very long numbers, and no class has 10 digits.
   return text.isascii() and text.isdigit() and len(text) < 10
 
 
-def _text(batch: Batch) -> str:
-  """The answers as text, whatever mark precedes it."""
+def _read_text(batch: Batch) -> str:
+  """Return the answers as text, without a byte order mark."""
   try:
     content = batch.answers.read_bytes()
   except FileNotFoundError as error:
     raise InputError(
-      f'{batch.answers}: is missing; put it back, or move the folder away to '
-      'be asked anew'
+      f'{batch.answers}: is missing: put it back, or move the folder away to '
+      'repeat the question'
     ) from error
   try:
     return content.decode('utf-8-sig')
   except UnicodeDecodeError as error:
     line = content.count(b'\n', 0, error.start) + 1
     raise batch.error(
-      line, "is not UTF-8; save the file as 'CSV UTF-8'"
+      line, "is not UTF-8: save the file as 'CSV UTF-8'"
     ) from error
 
 
-def _records(batch: Batch) -> list[tuple[int, list[str]]]:
-  """Line number and cells of every line that is not empty."""
-  text = _text(batch)
+def _read_records(batch: Batch) -> list[tuple[int, list[str]]]:
+  """Return line number and cells of every line that is not empty."""
+  text = _read_text(batch)
   first = text.lstrip().partition('\n')[0]
-  # The header has two of them and nothing else that could be one.
+  # The header contains its delimiter twice and none of the others.
   delimiter = max(DELIMITERS, key=first.count)
   reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
   records, line = [], 1
@@ -296,72 +306,74 @@ def _records(batch: Batch) -> list[tuple[int, list[str]]]:
     for cells in reader:
       cells = [cell.strip() for cell in cells]
       while len(cells) > len(COLUMNS) and not cells[-1]:
-        cells.pop()  # a spreadsheet has looked at a column further right
+        cells.pop()  # spreadsheets may save empty columns on the right
       if any(cells):
         records.append((line, cells))
       line = reader.line_num + 1
   except csv.Error as error:
     raise batch.error(
-      line, f'is no CSV ({error}); save the file as CSV'
+      line, f'is not valid CSV ({error}): save the file as CSV'
     ) from error
   return records
 
 
-def _read_answers(batch: Batch, meaning: Callable) -> dict[int, int] | None:
-  """Row -> label; None where nothing has been filled in."""
-  (line, header), *records = _records(batch) or [(1, [])]
+def _read_answers(batch: Batch, parse: Callable) -> dict[int, int] | None:
+  """Return the label of each row; None if no label is filled in."""
+  (line, header), *records = _read_records(batch) or [(1, [])]
   if [cell.lower() for cell in header] != COLUMNS:
-    raise batch.error(line, f'has to be {",".join(COLUMNS)}: put it back')
+    raise batch.error(
+      line, f'the header has to be {",".join(COLUMNS)}: put it back'
+    )
   images = {str(row): name for row, name in batch.images.items()}
   for line, cells in records:
     _check_cells(batch, line, cells, images)
-  there = {row for _, (row, _, _) in records}
-  missing = [row for row in images if row not in there]
+  present = {row for _, (row, _, _) in records}
+  missing = [row for row in images if row not in present]
   if missing:
     raise InputError(
       f'{batch.answers}: {len(missing)} of {len(images)} rows are missing, the '
-      f'first is {missing[0]}; put them back, with {LABEL}'
+      f'first is {missing[0]}: put them back, with {LABEL_HELP}'
     )
   if not any(label for _, (_, _, label) in records):
     return None
-  return _labels(batch, records, meaning)
+  return _parse_labels(batch, records, parse)
 
 
 def _check_cells(batch: Batch, line: int, cells, images: dict) -> None:
-  """Refuses a line that is not about one of the images."""
+  """Raise InputError unless the line names a row of the batch and its image."""
   if any('\n' in cell or '\r' in cell for cell in cells):
     raise batch.error(line, 'a quotation mark is not closed: close it')
   if len(cells) != len(COLUMNS):
     raise batch.error(
       line,
-      f'has {len(cells)} columns, not the {len(COLUMNS)} of '
-      f'{",".join(COLUMNS)}: correct it',
+      f'has {len(cells)} columns instead of {len(COLUMNS)} '
+      f'({",".join(COLUMNS)}): correct it',
     )
   row, image, _ = cells
   if row not in images:
     raise batch.error(
-      line, f'row {row!r} was not asked about in this batch: remove the line'
+      line, f'row {row!r} is not in this batch: remove the line'
     )
   if image != images[row]:
     raise batch.error(
       line,
-      f'row {row} is the image {images[row]}, not {image!r}: were the columns '
-      'sorted apart? Put each label beside its image',
+      f'row {row} is the image {images[row]}, not {image!r}, as if the columns '
+      'were sorted separately: put each label beside its image',
     )
 
 
-def _labels(batch: Batch, records, meaning: Callable) -> dict[int, int]:
-  """Row -> label of checked records, refusing what is no label."""
-  given, where = {}, {}
+def _parse_labels(batch: Batch, records, parse: Callable) -> dict[int, int]:
+  """Return the label of each row; raise InputError for an invalid label."""
+  labels, lines = {}, {}
   for line, (row, image, label) in records:
-    found = meaning(label) if label else None
-    if found is None:
-      what = f'the label {label!r} is unknown' if label else 'has no label'
-      raise batch.error(line, f'{what} ({image}): give {LABEL}')
-    if given.setdefault(int(row), found) != found:
+    parsed = parse(label) if label else None
+    if parsed is None:
+      problem = f'the label {label!r} is unknown' if label else 'has no label'
+      raise batch.error(line, f'{problem} ({image}): give {LABEL_HELP}')
+    if labels.setdefault(int(row), parsed) != parsed:
       raise batch.error(
         line,
-        f'row {row} has another label in line {where[row]}: remove one of them',
+        f'row {row} has another label in line {lines[row]}: remove one of them',
       )
-    where.setdefault(row, line)
-  return given
+    lines.setdefault(row, line)
+  return labels

@@ -1,16 +1,18 @@
-"""The random views of an image that ImageNet's networks are trained on.
+"""Augmentations for training on ImageNet: random crop, grey, colour jitter.
 
-Augmentations as in augment.py, which act on pixels in [0, 1] before any
-preprocessing, and the one definition of a random window: `crop` cuts images of
-one size inside the compiled step, `decode.crop` those that differ in size from
-the original, on the host.
+An augmentation is a function (key, image [H, W, c]) -> [H, W, c], as in
+`standard`. Those of this module act on pixels in [0, 1], before any
+preprocessing. `window` is the only definition of a random crop window: `crop`
+uses it inside the compiled step for images of one size, and `decode.crop` uses
+it on the host for original images of different sizes.
 
 LLP      Zhuang, Ding, Murli, Yamins, 2019, released preprocessing:
-           chain(crop(), grey(), jitter(), augment.flip)
+           chain(crop(), grey(), jitter(), standard.flip)
 
-Its windows come from a TensorFlow op that draws a height evenly where `window`
-draws an area evenly, as Szegedy et al. 2015 (arXiv:1409.4842) describe it, and
-it rounds to whole grey levels after every change of colour.
+Departures: LLP's released code takes windows from a TensorFlow op that draws
+the height uniformly, while `window` draws the area uniformly as Szegedy et al.
+2015 (arXiv:1409.4842) describe it. It also rounds to whole grey levels after
+every change of colour.
 """
 
 from types import ModuleType
@@ -24,11 +26,11 @@ from ssljax import errors
 from ssljax.augment import standard
 
 AREA = (0.2, 1.0)  # share of the image that a window covers
-ASPECT = (3 / 4, 4 / 3)  # its width over its height
-TRIES = 10  # windows drawn, of which the first that fits is taken
-FACTORS = (0.6, 1.4)  # of brightness, saturation and contrast
-HUE = 0.4  # turns, at most
-# What an order of `recolour` is an order of.
+ASPECT = (3 / 4, 4 / 3)  # width of a window over its height
+TRIES = 10  # candidate windows; the first that fits is used
+FACTORS = (0.6, 1.4)  # range for brightness, saturation and contrast
+HUE = 0.4  # largest change of hue, in turns
+# Numbers of the colour changes in the argument `order` of `recolour`.
 BRIGHTNESS, SATURATION, CONTRAST, CHANGE_OF_HUE = range(4)
 
 
@@ -40,25 +42,26 @@ def window(
   aspect: tuple[float, float] = ASPECT,
   xp: ModuleType = np,
 ) -> chex.Array:
-  """A window of H x W pixels; area even, aspect even in its logarithm.
+  """Choose a random window of an image of H x W pixels.
 
-  Where none of the tries fits into a long image, it is the largest at the
-  centre whose aspect is allowed.
+  The area is uniform and the aspect ratio is uniform in its logarithm. If none
+  of the candidates fits (into a very long image), the result is the largest
+  central window with an allowed aspect ratio.
 
   Args:
-    draws: [TRIES, 4] in [0, 1): area, aspect, place down, place right.
+    draws: [TRIES, 4] in [0, 1): area, aspect, vertical and horizontal position.
     height: H.
     width: W.
-    area: least and largest share of H W, before rounding to whole pixels.
-    aspect: least and largest width over height, likewise.
+    area: smallest and largest share of H W, before rounding to whole pixels.
+    aspect: smallest and largest width over height, before rounding.
     xp: NumPy on the host, jax.numpy in a compiled step.
 
   Returns:
     [4] whole numbers: top, left, height, width.
   """
-  (least, most), (narrow, wide) = area, aspect
+  (smallest, largest), (narrow, wide) = area, aspect
   size, shape, down, right = draws.T
-  pixels = height * width * (least + (most - least) * size)
+  pixels = height * width * (smallest + (largest - smallest) * size)
   ratio = narrow * (wide / narrow) ** shape
   heights = xp.maximum(xp.rint(xp.sqrt(pixels / ratio)), 1)
   widths = xp.maximum(xp.rint(xp.sqrt(pixels * ratio)), 1)
@@ -75,25 +78,26 @@ def window(
 def crop(
   area: tuple[float, float] = AREA, aspect: tuple[float, float] = ASPECT
 ) -> standard.Augmentation:
-  """Cuts a random window and resizes it to the size of the image.
+  """Crop a random window and resize it to the size of the image.
 
   Args:
     area: as in `window`, in (0, 1].
     aspect: as in `window`.
   """
-  _ascending(area=area)
-  _ascending(aspect=aspect)
+  _check_positive_range(area=area)
+  _check_positive_range(aspect=aspect)
   errors.require(area[1] <= 1, f'`area`={area[1]}: give a share of at most 1')
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     draws = jax.random.uniform(key, (TRIES, 4), image.dtype)
-    return cut(image, window(draws, *image.shape[:2], area, aspect, jnp))
+    box = window(draws, *image.shape[:2], area, aspect, jnp)
+    return resize_window(image, box)
 
   return apply
 
 
-def cut(image: chex.Array, box: chex.Array) -> chex.Array:
-  """A window of [H, W, c], resized to [H, W, c] as Pillow's BILINEAR does it.
+def resize_window(image: chex.Array, box: chex.Array) -> chex.Array:
+  """Resize a window of [H, W, c] to [H, W, c], like Pillow's BILINEAR.
 
   Args:
     image: [H, W, c].
@@ -112,20 +116,20 @@ def cut(image: chex.Array, box: chex.Array) -> chex.Array:
 
 
 def luma(image: chex.Array) -> chex.Array:
-  """[c, H, W] -> [1, H, W], the grey of a colour; of one channel itself."""
+  """Return the luma [1, H, W] of [c, H, W]: the first channel unless c is 3."""
   if len(image) != 3:
     return image[:1]
   return 0.299 * image[:1] + 0.587 * image[1:2] + 0.114 * image[2:]
 
 
 def grey(probability: float = 0.2) -> standard.Augmentation:
-  """Replaces all channels by the luma, with some probability."""
+  """Replace all channels by the luma, with the given probability."""
   errors.probability(probability=probability)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     shades = jnp.moveaxis(luma(jnp.moveaxis(image, -1, 0)), 0, -1)
-    dyed = jax.random.bernoulli(key, float(probability))
-    return jnp.where(dyed, shades, image)
+    is_grey = jax.random.bernoulli(key, float(probability))
+    return jnp.where(is_grey, shades, image)
 
   return apply
 
@@ -133,13 +137,14 @@ def grey(probability: float = 0.2) -> standard.Augmentation:
 def jitter(
   factors: tuple[float, float] = FACTORS, hue: float = HUE
 ) -> standard.Augmentation:
-  """Changes brightness, saturation, contrast and hue, in random order.
+  """Change brightness, saturation, contrast and hue, in random order.
 
   Args:
-    factors: the first three are each multiplied by U(least, most).
-    hue: what is added to it is U(-hue, hue) turns.
+    factors: (low, high). Brightness, saturation and contrast are each
+      multiplied by a draw from U(low, high).
+    hue: the hue is shifted by U(-hue, hue) turns.
   """
-  _ascending(factors=factors)
+  _check_positive_range(factors=factors)
   errors.non_negative(hue=hue)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
@@ -151,13 +156,14 @@ def jitter(
 def draw_colours(
   key: chex.PRNGKey, factors: tuple[float, float], hue: float
 ) -> tuple[chex.Array, chex.Array, chex.Array]:
-  """Draws order [4], factors [3] and turns [], for `recolour`."""
-  # One draw, as in `augment.draw_colours`; sorting evens is a fair shuffle.
-  places, changes = jax.random.uniform(key, (2, 4))
-  least, most = factors
+  """Draw the arguments order [4], factors [3] and turns [] of `recolour`."""
+  # A single draw, as in `standard.draw_colours`. Sorting uniform numbers gives
+  # a uniform permutation.
+  ranks, changes = jax.random.uniform(key, (2, 4))
+  low, high = factors
   return (
-    jnp.argsort(places),
-    least + (most - least) * changes[:3],
+    jnp.argsort(ranks),
+    low + (high - low) * changes[:3],
     hue * (2 * changes[3] - 1),
   )
 
@@ -168,23 +174,22 @@ def recolour(
   factors: chex.Array,
   turns: chex.Numeric,
 ) -> chex.Array:
-  """Changes the colours of [H, W, c] in a given order, always within [0, 1].
+  """Change the colours of [H, W, c] in a given order, clipping to [0, 1].
 
-  The change of hue costs more than the others together, and vmap would compute
-  every branch of a choice at every place. So it is computed once, with three
-  places of a blend before it and three after; where an order has nothing to do
-  the factor is 1, which changes nothing.
+  The change of hue costs more than the other three together, and vmap would
+  compute every branch of a conditional at each of the four positions. The hue
+  is therefore changed once, between three blends before it and three after it.
+  A blend that the order does not need has factor 1, which changes nothing.
 
   Args:
-    image: [H, W, c] in [0, 1]; where c is not 3 hue and saturation are not
-      changed.
-    order: [4] the numbers of BRIGHTNESS .. CHANGE_OF_HUE, first to last.
-    factors: [3] of brightness, saturation, contrast.
+    image: [H, W, c] in [0, 1]. If c is not 3, hue and saturation do not change.
+    order: [4] the numbers BRIGHTNESS .. CHANGE_OF_HUE, first to last.
+    factors: [3] for brightness, saturation, contrast.
     turns: [] added to the hue.
   """
   factors = jnp.append(factors, 1.0)[order]
   middle = jnp.argmax(order == CHANGE_OF_HUE)
-  # Pixels along the last axes are twice as fast on a CPU.
+  # With pixels along the last axes this is twice as fast on a CPU.
   image = jnp.moveaxis(image, -1, 0)
   for i in range(3):
     image = blend(image, order[i], jnp.where(i < middle, factors[i], 1.0))
@@ -198,12 +203,12 @@ def recolour(
 def blend(
   image: chex.Array, change: chex.Array, factor: chex.Numeric
 ) -> chex.Array:
-  """Makes it f x + (1 - f) g, within [0, 1].
+  """Return f x + (1 - f) g, clipped to [0, 1].
 
   Args:
     image: x [c, H, W].
-    change: [] BRIGHTNESS, where g is black, SATURATION, where it is each
-      pixel's luma, or CONTRAST, where it is the mean luma.
+    change: [] chooses g: black for BRIGHTNESS, the luma of each pixel for
+      SATURATION, the mean luma for CONTRAST.
     factor: f [].
   """
   shades, rest = luma(image), 1 - factor
@@ -213,11 +218,9 @@ def blend(
   return jnp.clip(factor * image + base, 0.0, 1.0)
 
 
-def _ascending(**flags: tuple[float, float]) -> None:
-  """Refuses, by name, two numbers that are not 0 < least ≤ most."""
-  for name, (least, most) in flags.items():
-    errors.positive(**{name: least})
-    errors.positive(**{name: most})
-    errors.require(
-      least <= most, f'`{name}`={least},{most}: give the lower number first'
-    )
+def _check_positive_range(**ranges: tuple[float, float]) -> None:
+  """Raise InputError, naming the parameter, unless 0 < low ≤ high."""
+  for name, (low, high) in ranges.items():
+    errors.positive(**{name: low})
+    errors.positive(**{name: high})
+    standard.check_order(**{name: (low, high)})

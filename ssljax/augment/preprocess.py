@@ -1,8 +1,9 @@
-"""What is done to every image, in training and in test, before anything random.
+"""Deterministic preprocessing of images, the same in training and in test.
 
-A `Preprocess` is fitted once on the training images, in NumPy and float64, a
-chunk at a time so that its memory does not grow with N; its `apply` is a pure
-JAX function of one image, meant for `vmap` inside a compiled step.
+A `Preprocess` is fitted once on the training images, in NumPy and float64. The
+images are read in chunks, so that memory use does not grow with N. Its `apply`
+is a pure JAX function of one image, meant for `vmap` inside a compiled step.
+Random augmentations follow it.
 
 MA-DNN   none                       R2-D2    standardize()
 TE       CIFAR zca()                MT       CIFAR gcn_zca()
@@ -21,79 +22,80 @@ import numpy as np
 
 from ssljax import errors
 
-# A chunk holds this many pixels: 64 MiB in float64.
+# Number of values in a chunk: 64 MiB in float64.
 CHUNK = 2**23
-# The eigenvectors of [D, D] beyond 64x64x3 would need hours and gigabytes.
-MOST_PIXELS = 64 * 64 * 3
-# An image of uint8 / 255 that is not constant is at least √(1 - 1/D) / 255 from
-# its mean; below this the distance is rounding, not contrast.
-FLAT = 1e-3
+# Eigenvectors of a larger [D, D] than for 64x64x3 take hours and gigabytes.
+MAX_VALUES = 64 * 64 * 3
+# The Euclidean distance of a non-constant uint8 / 255 image from its mean is at
+# least √(1 - 1/D) / 255. A smaller distance is a rounding error.
+MIN_CONTRAST = 1e-3
 
 
 class Preprocess(NamedTuple):
   """A deterministic map of images, fitted on the training set.
 
-  `fit` has a second, optional argument used by `compose`: the view [n, H, W, c]
-  float32 that this part has of a chunk of uint8 images, by default pixels/255.
+  `fit` has a second, optional argument that `compose` uses: a function from a
+  chunk of uint8 images to the input [n, H, W, c] float32 of this part, by
+  default pixels/255.
   """
 
   fit: Callable  # uint8 images [N, H, W, c] -> pytree of float32 numpy arrays
   apply: Callable  # (fitted, image [H, W, c] float32 in [0, 1]) -> [H, W, c]
-  # (H, W, c) -> what `fit` makes of such images, as `jax.ShapeDtypeStruct`
+  # (H, W, c) -> the `jax.ShapeDtypeStruct`s of the result of `fit`
   shapes: Callable = lambda shape: ()
 
 
 class Standard(NamedTuple):
-  """What `standardize` has fitted."""
+  """Moments fitted by `standardize`."""
 
   mean: np.ndarray  # [1, 1, c]
   std: np.ndarray  # [1, 1, c]
 
 
 class Whitening(NamedTuple):
-  """What `zca` has fitted; D = H W c."""
+  """Parameters fitted by `zca`; D = H W c."""
 
   mean: np.ndarray  # [H, W, c]
   matrix: np.ndarray  # [D, D] symmetric
 
 
-# Of ImageNet's training images, as every code that uses it has them.
+# The usual constants for ImageNet's training images.
 IMAGENET = Standard(
   np.array([[[0.485, 0.456, 0.406]]], np.float32),
   np.array([[[0.229, 0.224, 0.225]]], np.float32),
 )
 
 
-def unit(images: np.ndarray) -> np.ndarray:
-  """uint8 [n, H, W, c] -> float32 in [0, 1], as a compiled step sees them."""
+def to_unit_interval(images: np.ndarray) -> np.ndarray:
+  """Convert uint8 [n, H, W, c] to float32 in [0, 1], as a train step does."""
   return images.astype(np.float32) / np.float32(255)
 
 
 def identity() -> Preprocess:
-  """Images stay in [0, 1] (MA-DNN)."""
-  return Preprocess(_nothing, lambda fitted, image: image)
+  """Leave images in [0, 1] unchanged (MA-DNN)."""
+  return Preprocess(_fit_nothing, lambda fitted, image: image)
 
 
 def standardize() -> Preprocess:
-  """(x - μ) / σ with the training set's mean and deviation of each channel.
+  """Compute (x - μ) / σ with the training set's moments of each channel.
 
   R2-D2 uses the constants of CIFAR-10, (.4914, .4822, .4465) and (.2470, .2435,
-  .2616): these are the same quantities. A constant channel is only centred.
+  .2616), which are the same quantities. A constant channel is only centred.
   """
 
-  def fit(images: np.ndarray, view: Callable = unit) -> Standard:
+  def fit(images: np.ndarray, view: Callable = to_unit_interval) -> Standard:
     mean = _mean(images, view).mean(axis=(0, 1), keepdims=True)
     chunks = _chunks(images, view)
     total = sum(((x - mean) ** 2).sum(axis=(0, 1, 2)) for x in chunks)
     std = np.sqrt(total / np.prod(images.shape[:3]))
-    # One pixel of N H W that differs by 1/255 still has a deviation above this.
+    # If one pixel of N H W differs by 1/255, the deviation is still above this.
     std = np.where(std < 1e-7, 1.0, std)[None, None]
     return Standard(mean.astype(np.float32), std.astype(np.float32))
 
   def shapes(shape: tuple[int, int, int]) -> Standard:
     return Standard(*[_float32(1, 1, shape[-1])] * 2)
 
-  return Preprocess(fit, _standardized, shapes)
+  return Preprocess(fit, _standardize, shapes)
 
 
 def _float32(*shape: int) -> jax.ShapeDtypeStruct:
@@ -101,44 +103,49 @@ def _float32(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def imagenet() -> Preprocess:
-  """`standardize` with the constants of ImageNet (LLP), of colour images."""
+  """Standardize colour images with the constants of ImageNet (LLP)."""
 
   def apply(fitted: tuple[()], image: chex.Array) -> chex.Array:
     del fitted
     errors.require(
       image.shape[-1] == 3,
-      f'`preprocess`=imagenet: of colour images, not of {image.shape[-1]} '
-      'channel: give another preprocessing, as standardize',
+      '`preprocess`=imagenet: needs images with 3 channels, but these have '
+      f'{image.shape[-1]}: give another preprocessing, such as standardize',
     )
-    return _standardized(IMAGENET, image)
+    return _standardize(IMAGENET, image)
 
-  return Preprocess(_nothing, apply)
+  return Preprocess(_fit_nothing, apply)
 
 
-def _standardized(fitted: Standard, image: chex.Array) -> chex.Array:
-  """(x - μ) / σ of each channel of [H, W, c]."""
+def _standardize(fitted: Standard, image: chex.Array) -> chex.Array:
+  """Return (x - μ) / σ for each channel of [H, W, c]."""
   return (image - fitted.mean) / fitted.std
 
 
 def gcn(scale: float = 55.0) -> Preprocess:
   """Global contrast normalisation: scale (x - x̄) / ‖x - x̄‖, per image.
 
-  x̄ and the norm are over H, W and c. Goodfellow's scale 55 makes the values of
-  a 32x32x3 image about one: 55 / √3072 = 0.99 (MT on CIFAR-10, before `zca`).
-  A constant image becomes 0.
+  x̄ and the norm are over H, W and c. With Goodfellow's scale of 55 the values
+  of a 32x32x3 image are about one: 55 / √3072 = 0.99 (MT on CIFAR-10, before
+  `zca`). A constant image becomes 0.
+
+  Args:
+    scale: the Euclidean norm of a result, above 0.
   """
   errors.positive(scale=scale)
-  return Preprocess(_nothing, lambda _, image: _with_norm(image, float(scale)))
+  return Preprocess(
+    _fit_nothing, lambda _, image: _centre_and_scale(image, float(scale))
+  )
 
 
 def image_standardize() -> Preprocess:
-  """(x - x̄) / √(mean (x - x̄)²): each image to zero mean and unit RMS.
+  """Give each image zero mean and unit RMS: (x - x̄) / √(mean (x - x̄)²).
 
-  Over H, W and c (TE and MT on SVHN); `gcn` with scale √D. A constant image
-  becomes 0.
+  Both are over H, W and c (TE and MT on SVHN); the same as `gcn` with scale √D.
+  A constant image becomes 0.
   """
   return Preprocess(
-    _nothing, lambda _, image: _with_norm(image, image.size**0.5)
+    _fit_nothing, lambda _, image: _centre_and_scale(image, image.size**0.5)
   )
 
 
@@ -146,8 +153,8 @@ def zca(regularizer: float = 1e-5) -> Preprocess:
   """ZCA whitening: W (x - μ), W = U diag(1 / √(λ + ε)) Uᵀ.
 
   μ [D] and Σ = U diag(λ) Uᵀ are the mean and covariance (over N) of the
-  training images as vectors of D = H W c numbers. Of all W with W Σ Wᵀ = I
-  (ε = 0) it is the one that changes the images least.
+  training images as vectors of D = H W c numbers. Among all W with W Σ Wᵀ = I
+  (ε = 0), this one changes the images least.
 
   Args:
     regularizer: ε, above 0: 1e-5 in TE, on pixels in [0, 1]; 0.1 in MT, after
@@ -155,45 +162,48 @@ def zca(regularizer: float = 1e-5) -> Preprocess:
   """
   errors.positive(regularizer=regularizer)
 
-  def fit(images: np.ndarray, view: Callable = unit) -> Whitening:
-    _check_size(images)
+  def fit(images: np.ndarray, view: Callable = to_unit_interval) -> Whitening:
+    _check_images(images)
+    _check_values(math.prod(images.shape[1:]))
     mean = _mean(images, view)
     root = _inverse_root(_covariance(images, view, mean), regularizer)
     return Whitening(mean.astype(np.float32), root.astype(np.float32))
 
   def apply(fitted: Whitening, image: chex.Array) -> chex.Array:
     flat = (image - fitted.mean).reshape(-1)
-    # W multiplies by up to 1/√ε: a bfloat16 product would be mostly rounding.
+    # W multiplies by up to 1/√ε: in bfloat16, rounding errors would dominate.
     return jnp.dot(flat, fitted.matrix, precision='highest').reshape(
       image.shape
     )
 
   def shapes(shape: tuple[int, int, int]) -> Whitening:
-    pixels = math.prod(shape)
-    _check_pixels(pixels)
-    return Whitening(_float32(*shape), _float32(pixels, pixels))
+    values = math.prod(shape)
+    _check_values(values)
+    return Whitening(_float32(*shape), _float32(values, values))
 
   return Preprocess(fit, apply, shapes)
 
 
 def gcn_zca(scale: float = 55.0, regularizer: float = 0.1) -> Preprocess:
-  """MT's CIFAR-10: contrast normalisation, then ZCA fitted on its output."""
+  """Contrast normalisation, then ZCA fitted on its output (MT on CIFAR-10)."""
   return compose(gcn(scale), zca(regularizer))
 
 
 def compose(*parts: Preprocess) -> Preprocess:
-  """Applies the parts in turn, each fitted on the output of those before it."""
+  """Apply parts in turn, each fitted on the output of the parts before it."""
 
-  def fit(images: np.ndarray, view: Callable = unit) -> tuple[Any, ...]:
+  def fit(
+    images: np.ndarray, view: Callable = to_unit_interval
+  ) -> tuple[Any, ...]:
     fitted = []
     for part in parts:
       fitted.append(part.fit(images, view))
-      view = _then(view, part, fitted[-1])
+      view = _view_after(view, part, fitted[-1])
     return tuple(fitted)
 
   def apply(fitted: tuple[Any, ...], image: chex.Array) -> chex.Array:
-    for part, own in zip(parts, fitted, strict=True):
-      image = part.apply(own, image)
+    for part, fitted_part in zip(parts, fitted, strict=True):
+      image = part.apply(fitted_part, image)
     return image
 
   def shapes(shape: tuple[int, int, int]) -> tuple[Any, ...]:
@@ -202,44 +212,48 @@ def compose(*parts: Preprocess) -> Preprocess:
   return Preprocess(fit, apply, shapes)
 
 
-def _then(view: Callable, part: Preprocess, fitted: Any) -> Callable:
-  """The view [n, H, W, c] of the part that follows `part`."""
+def _view_after(view: Callable, part: Preprocess, fitted: Any) -> Callable:
+  """Return the view, as in `Preprocess`, of the part that follows `part`."""
   batch = jax.jit(jax.vmap(part.apply, in_axes=(None, 0)))
   return lambda images: np.asarray(batch(fitted, view(images)))
 
 
-def _nothing(images: np.ndarray, view: Callable = unit) -> tuple[()]:
-  """The fit of a part that learns nothing from the training set."""
+def _fit_nothing(
+  images: np.ndarray, view: Callable = to_unit_interval
+) -> tuple[()]:
+  """Fit a part that depends on no statistics; only validate the images."""
   del view
-  _check(images)
+  _check_images(images)
   return ()
 
 
-def _with_norm(image: chex.Array, norm: float) -> chex.Array:
-  """[H, W, c] centred and rescaled to a Euclidean norm; 0 if constant."""
+def _centre_and_scale(image: chex.Array, norm: float) -> chex.Array:
+  """Centre [H, W, c] and scale it to a Euclidean norm; 0 if constant."""
   centred = image - jnp.mean(image)
-  present = jnp.sqrt(jnp.sum(centred**2))
-  factor = jnp.where(present < FLAT, 0.0, norm / jnp.maximum(present, FLAT))
+  length = jnp.sqrt(jnp.sum(centred**2))
+  factor = jnp.where(
+    length < MIN_CONTRAST, 0.0, norm / jnp.maximum(length, MIN_CONTRAST)
+  )
   return factor * centred
 
 
 def _chunks(images: np.ndarray, view: Callable) -> Iterator[np.ndarray]:
-  """The view of all rows, [n, H, W, c] float64 at a time."""
+  """Yield the view of all rows in chunks [n, H, W, c] float64."""
   size = max(1, CHUNK // int(np.prod(images.shape[1:])))
   for start in range(0, len(images), size):
     yield view(np.asarray(images[start : start + size])).astype(np.float64)
 
 
 def _mean(images: np.ndarray, view: Callable) -> np.ndarray:
-  """The mean image [H, W, c] float64."""
-  _check(images)
+  """Return the mean image [H, W, c] float64."""
+  _check_images(images)
   return sum(x.sum(axis=0) for x in _chunks(images, view)) / len(images)
 
 
 def _covariance(
   images: np.ndarray, view: Callable, mean: np.ndarray
 ) -> np.ndarray:
-  """Σ = mean over rows of (x - μ)(x - μ)ᵀ, [D, D] float64."""
+  """Return Σ = mean over rows of (x - μ)(x - μ)ᵀ, [D, D] float64."""
   covariance = np.zeros((mean.size, mean.size))
   for chunk in _chunks(images, view):
     flat = (chunk - mean).reshape(len(chunk), -1)
@@ -248,30 +262,26 @@ def _covariance(
 
 
 def _inverse_root(covariance: np.ndarray, regularizer: float) -> np.ndarray:
-  """U diag(1 / √(λ + ε)) Uᵀ of [D, D] = U diag(λ) Uᵀ."""
+  """Return U diag(1 / √(λ + ε)) Uᵀ for a matrix [D, D] = U diag(λ) Uᵀ."""
   values, vectors = np.linalg.eigh(covariance)
-  # Rounding can leave an eigenvalue of a singular Σ below 0.
+  # Rounding can make an eigenvalue of a singular Σ negative.
   return vectors / np.sqrt(np.maximum(values, 0) + regularizer) @ vectors.T
 
 
-def _check(images: np.ndarray) -> None:
-  """Refuses what is not a set of uint8 images [N, H, W, c]."""
+def _check_images(images: np.ndarray) -> None:
+  """Raise InputError unless `images` are uint8 [N, H, W, c] with N ≥ 1."""
   errors.require(
     images.ndim == 4 and images.dtype == np.uint8 and images.size > 0,
-    'preprocessing is fitted on uint8 images [N, H, W, c], N ≥ 1, not on '
-    f'{images.dtype} {list(images.shape)}',
+    '`preprocess`: needs uint8 images [N, H, W, c] with N ≥ 1, but these '
+    f'are {images.dtype} {list(images.shape)}: convert them first',
   )
 
 
-def _check_size(images: np.ndarray) -> None:
-  """Refuses images too large for a [D, D] matrix."""
-  _check(images)
-  _check_pixels(math.prod(images.shape[1:]))
-
-
-def _check_pixels(pixels: int) -> None:
+def _check_values(values: int) -> None:
+  """Raise InputError if a [D, D] matrix is too large for D = `values`."""
   errors.require(
-    pixels <= MOST_PIXELS,
-    f'ZCA of images with {pixels} values needs a {pixels} x {pixels} matrix; '
-    f'the most is {MOST_PIXELS}: use another preprocessing',
+    values <= MAX_VALUES,
+    f'`preprocess`: ZCA of images with {values} values needs a matrix of '
+    f'{values} x {values}, the limit is {MAX_VALUES}: give another '
+    'preprocessing or smaller images',
   )

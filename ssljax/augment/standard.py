@@ -1,18 +1,21 @@
-"""Random changes of one image that keep its class.
+"""Standard augmentations: flip, translation, cutout, noise, blur, colours.
+
+The module also has `to_float`, which converts uint8 pixels, and `chain`, which
+composes augmentations.
 
 An augmentation is a pure function (key, image [H, W, c]) -> [H, W, c], float32
-in and out, values in [0, 1] unless it says otherwise. A train step applies it
+in and out, values in [0, 1] unless stated otherwise. A train step applies it
 inside its compiled program, with one key per row of the batch:
 
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
   jax.vmap(augmentation)(keys, images)
 
-so a row's result depends on its own key and image only. Factories check their
-numbers at once and return an augmentation.
+A row's result therefore depends only on its own key and image. Factories
+validate their arguments immediately and return an augmentation.
 
 MA-DNN   Chen, Zhu, Gong, ECCV 2018, released preprocessing:
            CIFAR  chain(flip, crop_or_resize(), distort)
-           SVHN   chain(warp.rotate(), crop_or_resize(), distort)
+           SVHN   chain(geometric.rotate(), crop_or_resize(), distort)
 TE, MT   Laine, Aila, ICLR 2017; Tarvainen, Valpola, NeurIPS 2017:
            CIFAR  chain(translate(2), flip, noise(0.15))
            SVHN   chain(translate(2), noise(0.15))
@@ -21,7 +24,7 @@ R2-D2    Wang, Wu, AAAI 2021, after preprocess.standardize:
            stage 2      chain(translate(4), flip)
 LbA      Haeusser, Mordvintsev, Cremers, CVPR 2017, released train.py at the
          commit bfe5398:
-           SVHN    chain(warp.affine(), blur())
+           SVHN    chain(geometric.affine(), blur())
            STL-10  stl10()
 """
 
@@ -39,12 +42,13 @@ from ssljax.augment import geometric
 
 Augmentation = geometric.Augmentation
 
-# MA-DNN's colour distortion: an additive change in [-BRIGHTNESS, BRIGHTNESS)
-# and a factor of contrast and of saturation in FACTORS, in any of the ORDERS.
+# MA-DNN's colour distortion: a brightness change in [-BRIGHTNESS, BRIGHTNESS)
+# and factors in FACTORS for contrast and saturation, in one of the ORDERS.
 BRIGHTNESS = 63 / 255
 FACTORS = (0.2, 1.8)
 ORDERS = tuple(itertools.permutations(('brightness', 'saturation', 'contrast')))
-# [6, 2] of each order: do brightness and contrast precede saturation?
+# [6, 2] bool: for each order, whether brightness and contrast come before
+# saturation.
 PRECEDES = np.array(
   [
     [
@@ -54,7 +58,7 @@ PRECEDES = np.array(
     for order in ORDERS
   ]
 )
-# OpenCV's kernels of sizes where no sigma is asked for; / their sums.
+# OpenCV's kernels for a size without sigma, before division by their sums.
 OPENCV_KERNELS = {
   1: (1,),
   3: (1, 2, 1),
@@ -65,7 +69,7 @@ OPENCV_KERNELS = {
 
 
 def to_float(image: chex.Array) -> chex.Array:
-  """uint8 [...] -> float32 [...] in [0, 1]; float32, of no image, as it is."""
+  """Convert uint8 [...] to float32 in [0, 1]; return float32 unchanged."""
   if image.dtype == jnp.float32:
     return jnp.asarray(image)
   chex.assert_type(image, jnp.uint8)
@@ -73,29 +77,29 @@ def to_float(image: chex.Array) -> chex.Array:
 
 
 def chain(*augmentations: Augmentation) -> Augmentation:
-  """Applies them in turn, each with its own part of the key; none: identity."""
+  """Apply augmentations in turn, each with its own key; identity if none."""
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     keys = jax.random.split(key, len(augmentations)) if augmentations else ()
-    for augmentation, own_key in zip(augmentations, keys, strict=True):
-      image = augmentation(own_key, image)
+    for augmentation, subkey in zip(augmentations, keys, strict=True):
+      image = augmentation(subkey, image)
     return image
 
   return apply
 
 
 def flip(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
-  """Mirrors [H, W, c] left to right with probability 1/2."""
+  """Mirror [H, W, c] left to right with probability 1/2."""
   return pix.random_flip_left_right(key, image)
 
 
 def translate(amount: int) -> Augmentation:
-  """Shifts by whole pixels U{-amount..amount} per axis, reflecting the border.
+  """Shift by U{-amount..amount} whole pixels per axis, reflecting the border.
 
   Args:
     amount: the largest shift; 2 in TE and MT, 4 in R2-D2.
   """
-  amount = _whole(amount=amount)
+  amount = _check_whole_number(amount=amount)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     return _crop(key, _reflect(image, amount), image.shape)
@@ -104,20 +108,24 @@ def translate(amount: int) -> Augmentation:
 
 
 def crop_or_resize(pad: int = 2) -> Augmentation:
-  """MA-DNN's shift or zoom, with probability 1/2 each.
+  """Shift or zoom, with probability 1/2 each (MA-DNN).
 
-  The image is padded by reflection to [H + 2 pad, W + 2 pad, c]; then either a
-  random crop or the whole, resized bilinearly, becomes [H, W, c] again. Pixels
-  are points at their centres; TensorFlow 1 put them at their top left corners,
-  which moves a zoomed 32x32 image by 1/16 of a pixel.
+  The image is padded by reflection to [H + 2 pad, W + 2 pad, c]. The result
+  [H, W, c] is either a random crop of the padded image or the whole padded
+  image resized bilinearly. Here the coordinates of a pixel are those of its
+  centre; TensorFlow 1 used the top left corner, which moves a zoomed 32x32
+  image by 1/16 of a pixel.
+
+  Args:
+    pad: pixels of padding on each side; 2 in MA-DNN.
   """
-  pad = _whole(pad=pad)
+  pad = _check_whole_number(pad=pad)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     key_which, key_crop = jax.random.split(key)
     padded = _reflect(image, pad)
     crop = _crop(key_crop, padded, image.shape)
-    # Under vmap a branch costs as much as both of its sides.
+    # Under vmap a conditional computes both branches anyway.
     return jnp.where(
       jax.random.bernoulli(key_which), crop, resize(padded, image.shape)
     )
@@ -126,12 +134,12 @@ def crop_or_resize(pad: int = 2) -> Augmentation:
 
 
 def resize(image: chex.Array, shape: tuple[int, ...]) -> chex.Array:
-  """Bilinear, as TensorFlow 1 does it: without smoothing when it shrinks."""
+  """Resize bilinearly without antialiasing when shrinking, as TensorFlow 1."""
   return jax.image.resize(image, shape, 'bilinear', antialias=False)
 
 
 def noise(sigma: float = 0.15) -> Augmentation:
-  """Adds N(0, sigma²) to every value (TE, MT); leaves [0, 1]."""
+  """Add N(0, sigma²) to every value (TE, MT); results may leave [0, 1]."""
   errors.non_negative(sigma=sigma)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
@@ -143,41 +151,42 @@ def noise(sigma: float = 0.15) -> Augmentation:
 
 
 def cutout(size: int = 16) -> Augmentation:
-  """Zeroes one square, wherever its centre falls in the image.
+  """Set one square with a random centre in the image to zero.
 
-  DeVries, Taylor 2017 (arXiv:1708.04552), section 3.2; R2-D2 has the default.
-  Augmentations follow the preprocessing, as theirs does: after
-  `preprocess.standardize` a zero is the training set's mean of its channel,
-  without any preprocessing it is black.
+  DeVries, Taylor 2017 (arXiv:1708.04552), section 3.2; R2-D2 uses the default.
+  As in their code, cutout follows the preprocessing: after
+  `preprocess.standardize` a zero is the training set's mean of the channel,
+  without preprocessing it is black.
 
   Args:
-    size: of the square in pixels; what leaves the image is cut off.
+    size: side of the square in pixels; the square is clipped at the border.
   """
-  size = _whole(size=size)
+  size = _check_whole_number(size=size)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     errors.require(
       size < min(image.shape[:2]),
-      f'`cutout`: a hole of {size} pixels hides images of '
-      f'{image.shape[0]}x{image.shape[1]}: give a smaller one, or none',
+      f'`cutout`: a square of {size} pixels can cover a whole image of '
+      f'{image.shape[0]}x{image.shape[1]} pixels: give a smaller one, or 0 for '
+      'no cutout',
     )
     centre = jax.random.randint(key, (2,), 0, np.array(image.shape[:2]))
-    return jnp.where(square(image.shape, centre, size), 0.0, image)
+    return jnp.where(square_mask(image.shape, centre, size), 0.0, image)
 
   return apply
 
 
-def square(
+def square_mask(
   shape: tuple[int, int, int], centre: chex.Array, size: int
 ) -> chex.Array:
-  """Marks rows and columns c − ⌊size/2⌋ .. c − ⌊size/2⌋ + size − 1 of an image.
+  """Return a mask of rows and columns c − ⌊size/2⌋ .. c − ⌊size/2⌋ + size − 1.
 
-  An odd square of the authors' is a pixel smaller, an even one the same.
+  The authors' squares of odd size are one pixel smaller; even sizes agree.
 
   Args:
-    shape: (H, W, c).
+    shape: (H, W, c) of the image.
     centre: [2] row and column c.
-    size: in pixels.
+    size: side of the square in pixels.
 
   Returns:
     bool [H, W, 1].
@@ -190,13 +199,13 @@ def square(
 
 
 def distort(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
-  """MA-DNN's colour distortion of [H, W, c], clipped to [0, 1]."""
+  """Apply MA-DNN's colour distortion to [H, W, c] and clip to [0, 1]."""
   return jnp.clip(recolour(image, *draw_colours(key)), 0.0, 1.0)
 
 
 def draw_colours(key: chex.PRNGKey) -> tuple[chex.Array, ...]:
-  """Draws order, brightness, saturation, contrast, each [], for `recolour`."""
-  # One draw of four numbers in [0, 1): each generator costs compile time.
+  """Draw order, brightness, saturation, contrast, each [], for `recolour`."""
+  # A single draw of four numbers, because each generator costs compile time.
   order, brightness, saturation, contrast = jax.random.uniform(key, (4,))
   low, high = FACTORS
   return (
@@ -214,73 +223,79 @@ def recolour(
   saturation: chex.Numeric,
   contrast: chex.Numeric,
 ) -> chex.Array:
-  """Changes the colours of [H, W, c] in the order ORDERS[order]; no clipping.
+  """Change the colours of [H, W, c] in the order ORDERS[order], unclipped.
 
-  Contrast about the mean of each channel commutes with a change of brightness:
-  f (x + b - (m + b)) + m + b = f (x - m) + m + b. So all that matters of an
-  order is which of the two precede the change of saturation: six branches,
-  which vmap would all compute, become one saturation between two affine maps.
+  A change of contrast about the mean of each channel commutes with a change of
+  brightness: f (x + b - (m + b)) + m + b = f (x - m) + m + b. An order
+  therefore only determines which of the two precede the change of saturation.
+  One change of saturation between two affine maps replaces six branches, all of
+  which vmap would compute.
 
   Args:
     image: [H, W, c].
-    order: [] a row of ORDERS.
-    brightness: [] what is added.
-    saturation: [] the factor of the HSV saturation, at least 0.
-    contrast: [] the factor of the distance to the channel's mean.
+    order: [] int32, index into ORDERS.
+    brightness: [] number added to every value.
+    saturation: [] factor for the HSV saturation, at least 0.
+    contrast: [] factor for the distance from the channel's mean.
   """
-  lit, stretched = jnp.asarray(PRECEDES)[order]
-  image = _affine(
-    image, jnp.where(lit, brightness, 0.0), jnp.where(stretched, contrast, 1.0)
+  bright_first, contrast_first = jnp.asarray(PRECEDES)[order]
+  image = _adjust(
+    image,
+    jnp.where(bright_first, brightness, 0.0),
+    jnp.where(contrast_first, contrast, 1.0),
   )
   image = saturate(image, saturation)
-  return _affine(
-    image, jnp.where(lit, 0.0, brightness), jnp.where(stretched, 1.0, contrast)
+  return _adjust(
+    image,
+    jnp.where(bright_first, 0.0, brightness),
+    jnp.where(contrast_first, 1.0, contrast),
   )
 
 
-def _affine(
+def _adjust(
   image: chex.Array, brightness: chex.Numeric, contrast: chex.Numeric
 ) -> chex.Array:
-  """[H, W, c] -> f (x - m) + m + b, with m the mean of each channel."""
+  """Return f (x - m) + m + b for x [H, W, c] with channel means m."""
   return pix.adjust_brightness(pix.adjust_contrast(image, contrast), brightness)
 
 
 def saturate(image: chex.Array, factor: chex.Numeric) -> chex.Array:
-  """Multiplies the HSV saturation of [H, W, c], cut off at 1; grey stays grey.
+  """Multiply the HSV saturation of [H, W, c], limited to 1; grey stays grey.
 
-  With value v = max(r, g, b) and saturation s = (v - min(r, g, b)) / v, at a
-  fixed hue every channel's distance v - x is proportional to s. The factor of s
-  is therefore that of v - x, and hue is not needed. Where v ≤ 0, s is 0 and the
-  pixel becomes (v, v, v), as in TensorFlow. One channel is left as it is.
-  `pix.adjust_saturation` equals this but refuses strict dtype promotion.
+  With value v = max(r, g, b) and saturation s = (v - min(r, g, b)) / v, every
+  channel's distance v - x is proportional to s at a fixed hue. Multiplying
+  v - x by the factor therefore multiplies s by it, without computing the hue.
+  Where v ≤ 0, s is 0 and the pixel becomes (v, v, v), as in TensorFlow. An
+  image of one channel does not change. `pix.adjust_saturation` gives the same
+  values but fails under strict dtype promotion.
   """
   value = jnp.max(image, axis=-1, keepdims=True)
-  spread = value - jnp.min(image, axis=-1, keepdims=True)
-  # s * factor ≤ 1 is factor ≤ 1 / s; a grey pixel has no distance to scale.
-  most = jnp.maximum(value, 0.0) / jnp.where(spread > 0, spread, 1.0)
-  return value - jnp.minimum(factor, most) * (value - image)
+  chroma = value - jnp.min(image, axis=-1, keepdims=True)
+  # s * factor ≤ 1 means factor ≤ 1 / s. A grey pixel has chroma 0.
+  limit = jnp.maximum(value, 0.0) / jnp.where(chroma > 0, chroma, 1.0)
+  return value - jnp.minimum(factor, limit) * (value - image)
 
 
 def blur(
   size: int = 7, sigma: float | None = None, probability: float = 0.5
 ) -> Augmentation:
-  """Gaussian blur of some of the images (LbA on SVHN), as cv2.GaussianBlur.
+  """Blur an image with some probability, as cv2.GaussianBlur (LbA on SVHN).
 
-  The border is reflected without repeating the edge, OpenCV's default.
-  `pix.gaussian_blur` has zeros outside or a smaller result, and no kernel but
-  the exact one.
+  The border is reflected without repeating the edge, which is OpenCV's default.
+  `pix.gaussian_blur` is not used: it pads with zeros or returns a smaller
+  image, and only offers the exact Gaussian kernel.
 
   Args:
     size: of the kernel in pixels, odd; 7 in LbA.
-    sigma: as in `gaussian`; LbA leaves it to OpenCV, whose kernel of 7 is
-      close to that of sigma 1.4.
+    sigma: as in `gaussian`. LbA leaves it to OpenCV, whose kernel of size 7 is
+      close to a Gaussian of sigma 1.4.
     probability: of a blur; 1/2 in LbA.
   """
   weights = gaussian(size, sigma)
   errors.probability(probability=probability)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
-    down, right = (_smoother(weights, size) for size in image.shape[:2])
+    down, right = (_blur_matrix(weights, size) for size in image.shape[:2])
     blurred = jnp.einsum(
       'ih,hwc,jw->ijc',
       down,
@@ -296,15 +311,16 @@ def blur(
 
 
 def gaussian(size: int, sigma: float | None = None) -> tuple[float, ...]:
-  """[size] weights that sum to 1, as cv2.getGaussianKernel.
+  """Return kernel weights [size] that sum to 1, as cv2.getGaussianKernel.
 
   Args:
     size: in pixels, odd.
-    sigma: in pixels, above 0; None is OpenCV's own choice, fixed kernels up to
-      size 9 and sigma 0.3 ((size - 1) / 2 - 1) + 0.8 above that.
+    sigma: in pixels, above 0. None selects OpenCV's own choice: fixed kernels
+      up to size 9 and sigma 0.3 ((size - 1) / 2 - 1) + 0.8 for larger sizes.
   """
   errors.require(
-    _whole(size=size) % 2 == 1, f'`size`={size}: give an odd number of pixels'
+    _check_whole_number(size=size) % 2 == 1,
+    f'`size`={size}: give an odd number of pixels',
   )
   if sigma is not None:
     errors.positive(sigma=sigma)
@@ -312,21 +328,22 @@ def gaussian(size: int, sigma: float | None = None) -> tuple[float, ...]:
     weights = np.array(OPENCV_KERNELS[size], np.float64)
   else:
     deviation = sigma or 0.3 * ((size - 1) / 2 - 1) + 0.8
-    far = np.arange(size) - (size - 1) / 2
-    weights = np.exp(-(far**2) / (2 * deviation**2))
+    distance = np.arange(size) - (size - 1) / 2
+    weights = np.exp(-(distance**2) / (2 * deviation**2))
   return tuple((weights / weights.sum()).tolist())
 
 
-def _smoother(weights: tuple[float, ...], size: int) -> chex.Array:
-  """[size, size] the matrix of weighted sums of `size` reflected pixels.
+def _blur_matrix(weights: tuple[float, ...], size: int) -> chex.Array:
+  """Return the matrix [size, size] that blurs `size` reflected pixels.
 
-  For a chain, a product is five times as fast on a CPU as sums of shifted
-  images, into each of which XLA copies what comes before.
+  Within a chain, a matrix product is five times as fast on a CPU as a sum of
+  shifted images: XLA copies the computation that precedes the blur into every
+  term of such a sum.
   """
-  reads = np.pad(np.arange(size), len(weights) // 2, mode='reflect')
+  sources = np.pad(np.arange(size), len(weights) // 2, mode='reflect')
   matrix = np.zeros((size, size), np.float32)
   for first, weight in enumerate(weights):
-    matrix[np.arange(size), reads[first : first + size]] += weight
+    matrix[np.arange(size), sources[first : first + size]] += weight
   return jnp.asarray(matrix)
 
 
@@ -338,11 +355,11 @@ def stl10(
   hue: float = 0.1,
   grey: float = 0.5,
 ) -> Augmentation:
-  """LbA's augmentation of STL-10: turn, crop and enlarge, recolour, mirror.
+  """Rotate, crop and enlarge, change colours, mirror (LbA on STL-10).
 
-  The order of these four, the bilinear turn with zeros outside and the nearest
-  neighbours of the crop are the released code's. See `warp.tilt`, `warp.zoom`
-  and `jitter` for the arguments.
+  The order of the four, the bilinear rotation with zeros outside, and the
+  nearest neighbour interpolation of the crop follow the released code. For the
+  arguments see `geometric.tilt`, `geometric.zoom` and `jitter`.
   """
   return chain(
     geometric.tilt(degrees),
@@ -358,76 +375,88 @@ def jitter(
   hue: float = 0.1,
   grey: float = 0.5,
 ) -> Augmentation:
-  """The colour changes of LbA on STL-10, clipped to [0, 1].
+  """Change brightness, saturation, hue and grey; clip to [0, 1] (LbA, STL-10).
 
-  The released code gives their numbers; the functions that use them were never
-  released. [inferred]: they are those of tf.image, in the order of the
-  arguments, and end with clipping. An image that has not 3 channels only
-  changes its brightness.
+  The released code gives the numbers, but the functions that use them were not
+  released. [inferred]: they are those of tf.image, applied in the order of the
+  arguments, followed by clipping. If the image does not have 3 channels, only
+  the brightness changes.
 
   Args:
-    brightness: what is added is U(-brightness, brightness) grey levels of the
-      256, as LbA's networks are given 0 .. 255 [inferred]; 1.3 is next to
-      nothing.
-    saturation: (low, high): the factor of the HSV saturation is U(low, high).
-    hue: what is added is U(-hue, hue) turns.
+    brightness: U(-brightness, brightness) of 256 grey levels is added, because
+      LbA's networks take pixels in 0 .. 255 [inferred]. The effect of 1.3 is
+      hardly visible.
+    saturation: (low, high). The HSV saturation is multiplied by U(low, high).
+    hue: the hue is shifted by U(-hue, hue) turns.
     grey: probability that the luma replaces all channels.
   """
   errors.non_negative(brightness=brightness, hue=hue)
   low, high = map(float, saturation)
   errors.non_negative(saturation=low)
   errors.non_negative(saturation=high)
-  errors.require(
-    low <= high, f'`saturation`={low},{high}: give the lower number first'
-  )
+  check_order(saturation=(low, high))
   errors.probability(grey=grey)
-  most, turns = float(brightness) / 255, float(hue)
+  max_change, max_turns = float(brightness) / 255, float(hue)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
-    # One draw, as in `draw_colours`.
-    light, colour, angle, dye = jax.random.uniform(key, (4,))
-    image = pix.adjust_brightness(image, most * (2 * light - 1))
+    # A single draw, as in `draw_colours`.
+    light, colour, turn, shade = jax.random.uniform(key, (4,))
+    image = pix.adjust_brightness(image, max_change * (2 * light - 1))
     if image.shape[-1] == 3:
       image = saturate(image, low + (high - low) * colour)
-      image = turn_hue(image, turns * (2 * angle - 1))
+      image = turn_hue(image, max_turns * (2 * turn - 1))
       luma = pix.rgb_to_grayscale(image, keep_dims=True)
-      image = jnp.where(dye < float(grey), luma, image)
+      image = jnp.where(shade < float(grey), luma, image)
     return jnp.clip(image, 0.0, 1.0)
 
   return apply
 
 
+def check_order(**ranges: tuple[float, float]) -> None:
+  """Raise InputError, naming the parameter, unless low ≤ high."""
+  for name, (low, high) in ranges.items():
+    errors.require(
+      low <= high, f'`{name}`={low},{high}: give the lower number first'
+    )
+
+
 def turn_hue(
   image: chex.Array, turns: chex.Numeric, channel_axis: int = -1
 ) -> chex.Array:
-  """Adds [] turns to the HSV hue of [H, W, 3], or of another axis' channels."""
-  # `pix` adds booleans to floats.
+  """Add [] turns to the HSV hue of an image with 3 channels.
+
+  Args:
+    image: [H, W, 3], or with its channels along another axis.
+    turns: [] 1 is the full circle of hues.
+    channel_axis: the axis of the channels.
+  """
+  # `pix` adds booleans to floats, which strict dtype promotion forbids.
   with jax.numpy_dtype_promotion('standard'):
     return pix.adjust_hue(image, turns, channel_axis=channel_axis)
 
 
 def _reflect(image: chex.Array, pad: int) -> chex.Array:
-  """[H, W, c] -> [H + 2 pad, W + 2 pad, c], not repeating the edge."""
+  """Pad [H, W, c] to [H + 2 pad, W + 2 pad, c], not repeating the edge."""
   return jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode='reflect')
 
 
 def _crop(
   key: chex.PRNGKey, image: chex.Array, shape: tuple[int, int, int]
 ) -> chex.Array:
-  """A window `shape` of the image, every place equally likely.
+  """Return a crop `shape` of the image, every position equally likely.
 
-  As `pix.random_crop`, which draws a number from a key of its own for each
-  axis, channels too, and so takes twice as long to compile.
+  `pix.random_crop` does the same but draws from one key per axis, including the
+  channels, and takes twice as long to compile.
   """
-  room = np.subtract(image.shape[:2], shape[:2])
-  top, left = jax.random.randint(key, (2,), 0, room + 1)
+  margin = np.subtract(image.shape[:2], shape[:2])
+  top, left = jax.random.randint(key, (2,), 0, margin + 1)
   return jax.lax.dynamic_slice(image, (top, left, 0), shape)
 
 
-def _whole(**flags: int) -> int:
-  """The one value given, refused by name unless 0, 1, 2, ..."""
-  errors.non_negative(**flags)
-  ((name, value),) = flags.items()
+def _check_whole_number(**parameters: int) -> int:
+  """Return the one value given; raise InputError unless it is 0, 1, 2, ..."""
+  errors.non_negative(**parameters)
+  ((name, value),) = parameters.items()
   errors.require(
     isinstance(value, (int, np.integer)),
     f'`{name}`={value}: give a whole number of pixels',

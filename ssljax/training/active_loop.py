@@ -68,7 +68,7 @@ class Asking:
     """What is swept over the images: `Sampled`, and embeddings if needed."""
     net, method = self._program.net, self._program.method
     sample = acquisition.sampler(net, self.policy.passes)
-    embeds = self.policy.acquire in acquisition.EMBEDDED
+    embeds = self.policy.acquire in acquisition.NEEDS_EMBEDDING
 
     def per_example(state, image, key):
       weights = method.weights(state)

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from ssljax.active import acquisition
-from ssljax.active.acquisition import ACQUISITIONS, EMBEDDED, Sampled
+from ssljax.active.acquisition import ACQUISITIONS, NEEDS_EMBEDDING, Sampled
 from ssljax.core import UNLABELLED
 from ssljax.distributed import placement
 from ssljax.errors import InputError
@@ -24,7 +24,7 @@ def network():
 
 
 def passes_of(net, key):
-  """p [T, B, C] of the passes one by one, in double precision."""
+  """p [T, B, C], computed pass by pass in float64."""
   params, stats, image = network()
   sample = jax.jit(net.sample)
   logits = [
@@ -44,7 +44,7 @@ def random_passes(rows=40, classes=4, passes=9, seed=0):
 
 
 def summed(p):
-  """`Sampled` of p [T, N, C], by loops over passes and rows."""
+  """`Sampled` for p [T, N, C], computed by loops over passes and rows."""
   passes, rows, classes = p.shape
   votes, h = np.zeros((rows, classes)), np.zeros(rows)
   for one in p:
@@ -59,13 +59,13 @@ def test_monte_carlo_dropout_is_a_loop_over_the_passes():
   key = jax.random.key(3)
   sampled = jax.jit(acquisition.sampler(tiny.NET, PASSES))(*network(), key)
   p = passes_of(tiny.NET, key)
-  # Or a single pass would be as good as the mean of all.
+  # The passes differ; otherwise a single pass would equal the mean.
   assert p.std(0).max() > 0.1
   assert np.ptp(p.argmax(-1), axis=0).any()
   chex.assert_trees_all_close(sampled, summed(p), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_sampled_of_an_image_does_not_depend_on_the_others():
+def test_the_samples_of_an_image_do_not_depend_on_other_images():
   params, stats, image = network()
   sample = jax.jit(acquisition.sampler(tiny.NET, PASSES))
   key = jax.random.key(3)
@@ -76,13 +76,13 @@ def test_what_is_sampled_of_an_image_does_not_depend_on_the_others():
   )
 
 
-def test_one_pass_has_nothing_to_disagree_with():
+def test_scores_of_disagreement_are_0_for_a_single_pass():
   sampled = jax.jit(acquisition.sampler(tiny.NET, 1))(
     *network(), jax.random.key(3)
   )
   for score in ('bald', 'variation_ratios', 'mean_std'):
     zero = getattr(acquisition, score)(sampled)
-    # mean_std is the root of a rounded difference.
+    # mean_std is the square root of a difference with rounding errors.
     np.testing.assert_allclose(zero, 0, atol=1e-3)
   assert acquisition.entropy(sampled).min() > 0.01
 
@@ -98,7 +98,7 @@ def test_the_memory_of_a_sampler_does_not_grow_with_its_passes():
   assert temporary(10) == temporary(100) > 0
 
 
-def test_no_passes_are_refused_by_name():
+def test_0_passes_are_refused_by_name():
   with pytest.raises(InputError, match='passes=0'):
     acquisition.sampler(tiny.NET, 0)
 
@@ -111,15 +111,15 @@ def test_the_entropy_is_1_where_all_classes_are_equal_and_0_where_one_is_sure():
 
 
 def test_scores_by_hand():
-  # Row 0: two sure passes that disagree. Row 1: two passes, both undecided.
-  # Row 2: two sure passes that agree.
+  # Row 0: two confident passes that disagree. Row 1: two undecided passes.
+  # Row 2: two confident passes that agree.
   p = np.array([[[1, 0], [0.5, 0.5], [0, 1]], [[0, 1], [0.5, 0.5], [0, 1]]])
   sampled = summed(p)
   expected = {
     'entropy': [1, 1, 0],
-    'bald': [LOG2, 0, 0],  # Only the first can be learned from.
+    'bald': [LOG2, 0, 0],  # only row 0 has information about the weights
     'variation_ratios': [0.5, 0, 0],
-    'mean_std': [0.5, 0, 0],  # √(1/2 − 1/4) of both classes.
+    'mean_std': [0.5, 0, 0],  # √(1/2 − 1/4) for both classes
     'margin': [0, 0, -1],
     'least_confidence': [0.5, 0.5, 0],
   }
@@ -128,7 +128,7 @@ def test_scores_by_hand():
     np.testing.assert_allclose(score, values, atol=1e-6, err_msg=name)
 
 
-def test_scores_are_numpys_over_the_passes():
+def test_scores_agree_with_numpy_over_the_passes():
   p = random_passes().astype(np.float64)
   sampled = summed(p)
   mean = p.mean(0)
@@ -150,15 +150,18 @@ def test_scores_are_numpys_over_the_passes():
     np.testing.assert_allclose(score, values, 1e-4, 1e-5, err_msg=name)
 
 
-def test_scores_are_baals():
+def test_scores_agree_with_baal():
   heuristics = pytest.importorskip('baal.active.heuristics.heuristics')
   p = random_passes()
   sampled = summed(p)
   by_row = p.transpose(1, 2, 0)  # [N, C, T]
-  # Theirs: nats; the confidence itself; the largest less the second.
+  # baal: entropy in nats, the confidence itself, the largest minus the second.
   for theirs, ours in (
     (heuristics.BALD().compute_score(by_row), acquisition.bald(sampled)),
-    (heuristics.Entropy().compute_score(by_row), acquisition.nats(p.mean(0))),
+    (
+      heuristics.Entropy().compute_score(by_row),
+      acquisition.entropy_in_nats(p.mean(0)),
+    ),
     (
       1 - heuristics.Certainty().compute_score(by_row),
       acquisition.least_confidence(sampled),
@@ -171,7 +174,7 @@ def test_scores_are_baals():
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_scores_are_scikit_activemls():
+def test_scores_agree_with_scikit_activeml():
   pool = pytest.importorskip('skactiveml.pool')
   committee = pytest.importorskip('skactiveml.pool._query_by_committee')
   p = random_passes()
@@ -180,7 +183,7 @@ def test_scores_are_scikit_activemls():
   for expected, ours in (
     (theirs('entropy') / np.log(4), acquisition.entropy(sampled)),
     (theirs('least_confident'), acquisition.least_confidence(sampled)),
-    # Theirs is 1 − (p̃_1 − p̃_2).
+    # scikit-activeml has 1 − (p̃_1 − p̃_2).
     (theirs('margin_sampling') - 1, acquisition.margin(sampled)),
     (
       committee.variation_ratios(p.argmax(-1).T),
@@ -198,7 +201,7 @@ def test_the_highest_scores_are_taken_and_the_lower_row_in_a_tie():
   np.testing.assert_array_equal(acquisition.top(score, askable, 3), [4, 2, 5])
 
 
-def test_a_score_that_is_not_a_number_is_the_last_that_may_be_asked():
+def test_rows_whose_score_is_nan_are_chosen_last():
   score = jnp.array([jnp.nan, 0.1, -jnp.inf, jnp.inf, 0.2])
   askable = jnp.array([True, True, True, False, True])
   np.testing.assert_array_equal(
@@ -207,10 +210,10 @@ def test_a_score_that_is_not_a_number_is_the_last_that_may_be_asked():
 
 
 def of_entropies(h):
-  """`Sampled` [N] of two classes with these normalised entropies."""
+  """`Sampled` [N] over two classes with the normalised entropies h."""
   grid = np.linspace(0, 0.5, 100_001)[1:]
-  nats = -grid * np.log2(grid) - (1 - grid) * np.log2(1 - grid)
-  p = np.interp(h, nats, grid)
+  bits = -grid * np.log2(grid) - (1 - grid) * np.log2(1 - grid)
+  p = np.interp(h, bits, grid)
   return summed(np.stack([1 - p, p], -1)[None])
 
 
@@ -222,8 +225,8 @@ def chosen(name, sampled, labels, askable, size, keys):
   return np.asarray(jax.vmap(choose)(jax.random.split(jax.random.key(0), keys)))
 
 
-def test_above_average_draws_evenly_from_what_eq_14_admits():
-  # Rows 0 and 1 are labelled. Their mean is 0.35; that of all eight is
+def test_above_average_draws_uniformly_from_the_rows_of_eq_14():
+  # Rows 0 and 1 are labelled. Their mean is 0.35; the mean of all eight is
   # (0.6 + 0.1 + 0.9 + 0.5 + 0.2 + 0.8 + 0.7 + 0.2) / 8 = 0.5.
   h = [0.6, 0.1, 0.9, 0.501, 0.2, 0.8, 0.7, 0.2]
   labels = jnp.array([1, 0] + [UNLABELLED] * 6)
@@ -236,14 +239,14 @@ def test_above_average_draws_evenly_from_what_eq_14_admits():
     rows = chosen(name, sampled, labels, askable, 2, 400)
     assert set(rows.ravel()) == admitted
     assert (rows[:, 0] != rows[:, 1]).all()
-    # 800 draws of four rows: 200 of each with a deviation of 10 (of pairs
-    # without repetition, binomial of 400 with probability 1/2).
+    # 400 pairs of four rows without repetition: each row is in a pair with
+    # probability 1/2, so it occurs 200 times with a deviation of 10.
     counts = np.unique(rows, return_counts=True)[1]
     assert np.abs(counts - 200).max() < 50
 
 
-def test_the_two_averages_differ_where_labelled_rows_are_sure():
-  # Of all: (0.1 + 0.3 + 0.9 + 0.7) / 4 = 0.5. Of the labelled: 0.1.
+def test_the_two_averages_differ_if_labelled_rows_are_confident():
+  # The mean of all is (0.1 + 0.3 + 0.9 + 0.7) / 4 = 0.5, of the labelled 0.1.
   sampled = of_entropies([0.1, 0.3, 0.9, 0.7])
   labels = jnp.array([1, -1, -1, -1])
   rows = lambda name: chosen(name, sampled, labels, labels < 0, 1, 60)
@@ -251,26 +254,26 @@ def test_the_two_averages_differ_where_labelled_rows_are_sure():
   assert set(rows('above_labelled').ravel()) == {1, 2, 3}
 
 
-def test_above_average_goes_on_with_the_highest_entropies():
-  # The mean is 0.4: row 3 alone is above it.
+def test_above_average_continues_with_the_highest_entropies():
+  # The mean is 0.4; only row 3 is above it.
   sampled = of_entropies([0.1, 0.3, 0.2, 1.0])
   labels = jnp.full(4, UNLABELLED)
   rows = chosen('above_average', sampled, labels, labels < 0, 3, 20)
   np.testing.assert_array_equal(rows, np.tile([3, 1, 2], (20, 1)))
 
 
-def test_at_random_is_any_askable_row_as_often_as_any_other():
+def test_at_random_draws_askable_rows_uniformly():
   labels = jnp.full(6, UNLABELLED)
   askable = jnp.array([True, False, True, True, False, True])
   rows = chosen('random', None, labels, askable, 2, 400)
-  # 400 pairs of four rows: each in half of them, with a deviation of 10.
+  # 400 pairs of four rows: each row is in 200 of them, with a deviation of 10.
   values, counts = np.unique(rows, return_counts=True)
   np.testing.assert_array_equal(values, [0, 2, 3, 5])
   assert np.abs(counts - 200).max() < 50
 
 
 def greedy(x, centres, askable, size):
-  """Algorithm 1 of Sener & Savarese, by loops."""
+  """Algorithm 1 of Sener & Savarese, as loops."""
   centres, found = list(centres), []
   for _ in range(size):
     furthest, best = None, -1.0
@@ -300,7 +303,7 @@ def test_k_centre_is_a_greedy_loop(labelled):
   np.testing.assert_array_equal(rows, expected)
 
 
-def test_k_centre_is_scikit_activemls():
+def test_k_centre_agrees_with_scikit_activeml():
   core_set = pytest.importorskip('skactiveml.pool._core_set')
   rng = np.random.default_rng(1)
   x = rng.normal(size=(90, 3)).astype(np.float32)
@@ -312,7 +315,7 @@ def test_k_centre_is_scikit_activemls():
   np.testing.assert_array_equal(ours, theirs)
 
 
-def test_k_centre_asks_of_every_row_once_even_where_images_repeat():
+def test_k_centre_chooses_every_row_once_even_if_images_are_equal():
   x = jnp.zeros([5, 2])
   labels = jnp.array([1, -1, -1, -1, -1])
   rows = acquisition.k_centre(None, x, labels, labels < 0, 4, None)
@@ -320,7 +323,7 @@ def test_k_centre_asks_of_every_row_once_even_where_images_repeat():
 
 
 def problem(seed):
-  """(sampled, embedding, labels, askable): 40 rows, the last 5 are none's."""
+  """(sampled, embedding, labels, askable) of 40 rows, 5 of padding last."""
   rng = np.random.default_rng(seed)
   sampled = summed(random_passes(seed=seed))
   last = jnp.arange(40) >= 35
@@ -337,7 +340,7 @@ def problem(seed):
 def test_only_askable_rows_are_chosen_each_once(name):
   for seed in range(3):
     *parts, askable = problem(seed)
-    if name not in EMBEDDED:
+    if name not in NEEDS_EMBEDDING:
       parts[1] = None
     rows = ACQUISITIONS[name](*parts, askable, 8, jax.random.key(seed))
     assert rows.dtype == jnp.int32
@@ -345,7 +348,7 @@ def test_only_askable_rows_are_chosen_each_once(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_network_that_has_diverged_still_asks_of_what_it_may(name):
+def test_only_askable_rows_are_chosen_if_the_network_has_diverged(name):
   sampled, embedding, labels, askable = problem(0)
   lost = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), (sampled, embedding))
   rows = ACQUISITIONS[name](*lost, labels, askable, 8, jax.random.key(0))
@@ -353,7 +356,7 @@ def test_a_network_that_has_diverged_still_asks_of_what_it_may(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_seeds_at_once_choose_what_they_choose_apart(name):
+def test_seeds_choose_the_same_rows_at_once_and_in_turn(name):
   problems = [problem(seed) for seed in range(3)]
   keys = jax.random.split(jax.random.key(0), 3)
   choose = jax.jit(lambda parts, key: ACQUISITIONS[name](*parts, 5, key))
@@ -366,7 +369,7 @@ def test_seeds_at_once_choose_what_they_choose_apart(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_rows_split_over_devices_are_chosen_as_whole_ones(name):
+def test_rows_split_over_devices_give_the_same_choice(name):
   sampled, embedding, labels, askable = problem(1)
   by_rows = jax.sharding.NamedSharding(
     placement.make_mesh([8]), jax.sharding.PartitionSpec('data')

@@ -31,7 +31,7 @@ def never(rows):
 
 @pytest.fixture
 def path(tmp_path):
-  """A folder where ROWS have been asked about, as seed 3's batch 1."""
+  """A folder with an open question about ROWS, batch 1 of seed 3."""
   waits(tmp_path)
   return tmp_path
 
@@ -41,7 +41,7 @@ def person(path, read=read, classes=CLASSES, digest=DIGEST):
 
 
 def waits(path, **changes):
-  """The line that says what is waited for."""
+  """The one-line message of the WaitingError."""
   with pytest.raises(oracle.WaitingError) as raised:
     person(path, **changes).ask(3, 1, ROWS)
   assert '\n' not in str(raised.value)
@@ -49,7 +49,7 @@ def waits(path, **changes):
 
 
 def refused(path, *question, **changes):
-  """The line that a question is refused with; nothing changes."""
+  """The one-line message of the InputError; checks that no file changes."""
   before = contents(path)
   with pytest.raises(InputError) as raised:
     person(path, never, **changes).ask(*(question or (3, 1, ROWS)))
@@ -67,14 +67,14 @@ def answers(path):
 
 
 def fill(path, *labels, end='\n', delimiter=','):
-  """Writes labels beside the rows."""
+  """Write labels into the answers."""
   lines = [['row', 'image', 'label']]
   lines += map(list, zip(map(str, ROWS), IMAGES, labels, strict=True))
   text = ''.join(delimiter.join(line) + end for line in lines)
   answers(path).write_bytes(text.encode())
 
 
-# Hidden truth.
+# Hidden labels.
 
 
 def test_a_simulation_knows_the_truth_and_counts_per_seed():
@@ -97,12 +97,12 @@ def test_a_simulation_answers_the_same_question_again_without_counting():
 @pytest.mark.parametrize(
   ('number', 'rows', 'message'),
   [
-    (2, [1, 3], 'row 3, batch 2: was asked about before'),
-    (1, [1], 'row 1, batch 1: was asked about before'),
-    (2, [1, 1], 'row 1: is asked about twice'),
-    (2, [2], 'row 2 has no label'),
-    (2, [5], 'row 5 has no label'),
-    (2, [-1], 'row -1 has no label'),
+    (2, [1, 3], 'row 3, batch 2: .* was asked about before'),
+    (1, [1], 'row 1, batch 1: .* was asked about before'),
+    (2, [1, 1], 'row 1: is in the batch twice'),
+    (2, [2], 'row 2 has no true label'),
+    (2, [5], 'row 5 has no true label'),
+    (2, [-1], 'row -1 has no true label'),
   ],
 )
 def test_a_simulation_refuses_what_cannot_be_asked(number, rows, message):
@@ -136,13 +136,13 @@ def test_a_person_gets_a_folder_and_the_run_waits(tmp_path):
   names = (folder / 'classes.txt').read_text(encoding='utf-8').splitlines()
   assert names == ['0 cat', '1 Dog', '2 skipper', '3 Möwe']
   assert [p.name for p in folder.parent.iterdir()] == ['batch-0001']
-  # Again: nothing is read or written, it still waits.
+  # The second time nothing is read or written and the run still waits.
   before = contents(tmp_path)
   assert waits(tmp_path, read=never) == line
   assert contents(tmp_path) == before
 
 
-def test_a_small_image_is_shown_in_squares(path):
+def test_pixels_of_a_small_image_become_squares(path):
   # The shorter side of 4 pixels becomes 128: 32 times.
   image = np.asarray(PIL.Image.open(answers(path).parent / IMAGES[2]))
   assert image.shape == (160, 128) and image.dtype == np.uint8
@@ -150,7 +150,7 @@ def test_a_small_image_is_shown_in_squares(path):
   assert image[32:].max() == image[:, 32:].max() == 0
 
 
-def test_the_digits_are_shown_as_they_are(tmp_path):
+def test_the_images_of_digits_are_enlarged_exactly(tmp_path):
   data = datasets.load('digits')
   with pytest.raises(oracle.WaitingError):
     person(tmp_path, data.train.read, data.classes).ask(0, 1, [5, 900])
@@ -160,9 +160,9 @@ def test_the_digits_are_shown_as_they_are(tmp_path):
   np.testing.assert_array_equal(np.asarray(shown)[8::16, 8::16], expected)
 
 
-def test_colours_stay_and_large_images_are_not_enlarged():
+def test_large_images_are_not_enlarged_and_keep_their_colours():
   image = np.random.default_rng(0).integers(0, 256, (128, 140, 3), np.uint8)
-  np.testing.assert_array_equal(np.asarray(oracle.picture(image)), image)
+  np.testing.assert_array_equal(np.asarray(oracle.enlarge(image)), image)
 
 
 GOOD = {
@@ -173,9 +173,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize('labels', GOOD.values(), ids=GOOD)
-def test_what_is_filled_in_is_the_answer_however_often_it_is_asked(
-  labels, path
-):
+def test_the_filled_in_labels_are_returned_every_time(labels, path):
   fill(path, *labels)
   before = contents(path)
   for _ in range(2):
@@ -194,7 +192,7 @@ def test_skip_and_unsure_are_no_label(path):
 @pytest.mark.parametrize('delimiter', [',', ';', '\t'])
 @pytest.mark.parametrize('end', ['\n', '\r\n'])
 @pytest.mark.parametrize('mark', [b'', b'\xef\xbb\xbf'])
-def test_what_spreadsheets_make_of_it_is_read(delimiter, end, mark, path):
+def test_csv_files_saved_by_spreadsheets_are_read(delimiter, end, mark, path):
   fill(path, 'cat', '"möwe"', ' dog ', end=end, delimiter=delimiter)
   content = answers(path).read_bytes()
   blank = (end + 2 * delimiter + end + end).encode()
@@ -202,12 +200,12 @@ def test_what_spreadsheets_make_of_it_is_read(delimiter, end, mark, path):
   np.testing.assert_array_equal(person(path).ask(3, 1, ROWS), [0, 3, 1])
 
 
-def test_other_orders_headers_repeats_and_columns_do_no_harm(path):
+def test_other_orders_headers_repeats_and_columns_are_accepted(path):
   lines = [
     ' Row, IMAGE ,Label,,',
     f'40,{IMAGES[2]},dog,,',
     f'7,{IMAGES[0]},0',
-    f'2,{IMAGES[1]},Mo\u0308we',  # an o and its dots apart
+    f'2,{IMAGES[1]},Mo\u0308we',  # 'ö' as two code points
     f'7,{IMAGES[0]},cat',
   ]
   answers(path).write_text('\n'.join(lines), encoding='utf-8')
@@ -215,15 +213,15 @@ def test_other_orders_headers_repeats_and_columns_do_no_harm(path):
 
 
 MEANINGS = [
-  # (names, label, class or None for what is refused)
-  (('7', '0', '1'), '0', 1),  # the name, not the number
+  # (names, label, class or None if the label is refused)
+  (('7', '0', '1'), '0', 1),  # as a name, not as a number
   (('7', '0', '1'), '7', 0),
-  (('7', '0', '1'), '2', 2),  # no name: the number
+  (('7', '0', '1'), '2', 2),  # not a name: as a number
   (('7', '0', '1'), '3', None),
-  (('000', '001', '002'), '2', 2),  # a spreadsheet drops the zeros
+  (('000', '001', '002'), '2', 2),  # spreadsheets drop the zeros
   (('010', '001', '2'), '1', 1),
   (('1', '01'), '1', 0),
-  (('1', '01'), '001', None),  # either of the two
+  (('1', '01'), '001', None),  # ambiguous
   (('a', 'A'), 'A', 1),
   (('b', 'a', 'A'), ' a ', 1),
   (('ab', 'Ab'), 'AB', None),
@@ -231,7 +229,7 @@ MEANINGS = [
   (('cat', 'dog'), 'SKIP', UNLABELLED),
   (('cat', 'dog'), '-1', None),
   (('cat', 'dog'), '1.0', None),
-  (('cat', 'dog'), '²', None),  # a digit for Python
+  (('cat', 'dog'), '²', None),  # '²'.isdigit() is true
   (('cat', 'dog'), '9' * 5000, None),
   (('cat', 'cat'), 'cat', None),
 ]
@@ -274,27 +272,27 @@ BAD = {
   ),
   'a row was not asked about': (
     HEADER + FIRST + SECOND + b'\n' + b'8,001-row-8.png,cat\n' + THIRD,
-    "line 5: row '8' was not asked about .*: remove",
+    "line 5: row '8' is not in this batch: remove",
   ),
   'a row is no number': (
     HEADER + FIRST + b'two,002-row-2.png,dog\n' + THIRD,
-    "line 3: row 'two' was not asked about",
+    "line 3: row 'two' is not in this batch",
   ),
   'a row is missing': (
     HEADER + FIRST + THIRD,
-    '1 of 3 rows are missing, the first is 2; put them back',
+    '1 of 3 rows are missing, the first is 2: put them back',
   ),
   'images were sorted apart from rows': (
     HEADER + b'2,001-row-7.png,cat\n' + b'7,002-row-2.png,dog\n' + THIRD,
-    'line 2: row 2 is the image 002-row-2.png, not .*sorted apart',
+    'line 2: row 2 is the image 002-row-2.png, not .*sorted separately',
   ),
   'a column is missing': (
     HEADER + FIRST + b'2,dog\n' + THIRD,
-    'line 3: has 2 columns, not the 3',
+    'line 3: has 2 columns instead of 3',
   ),
   'a column too many': (
     HEADER + FIRST + b'2,002-row-2.png,dog,brown\n' + THIRD,
-    'line 3: has 4 columns, not the 3',
+    'line 3: has 4 columns instead of 3',
   ),
   'a quote is not closed': (
     HEADER + FIRST + b'2,002-row-2.png,"dog\n' + THIRD,
@@ -302,27 +300,27 @@ BAD = {
   ),
   'the header is missing': (
     FIRST + SECOND + THIRD,
-    'line 1: has to be row,image,label',
+    'line 1: the header has to be row,image,label',
   ),
   'the header has other columns': (
     b'image,row,label\n' + FIRST,
-    'line 1: has to be row,image,label',
+    'line 1: the header has to be row,image,label',
   ),
-  'nothing is there': (b'', 'line 1: has to be row,image,label'),
+  'nothing is there': (b'', 'line 1: the header has to be row,image,label'),
   'another encoding': (
     HEADER + FIRST + '2,002-row-2.png,Möwe\n'.encode('latin-1') + THIRD,
-    'line 3: is not UTF-8; save',
+    'line 3: is not UTF-8: save',
   ),
   'UTF-16': ((HEADER + FIRST).decode().encode('utf-16'), 'line 1: .*UTF-8'),
   'a cell without end': (
     HEADER + FIRST + b'2,002-row-2.png,' + b'x' * 200_000,
-    r'line 3: is no CSV \(.*\); save',
+    r'line 3: is not valid CSV \(.*\): save',
   ),
 }
 
 
 @pytest.mark.parametrize(('content', 'expected'), BAD.values(), ids=BAD)
-def test_answers_that_cannot_be_used_are_one_line_and_stay(
+def test_invalid_answers_are_refused_in_one_line_and_not_changed(
   content, expected, path
 ):
   answers(path).write_bytes(content)
@@ -336,9 +334,9 @@ def test_answers_without_any_label_are_waited_for(path):
   assert str(answers(path)) in waits(path, read=never)
 
 
-def test_answers_that_are_gone_are_not_made_anew(path):
+def test_deleted_answers_are_not_created_again(path):
   answers(path).unlink()
-  assert 'is missing; put it back' in refused(path)
+  assert 'is missing: put it back' in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -356,11 +354,11 @@ def test_a_folder_of_another_run_or_state_is_refused(question, digest, path):
 
 
 @pytest.mark.parametrize('content', [None, b'{', b'\xff', b'[]'])
-def test_a_folder_that_does_not_say_whose_it_is_is_refused(content, path):
-  whose = answers(path).parent / 'batch.json'
-  whose.unlink()
+def test_a_folder_without_a_valid_batch_json_is_refused(content, path):
+  identity = answers(path).parent / 'batch.json'
+  identity.unlink()
   if content is not None:
-    whose.write_bytes(content)
+    identity.write_bytes(content)
   assert 'belongs to another run' in refused(path)
 
 
@@ -370,7 +368,9 @@ def test_answers_of_another_batch_are_recognised(path):
     person(path).ask(3, 2, [1, 5, 6])
   other = answers(path).parent.with_name('batch-0002') / 'answers.csv'
   other.write_bytes(answers(path).read_bytes())
-  assert "line 2: row '7' was not asked" in refused(path, 3, 2, [1, 5, 6])
+  assert "line 2: row '7' is not in this batch" in refused(
+    path, 3, 2, [1, 5, 6]
+  )
 
 
 def test_batches_and_seeds_have_folders_of_their_own(path):
@@ -383,7 +383,7 @@ def test_batches_and_seeds_have_folders_of_their_own(path):
   np.testing.assert_array_equal(person(path).ask(3, 1, ROWS), [0, 1, 1])
 
 
-def test_what_an_interruption_leaves_is_written_again(tmp_path, monkeypatch):
+def test_an_interrupted_folder_is_written_again(tmp_path, monkeypatch):
   def killed(path, lines):
     if path.name == 'batch.json':
       raise KeyboardInterrupt
@@ -406,14 +406,14 @@ def test_what_an_interruption_leaves_is_written_again(tmp_path, monkeypatch):
   }
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused_in_one_line(tmp_path):
   (tmp_path / 'file').write_text('in the way')
   with pytest.raises(InputError, match=r'file.*cannot be read or written'):
     person(tmp_path / 'file').ask(3, 1, ROWS)
 
 
-def test_rows_are_asked_about_once_at_a_time(tmp_path):
-  assert 'row 2: is asked about twice' in refused(tmp_path, 3, 1, [2, 7, 2])
+def test_a_repeated_row_is_refused(tmp_path):
+  assert 'row 2: is in the batch twice' in refused(tmp_path, 3, 1, [2, 7, 2])
 
 
 def test_points_are_not_shown_to_a_person(tmp_path):

@@ -1,4 +1,4 @@
-"""Warps against SciPy, NumPy and cv2.warpAffine's definition in words."""
+"""Geometric augmentations compared with SciPy, NumPy and cv2.warpAffine."""
 
 import functools
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
-from standard_test import compiled, many, picture, which
+from views import compiled, many, picture, which
 
 from ssljax import errors
 from ssljax.augment import geometric
 
-# What SciPy calls the same borders; its own 'wrap' leaves out a pixel.
+# SciPy's names for the same borders. Its own 'wrap' has a period of size - 1.
 SCIPY = {
   geometric.zeros: 'grid-constant',
   geometric.wrap: 'grid-wrap',
@@ -26,8 +26,8 @@ turned = compiled(geometric.turn)
 sampled = compiled(geometric.sample, static_argnums=3)
 
 
-def scipys(image, matrix, shift, border):
-  """`warp.warp` in double precision, of LbA's 2x3 matrix [M | s + m - M m]."""
+def scipy_warp(image, matrix, shift, border):
+  """`geometric.warp` in float64, by LbA's 2x3 matrix [M | s + m - M m]."""
   matrix, shift = np.float64(matrix), np.float64(shift)
   middle = np.array([image.shape[1], image.shape[0]]) / 2
   offset = shift + middle - matrix @ middle
@@ -77,15 +77,16 @@ def test_a_turn_is_scipys_with_zeros_outside(angle):
 )
 def test_angles_are_uniform_within_the_bound(factory, bound):
   # Interpolation is exact on a ramp: x' = cos x - sin y about the centre, so
-  # the steps to the right and down at the centre are cos and -sin.
+  # the differences to the right and down at the centre are cos and -sin.
   ramp = np.tile(np.arange(7, dtype=np.float32), (7, 1))[..., None]
   results = many(factory, ramp, 1000)[..., 0]
   angle = np.arctan2(
     results[:, 3, 3] - results[:, 4, 3], results[:, 3, 4] - results[:, 3, 3]
   )
   assert abs(angle).max() <= bound + 1e-5
-  # U(-a, a) has deviation a / √3: the mean of 1000 is within 4 * .0183 a but
-  # for 6e-5; none of 1000 above .97 a has chance .985^1000 = 3e-7 per side.
+  # U(-a, a) has deviation a / √3: the mean of 1000 leaves 4 * .0183 a with
+  # probability 6e-5; none of 1000 is above .97 a with probability
+  # .985^1000 = 3e-7 per side.
   assert abs(angle.mean()) < 0.073 * bound
   assert angle.max() > 0.97 * bound and angle.min() < -0.97 * bound
 
@@ -113,7 +114,7 @@ def test_values_far_outside_follow_the_border(border):
   'matrix, shift',
   [
     (((1.1, -0.2), (0.3, 0.8)), (2.5, -1.25)),
-    (((0.6, 0.1), (-0.2, 0.7)), (-3, 4)),  # smaller: reads far outside
+    (((0.6, 0.1), (-0.2, 0.7)), (-3, 4)),  # shrinks: samples far outside
     (((-0.9, 0.4), (0.3, 1.2)), (0, 0)),  # mirrors
   ],
 )
@@ -121,7 +122,7 @@ def test_a_warp_is_scipys(border, matrix, shift):
   image = picture(9, 12, 3)
   np.testing.assert_allclose(
     moved(image, matrix, shift, border),
-    scipys(image, matrix, shift, border),
+    scipy_warp(image, matrix, shift, border),
     atol=1e-5,
   )
 
@@ -136,7 +137,7 @@ def test_the_identity_changes_no_bit(border):
 def test_a_wrapped_shift_by_whole_pixels_is_a_roll():
   image = picture(6, 7, 3)
   eye = ((1.0, 0.0), (0.0, 1.0))
-  # 2 to the right and 3 up; 15 to the right is 2 rounds and 1.
+  # 2 to the right and 3 up; 15 to the right is twice the width and 1.
   for shift in [(2, -3), (15, 0)]:
     np.testing.assert_allclose(
       moved(image, eye, tuple(map(float, shift)), geometric.wrap),
@@ -164,7 +165,7 @@ def test_the_drawn_border_is_one_of_the_two():
 
 
 def draws(n, scale, shift):
-  """Matrices [n, 2, 2], shifts [n, 2] and wraps [n] of the keys of `many`."""
+  """Matrices [n, 2, 2], shifts [n, 2] and wraps [n] for the keys of `many`."""
   keys = jax.random.split(jax.random.key(7), n)
   matrix, moves, wraps = compiled(
     jax.vmap(functools.partial(geometric.draw_affine, scale=scale, shift=shift))
@@ -173,33 +174,34 @@ def draws(n, scale, shift):
   return matrix, np.asarray(moves).T, np.asarray(wraps)
 
 
-def test_the_drawn_map_is_the_papers():
+def test_the_drawn_map_has_the_distribution_of_the_paper():
   n = 4000
   matrix, moves, wraps = draws(n, 0.15, 2.0)
   drawn = np.concatenate([matrix.reshape(n, 4), moves], axis=1)
   mean, deviation = [1, 0, 0, 1, 0, 0], np.array([0.15] * 4 + [2.0] * 2)
-  # A mean of n normals deviates by σ / √n, their deviation by σ / √(2 n), a
-  # correlation by 1 / √n. Of 6, 6 and 21 each (with the coin's) 4.5 of these
-  # are exceeded with chance 33 * 7e-6.
+  # Standard errors for n normals: σ / √n of the mean, σ / √(2 n) of the
+  # deviation, 1 / √n of a correlation. The 6 means, 6 deviations and 21
+  # correlations (the coin included) all stay within 4.5 standard errors, except
+  # with probability 33 * 7e-6.
   assert (abs(drawn.mean(0) - mean) < 4.5 * deviation / n**0.5).all()
-  spread = drawn.std(0) / deviation
-  assert (abs(spread - 1) < 4.5 / (2 * n) ** 0.5).all()
-  related = np.corrcoef(drawn.T, wraps) - np.eye(7)
-  assert abs(related).max() < 4.5 / n**0.5
+  ratio = drawn.std(0) / deviation
+  assert (abs(ratio - 1) < 4.5 / (2 * n) ** 0.5).all()
+  correlation = np.corrcoef(drawn.T, wraps) - np.eye(7)
+  assert abs(correlation).max() < 4.5 / n**0.5
   assert abs(wraps.mean() - 0.5) < 4.5 * 0.5 / n**0.5
 
 
-def test_affine_is_the_warp_that_it_draws():
+def test_affine_applies_the_warp_that_it_draws():
   image = picture(8, 9, 3)
   results = many(geometric.affine(0.3, 3), image, 20)
   matrix, moves, wraps = draws(20, 0.3, 3.0)
   assert 0 < wraps.sum() < 20
   for row in range(20):
     border = geometric.wrap if wraps[row] else geometric.reflect
-    expected = scipys(image, matrix[row], moves[row], border)
-    # The places read are off by rounding times the matrix' inverse.
-    loss = 1e-5 * np.linalg.norm(np.linalg.inv(matrix[row]), 2)
-    np.testing.assert_allclose(results[row], expected, atol=loss)
+    expected = scipy_warp(image, matrix[row], moves[row], border)
+    # The error of a sampling position is rounding times the inverse matrix.
+    atol = 1e-5 * np.linalg.norm(np.linalg.inv(matrix[row]), 2)
+    np.testing.assert_allclose(results[row], expected, atol=atol)
 
 
 def test_affine_of_0_changes_no_bit():
@@ -229,10 +231,10 @@ def test_a_singular_matrix_gives_finite_values(border, matrix):
 def test_a_tilt_is_scipys_with_zeros_outside():
   image = picture(12, 10, 3)
   results = many(geometric.tilt(10), image, 50)
-  # Every result is close to one of the turns by multiples of 0.05 degrees,
-  # off by 0.025 degrees or 4.4e-4 of at most 8 px.
+  # Every result is close to a rotation by a multiple of 0.05 degrees: the error
+  # is at most 0.025 degrees, or 4.4e-4 of at most 8 px.
   tried = [
-    scipys(image, ((cos, sin), (-sin, cos)), (0, 0), geometric.zeros)
+    scipy_warp(image, ((cos, sin), (-sin, cos)), (0, 0), geometric.zeros)
     for angle in np.linspace(-np.pi / 18, np.pi / 18, 401)
     for cos, sin in [(np.cos(angle), np.sin(angle))]
   ]
@@ -240,14 +242,14 @@ def test_a_tilt_is_scipys_with_zeros_outside():
     assert abs(tried - result).max(axis=(1, 2, 3)).min() < 0.01
 
 
-def test_a_turned_and_scaled_image_is_read_where_the_map_says():
-  # Interpolation is exact on ramps, whose values are the places that are read:
-  # x = (cos a (x' - m) - sin a (y' - m)) / w + m and y likewise over h.
+def test_a_rotated_and_scaled_image_is_sampled_at_the_mapped_positions():
+  # Interpolation is exact on ramps, whose values are the sampling positions:
+  # x = (cos a (x' - m) - sin a (y' - m)) / w + m and y likewise with h.
   height, width = 9, 13
   y, x = np.mgrid[:height, :width].astype(np.float32)
   ramps = np.stack([x, y], axis=-1)
   results = many(geometric.turn_and_scale(10, 0.05), ramps, 1000)
-  # At the centre, where nothing from outside is read.
+  # At the centre, where no sampling position is outside the image.
   at = lambda down, right: results[:, 4 + down, 6 + right]
   np.testing.assert_allclose(at(0, 0), [[6, 4]] * 1000, atol=1e-5)
   across, along = at(0, 1) - at(0, 0), at(1, 0) - at(0, 0)
@@ -255,19 +257,19 @@ def test_a_turned_and_scaled_image_is_read_where_the_map_says():
   wide = 1 / np.hypot(across[:, 0], along[:, 0])
   high = 1 / np.hypot(across[:, 1], along[:, 1])
   angle = np.arctan2(-along[:, 0], across[:, 0])
-  # No shear: both rows of the matrix are turned alike.
+  # No shear: both rows of the matrix are rotated by the same angle.
   turned_back = np.arctan2(across[:, 1], along[:, 1])
   np.testing.assert_allclose(turned_back, angle, atol=1e-4)
   drawn = np.stack([angle / (np.pi / 18), (wide - 1) / 0.05, (high - 1) / 0.05])
-  # As in `test_angles_are_uniform_within_the_bound`, of U(-1, 1) thrice; and a
-  # correlation of 1000 deviates by 1 / √1000 = .0316.
+  # As in `test_angles_are_uniform_within_the_bound`, for three draws from
+  # U(-1, 1). A correlation of 1000 draws has deviation 1 / √1000 = .0316.
   assert abs(drawn).max() < 1 + 1e-3
   assert (abs(drawn.mean(axis=1)) < 0.073).all()
   assert (drawn.max(axis=1) > 0.97).all() and (drawn.min(axis=1) < -0.97).all()
   assert abs(np.corrcoef(drawn) - np.eye(3)).max() < 4.5 * 0.0316
 
 
-def test_turned_and_scaled_by_0_changes_nothing():
+def test_turn_and_scale_by_0_changes_nothing():
   image = picture(5, 8, 3)
   results = many(geometric.turn_and_scale(0, 0), image, 4)
   expected = np.broadcast_to(image, results.shape)
@@ -275,7 +277,7 @@ def test_turned_and_scaled_by_0_changes_nothing():
 
 
 def enlarged(image, height, width):
-  """Every window of these sides of [6, 4, c], enlarged to [6, 4, c]."""
+  """Every window [height, width] of [6, 4, c], enlarged to [6, 4, c]."""
   rows = [i * height // 6 for i in range(6)]
   columns = [j * width // 4 for j in range(4)]
   return [
@@ -293,11 +295,12 @@ def test_zooms_are_enlarged_windows_each_equally_often():
   windows = [enlarged(image, *side) for side in sides]
   choice = which(results, np.concatenate(windows))
   assert (choice >= 0).all()
-  places = [len(some) for some in windows]
-  assert places == [4, 6, 9, 12]
-  expected = 4000 * np.repeat(np.array([*sides.values()]) / places, places)
-  # A count is binomial with deviation below √expected; 5 of them for each of
-  # 31 have chance 31 * 6e-7.
+  positions = [len(some) for some in windows]
+  assert positions == [4, 6, 9, 12]
+  shares = np.array([*sides.values()]) / positions
+  expected = 4000 * np.repeat(shares, positions)
+  # A count is binomial with deviation below √expected; one of 31 counts is off
+  # by 5 deviations with probability 31 * 6e-7.
   counts = np.bincount(choice, minlength=31)
   assert (abs(counts - expected) < 5 * expected**0.5).all()
 
@@ -312,7 +315,7 @@ def test_a_zoom_of_0_changes_nothing():
   'augmentation',
   [geometric.affine(), geometric.zoom(), geometric.turn_and_scale()],
 )
-def test_the_key_alone_decides(augmentation):
+def test_the_result_depends_on_the_key(augmentation):
   image = picture(8, 8, 1)
   results = many(augmentation, image, 10)
   np.testing.assert_array_equal(results, many(augmentation, image, 10))
@@ -332,6 +335,6 @@ def test_the_key_alone_decides(augmentation):
   ],
 )
 @pytest.mark.parametrize('value', [-1, float('nan'), float('inf')])
-def test_a_number_that_cannot_be_is_refused_by_name(factory, name, value):
+def test_an_invalid_number_is_refused_by_name(factory, name, value):
   with pytest.raises(errors.InputError, match=name):
     factory(**{name: value})

@@ -1,4 +1,4 @@
-"""Preprocessing against its formulas in NumPy on the whole data set at once."""
+"""Preprocessing compared with its formulas in NumPy on a whole data set."""
 
 import chex
 import jax
@@ -23,7 +23,7 @@ EVERY = {
 
 
 def photographs(n, seed=0):
-  """uint8 [n, 3, 4, 2] whose neighbouring values are correlated."""
+  """uint8 [n, 3, 4, 2] images whose neighbouring values are correlated."""
   rng = np.random.default_rng(seed)
   mixing = np.exp(-abs(np.subtract.outer(range(PIXELS), range(PIXELS))) / 4)
   values = 128 + 20 * rng.standard_normal((n, PIXELS)) @ mixing
@@ -31,32 +31,32 @@ def photographs(n, seed=0):
 
 
 def processed(part, train, images):
-  """Fits on `train`, applies to all of `images` in a compiled batch."""
-  # Optimised, as users have it: the order of a sum is part of its rounding.
+  """Fit on `train`, then apply to all `images` in one compiled batch."""
+  # With the default optimisation, since the order of a sum affects rounding.
   options = {
     'xla_backend_optimization_level': 3,
     'xla_llvm_disable_expensive_passes': False,
   }
   batch = jax.jit(jax.vmap(part.apply, (None, 0)), compiler_options=options)
-  return np.asarray(batch(part.fit(train), preprocess.unit(images)))
+  return np.asarray(batch(part.fit(train), preprocess.to_unit_interval(images)))
 
 
 def flat(images):
-  """Pixels / 255 as vectors [n, D] float64; `images` uint8."""
+  """Convert uint8 images to vectors [n, D] float64 of pixels / 255."""
   return images.reshape(len(images), -1).astype(np.float64) / 255
 
 
 def slow_gcn(vectors, scale=55.0):
-  """scale (x - x̄) / ‖x - x̄‖ row by row."""
+  """Compute scale (x - x̄) / ‖x - x̄‖ row by row."""
   return np.stack(
     [scale * (x - x.mean()) / np.linalg.norm(x - x.mean()) for x in vectors]
   )
 
 
 def slow_zca(train, vectors, regularizer):
-  """The formula, its root by the singular values of the centred data.
+  """Whiten by the formula, with the singular values of the centred data.
 
-  X = A diag(s) Vᵀ gives Σ = V diag(s² / N) Vᵀ; what is orthogonal to V has
+  X = A diag(s) Vᵀ gives Σ = V diag(s² / N) Vᵀ. Directions orthogonal to V have
   variance 0.
   """
   _, s, v = np.linalg.svd(train - train.mean(axis=0), full_matrices=True)
@@ -82,7 +82,7 @@ def test_standardized_channels_have_mean_0_and_deviation_1():
   np.testing.assert_allclose(result.std(axis=(0, 1, 2)), 1, atol=1e-5)
 
 
-def test_other_images_are_standardized_with_the_training_sets_moments():
+def test_other_images_are_standardized_with_the_moments_of_the_training_set():
   train, other = photographs(50), photographs(5, seed=1)
   pixels = train / 255
   expected = (other / 255 - pixels.mean(axis=(0, 1, 2))) / pixels.std(
@@ -116,16 +116,16 @@ def test_each_standardized_image_has_mean_0_and_root_mean_square_1():
 
 
 @pytest.mark.parametrize('part', ['gcn', 'image_standardize'])
-def test_constant_images_become_0_but_one_odd_pixel_does_count(part):
-  # The mean of some of the 256 grey levels is not exact in float32.
+def test_constant_images_become_0_but_a_single_odd_pixel_does_not(part):
+  # In float32 the mean of some of the 256 grey levels is not exact.
   images = np.tile(np.arange(256, dtype=np.uint8), (32, 32, 3, 1))
   images = np.moveaxis(images, -1, 0)
   assert (processed(EVERY[part], images, images) == 0).all()
   images = images[:1].copy()
   images[0, 4, 5, 0] = 1
   result = processed(EVERY[part], images, images)
-  # Of D values one is 1 - 1/D above the others' mean: the norm is √(1 - 1/D)
-  # of a grey level, and that value all but the whole of it.
+  # One of D values is one grey level higher: it is 1 - 1/D above the mean, and
+  # the norm is √(1 - 1/D), so that value is nearly the whole norm.
   norm = {'gcn': 55.0, 'image_standardize': 3072**0.5}[part]
   np.testing.assert_allclose(result[0, 4, 5, 0], norm, rtol=1e-3)
 
@@ -176,15 +176,16 @@ def test_a_composition_of_three_fits_each_on_those_before():
 def test_an_empty_composition_is_the_identity():
   images = photographs(3)
   np.testing.assert_array_equal(
-    processed(preprocess.compose(), images, images), preprocess.unit(images)
+    processed(preprocess.compose(), images, images),
+    preprocess.to_unit_interval(images),
   )
 
 
-class Shelf:
-  """Images that can only be read by slices, and remembers how large."""
+class SlicedImages:
+  """Images that can only be read by slices; records the sizes read."""
 
   def __init__(self, images):
-    self.images, self.taken = images, []
+    self.images, self.sizes = images, []
     self.shape, self.ndim = images.shape, images.ndim
     self.dtype, self.size = images.dtype, images.size
 
@@ -192,7 +193,7 @@ class Shelf:
     return len(self.images)
 
   def __getitem__(self, rows):
-    self.taken.append(len(self.images[rows]))
+    self.sizes.append(len(self.images[rows]))
     return self.images[rows]
 
 
@@ -203,22 +204,24 @@ def test_fitting_reads_a_chunk_at_a_time_with_the_same_result(
   images = photographs(50)
   whole = EVERY[name].fit(images)
   monkeypatch.setattr(preprocess, 'CHUNK', 7 * PIXELS)
-  shelf = Shelf(images)
-  parts = EVERY[name].fit(shelf)
-  assert max(shelf.taken, default=0) <= 7
+  sliced = SlicedImages(images)
+  parts = EVERY[name].fit(sliced)
+  assert max(sliced.sizes, default=0) <= 7
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', EVERY)
-def test_what_is_fitted_is_float32_and_a_row_depends_on_itself_alone(name):
+def test_fitted_arrays_are_float32_and_a_row_does_not_depend_on_others(name):
   part, images = EVERY[name], photographs(30)
   fitted = part.fit(images)
   for leaf in jax.tree.leaves(fitted):
     assert isinstance(leaf, np.ndarray) and leaf.dtype == np.float32
   together = processed(part, images, images[:3])
   for row in range(3):
-    alone = part.apply(fitted, jnp.asarray(preprocess.unit(images[row])))
+    alone = part.apply(
+      fitted, jnp.asarray(preprocess.to_unit_interval(images[row]))
+    )
     assert alone.dtype == jnp.float32
     np.testing.assert_allclose(alone, together[row], rtol=1e-5, atol=1e-4)
 
@@ -232,7 +235,7 @@ def test_what_is_fitted_is_float32_and_a_row_depends_on_itself_alone(name):
     np.zeros((0, 3, 4, 1), np.uint8),
   ],
 )
-def test_only_bytes_of_images_are_fitted(name, images):
+def test_only_uint8_images_are_fitted(name, images):
   with pytest.raises(errors.InputError, match='uint8 images'):
     EVERY[name].fit(images)
 
@@ -244,7 +247,7 @@ def test_whitening_of_large_images_is_refused_before_it_starts():
 
 
 @pytest.mark.parametrize('value', [-1.0, 0.0, float('nan'), float('inf')])
-def test_a_number_that_cannot_be_is_refused_by_name(value):
+def test_an_invalid_number_is_refused_by_name(value):
   with pytest.raises(errors.InputError, match='scale'):
     preprocess.gcn(value)
   with pytest.raises(errors.InputError, match='regularizer'):
@@ -252,7 +255,7 @@ def test_a_number_that_cannot_be_is_refused_by_name(value):
 
 
 def test_imagenets_constants_make_its_mean_zero():
-  # The mean of a channel becomes 0, and a deviation above it 1.
+  # The mean of a channel becomes 0, the mean plus one deviation becomes 1.
   mean, std = (
     np.float32([0.485, 0.456, 0.406]),
     np.float32([0.229, 0.224, 0.225]),
@@ -262,7 +265,7 @@ def test_imagenets_constants_make_its_mean_zero():
   np.testing.assert_allclose(result[0], [[0, 0, 0], [1, 1, 1]], atol=1e-6)
 
 
-def test_imagenets_constants_are_of_colour_images():
+def test_imagenets_constants_need_colour_images():
   with pytest.raises(errors.InputError, match='preprocess=imagenet'):
     preprocess.imagenet().apply((), np.zeros((4, 4, 1), np.float32))
 
@@ -278,7 +281,7 @@ def test_imagenets_constants_are_of_colour_images():
     preprocess.imagenet,
   ],
 )
-def test_what_is_fitted_has_the_shapes_that_were_foretold(make):
+def test_fitted_arrays_have_the_announced_shapes(make):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (9, 4, 5, 3)).astype(np.uint8)
   part = make()

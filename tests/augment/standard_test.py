@@ -1,4 +1,4 @@
-"""Augmentations against slow NumPy, SciPy and colorsys versions of them."""
+"""Standard augmentations compared with loops in NumPy, SciPy and colorsys."""
 
 import colorsys
 import functools
@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
-from views import compiled, many, picture
+from views import compiled, many, picture, which
 
-from ssljax import errors as errors_lib
 from ssljax.augment import geometric, standard
+from ssljax.errors import InputError
 
 
 def crops(image, pad):
-  """Every crop [(2 pad + 1)², H, W, c] of the image padded by reflection."""
+  """All crops [(2 pad + 1)², H, W, c] of the image padded by reflection."""
   height, width, _ = image.shape
   padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode='reflect')
   return np.stack(
@@ -26,12 +26,6 @@ def crops(image, pad):
       for j in range(2 * pad + 1)
     ]
   )
-
-
-def which(results, candidates):
-  """For each result the number of the candidate that it equals, or -1."""
-  same = (results[:, None] == candidates[None]).all(axis=(2, 3, 4))
-  return np.where(same.any(axis=1), same.argmax(axis=1), -1)
 
 
 def test_bytes_become_floats_between_0_and_1():
@@ -54,7 +48,8 @@ def test_flip_mirrors_half_of_the_images():
     many(standard.flip, image, 1000), np.stack([image, image[:, ::-1]])
   )
   assert (choice >= 0).all()
-  # 1000 fair coins: a deviation of 4 √(.25 / 1000) = .063 has chance 6e-5.
+  # 1000 fair coins: the share is off by 4 √(.25 / 1000) = .063 with probability
+  # 6e-5.
   assert abs(choice.mean() - 0.5) < 0.063
 
 
@@ -67,13 +62,13 @@ def test_translation_reaches_every_shift_equally_often(amount):
   assert (choice >= 0).all()
   cells = (2 * amount + 1) ** 2
   counts = np.bincount(choice, minlength=cells)
-  # A count is binomial with deviation below √(n / cells); 5 of them, for each
-  # of at most 81 cells, has chance 81 * 6e-7.
+  # A count is binomial with deviation below √(n / cells); one of at most 81
+  # counts is off by 5 deviations with probability 81 * 6e-7.
   assert abs(counts - 4000 / cells).max() <= 5 * (4000 / cells) ** 0.5
 
 
 def bilinear(image, height, width):
-  """Resizes [H, W, c] pixel by pixel, aligning centres."""
+  """Resize [H, W, c] pixel by pixel, with coordinates of pixel centres."""
   out = np.zeros((height, width, image.shape[2]))
   for i in range(height):
     for j in range(width):
@@ -97,7 +92,7 @@ def test_half_of_the_images_are_cropped_and_half_are_zoomed():
     zoomed, np.broadcast_to(bilinear(padded, 6, 7), zoomed.shape), atol=1e-6
   )
   assert abs(len(zoomed) / 1000 - 0.5) < 0.063  # as for the flip
-  # 25 crops in about 500 draws: one is missed with chance
+  # 25 crops in about 500 draws: one never occurs with probability
   # 25 (24/25)^500 = 3e-8.
   assert set(choice) == set(range(-1, 25))
 
@@ -118,8 +113,8 @@ def test_noise_of_0_changes_nothing():
   )
 
 
-def repad(image, row, column, size):
-  """The image without a square around one pixel."""
+def with_square(image, row, column, size):
+  """The image with a square of zeros around one pixel."""
   top, left = row - size // 2, column - size // 2
   out = image.copy()
   out[max(top, 0) : top + size, max(left, 0) : left + size] = 0
@@ -127,10 +122,10 @@ def repad(image, row, column, size):
 
 
 @pytest.mark.parametrize('size', [3, 4])
-def test_the_centre_of_a_hole_is_equally_often_any_pixel(size):
+def test_every_pixel_is_equally_often_the_centre_of_a_square(size):
   image = picture(6, 7, 2) - 0.5
-  cuts = [repad(image, *place, size) for place in np.ndindex(6, 7)]
-  choice = which(many(standard.cutout(size), image, 4000), np.stack(cuts))
+  expected = [with_square(image, *place, size) for place in np.ndindex(6, 7)]
+  choice = which(many(standard.cutout(size), image, 4000), np.stack(expected))
   assert (choice >= 0).all()
   # As for translations: 42 cells of deviation √(4000 / 42).
   counts = np.bincount(choice, minlength=42)
@@ -140,7 +135,7 @@ def test_the_centre_of_a_hole_is_equally_often_any_pixel(size):
 @pytest.mark.parametrize(
   'centre, pixels',
   [
-    # Of rows c − 8 .. c + 7: 0 .. 7, all of them, or 23 .. 31.
+    # Of the rows c − 8 .. c + 7 those in the image: 0 .. 7, all, or 23 .. 31.
     ((0, 0), 8 * 8),
     ((0, 31), 8 * 9),
     ((31, 31), 9 * 9),
@@ -152,21 +147,21 @@ def test_the_centre_of_a_hole_is_equally_often_any_pixel(size):
     ((7, 25), 15 * 15),
   ],
 )
-def test_a_hole_is_cut_off_at_the_border(centre, pixels):
-  mask = standard.square((32, 32, 3), np.array(centre), 16)
+def test_a_square_is_clipped_at_the_border(centre, pixels):
+  mask = standard.square_mask((32, 32, 3), np.array(centre), 16)
   assert mask.shape == (32, 32, 1) and mask.sum() == pixels
 
 
-def test_a_hole_of_nothing_changes_nothing_and_a_large_one_is_refused():
+def test_a_square_of_size_0_changes_nothing_and_a_large_one_is_refused():
   image = picture(4, 5, 3)
   key = jax.random.key(0)
   np.testing.assert_array_equal(standard.cutout(0)(key, image), image)
-  with pytest.raises(errors_lib.InputError, match='cutout: a hole of 4 pixels'):
+  with pytest.raises(InputError, match='cutout: a square of 4 pixels'):
     standard.cutout(4)(key, image)
 
 
 @pytest.mark.parametrize('size, sigma', [(7, 1.4), (5, 0.7), (11, None)])
-def test_weights_are_a_gaussians(size, sigma):
+def test_kernel_weights_are_gaussian(size, sigma):
   weights = standard.gaussian(size, sigma)
   # OpenCV's sigma of size 11: 0.3 (5 - 1) + 0.8.
   deviation = sigma or 2.0
@@ -178,7 +173,7 @@ def test_weights_are_a_gaussians(size, sigma):
 
 
 @pytest.mark.parametrize('size', [1, 3, 5, 7, 9])
-def test_weights_of_a_small_kernel_are_close_to_opencvs_sigma(size):
+def test_small_kernels_are_close_to_gaussians_of_opencvs_sigma(size):
   weights = standard.gaussian(size)
   assert abs(sum(weights) - 1) < 1e-12 and weights == weights[::-1]
   sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
@@ -210,7 +205,7 @@ def test_half_of_the_images_are_blurred():
 
 
 def slow_saturation(image, factor):
-  """By way of hue, pixel by pixel; a pixel without a positive value is grey."""
+  """Scale the saturation in HSV, pixel by pixel; a value ≤ 0 becomes grey."""
   out = np.empty(image.shape)
   for place in np.ndindex(image.shape[:2]):
     pixel = image[place]
@@ -223,7 +218,7 @@ def slow_saturation(image, factor):
 
 
 def slow_recolour(image, order, brightness, saturation, contrast):
-  """The steps of an order, one after the other."""
+  """Apply the changes of an order one after the other."""
   image = image.astype(np.float64)
   for step in order:
     if step == 'brightness':
@@ -243,7 +238,7 @@ recolour = compiled(standard.recolour)
 @pytest.mark.parametrize(
   'factors',
   [
-    (-0.24, 1.7, 1.6),  # leaves [0, 1] at both ends before saturation
+    (-0.24, 1.7, 1.6),  # exceeds [0, 1] at both ends before saturation
     (0.2, 0.3, 1.8),
     (-0.1, 1.8, 0.3),
   ],
@@ -260,7 +255,7 @@ def test_the_orders_are_all_different():
   assert len(set(standard.ORDERS)) == 6
 
 
-def test_saturation_is_that_of_pix():
+def test_saturation_agrees_with_pix():
   image = picture(8, 8, 3)
   with jax.numpy_dtype_promotion('standard'):
     expected = pix.adjust_saturation(image, 1.5)
@@ -297,7 +292,7 @@ def test_colour_changes_are_drawn_uniformly():
   order, *drawn = map(
     np.asarray, compiled(jax.vmap(standard.draw_colours))(keys)
   )
-  # 3000 draws among 6: deviation √(3000 * 5/36) = 20.4 of each count.
+  # 3000 draws of 6 orders: a count has deviation √(3000 * 5/36) = 20.4.
   assert abs(np.bincount(order, minlength=6) - 500).max() < 4.5 * 20.4
   for values, low, high in zip(
     drawn, (-63 / 255, 0.2, 0.2), (63 / 255, 1.8, 1.8), strict=True
@@ -305,12 +300,13 @@ def test_colour_changes_are_drawn_uniformly():
     assert low <= values.min() and values.max() <= high
     deviation = (high - low) / 12**0.5
     assert abs(values.mean() - (low + high) / 2) < 4 * deviation / 3000**0.5
-    # The deviation of a uniform sample itself deviates by about .45 / √n.
+    # The relative standard error of the deviation of a uniform sample is about
+    # .45 / √n.
     assert abs(values.std() / deviation - 1) < 4 * 0.45 / 3000**0.5
 
 
 def slow_jitter(image, light, colour, turns):
-  """LbA's colour changes of STL-10, pixel by pixel, but for grey."""
+  """LbA's colour changes for STL-10, pixel by pixel, without the grey."""
   out = np.empty(image.shape)
   for place in np.ndindex(image.shape[:2]):
     hue, saturation, value = colorsys.rgb_to_hsv(*(image[place] + light))
@@ -326,11 +322,11 @@ def test_jitter_changes_hue_and_saturation_as_colorsys_does():
   keys = jax.random.split(jax.random.key(7), 12)
   drawn = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (4,)))(keys))
   assert 0 < (drawn[:, 3] < 0.5).sum() < 12
-  for result, (light, colour, turns, dye) in zip(results, drawn, strict=True):
+  for result, (light, colour, turns, shade) in zip(results, drawn, strict=True):
     expected = slow_jitter(
       image, 50 / 255 * (2 * light - 1), 0.5 + 0.7 * colour, 0.2 * turns - 0.1
     )
-    if dye < 0.5:
+    if shade < 0.5:
       luma = expected @ [0.2989, 0.587, 0.114]
       expected = np.repeat(luma[..., None], 3, axis=-1)
     np.testing.assert_allclose(result, expected.clip(0, 1), atol=2e-6)
@@ -352,12 +348,12 @@ def test_half_of_the_images_become_grey():
   assert results.min() >= 0 and results.max() <= 1
 
 
-def test_of_a_grey_image_only_the_brightness_jitters():
+def test_jitter_changes_only_the_brightness_of_a_grey_image():
   image = 0.2 + picture(3, 4, 1) / 2
   added = many(standard.jitter(25.5), image, 1000) - image
   np.testing.assert_allclose(np.ptp(added, axis=(1, 2, 3)), 0, atol=1e-6)
   added = added[:, 0, 0, 0]
-  # U(-a, a), a = 25.5 / 255, of deviation a / √3, as for the angles of warps.
+  # U(-a, a) with a = 25.5 / 255 has deviation a / √3, as for rotation angles.
   assert abs(added).max() <= 0.1 + 1e-6
   assert abs(added.mean()) < 4 * 0.1 / 3000**0.5
   assert added.max() > 0.097 and added.min() < -0.097
@@ -378,7 +374,7 @@ def test_an_empty_chain_is_the_identity():
   assert standard.chain()(jax.random.key(0), image) is image
 
 
-def test_a_chain_gives_each_part_its_own_share_of_the_key():
+def test_a_chain_gives_each_part_its_own_key():
   image, key = picture(4, 4, 3), jax.random.key(5)
   noise = standard.noise(0.3)
   chained = standard.chain(noise, standard.flip, noise)(key, image)
@@ -386,7 +382,7 @@ def test_a_chain_gives_each_part_its_own_share_of_the_key():
   np.testing.assert_array_equal(
     chained, noise(third, standard.flip(second, noise(first, image)))
   )
-  # Independent parts do not repeat each other's numbers.
+  # The two parts draw different numbers.
   assert abs(noise(first, image) - noise(third, image)).max() > 0.1
 
 
@@ -424,13 +420,13 @@ def test_a_row_does_not_depend_on_the_batch_it_is_in(name):
 
 @pytest.mark.parametrize('name', PIPELINES)
 @pytest.mark.parametrize('channels', [1, 3])
-def test_shape_and_type_stay(name, channels):
+def test_shape_and_dtype_do_not_change(name, channels):
   image = jax.ShapeDtypeStruct((28, 30, channels), jnp.float32)
   result = jax.eval_shape(PIPELINES[name], jax.random.key(0), image)
   assert (result.shape, result.dtype) == (image.shape, image.dtype)
 
 
-def test_keys_of_either_kind_do():
+def test_both_kinds_of_random_keys_work():
   image = picture(4, 4, 3)
   np.testing.assert_array_equal(
     standard.noise()(jax.random.PRNGKey(0), image),
@@ -458,8 +454,8 @@ def test_keys_of_either_kind_do():
   ],
 )
 @pytest.mark.parametrize('value', [-1, float('nan'), float('inf')])
-def test_a_number_that_cannot_be_is_refused_by_name(factory, name, value):
-  with pytest.raises(errors_lib.InputError, match=name):
+def test_an_invalid_number_is_refused_by_name(factory, name, value):
+  with pytest.raises(InputError, match=name):
     factory(value)
 
 
@@ -467,16 +463,16 @@ def test_a_number_that_cannot_be_is_refused_by_name(factory, name, value):
   'factory',
   [standard.translate, standard.crop_or_resize, standard.cutout, standard.blur],
 )
-def test_part_of_a_pixel_is_refused(factory):
-  with pytest.raises(errors_lib.InputError, match='whole number'):
+def test_a_fraction_of_a_pixel_is_refused(factory):
+  with pytest.raises(InputError, match='whole number'):
     factory(1.5)
 
 
 def test_a_blur_of_an_even_size_is_refused():
-  with pytest.raises(errors_lib.InputError, match='odd'):
+  with pytest.raises(InputError, match='odd'):
     standard.blur(4)
 
 
 def test_factors_in_the_wrong_order_are_refused():
-  with pytest.raises(errors_lib.InputError, match='lower number first'):
+  with pytest.raises(InputError, match='lower number first'):
     standard.jitter(saturation=(1.2, 0.5))

@@ -336,7 +336,7 @@ BAD_R2D2 = [
   (['--steps=0'], '--steps=0'),
   (['--finetune=0'], '--finetune=0'),
   (['--repeat=4', '--interval=5'], '--interval=5: .* --repeat=4 '),
-  (['--cutout=8'], '--cutout: a hole of 8 pixels hides images of 8x8'),
+  (['--cutout=8'], '--cutout: a square of 8 pixels can cover a whole image'),
   (['--pretrain_batch=101'], '--pretrain_batch=101 is larger than the 100 '),
   (['--batch_unlabelled=1198'], '--batch_unlabelled=1198'),
   (['--batch_labelled=0'], '--batch_labelled=0'),
