@@ -285,3 +285,23 @@ def _check_values(values: int) -> None:
     f'{values} x {values}, the limit is {MAX_VALUES}: give another '
     'preprocessing or smaller images',
   )
+
+
+def standardize_features() -> Preprocess:
+  """(x - μ) / σ of each of the D features of a vector, fed as [1, D, 1].
+
+  μ and σ are those of the training vectors. A constant feature is only
+  centred.
+  """
+
+  def fit(vectors: np.ndarray, view: Callable | None = None) -> Standard:
+    del view
+    wide = vectors.astype(np.float64)
+    mean, std = wide.mean(axis=0), wide.std(axis=0)
+    std = np.where(std < 1e-7, 1.0, std)
+    return Standard(mean.astype(np.float32), std.astype(np.float32))
+
+  def shapes(shape: tuple[int, int, int]) -> Standard:
+    return Standard(*[_float32(*shape)] * 2)
+
+  return Preprocess(fit, _standardized, shapes)
