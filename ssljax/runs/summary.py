@@ -1,19 +1,22 @@
-"""What a run reports: `result.json` and the table at its end."""
+"""The record of a run: `result.json`, and the table at its end."""
 
+from collections.abc import Sequence
 import math
 import pathlib
 import statistics
+from typing import Any
 
 import jax
 import numpy as np
 
+from ssljax.core import Method
 from ssljax.distributed import multihost
 from ssljax.runs import run_folder
 from ssljax.training import evaluate, loop
 from ssljax.training.loop import Progress
 
 
-def begin(run) -> dict:
+def begin(run) -> dict[str, Any]:
   """Return the result of a `build.Run` before it is trained."""
   return {
     'method': run.methods[-1].name,
@@ -27,78 +30,92 @@ def begin(run) -> dict:
   } | run_folder.provenance(run.mesh.size)
 
 
-def _all_steps(methods) -> int | None:
-  """Steps of all arms under one split, if they are known."""
+def _all_steps(methods: Sequence[Method]) -> int | None:
+  """Return the steps of all methods under one split, if they are known."""
   steps = [loop.total_steps(method) for method in methods]
   return None if None in steps else sum(steps)
 
 
-def add(result: dict, method, progress: Progress, minimum: bool) -> None:
-  """Adds the seeds of a finished job to the arm of its method.
+def add(
+  result: dict[str, Any], method: Method, progress: Progress, minimum: bool
+) -> None:
+  """Add the seeds of a finished job to the entry of its method, an arm.
 
-  The numbers of the binary's own method stand at the top of the result too.
+  The errors are those of the last stage; the errors at the ends of the other
+  stages are in `test_error_after`. The entry of the run's own method is copied
+  to the top of the result.
 
   Args:
-    result: gets them.
-    method: the `Method` that was trained.
+    result: is changed.
+    method: that was trained.
     progress: of the job at its end.
     minimum: as in `evaluate.summarize`.
-
-  What is summarised is the last stage; the others' errors at their ends stand
-  beside it.
   """
-  arm = method.name
   before = (0, *progress.ends)[-2]
-  of_last_stage = [e for e in progress.evaluations if e['step'] > before]
-  errors = evaluate.summarize(of_last_stage, minimum=minimum)
+  last_stage = [e for e in progress.evaluations if e['step'] > before]
   names = [stage.name for stage in method.stages]
   ends = dict(zip(names, progress.ends, strict=True))
   stages = evaluate.by_stage(progress.evaluations, ends)
+  found = {
+    'test_error': evaluate.summarize(last_stage, minimum=minimum),
+    'test_error_after': stages if len(names) > 1 else {},
+    'validation_error': evaluate.summarize(last_stage, prefix='validation_'),
+  }
   empty = {'steps': progress.step, 'seconds': 0.0, 'test_error': {}}
-  if len(stages) > 1:
-    empty['test_error_after'] = {}
-  entry = result['arms'].setdefault(arm, empty)
+  empty |= {kind: {} for kind, errors in found.items() if errors}
+  entry = result['arms'].setdefault(method.name, empty)
   entry['seconds'] = round(entry['seconds'] + progress.seconds, 1)
-  for i in range(len(errors['last']) if progress.asked else 0):
-    found = {
-      what: [x for question in progress.asked for x in question[what][i]]
-      for what in ('rows', 'labels')
-    }
-    entry.setdefault('asked', []).append(found)
-  for kept, found in (('test_error', errors), ('test_error_after', stages)):
-    if kept in entry:
-      for name, values in found.items():
-        entry[kept].setdefault(name, []).extend(values)
-  if arm == result['method']:
+  if progress.asked:
+    entry.setdefault('asked', []).extend(_queried(progress))
+  for kind, errors in found.items():
+    for name, values in errors.items():
+      entry[kind].setdefault(name, []).extend(values)
+  if method.name == result['method']:
     result.update(entry)
 
 
+def _queried(progress: Progress) -> list[dict[str, list[int]]]:
+  """Return the queried rows and the answers, per seed."""
+  seeds = len(progress.asked[0]['rows'])
+  return [
+    {
+      kind: [x for query in progress.asked for x in query[kind][seed]]
+      for kind in ('rows', 'labels')
+    }
+    for seed in range(seeds)
+  ]
+
+
 def opening(run, folder: pathlib.Path) -> str:
-  """What a `build.Run` says before it starts."""
+  """Return the lines that describe a `build.Run` before it starts."""
   train, split = run.dataset.train, run.drawn[0]
   labelled, unlabelled = len(split.labelled), len(split.unlabelled)
   shared = bool(set(split.labelled) & set(split.unlabelled))
-  there, used = jax.device_count(), run.mesh.size
-  names = batch_settings(run.methods).replace('`', '')
-  sizes = sorted({s.batch_spec.size for m in run.methods for s in m.stages})
-  idle = (
-    f' ({there - used} idle: batches of {sizes} images divide by no more; '
-    f'change {names})'
-    if used < there
-    else ''
-  )
   return (
     f'{run.dataset.name}: {len(train.labels)} training images '
     f'{"x".join(map(str, train.shape))}, {labelled} labelled, '
     f'{unlabelled} seen as unlabelled ({"with" if shared else "without"} the '
     f'labelled ones), {len(split.validation)} held out, '
     f'{len(run.dataset.test.labels)} to test on\n'
-    f'seeds {split.seed}..{run.drawn[-1].seed}, {used} devices'
-    f'{_processes()}{idle}, {_feed(run)}, run folder {folder}'
+    f'seeds {split.seed}..{run.drawn[-1].seed}, {run.mesh.size} devices'
+    f'{_processes()}{_idle(run)}, {_feed(run)}, run folder {folder}'
   )
 
 
-def batch_settings(methods) -> str:
+def _idle(run) -> str:
+  """Return ' (2 idle: ...)' if the batches do not divide over all devices."""
+  idle = jax.device_count() - run.mesh.size
+  if not idle:
+    return ''
+  names = batch_settings(run.methods).replace('`', '')
+  sizes = sorted({s.batch_spec.size for m in run.methods for s in m.stages})
+  return (
+    f' ({idle} idle: batches of {sizes} images divide by no more; change '
+    f'{names})'
+  )
+
+
+def batch_settings(methods: Sequence[Method]) -> str:
   """Return the names of the settings that decide the images of a step."""
   specs = [stage.batch_spec for method in methods for stage in method.stages]
   names = {
@@ -110,13 +127,13 @@ def batch_settings(methods) -> str:
 
 
 def _processes() -> str:
-  """' of 4 processes', if there are several."""
+  """Return ' of 4 processes', if there are several."""
   several = multihost.are_several()
   return f' of {jax.process_count()} processes' if several else ''
 
 
 def _feed(run) -> str:
-  """Where the images of a `build.Run` are."""
+  """Return how the images of a `build.Run` reach the devices."""
   if not run.data.train.pixels_are_shared:
     several = multihost.are_several()
     return f'images streamed{", by each process its own" if several else ""}'
@@ -130,7 +147,7 @@ def _feed(run) -> str:
 
 
 def mean_std(values: list[float]) -> str:
-  """'4.12 ± 0.30': mean and sample standard deviation."""
+  """Return '4.12 ± 0.30': mean and sample standard deviation."""
   mean = statistics.fmean(values)
   if len(values) == 1:
     return f'{mean:.2f}'
@@ -138,7 +155,7 @@ def mean_std(values: list[float]) -> str:
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
-  """A line per row, its cells under each other."""
+  """Return a line per row, with aligned columns."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     '  '.join(
@@ -148,8 +165,8 @@ def aligned(rows: list[list[str]]) -> list[str]:
   ]
 
 
-def errors_that_stand(errors: dict) -> list[float]:
-  """Of a run's errors those that are reported: of the averaged weights, if any.
+def errors_that_stand(errors: dict[str, list[float]]) -> list[float]:
+  """Return the reported errors of a run: of averaged weights, if there are any.
 
   Args:
     errors: per seed, by kind.
@@ -157,32 +174,37 @@ def errors_that_stand(errors: dict) -> list[float]:
   return errors.get('averaged', errors['last'])
 
 
-def by_seed(errors: dict) -> str:
-  """'4.12 3.90 (median 4.01)', of the weights that a method evaluates."""
+def by_seed(errors: dict[str, list[float]]) -> str:
+  """Return '4.12 3.90 (median 4.01)' of the weights that a method evaluates."""
   kind = next(k for k in ('minimum', 'averaged', 'last') if k in errors)
   values = ' '.join(f'{value:.2f}' for value in errors[kind])
   named = ', minimum over training' if kind == 'minimum' else ''
   return f'{values} (median {statistics.median(errors[kind]):.2f}{named})'
 
 
-def table(result: dict, folder: pathlib.Path) -> str:
-  """The arms side by side, test error in percent over the seeds."""
-  columns = {
-    'last': 'last step',
-    'median_last': 'median of last',
-    'averaged': 'averaged weights',
-  }
-  if 'minimum' in result['test_error']:
-    columns['minimum'] = 'minimum over training'
+_COLUMNS = {
+  'last': 'last step',
+  'median_last': 'median of last',
+  'averaged': 'averaged weights',
+  'minimum': 'minimum over training',
+}
+
+
+def table(result: dict[str, Any], folder: pathlib.Path) -> str:
+  """Return the errors of all arms in percent, mean over the seeds."""
+  kind = 'test_error' if result['test_error'] else 'validation_error'
+  columns = dict(_COLUMNS)
+  if 'minimum' not in result.get(kind, {}):
+    del columns['minimum']
   rows = [['method', *columns.values(), 'steps', 'seconds']]
   for arm, entry in result['arms'].items():
-    errors = entry['test_error']
+    errors = entry.get(kind, {})
     cells = [mean_std(errors[c]) if c in errors else '-' for c in columns]
     rows.append([arm, *cells, str(entry['steps']), f'{entry["seconds"]:.0f}'])
-  labels = result['labels']
   per_seed = [
-    f'{arm} by seed: {by_seed(entry["test_error"])}'
+    f'{arm} by seed: {by_seed(entry[kind])}'
     for arm, entry in result['arms'].items()
+    if entry.get(kind)
   ]
   by_stage = [
     f'{arm} after {stage}: {mean_std(values)}'
@@ -190,8 +212,8 @@ def table(result: dict, folder: pathlib.Path) -> str:
     for stage, values in entry.get('test_error_after', {}).items()
   ]
   title = (
-    f'test error in % on {result["dataset"]}, {labels} labels per class, '
-    f'{len(result["seeds"])} seeds'
+    f'{kind.replace("_", " ")} in % on {result["dataset"]}, '
+    f'{result["labels"]} labels per class, {len(result["seeds"])} seeds'
   )
   return '\n'.join(
     [title, *aligned(rows), *by_stage, *per_seed, f'run folder: {folder}']

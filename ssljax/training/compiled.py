@@ -260,7 +260,9 @@ class Program:
       held_out: rows `[V]` of the training images to validate on, if any.
     """
     data = self.data
-    todo = {'test': (data.test, np.arange(data.test.size), data.truth)}
+    todo = {}
+    if data.test.size:
+      todo['test'] = data.test, np.arange(data.test.size), data.truth
     if len(held_out):
       todo['validation'] = (data.train, held_out, data.validation_truth)
     errors = {}

@@ -37,37 +37,47 @@ def error(predicted: np.ndarray, truth: np.ndarray) -> list[float]:
 
 
 def summarize(
-  evaluations: list[dict], last: int = 5, minimum: bool = False
+  evaluations: list[dict],
+  last: int = 5,
+  minimum: bool = False,
+  prefix: str = '',
 ) -> dict:
-  """What `result.json` reports of a run.
+  """Summarise the errors of a run for `result.json`.
 
   Args:
     evaluations: of the last stage, in order, each `{'step': int, name: [S]
       percent}` with names 'last', and 'averaged' where the method averages
-      weights.
-    last: how many evaluations the median is over.
-    minimum: report the least test error over training too: a choice made on
-      the test set, for papers whose protocol it is.
+      weights; those of validation images begin with 'validation_'.
+    last: number of evaluations that the median is over.
+    minimum: report the least error over training too: a choice made on the
+      test set, for papers whose protocol it is.
+    prefix: 'validation_' for the errors on validation images.
 
   Returns:
     {'last', 'median_last', maybe 'averaged', maybe 'minimum'}: lists over
     seeds. 'last' and 'averaged' are of the last step; 'median_last' is the
-    median of the last five evaluations of the weights as trained.
+    median of the last five evaluations of the weights as trained. Empty if
+    there are no such images.
   """
+  last_name, averaged = f'{prefix}last', f'{prefix}averaged'
+  evaluations = [e for e in evaluations if last_name in e]
+  if not evaluations:
+    return {}
   final = evaluations[-1]
-  history = np.array([e['last'] for e in evaluations[-last:]])
+  history = np.array([e[last_name] for e in evaluations[-last:]])
   summary = {
-    'last': final['last'],
+    'last': final[last_name],
     'median_last': np.median(history, axis=0).tolist(),
   }
-  if 'averaged' in final:
-    summary['averaged'] = final['averaged']
+  if averaged in final:
+    summary['averaged'] = final[averaged]
   if minimum:
-    summary['minimum'] = np.min([e['last'] for e in evaluations], 0).tolist()
+    all_errors = [e[last_name] for e in evaluations]
+    summary['minimum'] = np.min(all_errors, 0).tolist()
   return summary
 
 
 def by_stage(evaluations: list[dict], ends: dict[str, int]) -> dict:
-  """The error `[S]` at the end of each stage, by its name."""
-  errors = {e['step']: e['last'] for e in evaluations}
-  return {name: errors[end] for name, end in ends.items()}
+  """Return the test error `[S]` at the end of each stage, by its name."""
+  errors = {e['step']: e['last'] for e in evaluations if 'last' in e}
+  return {name: errors[end] for name, end in ends.items() if end in errors}

@@ -40,6 +40,7 @@ class Options(NamedTuple):
   steps_per_call: int = 1
   keep_every: int | None = None  # steps between checkpoints that stay, if any
   preempted: Callable = lambda: False  # whether the run is to save and go
+  progress: bool = True  # show a progress bar
 
 
 class Job(NamedTuple):
@@ -150,7 +151,9 @@ def fit(
   loop = _Loop(job, options, recorder, checkpoints)
   loop.begin(metrics_start)
   total = total_steps(job.program.method)
-  with metrics_writer.progress_bar(job.name, loop.progress.step, total) as bar:
+  with metrics_writer.progress_bar(
+    job.name, loop.progress.step, total, options.progress
+  ) as bar:
     for number in range(loop.progress.stage, len(loop.stages)):
       loop.run_stage(number, bar)
   checkpoints.wait()
@@ -506,7 +509,12 @@ class _Loop:
         for weights, values in by_weights.items()
       }
       self.write(stage, split, by_name)
-    evaluation = {'step': self.progress.step} | errors['test']
+    held_out = errors.get('validation', {})
+    evaluation = (
+      {'step': self.progress.step}
+      | errors.get('test', {})
+      | {f'validation_{weights}': held_out[weights] for weights in held_out}
+    )
     self.progress = self.progress._replace(
       evaluations=(*self.progress.evaluations, evaluation)
     )

@@ -89,13 +89,15 @@ def read(folder: pathlib.Path, job: str) -> list[dict]:
   return [m for m in measured if m['job'] == job]
 
 
-def progress_bar(name: str, done: int, total: int) -> tqdm.tqdm:
-  """A progress bar over `total` steps, `done` of which are behind us."""
+def progress_bar(
+  name: str, done: int, total: int, shown: bool = True
+) -> tqdm.tqdm:
+  """Return a progress bar over `total` steps, `done` of which are done."""
   return tqdm.tqdm(
     desc=name,
     initial=done,
     total=total,
     unit='step',
     dynamic_ncols=True,
-    disable=not multihost.is_first(),
+    disable=not (shown and multihost.is_first()),
   )
