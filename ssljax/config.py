@@ -38,7 +38,7 @@ class Data:
     'train, train_labels, test, test_labels.',
   )
   source: str | None = _setting(
-    None, 'Data set with the labels, instead of --dataset.'
+    None, 'Data set with the labels, instead of `dataset`.'
   )
   target: str | None = _setting(None, 'Data set to adapt to and to test on.')
   data_dir: str | None = _setting(None, 'Folder of prepared TFDS data sets.')
@@ -85,7 +85,7 @@ class Batch:
 
   batch_labelled: int | None = _setting(50, 'Labelled images per step.')
   batch_per_class: int | None = _setting(
-    None, 'Labelled images of each class per step, not --batch_labelled.'
+    None, 'Labelled images of each class per step, not `batch_labelled`.'
   )
   batch_unlabelled: int = _setting(50, 'Unlabelled images per step.')
 
@@ -134,7 +134,7 @@ class Run:
     'auto', 'Images on the devices, or decoded while training.'
   )
   workdir: str | None = _setting(None, "The run's folder; dated if unset.")
-  overwrite: bool = _setting(False, 'Restart the run in --workdir.')
+  overwrite: bool = _setting(False, 'Restart the run in `workdir`.')
   evaluate_every: int | None = _setting(
     None, 'Steps between evaluations; a tenth of the run if unset.'
   )

@@ -120,9 +120,10 @@ def check(setting: Setting, value):
   if value is None and (is_optional(setting.hint) or setting.default is None):
     return None
   item = item_type(hint)
-  if item and not isinstance(value, str | bytes):
+  if item:
     try:
-      return tuple(item(part) for part in value)
+      if not isinstance(value, str | bytes):
+        return tuple(item(part) for part in value)
     except (TypeError, ValueError):
       pass
   elif typing.get_origin(hint) is typing.Literal:

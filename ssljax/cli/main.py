@@ -119,7 +119,7 @@ class MethodCommand:
     for part in sorted(self.schema, key=list(_TITLES).index):
       lines.append(f'\n{_TITLES[part]}:')
       for name in self.schema[part]:
-        lines += _help_lines(self.values[name])
+        lines += help_lines(self.values[name])
     return '\n'.join(lines)
 
   def act(self) -> None:
@@ -129,15 +129,14 @@ class MethodCommand:
     train_command.run(self.method, self.config())
 
 
-def _help_lines(flag) -> list[str]:
+def help_lines(flag) -> list[str]:
   """Return the help of a flag: its name, type, text and default."""
   name = f'[no]{flag.name}' if flag.boolean else flag.name
   default = flag.serialize() if flag.value is not None else ''
   default = default.split('=', 1)[-1] if not flag.boolean else str(flag.value)
   shown = f" (default: '{default}')" if flag.value is not None else ''
-  choices = getattr(flag.parser, 'enum_values', None)
-  kinds = f'<{"|".join(choices)}>: ' if choices else ''
-  text = textwrap.wrap(f'{kinds}{flag.help}{shown}', 74)
+  said = flag.help[:1].upper() + flag.help[1:]
+  text = textwrap.wrap(f'{marked_as_flags(said)}{shown}', 74)
   return [f'  --{name}:', *(f'    {line}' for line in text)]
 
 
@@ -207,7 +206,11 @@ def _print_help(program: str, describe: Callable[[], str]) -> None:
 
 def as_flags(error: Exception) -> str:
   """Return the message of an error with parameters shown as flags."""
-  text = getattr(error, 'marked', str(error))
+  return marked_as_flags(getattr(error, 'marked', str(error)))
+
+
+def marked_as_flags(text: str) -> str:
+  """Return a text with the names between backticks shown as flags."""
   text = re.sub(r'`(\w+)=True`', r'--\1', text)
   text = re.sub(r'`(\w+)=False`', r'--no\1', text)
   return re.sub(r'`(\w+)`', r'--\1', text)

@@ -45,7 +45,7 @@ def start(
 
   def describe():
     return '\n'.join(
-      line for flag in own for line in main._help_lines(values[flag])
+      line for flag in own for line in main.help_lines(values[flag])
     )
 
   main.run(name, look, values, describe)

@@ -8,6 +8,7 @@ a checkpoint is whole or not there.
 from collections.abc import Iterator
 import contextlib
 import signal
+import threading
 
 from jax.experimental import multihost_utils
 
@@ -45,7 +46,8 @@ class Notice:
 
     Several processes do so since they joined: JAX listens.
     """
-    if multihost.are_several():
+    in_main = threading.current_thread() is threading.main_thread()
+    if multihost.are_several() or not in_main:  # Python's rule for signals.
       yield self
       return
     before = signal.getsignal(signal.SIGTERM)

@@ -1,0 +1,193 @@
+"""A `Config` from values, flags and JSON, and what it refuses."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ssljax import config, registry
+from ssljax.errors import InputError
+
+VALUES = {'steps': 3}
+
+
+@pytest.fixture
+def register():
+  """Registers methods, and forgets them."""
+  known = dict(registry.METHODS)
+  yield registry.register_method
+  registry.METHODS.clear()
+  registry.METHODS.update(known)
+
+
+def make(method='madnn', **values):
+  return config.from_values(method, VALUES | values)
+
+
+def test_settings_take_the_defaults_of_their_factory():
+  made = make()
+  assert made.parameters['eta'] == 0.5 and made.optimizer['clip'] == 2.0
+  assert made.data.dataset == 'digits' and made.batch.batch_labelled == 50
+
+
+def test_settings_take_the_defaults_of_their_methods_paper():
+  made = make('association')
+  assert made.optimizer['optimizer'] == 'adam'
+  assert made.split.unlabelled == 'all'
+  # Said once: the labelled part is so many images of each class.
+  assert made.batch.batch_per_class == 10 and made.batch.batch_labelled is None
+  assert make('association', unlabelled='rest').split.unlabelled == 'rest'
+
+
+def test_a_config_cannot_be_changed_but_replaced():
+  made = make(eta=0.3)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    made.data.dataset = 'mnist'
+  other = made.replace(eta=0.4, seed=7)
+  assert (other.parameters['eta'], other.split.seed) == (0.4, 7)
+  assert made.parameters['eta'] == 0.3
+
+
+ODD = {
+  'eta': 0.25,
+  'augment': ('flip', 'translate'),
+  'decay': 'steps',
+  'decay_at': (5, 9),
+  'model_entropy': False,
+  'steps': None,
+  'epochs': 2.5,
+  'budget': 7,
+  'source': 'digits',
+  'target': 'mnist',
+}
+
+
+def test_json_and_flags_hold_every_setting():
+  made = make(**ODD)
+  assert config.from_json(json.loads(json.dumps(config.to_json(made)))) == made
+  lines = config.to_flags(made)
+  assert '--nomodel_entropy' in lines and '--augment=flip,translate' in lines
+  assert not [line for line in lines if line.startswith('--dataset')]
+  assert config.from_flags('madnn', lines) == made
+
+
+def test_flags_that_do_not_decide_the_result_are_left_out():
+  lines = config.to_flags(make(workdir='x', data_dir='y', hang_minutes=2))
+  for name in config.FREE:
+    assert not [line for line in lines if line.startswith(f'--{name}')]
+
+
+def test_the_differences_of_two_runs_are_named():
+  there, here = make(eta=0.5, budget=None), make(eta=0.3, budget=4, workdir='a')
+  assert config.differences(there, here) == [
+    'no `budget` there, `budget`=4 here',
+    '`eta`=0.5 there, `eta`=0.3 here',
+  ]
+  assert config.differences(there, there) == []
+  assert '`method`=madnn there, `method`=llp here' in config.differences(
+    there, make('llp')
+  )
+
+
+@pytest.mark.parametrize(
+  ('values', 'expected'),
+  [
+    ({'eat': 3}, r'eat: madnn has no such setting: did you mean eta\b'),
+    ({'eta': 'much'}, r"eta='much': give a number"),
+    ({'steps': 2.5}, r'steps=2\.5: give a whole number'),
+    ({'steps': True}, r'steps=True: give a whole number'),
+    ({'divergence': 'no'}, r"divergence='no': give True or False"),
+    ({'distance': 'cosine'}, r"distance='cosine': give euclidean or l1"),
+    ({'augment': ('spin',)}, r'augment=spin: give flip'),
+    ({'augment': 'flip'}, r"augment='flip': give a sequence"),
+    ({'network': 'convlarg'}, r'network=convlarg: .* convlarge'),
+    ({'preprocess': 'zcca'}, r'preprocess=zcca: .*zca'),
+    ({'acquire': 'entropi'}, r'acquire=entropi: .*entropy'),
+    ({'labels': 'many'}, r'labels=many: give all or a number'),
+    ({'unlabelled': 'some:3'}, r'unlabelled=some:3'),
+    ({'seeds': 0}, r'seeds=0'),
+    ({'steps': 3, 'epochs': 2.0}, r'steps, epochs: give one'),
+    ({'steps': None}, r'steps, epochs: give one'),
+    ({'batch_per_class': 2, 'batch_labelled': 4}, r'batch_labelled=4'),
+    ({'source': 'digits'}, r'source, target: give both'),
+    ({'dropout': 1.0}, r'dropout=1\.0'),
+    ({'seed': 2**32}, r'seed, steps'),
+  ],
+)
+def test_values_that_cannot_work_are_refused_by_name(values, expected):
+  with pytest.raises(InputError, match=expected):
+    make(**values)
+
+
+def test_an_unknown_method_is_refused_with_the_near_ones():
+  with pytest.raises(InputError, match=r'method=madn: .*madnn'):
+    make('madn')
+
+
+@pytest.mark.parametrize(
+  'text', ['', '[]', '{"method": "madnn"}', '{"method": 3', 'null', '7']
+)
+def test_a_damaged_record_is_refused(text):
+  with pytest.raises(InputError, match=r'config\.json'):
+    config.read(text)
+
+
+def factory(net, tx, batch_spec, steps, *, decay: float = 0.99):
+  """A Mean Teacher's constant, under the name of a schedule."""
+
+
+def bare(net, tx, batch_spec, steps, *, rate):
+  """A keyword without a default."""
+
+
+def mine(net, tx, batch_spec, steps, *, gain: float = 2.0):
+  """A method of a user.
+
+  Args:
+    net: the network.
+    tx: the optimiser.
+    batch_spec: rows of a step.
+    steps: length.
+    gain: a constant.
+  """
+
+
+def test_a_keyword_that_is_another_setting_is_refused(register):
+  with pytest.raises(InputError, match=r"'decay' is a setting of optimizer"):
+    register('mean_teacher', factory)
+  assert 'mean_teacher' not in registry.METHODS
+
+
+def test_a_keyword_needs_a_default(register):
+  with pytest.raises(TypeError, match="'rate' needs a default"):
+    register('bare', bare)
+
+
+def test_the_keywords_of_a_users_method_are_settings(register):
+  register('mine', mine, defaults={'learning_rate': 0.5})
+  made = make('mine', gain=3.0)
+  assert made.parameters['gain'] == 3.0
+  assert made.optimizer['learning_rate'] == 0.5
+  # Its baseline shares the settings of its own.
+  assert made.parameters['smoothing'] == 0.0
+  assert list(made.factories) == ['supervised', 'mine']
+  assert list(make('mine', baseline=False).factories) == ['mine']
+  assert config.schema('mine')['parameters']['gain'].help == 'a constant.'
+
+
+def test_a_method_of_the_library_is_not_replaced(register):
+  with pytest.raises(InputError, match='method=madnn'):
+    register('madnn', mine, replace=True)
+
+
+def test_every_setting_has_one_name_over_all_parts():
+  for method in registry.METHODS:
+    names = [n for part in config.schema(method).values() for n in part]
+    assert len(names) == len(set(names))
+
+
+def test_every_setting_has_a_help_text():
+  for method in registry.METHODS:
+    for part in config.schema(method).values():
+      for setting in part.values():
+        assert setting.help, (method, setting.name)

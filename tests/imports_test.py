@@ -1,0 +1,100 @@
+"""The packages import downwards only."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import ssljax
+
+ROOT = pathlib.Path(ssljax.__file__).parent
+GROUND = {'core', 'errors', 'losses', 'optimizers', 'neighbours', 'signatures'}
+REGISTRY = {'registry', 'config'}
+TRAINING = {'training', 'active', 'data', 'distributed', 'networks', 'augment'}
+RUNS = {'runs', 'analysis', 'methods'} | REGISTRY | TRAINING
+# Package or module of ssljax -> what it may import besides itself.
+MAY_IMPORT = {
+  **dict.fromkeys(GROUND, GROUND),
+  'augment': GROUND,
+  'distributed': GROUND,
+  'networks': GROUND,
+  'active': GROUND,
+  'methods': GROUND | {'active', 'augment'},
+  'data': GROUND | {'augment', 'distributed'},
+  'training': GROUND | TRAINING,
+  'registry': GROUND | {'methods', 'networks', 'augment', 'active', 'config'},
+  'config': GROUND | {'registry'},
+  'analysis': GROUND | TRAINING | {'methods'},
+  'runs': GROUND | RUNS,
+  'api': GROUND | RUNS,
+  'estimator': GROUND | {'api'},
+  'planning': GROUND | RUNS,
+  'cli': GROUND | RUNS | {'api', 'estimator', 'planning'},
+}
+BELOW_CLI = sorted(set(MAY_IMPORT) - {'cli'})
+
+
+def modules_of(unit):
+  """The Python files of a package, or of a module."""
+  folder = ROOT / unit
+  return sorted(folder.rglob('*.py')) or [ROOT / f'{unit}.py']
+
+
+def imported(path):
+  """Dotted names that a file imports, at any depth."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: a relative import'
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def test_every_package_is_in_the_table():
+  units = {p.name.removesuffix('.py') for p in ROOT.iterdir()}
+  units -= {'__init__', '__pycache__', 'py.typed', '__init__.pyi'}
+  assert units == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize('unit', MAY_IMPORT)
+def test_imports_run_downwards_only(unit):
+  for path in modules_of(unit):
+    used = {
+      name.split('.')[1]
+      for name in imported(path)
+      if name.startswith('ssljax.')
+    }
+    strange = used - MAY_IMPORT[unit] - {unit}
+    assert not strange, f'{path.relative_to(ROOT)} imports {strange}'
+
+
+@pytest.mark.parametrize('unit', BELOW_CLI)
+def test_nothing_below_the_command_line_knows_of_absl(unit):
+  for path in modules_of(unit):
+    strange = [n for n in imported(path) if n.split('.')[0] == 'absl']
+    assert not strange, f'{path.relative_to(ROOT)} imports {strange}'
+
+
+def test_methods_see_acquisition_functions_and_nothing_else_of_active():
+  for path in modules_of('methods'):
+    used = [n for n in imported(path) if n.startswith('ssljax.active')]
+    assert set(used) <= {'ssljax.active.acquisition'}, path
+
+
+def test_importing_the_package_imports_nothing_heavy():
+  heavy = 'jax', 'flax', 'sklearn', 'scipy', 'grain', 'orbax', 'matplotlib'
+  code = (
+    'import sys, ssljax; '
+    f'print([n for n in {heavy} if n in sys.modules], dir(ssljax))'
+  )
+  shown = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  ).stdout
+  assert shown.startswith('[]') and "'fit'" in shown
+
+
+@pytest.mark.parametrize('name', ssljax.__all__)
+def test_every_public_name_is_there_and_documented(name):
+  assert getattr(ssljax, name).__doc__
