@@ -5,8 +5,8 @@
     model.predict(new_images)
 
 `fit`, `load` and `Classifier` train and use models. `load_data` and
-`draw_split` read data sets and draw label splits. `register_method` and
-`register_network` make a user's own known by name. The packages below, such as
+`draw_split` read data sets and draw label splits. `register_method`,
+`register_network` and `register_augmentation` make a user's own known by name. The packages below, such as
 `ssljax.core` and `ssljax.methods`, are for new methods.
 """
 
@@ -26,6 +26,7 @@ _PUBLIC = {
   'draw_split': 'ssljax.data.splits',
   'register_method': 'ssljax.registry',
   'register_network': 'ssljax.registry',
+  'register_augmentation': 'ssljax.registry',
 }
 _MODULES = (
   'core',

@@ -200,6 +200,24 @@ def register_network(name: str, factory: Callable) -> None:
   NETWORKS[name] = factory
 
 
+def register_augmentation(name: str, augmentation: Callable) -> None:
+  """Make an augmentation known by name.
+
+  Args:
+    name: of the augmentation.
+    augmentation: `(key, image [H, W, c] in [0, 1]) -> image`.
+
+  Raises:
+    InputError: another augmentation has this name.
+  """
+  known = AUGMENTATIONS.get(name)
+  if known is not None and known is not augmentation:
+    raise InputError(
+      f'`augment`={name}: another augmentation has this name: give another name'
+    )
+  AUGMENTATIONS[name] = augmentation
+
+
 def preprocess_of(name: str, is_images: bool) -> preprocess.Preprocess:
   """Return a preprocessing by name, of images or of feature vectors."""
   if name == 'standardize' and not is_images:
