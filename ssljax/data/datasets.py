@@ -398,5 +398,5 @@ def _by_chunk(fill: Callable[[slice], None], count: int, unit: str) -> None:
   )
   with bar, futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
     for chunk, _ in zip(chunks, pool.map(fill, chunks), strict=True):
-      watchdog.alive()
+      watchdog.reset()
       bar.update(chunk.stop - chunk.start)

@@ -172,7 +172,7 @@ class Checkpoints:
           step,
           reason,
         )
-      if multihost.everywhere(found is not None):
+      if multihost.all_true(found is not None):
         return found
       if put_aside:
         self._put_aside(step)
@@ -232,10 +232,10 @@ class Checkpoints:
     self._manager.close()
     names = (f'damaged-{step}{"+" * n}' for n in itertools.count())
     target = next(n for n in names if not (self.folder / n).exists())
-    multihost.meet('all have closed it')
-    if multihost.is_first():
+    multihost.barrier('all have closed it')
+    if multihost.is_main_process():
       (self.folder / str(step)).rename(self.folder / target)
-    multihost.meet('it is put aside')
+    multihost.barrier('it is put aside')
     self._open()
 
   def wait(self) -> None:
