@@ -148,7 +148,7 @@ def make_devices(count: int) -> None:
   other = 'xla_force_host_platform_device_count'  # the same by another flag
   os.environ['XLA_FLAGS'] = ' '.join(x for x in given if other not in x)
   os.environ['JAX_NUM_CPU_DEVICES'] = str(count)  # `placement` reads it
-  placement.start()
+  placement.configure_cpu()
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', count)
 

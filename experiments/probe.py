@@ -54,7 +54,7 @@ def embed(finished, state) -> tuple[Embedded, np.ndarray]:
     finished.embed(state, data.train, rows),
     dataset.train.labels[rows],
     np.asarray(state.labels)[0, rows] != UNLABELLED,
-    embeddings.unit(tested.embedding),
+    embeddings.l2_normalize(tested.embedding),
     dataset.test.labels,
   ), tested.logits
 
@@ -134,7 +134,7 @@ def readout(finished, state, asked: dict[str, Any]) -> dict[str, Any]:
     'steps': steps,
     'rate': rate,
     'test_error': softmax_errors(
-      np.asarray(embeddings.read_out(layer, test)), dataset.test.labels
+      np.asarray(embeddings.apply_readout(layer, test)), dataset.test.labels
     ),
   }
 

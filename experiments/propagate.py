@@ -291,7 +291,7 @@ def propagate(names) -> None:
 
 def main() -> None:
   """Compares the methods and exits."""
-  placement.start()
+  placement.configure_cpu()
   known = set(FLAGS)
   define_flags()
   names = set(FLAGS) - known

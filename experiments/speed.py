@@ -353,7 +353,7 @@ _ROUNDS = flags.DEFINE_integer('rounds', 8, 'Measurements, the best counts.', 1)
 def main(argv) -> None:
   """Runs the parts asked for."""
   del argv
-  placement.start()
+  placement.configure_cpu()
   device = jax.devices()[0]
   print(f'{jax.device_count()} x {device.device_kind}, jax {jax.__version__}')
   for name, part in PARTS.items():

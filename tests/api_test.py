@@ -1,14 +1,11 @@
 """The public Python API, by public names only."""
 
 import json
-import pathlib
-import pickle
 import subprocess
 import sys
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -249,9 +246,7 @@ def test_augmentations_by_name_and_by_function():
   assert dark.evaluate(X, Y).accuracy < by_name.evaluate(X, Y).accuracy
 
 
-def entropy_minimisation(
-  net, tx, batch_spec, steps, *, strength: float = 0.1
-):
+def entropy_minimisation(net, tx, batch_spec, steps, *, strength: float = 0.1):
   """A method of a notebook: cross-entropy, and the unlabelled rows' entropy.
 
   Args:

@@ -100,5 +100,7 @@ def test_scikit_learns_own_checks():
     expected_failed_checks=EXPECTED_FAILURES,
     on_fail=None,
   )
-  failed = {r['check_name']: r['exception'] for r in results if r['status'] == 'failed'}
+  failed = {
+    r['check_name']: r['exception'] for r in results if r['status'] == 'failed'
+  }
   assert not failed, failed

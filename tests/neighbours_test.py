@@ -156,7 +156,7 @@ def test_a_split_bank_stays_where_it_is():
     return jax.value_and_grad(loss)(v), neighbours.nearest(v, bank, 10)
 
   text = on(mesh, both).lower(jnp.float32(v), *banks).compile().as_text()
-  moved = collectives.exchanges(text)
+  moved = collectives.find_collectives(text)
   # Values, and rows, of ten of each device and query.
   assert 0 < max(exchange.bytes for exchange in moved) <= 2 * 4 * B * 8 * 10
 

@@ -1,4 +1,4 @@
-"""A run that asks a person, and the answers that a test gives."""
+"""A run with `--oracle=people`, and functions that answer its questions."""
 
 import csv
 import subprocess
@@ -8,10 +8,10 @@ import binary
 
 from ssljax.data import datasets
 
-# Asks as the first iteration begins, and as the third does.
+# The run asks at the beginning of the first and of the third iteration.
 RUN = (
   '--dataset=digits',
-  '--network=deepbass_toy',  # which compiles in a moment, for images too
+  '--network=deepbass_toy',  # compiles quickly, for images too
   '--labels=1',
   '--seeds=1',
   '--steps=2',
@@ -25,14 +25,14 @@ RUN = (
 
 
 def command(folder, *more):
-  """Arguments of a run whose flags come from nowhere else."""
+  """Arguments of the run, with an empty flag file instead of a preset."""
   none = folder.parent / 'none.flags'
   none.touch()
   return f'--flagfile={none}', *RUN, *more, f'--workdir={folder}'
 
 
 def start(folder, *more):
-  """Exit status and last line of `python experiments/deepbass.py`."""
+  """Run `experiments/deepbass.py`; return its exit status and last line."""
   done = subprocess.run(
     [
       sys.executable,
@@ -49,7 +49,7 @@ def start(folder, *more):
 
 
 def answers(folder, number):
-  """The CSV file of a question."""
+  """The CSV file to fill in for a question."""
   return folder / f'questions/seed-0/batch-{number:04d}/answers.csv'
 
 
@@ -59,7 +59,7 @@ def read(path):
 
 
 def fill_in(path, change=lambda place, label: label):
-  """Writes the true labels into a CSV file, or what they are changed to."""
+  """Write the true labels, changed by a function, into a CSV file."""
   truth = datasets.load('digits').train.labels
   rows = read(path)
   with open(path, 'w', newline='', encoding='utf-8') as file:

@@ -1,9 +1,10 @@
-"""One process of several: trains tiny jobs with all devices there are.
+"""One of several processes that train tiny jobs over all their devices.
 
-Started by `hosts_test.py`, as `pod.py FOLDER METHODS PORT PROCESSES PROCESS
-[STOP]`: of each method FOLDER/METHOD then has what `fit` leaves, `rows.npz`,
-the rows of every step, and `state.npz`, its last weights and memory. With STOP
-it is asked to go after so many looks, as many as steps where nothing is swept.
+`multihost_test.py` starts it as `pod.py FOLDER METHODS PORT PROCESSES PROCESS
+[STOP]`. For each method, FOLDER/METHOD then has the files of `fit`, `rows.npz`
+(the rows of every step) and `state.npz` (the last weights and memory). With
+STOP the job is preempted after this many checks of the preemption notice; there
+is one check per step, and more during dataset passes.
 """
 
 import contextlib
@@ -21,7 +22,12 @@ import tiny  # noqa: E402
 from ssljax.active import oracle  # noqa: E402
 from ssljax.distributed import multihost  # noqa: E402
 from ssljax.distributed.preemption import PreemptedError  # noqa: E402
-from ssljax.training import active_loop, checkpoint, loop, metrics_writer  # noqa: E402
+from ssljax.training import (  # noqa: E402
+  active_loop,
+  checkpoint,
+  loop,
+  metrics_writer,
+)
 
 STEPS = 6
 OPTIONS = loop.Options(evaluate_every=3, record_every=1)
@@ -29,12 +35,12 @@ POLICY = active_loop.Policy('entropy', every=1, size=4, budget=8, passes=2)
 
 
 def make_job(name: str, devices: int) -> loop.Job:
-  """A job over so many devices.
+  """Make a job over the given number of devices.
 
   Args:
-    name: of the method; `asking` asks for labels meanwhile, `stream` has each
-      process decode its own images, for two seeds at once.
-    devices: of all processes.
+    name: a method of `tiny`; `asking` for a job with active learning, `stream`
+      for two seeds at once whose images each process decodes itself.
+    devices: number of devices of all processes.
   """
   tx = optax.sgd(0.1, 0.9)
   if name == 'stream':
@@ -49,14 +55,14 @@ def make_job(name: str, devices: int) -> loop.Job:
 
 
 def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
-  """Trains a job in a folder of its own, or goes on with it."""
+  """Train a job in its own folder, or resume it."""
   folder = folder / name
   job, seen = make_job(name, devices), []
   feed = job.program.data.train
 
   def batches(*args):
     for pixels, rows in feed.batches(*args):
-      # Of shapes alone there are no rows, or none that can be fetched.
+      # While shapes are traced there are no concrete rows.
       with contextlib.suppress(jax.errors.ConcretizationTypeError):
         if not isinstance(rows, jax.core.Tracer):
           seen.append(multihost.fetch(rows).ravel())
@@ -64,11 +70,11 @@ def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
 
   data = job.program.data._replace(train=feed._replace(batches=batches))
   job.program.data = data
-  looks = iter(range(2 * (stop or 10**6)))
-  options = OPTIONS._replace(preempted=lambda: next(looks, None) is None)
+  checks = iter(range(2 * (stop or 10**6)))
+  options = OPTIONS._replace(preempted=lambda: next(checks, None) is None)
   recorder = (
     metrics_writer.Recorder(folder)
-    if multihost.is_first()
+    if multihost.is_main_process()
     else metrics_writer.Silent()
   )
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
@@ -79,10 +85,10 @@ def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
   finally:
     recorder.close()
     checkpoints.close()
-  kept = multihost.fetch((state.params, state.memory, state.labels))
-  if multihost.is_first():
+  final = multihost.fetch((state.params, state.memory, state.labels))
+  if multihost.is_main_process():
     np.savez(folder / 'rows.npz', *seen)
-    np.savez(folder / 'state.npz', *jax.tree.leaves(kept))
+    np.savez(folder / 'state.npz', *jax.tree.leaves(final))
 
 
 if __name__ == '__main__':

@@ -228,7 +228,7 @@ def show_devices() -> None:
 
 def print_devices(rows: int) -> None:
   """`[devices, bytes of the bank, of the program beside it]`, as JSON."""
-  placement.start()
+  placement.configure_cpu()
   print(json.dumps([on_devices(devices, rows) for devices in DEVICES]))
 
 

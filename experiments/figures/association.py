@@ -13,7 +13,7 @@ embedding, H x W x c an image.
 
 import numpy as np
 
-from ssljax.analysis.embeddings import unit
+from ssljax.analysis.embeddings import l2_normalize
 from ssljax.core import UNLABELLED
 from ssljax.data.splits import generator
 from ssljax.errors import positive, require
@@ -265,9 +265,11 @@ def cosines_to(embed, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
     rows: of the images, whose embeddings are not kept.
     of: rows of the queries.
   """
-  queries = unit(embed(of))
+  queries = l2_normalize(embed(of))
   chunks = np.split(rows, range(CHUNK, len(rows), CHUNK))
-  return np.concatenate([queries @ unit(embed(c)).T for c in chunks], axis=1)
+  return np.concatenate(
+    [queries @ l2_normalize(embed(c)).T for c in chunks], axis=1
+  )
 
 
 def nearest_of(cosines: np.ndarray, own: np.ndarray, count: int):

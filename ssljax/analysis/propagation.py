@@ -1,8 +1,9 @@
-"""Label propagation alone: the classes of all images from those of a few.
+"""Label propagation on fixed embeddings, without training a network.
 
-The methods of LLP's Table 5 (Zhuang, Ding, Murli, Yamins, 2019). Each is a pure
-function of given embeddings `[M, D]`, which it brings to length 1, of the known
-classes `[M]` int32, UNLABELLED but for a few, and of C:
+These are the methods of LLP's Table 5 (Zhuang, Ding, Murli, Yamins, 2019). Each
+is a pure function of embeddings `[M, D]`, which it scales to length 1, of known
+classes `[M]` int32, UNLABELLED for most images, and of C. It returns a class
+for every image.
 
   LLP     local_propagation  labelled neighbours vote, divided by the density
   LP      label_propagation  Zhu, Ghahramani 2002: known classes are clamped
@@ -12,16 +13,16 @@ classes `[M]` int32, UNLABELLED but for a few, and of C:
   LP_DLP  deep_propagation   Deep Label Propagation (Iscen et al. 2019,
                              arXiv:1904.04717): LS over nearest neighbours
 
-The paper gives no hyper-parameter but LLP's; those of the others are inferred:
-LP and LS have scikit-learn's own, LP_DMT and LP_DLP the constants of their
-authors' code. scikit-learn's γ = 20 weighs a pair of vectors of length 1 by
-exp((cos − 1)/τ) with τ = 1/(2γ) = 0.025. LLP's τ = 0.07, that of a vote of ten
-neighbours, was tried for LP and LS first, with the α = 0.99 of LS's paper, and
-given up for what came of it on digits (experiments/README.md): in a sum over
-all pairs those far away, which are many, outweighed the near. Where a method
-wants more neighbours than there are, it has all.
+The paper gives the hyper-parameters of LLP only; the others are inferred. LP
+and LS use scikit-learn's defaults, LP_DMT and LP_DLP the constants of their
+authors' code. With scikit-learn's γ = 20, the weight of a pair of vectors of
+length 1 is exp((cos − 1)/τ) with τ = 1/(2γ) = 0.025. For LP and LS we first
+tried LLP's τ = 0.07, which is meant for a vote of ten neighbours, with the
+α = 0.99 of LS's paper. The results on digits were poor (experiments/README.md):
+in a sum over all pairs, the many distant pairs outweigh the near ones. A method
+that asks for more neighbours than there are uses all.
 
-Letters: M images, D numbers, C classes, E pairs, v embeddings of length 1.
+Letters: M images, D dimensions, C classes, E pairs, v embeddings of length 1.
 """
 
 from collections.abc import Callable
@@ -40,38 +41,44 @@ from sklearn.metrics import pairwise
 from sklearn.neighbors import kneighbors_graph
 
 from ssljax import neighbours
+from ssljax.analysis.embeddings import l2_normalize
 from ssljax.core import UNLABELLED
 from ssljax.data import splits
 from ssljax.errors import require
 from ssljax.methods import llp
 
-# λ of a graph that falls apart is 0, of a connected one in DMT's code 0.02.
-LEAST_EIGENVALUE = 1e-3
+# Lower limit for the divisors λ. The eigenvalue λ is 0 if the graph has several
+# components; in DMT's code it is 0.02 for a connected graph.
+MIN_EIGENVALUE = 1e-3
 
 
-# Which images.
+# Subsamples of a data set.
 
 
 class Subsample(NamedTuple):
-  """Images of some classes, a few of them labelled."""
+  """Images of some classes, a few of which are labelled."""
 
-  rows: np.ndarray  # [M] of the data set
+  rows: np.ndarray  # [M] rows of the data set
   truth: np.ndarray  # [M] int32 in 0..C-1
-  known: np.ndarray  # [M] int32, UNLABELLED where a method must not know
+  known: np.ndarray  # [M] int32, UNLABELLED where the label is hidden
 
 
 def draw_subsample(
   labels, classes: int, images: int, labelled: int, seed: int, number: int
 ) -> Subsample:
-  """As many images of each of some classes, drawn at random.
+  """Draw classes at random, and equally many images of each.
 
   Args:
     labels: `[N]` int32; UNLABELLED rows are not drawn.
-    classes: C, how many classes.
-    images: of each class.
-    labelled: of these; the first ones of more.
+    classes: C, the number of classes to draw.
+    images: number of images of each class.
+    labelled: number of labelled images of each class. With the same seed and
+      number, a larger subsample contains the smaller one with its labels.
     seed: of all subsamples.
-    number: of this one.
+    number: of this subsample.
+
+  Raises:
+    InputError: there are fewer classes or images.
   """
   names, counts = np.unique(labels[labels != UNLABELLED], return_counts=True)
   require(
@@ -79,16 +86,16 @@ def draw_subsample(
     f'`classes`={classes}: the embeddings are of {len(names)} classes: give '
     'at most that many',
   )
-  least = int(np.argmin(counts))
+  rarest = int(np.argmin(counts))
   require(
-    counts[least] >= images,
-    f'`images`={images}: class {names[least]} has {counts[least]}: give at '
-    'most that many',
+    counts[rarest] >= images,
+    f'`images`={images}: class {names[rarest]} has {counts[rarest]} images: '
+    'give at most that many',
   )
-  word = functools.partial(splits.generator, seed, splits.SUBSAMPLE, number)
-  chosen = np.sort(word().permutation(names)[:classes])
+  draws = functools.partial(splits.generator, seed, splits.SUBSAMPLE, number)
+  chosen = np.sort(draws().permutation(names)[:classes])
   rows = [
-    word(1 + name).permutation(np.flatnonzero(labels == name))[:images]
+    draws(1 + name).permutation(np.flatnonzero(labels == name))[:images]
     for name in chosen
   ]
   truth = np.repeat(np.arange(classes, dtype=np.int32), images)
@@ -97,7 +104,7 @@ def draw_subsample(
   return Subsample(np.concatenate(rows), truth, known)
 
 
-# Local.
+# Local label propagation.
 
 
 def local_propagation(
@@ -109,17 +116,18 @@ def local_propagation(
   density_neighbours: int = 25,
   temperature: float = 0.07,
 ) -> np.ndarray:
-  """Classes `[M]` by LLP, Eq. 5–8.
+  """Return classes `[M]` by LLP, Eq. 5–8.
 
   Args:
     embeddings: `[M, D]`.
     known: `[M]` int32.
     count: C.
-    neighbours: K labelled neighbours that vote.
-    density_neighbours: T neighbours that a labelled image's density is over.
-    temperature: τ, of the votes and of the density.
+    neighbours: K, the number of labelled neighbours that vote.
+    density_neighbours: T, the number of neighbours that define the density at a
+      labelled image.
+    temperature: τ of the votes and of the density.
   """
-  v = jnp.asarray(unit(embeddings), jnp.float32)
+  v = jnp.asarray(unit_rows(embeddings), jnp.float32)
   rows = np.flatnonzero(known != UNLABELLED)
   return np.asarray(
     _vote(
@@ -136,34 +144,35 @@ def local_propagation(
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _vote(v, labelled, classes, count, k, nearest, tau):
-  """Classes `[M]` from labelled rows `[L, D]` of classes `[L]`."""
+  """Return classes `[M]` by a vote of labelled rows `[L, D]`, classes `[L]`."""
   density = neighbours.log_density(labelled, v, nearest, tau)
   return llp.propagate(v, labelled, classes, density, k, tau, count)[0]
 
 
-# Over all pairs.
+# Propagation over all pairs.
 
 
 def label_propagation(
   embeddings, known, count: int, *, gamma: float = 20.0
 ) -> np.ndarray:
-  """Classes `[M]` by label propagation: F_U = (I − P_UU)⁻¹ P_UL Y_L.
+  """Return classes `[M]` by label propagation, F_U = (I − P_UU)⁻¹ P_UL Y_L.
 
-  Zhu, Ghahramani, 2002: where their iteration F ← P F, labelled rows put back,
-  ends; P the weights over their rows' sums, U and L the images without and with
-  a label. scikit-learn's `LabelPropagation` iterates, which takes thousands of
-  steps where an image is much nearer to itself than to all others.
+  Zhu, Ghahramani, 2002. This is the limit of their iteration F ← P F, in which
+  labelled rows are reset after every step. P has the weights divided by their
+  row sums; U and L are the unlabelled and the labelled images. scikit-learn's
+  `LabelPropagation` iterates instead, which takes thousands of steps if the
+  weight of an image with itself is much larger than with all others.
 
   Args:
     embeddings: `[M, D]`.
     known: `[M]` int32.
     count: C.
-    gamma: γ of a pair's weight exp(−γ|v_i − v_j|²).
+    gamma: γ in the weight exp(−γ|v_i − v_j|²) of a pair.
   """
-  weights = pairwise.rbf_kernel(unit(embeddings), gamma=gamma)
-  np.fill_diagonal(weights, 0)  # what an image tells itself cancels
+  weights = pairwise.rbf_kernel(unit_rows(embeddings), gamma=gamma)
+  np.fill_diagonal(weights, 0)  # the diagonal does not change the limit
   p = preprocessing.normalize(weights, norm='l1')
-  f, hidden = members(known, count), known == UNLABELLED
+  f, hidden = one_hot(known, count), known == UNLABELLED
   system = np.eye(np.sum(hidden)) - p[np.ix_(hidden, hidden)]
   f[hidden] = np.linalg.solve(system, p[hidden] @ f)
   return np.argmax(f, axis=1)
@@ -172,28 +181,28 @@ def label_propagation(
 def label_spreading(
   embeddings, known, count: int, *, gamma: float = 20.0, alpha: float = 0.2
 ) -> np.ndarray:
-  """Classes `[M]` by label spreading: F ← αSF + (1 − α)Y.
+  """Return classes `[M]` by label spreading, F ← αSF + (1 − α)Y.
 
-  Zhou, Bousquet, Lal, Weston, Schölkopf, 2004, in scikit-learn's form, S = D^−½
-  W D^−½ of the weights W but for a diagonal of 0. The paper's own α is 0.99.
+  Zhou, Bousquet, Lal, Weston, Schölkopf, 2004, as implemented by scikit-learn:
+  S = D^−½ W D^−½ for weights W with a zero diagonal. The paper uses α = 0.99.
 
   Args:
     embeddings: `[M, D]`.
     known: `[M]` int32.
-    count: C, which is not asked for here.
-    gamma: γ of a pair's weight exp(−γ|v_i − v_j|²).
-    alpha: α, the share that comes from neighbours.
+    count: C; unused, for the same signature as the other methods.
+    gamma: γ in the weight exp(−γ|v_i − v_j|²) of a pair.
+    alpha: α, the share of F that comes from neighbours.
   """
   del count
   method = semi_supervised.LabelSpreading(
     gamma=gamma,
     alpha=alpha,
-    max_iter=1000,  # α = 0.2 ends after ten
+    max_iter=1000,  # α = 0.2 converges after ten
   )
-  return method.fit(unit(embeddings), known).transduction_
+  return method.fit(unit_rows(embeddings), known).transduction_
 
 
-# Over a graph of nearest neighbours.
+# Propagation over a graph of nearest neighbours.
 
 
 def metric_transfer(
@@ -205,24 +214,26 @@ def metric_transfer(
   scale: float = 0.2,
   eigenvectors: int = 200,
 ) -> np.ndarray:
-  """Classes `[M]` by the propagation of Deep Metric Transfer.
+  """Return classes `[M]` by the propagation of Deep Metric Transfer.
 
-  A normalised cut for each class, biased to its labelled images: `biased_cut`,
-  each of the same length, over pairs of weight exp((cos − 1)/scale).
+  The score of a class is a normalised cut that is biased to its labelled images
+  (`biased_cut`), scaled to the same length for every class. The weight of a
+  pair is exp((cos − 1)/scale).
 
-  Inferred from the authors' code for CIFAR-10: that for ImageNet has k = 500,
-  ten times what a class has here. Links of an image with itself are left out.
+  [inferred] from the authors' code for CIFAR-10; their code for ImageNet has
+  k = 500, which is ten times the images of a class here. An image has no edge
+  to itself.
 
   Args:
     embeddings: `[M, D]`.
     known: `[M]` int32.
     count: C.
-    nearest: k others that an image is linked with.
-    scale: temperature of a pair's weight.
-    eigenvectors: how many of the graph's enter.
+    nearest: k, the number of neighbours an image has an edge to.
+    scale: temperature of the weight of a pair.
+    eigenvectors: number of eigenvectors of the graph to use.
   """
-  weigh = lambda cosine: np.exp((cosine - 1) / scale)
-  graph = affinity(unit(embeddings), nearest, weigh)
+  weight_of = lambda cosine: np.exp((cosine - 1) / scale)
+  graph = affinity(unit_rows(embeddings), nearest, weight_of)
   return np.argmax(biased_cut(graph, known, count, eigenvectors), axis=1)
 
 
@@ -236,48 +247,56 @@ def deep_propagation(
   alpha: float = 0.99,
   iterations: int = 20,
 ) -> np.ndarray:
-  """Classes `[M]` by the propagation of Deep Label Propagation.
+  """Return classes `[M]` by the propagation of Deep Label Propagation.
 
-  A pair weighs max(0, cos)^γ, a class 1 over its labelled images.
+  The weight of a pair is max(0, cos)^γ. The weight of a labelled image is 1
+  divided by the number of labelled images of its class.
 
   Args:
     embeddings: `[M, D]`.
     known: `[M]` int32.
     count: C.
-    nearest: k others that an image is linked with.
+    nearest: k, the number of neighbours an image has an edge to.
     power: γ.
-    alpha: α, the share that comes from neighbours.
-    iterations: of conjugate gradients, at most; the authors' code has 20.
+    alpha: α, the share of a score that comes from neighbours.
+    iterations: maximum number of conjugate gradient steps; 20 in the authors'
+      code.
   """
-  weigh = lambda cosine: np.maximum(0, cosine) ** power
-  graph = affinity(unit(embeddings), nearest, weigh)
-  start = members(known, count)
+  weight_of = lambda cosine: np.maximum(0, cosine) ** power
+  graph = affinity(unit_rows(embeddings), nearest, weight_of)
+  start = one_hot(known, count)
   z = diffuse(graph, start / start.sum(axis=0), alpha, iterations)
   return np.argmax(z, axis=1)
 
 
-def affinity(v, nearest: int, weigh: Callable):
-  """W = A + Aᵀ, sparse `[M, M]`: a_ij if j is of the nearest others of i.
+def affinity(v, nearest: int, weight_of: Callable):
+  """Return W = A + Aᵀ, sparse `[M, M]`, for a graph of nearest neighbours.
+
+  a_ij is the weight of the pair if j is one of the k nearest neighbours of i,
+  else 0.
 
   Args:
     v: `[M, D]`.
-    nearest: k; all others where there are fewer.
-    weigh: cosines `[E]` -> weights a `[E]`, not below 0.
+    nearest: k; all other images if there are fewer.
+    weight_of: maps cosines `[E]` to weights `[E]`, which are not negative.
   """
   nearest = min(nearest, len(v) - 1)
   graph = kneighbors_graph(v, nearest, mode='distance', metric='cosine')
-  graph.data = weigh(1 - graph.data)
+  graph.data = weight_of(1 - graph.data)
   return graph + graph.T
 
 
 def diffuse(graph, start, alpha: float, iterations: int) -> np.ndarray:
-  """Z `[M, C]` of (I − αS) Z = Y, S = D^−½ W D^−½, by conjugate gradients.
+  """Solve (I − αS) Z = Y, S = D^−½ W D^−½, by conjugate gradients.
 
   Args:
     graph: W, sparse `[M, M]`.
     start: Y `[M, C]`.
     alpha: α.
-    iterations: at most.
+    iterations: maximum number of steps.
+
+  Returns:
+    Z `[M, C]`.
   """
   laplacian = csgraph.laplacian(graph, normed=True).tocsr()  # I − S
   system = (1 - alpha) * sparse.eye_array(len(start)) + alpha * laplacian
@@ -286,51 +305,51 @@ def diffuse(graph, start, alpha: float, iterations: int) -> np.ndarray:
 
 
 def biased_cut(graph, known, count: int, eigenvectors: int) -> np.ndarray:
-  """Columns x_c = Σ_i u_i u_i·s_c / λ_i of the same length, `[M, C]`.
+  """Return columns x_c = Σ_i u_i u_i·s_c / λ_i `[M, C]`, scaled to length 1.
 
-  λ_i, u_i the least eigenvalues of I − D^−½ W D^−½ and their vectors: Maji,
-  Vishnoi, Malik, 2011, with γ = 0. The least of all needs not be
-  left out: `cut_bias` is orthogonal to its vector.
+  λ_i are the smallest eigenvalues of I − D^−½ W D^−½ and u_i their
+  eigenvectors: Maji, Vishnoi, Malik, 2011, with γ = 0. The smallest eigenvalue
+  is included, because s_c of `cut_bias` is orthogonal to its eigenvector.
 
   Args:
     graph: W, sparse `[M, M]`.
     known: `[M]` int32.
     count: C.
-    eigenvectors: how many; all where there are fewer.
+    eigenvectors: number of eigenvectors; all if there are fewer.
   """
   laplacian, root = csgraph.laplacian(graph, normed=True, return_diag=True)
   last = min(eigenvectors, len(known)) - 1
   values, vectors = linalg.eigh(laplacian.toarray(), subset_by_index=[0, last])
   shares = vectors.T @ cut_bias(root, known, count)
-  weights = 1 / np.maximum(values, LEAST_EIGENVALUE)
+  weights = 1 / np.maximum(values, MIN_EIGENVALUE)
   return preprocessing.normalize(vectors @ (weights[:, None] * shares), axis=0)
 
 
 def cut_bias(root, known, count: int) -> np.ndarray:
-  """s_c = D^½ (1_c / vol(c) − 1_c̄ / vol(c̄)) of length 1, `[M, C]`.
+  """Return s_c = D^½ (1_c / vol(c) − 1_c̄ / vol(c̄)) `[M, C]`, of length 1.
 
-  c and c̄ the images labelled with a class and with another, vol the sum of
-  their degrees.
+  c are the images labelled with the class, c̄ those labelled with another class,
+  and vol is the sum of their degrees.
 
   Args:
     root: D^½ `[M]`.
     known: `[M]` int32.
     count: C.
   """
-  inside = members(known, count)
+  inside = one_hot(known, count)
   outside = (known != UNLABELLED)[:, None] - inside
   volume = lambda part: root**2 @ part
   bias = inside / volume(inside) - outside / volume(outside)
   return preprocessing.normalize(root[:, None] * bias, axis=0)
 
 
-def members(known, count: int) -> np.ndarray:
-  """1 where an image of `known [M]` is labelled with a class, `[M, C]`."""
+def one_hot(known, count: int) -> np.ndarray:
+  """Return one-hot rows `[M, C]` of `known [M]`; zeros for UNLABELLED."""
   chex.assert_rank(known, 1)
   return (known[:, None] == np.arange(count)).astype(np.float64)
 
 
-def unit(embeddings) -> np.ndarray:
-  """Embeddings `[M, D]` brought to length 1, in float64; 0 stays 0."""
+def unit_rows(embeddings) -> np.ndarray:
+  """Scale embeddings `[M, D]` to length 1 in float64; zero rows stay zero."""
   chex.assert_rank(embeddings, 2)
-  return preprocessing.normalize(np.asarray(embeddings, np.float64))
+  return l2_normalize(np.asarray(embeddings, np.float64))

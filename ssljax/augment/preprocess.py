@@ -98,6 +98,26 @@ def standardize() -> Preprocess:
   return Preprocess(fit, _standardize, shapes)
 
 
+def standardize_features() -> Preprocess:
+  """Compute (x - μ) / σ for each of the D features of a vector [1, D, 1].
+
+  μ and σ are the moments of the training vectors. A constant feature is only
+  centred.
+  """
+
+  def fit(vectors: np.ndarray, view: Callable | None = None) -> Standard:
+    del view
+    vectors = vectors.astype(np.float64)
+    mean, std = vectors.mean(axis=0), vectors.std(axis=0)
+    std = np.where(std < 1e-7, 1.0, std)
+    return Standard(mean.astype(np.float32), std.astype(np.float32))
+
+  def shapes(shape: tuple[int, int, int]) -> Standard:
+    return Standard(*[_float32(*shape)] * 2)
+
+  return Preprocess(fit, _standardize, shapes)
+
+
 def _float32(*shape: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, np.float32)
 
@@ -285,23 +305,3 @@ def _check_values(values: int) -> None:
     f'{values} x {values}, the limit is {MAX_VALUES}: give another '
     'preprocessing or smaller images',
   )
-
-
-def standardize_features() -> Preprocess:
-  """(x - μ) / σ of each of the D features of a vector, fed as [1, D, 1].
-
-  μ and σ are those of the training vectors. A constant feature is only
-  centred.
-  """
-
-  def fit(vectors: np.ndarray, view: Callable | None = None) -> Standard:
-    del view
-    wide = vectors.astype(np.float64)
-    mean, std = wide.mean(axis=0), wide.std(axis=0)
-    std = np.where(std < 1e-7, 1.0, std)
-    return Standard(mean.astype(np.float32), std.astype(np.float32))
-
-  def shapes(shape: tuple[int, int, int]) -> Standard:
-    return Standard(*[_float32(*shape)] * 2)
-
-  return Preprocess(fit, _standardized, shapes)

@@ -40,7 +40,7 @@ def start(
   own = [flag for flag in values if flag not in known]
 
   def look():
-    placement.start()
+    placement.configure_cpu()
     act({flag: values[flag].value for flag in own})
 
   def describe():

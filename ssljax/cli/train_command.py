@@ -17,15 +17,15 @@ def run(method: str, config: Config) -> None:
     method: name of the program; a dated folder's name begins with it.
     config: of the run.
   """
-  placement.start()
+  placement.configure_cpu()
   _check_folder(config)
   join_others(config)
-  awake = watchdog.awake(config.hosts.hang_minutes * 60)
-  with multihost.ending_together(), awake:
+  awake = watchdog.exit_if_idle(config.hosts.hang_minutes * 60)
+  with multihost.exit_if_peer_fails(), awake:
     folder = pathlib.Path(
       config.run.workdir or run_folder.dated(f'{method}-{config.data_name}')
     )
-    multihost.refuse_unlike(
+    multihost.require_same(
       'what decides the result',
       (
         to_flags(config),
@@ -35,7 +35,7 @@ def run(method: str, config: Config) -> None:
       ),
       'start the same command from the same commit on all hosts',
     )
-    say = print if multihost.is_first() else lambda text: None
+    say = print if multihost.is_main_process() else lambda text: None
     make = functools.partial(build.build, config)
     execute.train_in_folder(make, config, folder, say=say)
 
@@ -60,7 +60,7 @@ def join_others(config: Config) -> None:
   several = hosts.multihost
   if several is None:
     named = any(value is not None for value in given.values())
-    several = multihost.are_around() or named
+    several = multihost.in_cluster() or named
   if several:
     require(
       config.run.workdir is not None,
@@ -70,5 +70,5 @@ def join_others(config: Config) -> None:
       re.fullmatch(r'.+:\d+', hosts.coordinator or 'a:1'),
       f'`coordinator`={hosts.coordinator}: give HOST:PORT',
     )
-    placement.order_exchanges(several=True)
+    placement.serialize_cpu_collectives(multiprocess=True)
     multihost.join(**given)

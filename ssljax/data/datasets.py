@@ -10,11 +10,11 @@ size of an image.
 
 from collections.abc import Callable
 from concurrent import futures
+import logging
 import os
 import threading
 from typing import Any, NamedTuple
 
-from absl import logging
 import numpy as np
 import tqdm
 
@@ -25,6 +25,7 @@ from ssljax.data.types import Dataset, Source
 from ssljax.distributed import watchdog
 from ssljax.errors import InputError, non_negative, positive, require
 
+_LOG = logging.getLogger(__name__)
 _CHUNK = 512  # rows that a thread reads at once
 _MANY = 10_000  # rows from which a progress bar is shown
 _DIGITS_TEST = 50  # test images of each digit
@@ -338,7 +339,7 @@ class _CorruptCount:
           f'{self._limit + 1}'
         ) from error
       self._seen.add((where, row))
-      logging.warning(
+      _LOG.warning(
         '%s; it is read as zeros (%d of corrupt=%d)',
         which,
         len(self._seen),
@@ -398,5 +399,5 @@ def _by_chunk(fill: Callable[[slice], None], count: int, unit: str) -> None:
   )
   with bar, futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
     for chunk, _ in zip(chunks, pool.map(fill, chunks), strict=True):
-      watchdog.alive()
+      watchdog.reset()
       bar.update(chunk.stop - chunk.start)

@@ -135,7 +135,7 @@ def stream(source, place: placement.Placer, *, threads: int = 16) -> Feed:
     if not calls:
       return
     first = rows_of(calls[0])
-    mine = place.share(first.shape[-1])
+    mine = place.local_indices(first.shape[-1])
     size = first[..., mine].size * math.prod(source.shape)  # of one call
     ahead = max(2, min(2 * threads, _AHEAD_BYTES // size))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
@@ -146,7 +146,7 @@ def stream(source, place: placement.Placer, *, threads: int = 16) -> Feed:
     )
     for pixels, rows in loaded:
       axis = rows.ndim - 1
-      yield place.own(pixels, axis, rows.shape[axis]), place(rows, axis)
+      yield place.place_local(pixels, axis, rows.shape[axis]), place(rows, axis)
 
   return Feed(
     size=len(source.labels),

@@ -1,8 +1,10 @@
-"""The processes of a run: one per host, each with devices of its own.
+"""Coordination of the processes of a run: one per host, each with own devices.
 
-All of them run the same program over the same global arrays. What decides what
-comes next is a function of the run alone, or the first process's word; the
-first alone writes. With a single process everything here is trivial.
+All processes run the same program on the same global arrays. Their control flow
+must be identical: every decision is either a function of the configuration and
+the step, or made by the main process (number 0) and broadcast. Only the main
+process writes files, apart from checkpoints. With a single process all
+functions of this module are trivial.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,11 +25,11 @@ import numpy as np
 
 from ssljax.errors import InputError, require
 
-# One that has been silent for so long is dead, and the others end.
+# A process without a heartbeat for this long counts as dead; the others exit.
 HEARTBEAT_SECONDS = 30
-# What one writes the others see after so long, or never.
+# A new file has to be visible to all processes within this time.
 SHARED_SECONDS = 20
-# One that ends waits so long for the others to end.
+# At exit, a process waits this long for the others to exit too.
 SHUTDOWN_SECONDS = 20
 
 
@@ -36,20 +38,21 @@ def join(
   processes: int | None = None,
   process: int | None = None,
 ) -> None:
-  """Joins the other processes, before anything touches a device.
+  """Connect to the other processes. Call before anything uses a device.
 
-  What is None is asked of the surroundings: a TPU pod, Slurm, MPI, Kubernetes.
-  JAX itself ends a process that waits for the others for five minutes.
+  Arguments that are None are taken from the environment: a TPU pod, Slurm, MPI
+  or Kubernetes. JAX aborts a process that has waited five minutes for the
+  others.
 
   Args:
-    coordinator: HOST:PORT of the first process.
-    processes: how many there are.
-    process: the number of this one, from 0.
+    coordinator: HOST:PORT of process 0.
+    processes: number of processes.
+    process: number of this process, from 0.
 
   Raises:
-    InputError: the surroundings do not say who they are.
+    InputError: the environment does not describe the processes.
   """
-  # Of a CPU; other devices have their own.
+  # For CPUs only; other devices have their own collectives.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:
     jax.distributed.initialize(
@@ -62,38 +65,39 @@ def join(
   except (ValueError, RuntimeError, OSError) as error:
     reason = str(error).split('\n')[0]
     raise InputError(
-      f'`multihost`: nothing here says which processes there are ({reason}): '
-      'give `coordinator`=HOST:PORT of the first, `processes` and `process`'
+      f'`multihost`: the environment does not describe the processes '
+      f'({reason}): give `coordinator`=HOST:PORT of process 0, `processes` and '
+      '`process`'
     ) from error
 
 
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-  """Ends the process, status 1, with one line if another one is gone."""
+def exit_if_peer_fails() -> Iterator[None]:
+  """Exit with status 1 and one line if another process has failed."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if not are_several() or 'RESOURCE_EXHAUSTED' in str(error):
-      raise  # what is wrong is wrong here
+    if not is_multiprocess() or 'RESOURCE_EXHAUSTED' in str(error):
+      raise  # the error is this process's own
     reason = str(error).split('\n')[0]
     print(
-      f'process {jax.process_index()} of {jax.process_count()} has lost the '
-      f'others ({reason}): the same command on all of them goes on from the '
-      'last checkpoint',
+      f'process {jax.process_index()} of {jax.process_count()} lost contact '
+      f'with the others ({reason}): run the same command on all hosts to '
+      'resume from the last checkpoint',
       file=sys.stderr,
       flush=True,
     )
-    os._exit(1)  # there is nobody left to take leave of
+    os._exit(1)  # a normal exit would wait for the other processes
 
 
-def are_around() -> bool:
-  """Whether the surroundings speak of several hosts, as those of a pod do."""
-  workers = os.environ.get('TPU_WORKER_HOSTNAMES') or _workers_of_slice()
+def in_cluster() -> bool:
+  """Return whether the environment, such as a TPU pod, has several hosts."""
+  workers = os.environ.get('TPU_WORKER_HOSTNAMES') or _slice_workers()
   return ',' in workers or 'JAX_COORDINATOR_ADDRESS' in os.environ
 
 
-def _workers_of_slice() -> str:
-  """The hosts of a Cloud TPU VM's slice, with commas; '' anywhere else."""
+def _slice_workers() -> str:
+  """Return the hosts of a Cloud TPU slice, comma-separated; '' elsewhere."""
   if importlib.util.find_spec('libtpu') is None:
     return ''
   server = os.environ.get('GCE_METADATA_IP', 'metadata.google.internal')
@@ -109,111 +113,100 @@ def _workers_of_slice() -> str:
     return ''
 
 
-def are_several() -> bool:
-  """Whether there is any other process."""
+def is_multiprocess() -> bool:
+  """Return whether the run has more than one process."""
   return jax.process_count() > 1
 
 
-def is_first() -> bool:
-  """Whether this one writes and decides."""
+def is_main_process() -> bool:
+  """Return whether this is process 0, which writes files and decides."""
   return jax.process_index() == 0
 
 
 def fetch(tree: Any) -> Any:
-  """Arrays as NumPy's, whole on every process, wherever they lie."""
-  if not are_several():
+  """Return the full arrays of a tree as NumPy arrays, on every process."""
+  if not is_multiprocess():
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def agreed(value: bool) -> bool:
-  """What the first process says."""
-  if not are_several():
+def broadcast_bool(value: bool) -> bool:
+  """Return the value of the main process."""
+  if not is_multiprocess():
     return value
   return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
-def once(f: Callable[[], Any]) -> Any:
-  """What `f` returns or raises on the first process, which alone calls it."""
-  if not are_several():
+def on_main_process(f: Callable[[], Any]) -> Any:
+  """Call `f` on the main process; return or raise its result on all."""
+  if not is_multiprocess():
     return f()
-  share = multihost_utils.broadcast_one_to_all
-  said = b''
-  if is_first():
+  broadcast = multihost_utils.broadcast_one_to_all
+  message = b''
+  if is_main_process():
     try:
-      said = pickle.dumps((f(), None))
-    except Exception as error:  # for all of them, this one too
-      said = _pickled(error)
-  buffer = np.zeros(share(np.array(len(said))), np.uint8)
-  buffer[: len(said)] = np.frombuffer(said, np.uint8)
-  found, error = pickle.loads(share(buffer).tobytes())
+      message = pickle.dumps((f(), None))
+    except Exception as error:  # any error of `f` is raised on all processes
+      message = _pickle_error(error)
+  buffer = np.zeros(broadcast(np.array(len(message))), np.uint8)
+  buffer[: len(message)] = np.frombuffer(message, np.uint8)
+  result, error = pickle.loads(broadcast(buffer).tobytes())
   if error is not None:
     raise error
-  return found
+  return result
 
 
-def _pickled(error: Exception) -> bytes:
-  """An error for the other processes; of what cannot travel, its text."""
+def _pickle_error(error: Exception) -> bytes:
+  """Pickle an error, or a RuntimeError with its text if that is impossible."""
   try:
-    said = pickle.dumps((None, error))
-    pickle.loads(said)
-  except Exception:
+    message = pickle.dumps((None, error))
+    pickle.loads(message)
+  except Exception:  # pickling calls methods of foreign classes
     return pickle.dumps((None, RuntimeError(repr(error))))
-  return said
+  return message
 
 
-def refuse_unlike(what: str, value: Any, hint: str) -> None:
-  """Refuses a run of which the processes do not have the same thing.
+def require_same(what: str, value: Any, hint: str) -> None:
+  """Raise InputError on all processes unless they have the same value.
 
   Args:
-    what: it is.
-    value: this process's.
-    hint: what to do about it.
-
-  Raises:
-    InputError: one of them has another one, on all of them.
+    what: description of the value.
+    value: the value of this process.
+    hint: the remedy.
   """
   require(
-    everywhere(once(lambda: value) == value),
-    f'`multihost`: {what} is not the same for all processes: {hint}',
+    all_true(on_main_process(lambda: value) == value),
+    f'`multihost`: the processes differ in {what}: {hint}',
   )
 
 
-def refuse_other_folders(folder: pathlib.Path) -> None:
-  """Refuses a folder that is another one on another host; it has to exist.
-
-  Raises:
-    InputError: a process does not see what the first one writes.
-  """
-  if not are_several():
+def require_shared_folder(folder: pathlib.Path) -> None:
+  """Raise InputError unless all processes see the same existing folder."""
+  if not is_multiprocess():
     return
-  mark = folder / once(lambda: f'{uuid.uuid4().hex}.partial')
-  once(mark.touch)
-  for _ in range(SHARED_SECONDS):  # a network's disk may take its time
-    seen = everywhere(mark.exists())
+  marker = folder / on_main_process(lambda: f'{uuid.uuid4().hex}.partial')
+  on_main_process(marker.touch)
+  for _ in range(SHARED_SECONDS):  # network disks have a delay
+    seen = all_true(marker.exists())
     if seen:
       break
     time.sleep(1)
-  once(mark.unlink)
+  on_main_process(marker.unlink)
   require(
     seen,
-    f'`workdir`={folder}: is not one folder for all processes: give a disk '
-    'that they share',
+    f'`workdir`={folder}: is not the same folder on all hosts: give a folder '
+    'on a shared disk',
   )
 
 
-def everywhere(value: bool) -> bool:
-  """Whether it is so on every process."""
-  if not are_several():
+def all_true(value: bool) -> bool:
+  """Return whether the value is true on every process."""
+  if not is_multiprocess():
     return value
   return bool(np.all(multihost_utils.process_allgather(np.array([value]))))
 
 
-def meet(where: str) -> None:
-  """Waits until all processes are here.
-
-  Args:
-    where: the same name on each.
-  """
-  if are_several():
-    multihost_utils.sync_global_devices(where)
+def barrier(name: str) -> None:
+  """Wait until all processes have called this with the same name."""
+  if is_multiprocess():
+    multihost_utils.sync_global_devices(name)

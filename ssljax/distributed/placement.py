@@ -1,4 +1,9 @@
-"""Devices: the mesh, where things lie on it, and compiling onto it."""
+"""The device mesh, placement of arrays on it, and settings for CPU devices.
+
+Training runs under `jax.jit` over a one-dimensional mesh with the axis 'data'.
+Batches and tables with a row per image are sharded over it; everything else is
+replicated.
+"""
 
 from collections.abc import Callable, Sequence
 import ctypes
@@ -17,27 +22,28 @@ from ssljax.errors import require
 
 def make_mesh(
   batches: Sequence[int] = (),
-  most: int | None = None,
+  max_devices: int | None = None,
   flags: str = '`batch_labelled`, `batch_unlabelled`',
 ) -> Mesh:
-  """A ('data',) mesh over as many devices as divide every batch size.
+  """Return a ('data',) mesh of as many devices as divide every batch size.
 
   Args:
-    batches: the sizes.
-    most: devices to use at most; all if None.
-    flags: that decide the sizes.
+    batches: the batch sizes.
+    max_devices: largest number of devices; all if None.
+    flags: names of the parameters that set the sizes, for the message.
 
   Raises:
-    InputError: there are several processes, and not all devices do.
+    InputError: there are several processes, and the batch sizes are not
+      divisible by the number of all devices.
   """
-  whole = math.gcd(*batches) if batches else 0
-  count = most or jax.device_count()
+  divisor = math.gcd(*batches) if batches else 0
+  count = max_devices or jax.device_count()
   require(
-    whole % count == 0 or not multihost.are_several(),
-    f'{flags}: batches of {sorted(set(batches))} images are not divided by the '
-    f'{count} devices of all processes: change them',
+    divisor % count == 0 or not multihost.is_multiprocess(),
+    f'{flags}: batches of {sorted(set(batches))} images are not divisible by '
+    f'the {count} devices of all processes: give multiples of {count}',
   )
-  while whole % count:
+  while divisor % count:
     count -= 1
   return jax.make_mesh(
     (count,),
@@ -47,58 +53,65 @@ def make_mesh(
   )
 
 
-def start() -> None:
-  """What a program that trains on a CPU does before it computes anything."""
+def configure_cpu() -> None:
+  """Configure memory and collectives of CPU devices.
+
+  Call at the start of a program, before anything is computed.
+  """
   keep_freed_memory()
-  order_exchanges()
+  serialize_cpu_collectives()
 
 
 def keep_freed_memory() -> None:
-  """Has a CPU's allocator keep what a step frees for the next one.
+  """Configure glibc's allocator to keep freed memory for the next step.
 
-  By default glibc returns large buffers to the system, and every step faults
-  all its pages in again: a fifth of the processor time of a small network.
-  Does nothing elsewhere.
+  By default glibc returns large buffers to the system, and every step has page
+  faults for all of them: a fifth of the CPU time of a small network. Without
+  glibc this does nothing.
   """
   arena_max, mmap_max, top_pad, trim_threshold = -8, -4, -2, -1
   try:
     mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, OSError, TypeError):  # not glibc
+  except (AttributeError, OSError, TypeError):  # the C library is not glibc
     return
-  mallopt(arena_max, 1)  # other arenas cannot hold large buffers
+  mallopt(arena_max, 1)  # only the main arena can hold large buffers
   mallopt(mmap_max, 0)
   mallopt(trim_threshold, 2**31 - 1)
   mallopt(top_pad, 2**26)
 
 
-def order_exchanges(several: bool = False) -> None:
-  """Has the devices of CPUs exchange one thing after the other.
+def serialize_cpu_collectives(multiprocess: bool = False) -> None:
+  """Make CPU devices run collectives one after the other, by an XLA flag.
 
-  By default XLA starts what waits for nothing at once: then one device waits
-  in one exchange and another in the next, for ever, where there are no more
-  threads than devices; and one process takes what another one sends for what
-  belongs to another exchange.
+  By default XLA starts independent collectives concurrently. With no more
+  threads than devices this deadlocks: one device waits in one collective,
+  another device in the next. With several processes, one process may also take
+  the data of another collective for its own.
 
   Args:
-    several: processes; else it is only done for several devices of this one.
+    multiprocess: set the flag for several processes; otherwise it is set only
+      if this process has several CPU devices.
   """
-  given = os.environ.get('XLA_FLAGS', '')
-  if several or 'device_count' in given or 'JAX_NUM_CPU_DEVICES' in os.environ:
+  flags = os.environ.get('XLA_FLAGS', '')
+  several_devices = (
+    'device_count' in flags or 'JAX_NUM_CPU_DEVICES' in os.environ
+  )
+  if multiprocess or several_devices:
     flag = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
-    os.environ['XLA_FLAGS'] = f'{given} {flag}'
+    os.environ['XLA_FLAGS'] = f'{flags} {flag}'
 
 
 def row_multiple(mesh: Mesh) -> int:
-  """Of it are the lengths of tables that are split over the devices.
+  """Return the number whose multiples are the lengths of sharded tables.
 
-  The same for every number of devices that divides 256, so that tables are
-  seldom cut anew.
+  It is the same for every number of devices that divides 256, so that tables
+  seldom have to be padded again on another number of devices.
   """
   return math.lcm(256, mesh.size)
 
 
 def on_mesh(f: Callable, mesh: Mesh) -> Callable:
-  """`f`, to be compiled, with what it is compiled on as its mesh."""
+  """Return `f` for compilation with `mesh` as the mesh of the context."""
 
   def call(*args):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -108,9 +121,9 @@ def on_mesh(f: Callable, mesh: Mesh) -> Callable:
 
 
 def split_images(read: Callable) -> Callable:
-  """`read`, with the images `[B, ...]` it returns split over the devices.
+  """Return `read` with a constraint that shards its images `[B, ...]`.
 
-  A compiler that is left to choose may have every device compute all of them.
+  Without the constraint the compiler may let every device compute all images.
   """
 
   def call(*args):
@@ -123,35 +136,38 @@ def split_images(read: Callable) -> Callable:
 
 
 class Placer:
-  """Puts arrays of the host on the devices, split or whole on each."""
+  """Transfers arrays from the host to the devices, sharded or replicated."""
 
   def __init__(self, mesh: Mesh):
-    """Of a mesh over one axis."""
+    """Take a mesh of one axis."""
     self._mesh = mesh
 
   def __call__(self, array: np.ndarray, axis: int | None) -> jax.Array:
-    """An array that every process has whole.
+    """Place an array that every process has in full.
 
     Args:
       array: on the host.
-      axis: that is split over the devices; None to have it whole on each.
+      axis: the axis to shard over the devices; None to replicate.
     """
-    where = self._sharding(axis)
-    with jax.transfer_guard('allow'):  # JAX takes neither for meant
-      return jax.make_array_from_callback(array.shape, where, array.__getitem__)
+    sharding = self._sharding(axis)
+    # `jax.transfer_guard('disallow')` does not see that these are explicit.
+    with jax.transfer_guard('allow'):
+      return jax.make_array_from_callback(
+        array.shape, sharding, array.__getitem__
+      )
 
-  def share(self, length: int) -> np.ndarray:
-    """Places `[n]` of an axis of this length that lie on this process."""
-    where = self._sharding(0).addressable_devices_indices_map((length,))
-    places = np.arange(length)
-    return np.unique(np.concatenate([places[i] for i in where.values()]))
+  def local_indices(self, length: int) -> np.ndarray:
+    """Return the indices `[n]` of a sharded axis on this process's devices."""
+    slices = self._sharding(0).addressable_devices_indices_map((length,))
+    indices = np.arange(length)
+    return np.unique(np.concatenate([indices[i] for i in slices.values()]))
 
-  def own(self, array: np.ndarray, axis: int, length: int) -> jax.Array:
-    """An array of which every process has its own share.
+  def place_local(self, array: np.ndarray, axis: int, length: int) -> jax.Array:
+    """Place an array of which every process has its own part.
 
     Args:
-      array: on the host, with the places of `share(length)` along an axis.
-      axis: which.
+      array: on the host, with `local_indices(length)` along an axis.
+      axis: the axis that is sharded.
       length: of that axis, over all processes.
     """
     shape = *array.shape[:axis], length, *array.shape[axis + 1 :]
@@ -166,11 +182,11 @@ class Placer:
 
 
 def state_sharding(mesh: Mesh, layout, images: int) -> TrainState:
-  """Where a state `[S, ...]` lies: what has a row per image is split.
+  """Return the sharding of a state `[S, ...]`: labels and memory by rows.
 
   Args:
-    mesh: of `make_mesh`.
-    layout: of a method, where its memory lies.
+    mesh: from `make_mesh`.
+    layout: `Method.layout`, the partition specs of the memory.
     images: N.
   """
   whole = NamedSharding(mesh, P())
@@ -184,33 +200,39 @@ def state_sharding(mesh: Mesh, layout, images: int) -> TrainState:
 
 
 def bytes_per_device(shapes, sharding) -> int:
-  """What a tree of `jax.ShapeDtypeStruct` takes on the fullest device.
+  """Return the bytes of a tree of arrays on the device that holds most.
 
   Args:
-    shapes: the tree.
+    shapes: a tree of `jax.ShapeDtypeStruct`.
     sharding: a prefix tree of `Sharding`.
   """
-  of_leaf = lambda x, where: (
-    math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+  leaf_bytes = lambda x, sharding: (
+    math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
   )
   shardings = jax.tree.broadcast(sharding, shapes)
-  return sum(jax.tree.leaves(jax.tree.map(of_leaf, shapes, shardings)))
+  return sum(jax.tree.leaves(jax.tree.map(leaf_bytes, shapes, shardings)))
 
 
 def device_bytes() -> int:
-  """Memory of a device; devices of one CPU share its own."""
+  """Return the memory of a device; CPU devices share the host's equally."""
   stats = jax.local_devices()[0].memory_stats()
   if stats:
     return stats['bytes_limit']
-  whole = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  return whole // jax.local_device_count()
+  host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return host // jax.local_device_count()
 
 
 def over_seeds(f: Callable, seeds: int, in_axes: tuple) -> Callable:
-  """Maps `f` over the leading axis [S] of the arguments that have one.
+  """Map `f` over the leading axis [S] of the arguments that have one.
 
-  One seed is not vmapped but stripped of the axis: a convolution under vmap
-  becomes a grouped one, which some backends run badly.
+  For a single seed the axis is removed instead of using vmap, because vmap
+  turns a convolution into a grouped convolution, which is slow on some
+  backends.
+
+  Args:
+    f: a function of one seed.
+    seeds: S.
+    in_axes: 0 for each argument with a seed axis, None for the others.
   """
   if seeds > 1:
     return jax.vmap(f, in_axes)

@@ -1,8 +1,10 @@
-"""A run that is asked to go: it ends its step or its sweep, saves, and goes.
+"""Preemption: save and exit after SIGTERM.
 
-What schedules machines sends SIGTERM some time before it takes one away. The
-second signal ends the process at once, as the first would have without this:
-a checkpoint is whole or not there.
+A scheduler sends SIGTERM some time before it takes a machine away. After the
+signal a run finishes its step or aborts its dataset pass, saves a checkpoint
+and exits. A second SIGTERM ends the process immediately, as the first would
+without this module. Checkpoints are written atomically, so that they stay valid
+in either case.
 """
 
 from collections.abc import Iterator
@@ -16,49 +18,50 @@ from ssljax.distributed import multihost
 
 
 class PreemptedError(Exception):
-  """A run was asked to go and has saved where it was: one line says so."""
+  """A run was interrupted by SIGTERM. The message says what it has saved."""
 
 
 class Notice:
-  """Whether this run has been asked to go."""
+  """A function that returns whether SIGTERM has arrived."""
 
   def __init__(self):
-    """Not yet."""
-    self._given, self._looks = False, 0
+    """Start without a signal; see `listen`."""
+    self._given, self._calls = False, 0
 
   def __call__(self) -> bool:
-    """Whether it has; every process has to look at the same moments.
+    """Return True once SIGTERM has arrived. Call on all processes at each step.
 
-    Of several processes one that is asked is enough, and all of them hear of it
-    at the same look: the latest that one of them had reached, or the next.
+    With several processes, a signal to one of them suffices. All processes get
+    True at the same call: the latest call that any of them had reached when
+    the signal arrived, or the next.
     """
-    if multihost.are_several() and not self._given:
-      self._looks += 1
+    if multihost.is_multiprocess() and not self._given:
+      self._calls += 1
       reached = multihost_utils.reached_preemption_sync_point
-      if reached(self._looks):
+      if reached(self._calls):
         self._given = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return self._given
 
   @contextlib.contextmanager
-  def awaited(self) -> Iterator['Notice']:
-    """Listens to SIGTERM; the second one does what it did before.
+  def listen(self) -> Iterator['Notice']:
+    """Handle the first SIGTERM; the second has its previous effect.
 
-    Several processes do so since they joined: JAX listens.
+    With several processes JAX listens from `multihost.join` on.
     """
     in_main = threading.current_thread() is threading.main_thread()
-    if multihost.are_several() or not in_main:  # Python's rule for signals.
+    if multihost.is_multiprocess() or not in_main:  # Python's rule for signals
       yield self
       return
-    before = signal.getsignal(signal.SIGTERM)
+    previous = signal.getsignal(signal.SIGTERM)
 
-    def note(number, frame):
+    def handle(number, frame):
       del number, frame
       self._given = True
-      signal.signal(signal.SIGTERM, before)
+      signal.signal(signal.SIGTERM, previous)
 
-    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGTERM, handle)
     try:
       yield self
     finally:
-      signal.signal(signal.SIGTERM, before)
+      signal.signal(signal.SIGTERM, previous)

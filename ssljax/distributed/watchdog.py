@@ -1,7 +1,8 @@
-"""Ends a process that stands still, with the stack of every thread.
+"""A watchdog that exits a hanging process, with the stack of every thread.
 
-A device, a disk or another process that never answers would hold a whole pod
-for ever: what started it starts it again, and it goes on from its checkpoint.
+Otherwise a device, a disk or another process that never answers would block all
+hosts of a run. After the exit, a supervisor can start the run again; it resumes
+from its checkpoint.
 """
 
 from collections.abc import Iterator
@@ -9,21 +10,21 @@ import contextlib
 import faulthandler
 import sys
 
-_limit = None  # seconds, while there is any
+_limit = None  # seconds while the watchdog is active, else None
 
 
-def alive() -> None:
-  """Says that something has happened."""
+def reset() -> None:
+  """Restart the countdown, because the program has made progress."""
   if _limit is not None:
     faulthandler.dump_traceback_later(_limit, exit=True, file=sys.__stderr__)
 
 
 @contextlib.contextmanager
-def awake(seconds: float) -> Iterator[None]:
-  """Ends the process, status 1, once nothing has happened for so long."""
+def exit_if_idle(seconds: float) -> Iterator[None]:
+  """Exit with status 1 if `reset` is not called for this many seconds."""
   global _limit
   _limit = seconds
-  alive()
+  reset()
   try:
     yield
   finally:

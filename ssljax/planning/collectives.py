@@ -1,8 +1,8 @@
-"""What a compiled program moves between its devices, read from its HLO text.
+"""Collective operations of a compiled program, parsed from its HLO text.
 
-Of a program as XLA compiles it for CPUs, where every exchange is one
-instruction; an accelerator's compiler may join several into one, and then has
-fewer of the same bytes.
+The parser expects programs that XLA has compiled for CPUs, where every
+collective is one instruction. An accelerator's compiler may combine several
+collectives into one, which then moves the same number of bytes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ KINDS = (
   'collective-broadcast',
 )
 _HEAD = re.compile(r'(?:ENTRY )?%?([\w.-]+) \(.*\{$')
-_EXCHANGE = re.compile(rf' = (.*?) ({"|".join(KINDS)})\(')
+_COLLECTIVE = re.compile(rf' = (.*?) ({"|".join(KINDS)})\(')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 _CALLED = re.compile(
   r'(?:body|condition|calls|to_apply|true_computation|false_computation)='
@@ -28,58 +28,58 @@ _CALLED = re.compile(
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
-class Exchange(NamedTuple):
-  """One instruction that moves something between devices."""
+class Collective(NamedTuple):
+  """One instruction that moves data between devices."""
 
-  kind: str  # of `KINDS`
-  bytes: int  # of what every device ends up with, or scattered began with
-  group: int  # devices that exchange with each other
-  times: int  # in one call of the program
+  kind: str  # one of `KINDS`
+  bytes: int  # of a device's result; of its operand for a reduce-scatter
+  group: int  # number of devices that take part together
+  times: int  # executions in one call of the program
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends in one call, around a ring of its group."""
-    away = 1 - 1 / self.group
-    share = {'all-reduce': 2 * away, 'collective-permute': 1.0}
-    return self.times * self.bytes * share.get(self.kind, away)
+    """Bytes that a device sends in one call, if its group forms a ring."""
+    others = 1 - 1 / self.group
+    share = {'all-reduce': 2 * others, 'collective-permute': 1.0}
+    return self.times * self.bytes * share.get(self.kind, others)
 
 
 class Total(NamedTuple):
-  """All exchanges of a kind in one call of a program."""
+  """Sum over all collectives of a kind in one call of a program."""
 
   count: int
   bytes: int
 
 
-def exchanges(text: str) -> list[Exchange]:
-  """The exchanges of a compiled program.
+def find_collectives(text: str) -> list[Collective]:
+  """Return the collectives of a compiled program.
 
-  One in a loop counts as often as the loop is known to run, else once; of the
-  branches of a conditional all count.
+  A collective in a loop counts once per iteration if the number of iterations
+  is known, else once. All branches of a conditional count.
 
   Args:
-    text: of `jax.stages.Compiled.as_text`.
+    text: from `jax.stages.Compiled.as_text`.
   """
-  blocks, entry = _blocks(text)
-  every = re.search(r'num_partitions=(\d+)', text)
-  return list(_walk(blocks, entry, 1, int(every[1]) if every else 1))
+  blocks, entry = _split_computations(text)
+  devices = re.search(r'num_partitions=(\d+)', text)
+  return list(_walk(blocks, entry, 1, int(devices[1]) if devices else 1))
 
 
-def totals(found: Iterable[Exchange]) -> dict[str, Total]:
-  """Count and bytes of each kind that there is, in the order of `KINDS`."""
+def totals(found: Iterable[Collective]) -> dict[str, Total]:
+  """Return count and bytes of each kind present, in the order of `KINDS`."""
   found = list(found)
-  of_kind = {k: [e for e in found if e.kind == k] for k in KINDS}
+  by_kind = {k: [e for e in found if e.kind == k] for k in KINDS}
   return {
     kind: Total(
       sum(e.times for e in some), sum(e.times * e.bytes for e in some)
     )
-    for kind, some in of_kind.items()
+    for kind, some in by_kind.items()
     if some
   }
 
 
-def _blocks(text: str) -> tuple[dict[str, list[str]], str]:
-  """Lines of every computation by its name, and the name of the first one."""
+def _split_computations(text: str) -> tuple[dict[str, list[str]], str]:
+  """Return the lines of every computation by name, and the entry's name."""
   blocks, entry, lines = {}, '', []
   for line in text.splitlines():
     head = _HEAD.match(line)
@@ -91,43 +91,48 @@ def _blocks(text: str) -> tuple[dict[str, list[str]], str]:
   return blocks, entry
 
 
-def _walk(blocks, name: str, times: int, every: int) -> Iterator[Exchange]:
-  """The exchanges of a computation that runs so often, and of what it calls.
+def _walk(blocks, name: str, times: int, devices: int) -> Iterator[Collective]:
+  """Yield the collectives of a computation and of the computations it calls.
 
   Args:
-    blocks: lines of all computations.
+    blocks: lines of all computations by name.
     name: of the computation.
-    times: that it runs.
-    every: devices there are.
+    times: executions in one call of the program.
+    devices: number of all devices.
   """
   for line in blocks[name]:
-    found = _EXCHANGE.search(line)
-    if found:  # what it calls adds two numbers
-      yield _exchange(found[1], found[2], _group(line, every), times)
+    found = _COLLECTIVE.search(line)
+    if found:  # the computation it calls is the sum of two numbers
+      group = _group_size(line, devices)
+      yield _make_collective(found[1], found[2], group, times)
       continue
     trips = _TRIPS.search(line)
     inner = times * int(trips[1]) if trips else times
-    for one, several in _CALLED.findall(line):
-      for called in [one] if one else re.findall(r'[\w.-]+', several):
-        yield from _walk(blocks, called, inner, every)
+    for single, branches in _CALLED.findall(line):
+      for called in [single] if single else re.findall(r'[\w.-]+', branches):
+        yield from _walk(blocks, called, inner, devices)
 
 
-def _exchange(result: str, kind: str, group: int, times: int) -> Exchange:
+def _make_collective(
+  result: str, kind: str, group: int, times: int
+) -> Collective:
+  """Return the collective whose HLO result type is, e.g., 'f32[8,16]'."""
   size = sum(_bytes(*array) for array in _ARRAY.findall(result))
-  whole = size * group if kind == 'reduce-scatter' else size
-  return Exchange(kind, whole, group, times)
+  moved = size * group if kind == 'reduce-scatter' else size
+  return Collective(kind, moved, group, times)
 
 
 def _bytes(dtype: str, shape: str) -> int:
-  """Of an array, as 'f32' and '8,16'."""
+  """Return the bytes of an array given as, e.g., 'f32' and '8,16'."""
   bits = int(re.search(r'\d+', dtype)[0]) if dtype != 'pred' else 8
   return math.prod(int(n) for n in shape.split(',') if n) * bits // 8
 
 
-def _group(line: str, every: int) -> int:
-  """Devices of a group, in whichever way a line says it; all if it does not.
+def _group_size(line: str, devices: int) -> int:
+  """Return the number of devices per group; all if the line has no groups.
 
-  '{{0,1},{2,3}}', '[2,2]<=[4]' or "mesh['a'=2,'b'=2] {'b'}" are groups of 2.
+  The three notations '{{0,1},{2,3}}', '[2,2]<=[4]' and
+  "mesh['a'=2,'b'=2] {'b'}" all have groups of 2.
   """
   listed = re.search(r'replica_groups=\{\{([\d,]+)\}', line)
   if listed:
@@ -140,4 +145,4 @@ def _group(line: str, every: int) -> int:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
     axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])
     return math.prod(int(part or sizes[axis]) for axis, part in axes)
-  return every
+  return devices

@@ -20,9 +20,9 @@ from ssljax.distributed import placement
 from ssljax.errors import require
 from ssljax.networks import network
 from ssljax.networks.cpu import conv
-from ssljax.planning import collectives, footprint
+from ssljax.planning import collectives
 from ssljax.runs import build, queries
-from ssljax.training import checkpoint
+from ssljax.training import checkpoint, footprint
 from ssljax.training import compiled as compiled_lib
 
 
@@ -53,7 +53,7 @@ class Step(NamedTuple):
   parts: dict[str, footprint.Part]  # what it is given and what else is there
   activations: int  # bytes, at most at once, that are gone after the step
   observed: int  # bytes of what a refresh between epochs is given
-  moved: list[collectives.Exchange]
+  moved: list[collectives.Collective]
 
   @property
   def total(self) -> int:
@@ -266,7 +266,7 @@ def compile_step(planned: Subject, made, numbers, state) -> Step:
     parts,
     compiled.memory_analysis().temp_size_in_bytes,
     max(observed(planned, made, stage, state) for stage in stages),
-    collectives.exchanges(compiled.as_text()),
+    collectives.find_collectives(compiled.as_text()),
   )
 
 

@@ -17,10 +17,9 @@ from ssljax.data import datasets, domain_pair, feeds, sampling, splits
 from ssljax.distributed import placement
 from ssljax.errors import require
 from ssljax.networks.network import Network
-from ssljax.planning import footprint
 from ssljax.runs import queries, summary
 from ssljax.signatures import given
-from ssljax.training import compiled
+from ssljax.training import compiled, footprint
 
 RESIDENT_BYTES = 4 * 2**30  # above it, `feed`=auto streams
 FITTING_BYTES = 2**30  # of the images a preprocessing is fitted to, at most

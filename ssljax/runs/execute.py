@@ -99,17 +99,19 @@ def train(
       the step before the dataset pass it came in.
   """
   result = summary.begin(run)
-  earlier = folder and multihost.once(lambda: run_folder.read_result(folder))
+  earlier = folder and multihost.on_main_process(
+    lambda: run_folder.read_result(folder)
+  )
   result['started'] = (earlier or {}).get('started', round(time.time(), 3))
   keep_result(folder, result)
-  writes = folder and multihost.is_first()
+  writes = folder and multihost.is_main_process()
   recorder = metrics_writer.Recorder(folder) if writes else None
   recorder = recorder or metrics_writer.Silent()
   if on_measurement:
     recorder = _Observed(recorder, on_measurement)
   with (
     contextlib.closing(recorder),
-    preemption.Notice().awaited() as preempted,
+    preemption.Notice().listen() as preempted,
   ):
     jobs = _Jobs(run, folder, recorder, preempted, result, on_finish)
     jobs.progress = progress
@@ -200,7 +202,7 @@ def keep_result(folder: pathlib.Path | None, result: dict) -> None:
   """Write `result.json`, once for all processes."""
   if folder:
     path = folder / 'result.json'
-    multihost.once(lambda: run_folder.write_json(path, result))
+    multihost.on_main_process(lambda: run_folder.write_json(path, result))
 
 
 def train_in_folder(
@@ -229,26 +231,26 @@ def train_in_folder(
   overwrite = config.run.overwrite
   with run_folder.disk_errors(folder):
     look = functools.partial(run_folder.look, folder, config, overwrite)
-    finished = multihost.once(look)
+    finished = multihost.on_main_process(look)
   if finished:
     say(f'{folder} holds this run, complete:')
     say(summary.table(finished, folder))
     return finished, None
   # Everything that can be refused is refused before anything is written.
   run = make_run()
-  watchdog.alive()
-  multihost.refuse_unlike(
+  watchdog.reset()
+  multihost.require_same(
     'the labels',
     [split.digest for split in run.drawn],
     'give all hosts the same data set in `data_dir`',
   )
   with run_folder.disk_errors(folder):
-    multihost.once(functools.partial(_claim, folder, run))
-    multihost.refuse_other_folders(folder)
+    multihost.on_main_process(functools.partial(_claim, folder, run))
+    multihost.require_shared_folder(folder)
     say(summary.opening(run, folder))
     result = train(run, folder, **more)
   say(summary.table(result, folder))
-  multihost.meet('everything is written')
+  multihost.barrier('everything is written')
   return result, run
 
 

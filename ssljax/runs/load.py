@@ -109,7 +109,9 @@ class Finished:
 
   def embed(self, state: TrainState, feed: feeds.Feed, rows) -> np.ndarray:
     """Embeddings `[M, D]` of length 1; arguments of `sweep`."""
-    return embeddings.unit(self.sweep(self._embedding, state, feed, rows))
+    return embeddings.l2_normalize(
+      self.sweep(self._embedding, state, feed, rows)
+    )
 
   def features(self, state: TrainState, feed: feeds.Feed, rows) -> np.ndarray:
     """Features `[M, F]`; arguments of `sweep`."""

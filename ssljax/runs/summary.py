@@ -128,14 +128,14 @@ def batch_settings(methods: Sequence[Method]) -> str:
 
 def _processes() -> str:
   """Return ' of 4 processes', if there are several."""
-  several = multihost.are_several()
+  several = multihost.is_multiprocess()
   return f' of {jax.process_count()} processes' if several else ''
 
 
 def _feed(run) -> str:
   """Return how the images of a `build.Run` reach the devices."""
   if not run.data.train.pixels_are_shared:
-    several = multihost.are_several()
+    several = multihost.is_multiprocess()
     return f'images streamed{", by each process its own" if several else ""}'
   size = sum(
     len(source.labels)

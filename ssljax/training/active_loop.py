@@ -145,7 +145,7 @@ class Asking:
     rows = self.rows(state, splits, past, before)
     if not any(rows):
       return state, None
-    labels = multihost.once(
+    labels = multihost.on_main_process(
       lambda: [
         self._oracle.ask(split.seed, len(past), some).tolist() if some else []
         for split, some in zip(splits, rows, strict=True)

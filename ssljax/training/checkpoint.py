@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection
 import contextlib
 import functools
 import itertools
+import logging
 import pathlib
 from typing import Any
 import zlib
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,8 @@ from orbax.checkpoint import checkpoint_managers
 from ssljax.core import TrainState
 from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
+
+_LOG = logging.getLogger(__name__)
 
 
 def _plain(state: TrainState) -> TrainState:
@@ -165,14 +167,14 @@ class Checkpoints:
         found = self._read(step, like)
       except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).split('\n')[0]
-        logging.warning(
+        _LOG.warning(
           'Checkpoint %s of step %d cannot be read (%s): trying the one '
           'before it.',
           self.folder,
           step,
           reason,
         )
-      if multihost.everywhere(found is not None):
+      if multihost.all_true(found is not None):
         return found
       if put_aside:
         self._put_aside(step)
@@ -232,10 +234,10 @@ class Checkpoints:
     self._manager.close()
     names = (f'damaged-{step}{"+" * n}' for n in itertools.count())
     target = next(n for n in names if not (self.folder / n).exists())
-    multihost.meet('all have closed it')
-    if multihost.is_first():
+    multihost.barrier('all have closed it')
+    if multihost.is_main_process():
       (self.folder / str(step)).rename(self.folder / target)
-    multihost.meet('it is put aside')
+    multihost.barrier('it is put aside')
     self._open()
 
   def wait(self) -> None:

@@ -388,7 +388,7 @@ class _Loop:
       if here == end or due:
         self.evaluate(stage)
       late = time.monotonic() - saved > self.options.checkpoint_seconds
-      due = multihost.agreed(late)
+      due = multihost.broadcast_bool(late)
       last = here == end and (self.is_over(stage) or self.is_asking(number))
       if due or here in stays or last:
         self.save()
@@ -428,7 +428,7 @@ class _Loop:
     step = program.steps[number]
     with jax.transfer_guard('disallow'):
       for _ in span:
-        watchdog.alive()
+        watchdog.reset()
         pixels, rows = next(fetched)
         source = pixels, program.fitted
         self.state, metrics = step(self.state, source, rows)

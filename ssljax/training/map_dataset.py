@@ -95,7 +95,7 @@ def make_sweep(
     whole = None
     fed = feed.batches(lambda i: chunks[i], range(len(chunks)))
     for (pixels, chunk), here in zip(fed, places, strict=True):
-      watchdog.alive()
+      watchdog.reset()
       if before:
         before()
       part = compiled(state, (pixels, fitted), chunk)

@@ -99,5 +99,5 @@ def progress_bar(
     total=total,
     unit='step',
     dynamic_ncols=True,
-    disable=not (shown and multihost.is_first()),
+    disable=not (shown and multihost.is_main_process()),
   )

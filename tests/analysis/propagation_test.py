@@ -21,7 +21,7 @@ M, C = 120, 3
 
 
 def example(seed=0):
-  """Overlapping classes on a sphere, some wider, four of each labelled."""
+  """Overlapping classes of different width, four labelled images each."""
   rng = np.random.default_rng(seed)
   truth = np.arange(M) % C
   width = np.array([0.5, 1.0, 2.0])[truth][:, None]
@@ -31,7 +31,7 @@ def example(seed=0):
 
 
 def blobs():
-  """Two classes in four far blobs, one image of each blob labelled."""
+  """Two classes in four distant blobs, one image of each blob labelled."""
   rng = np.random.default_rng(0)
   centre = np.concatenate([np.eye(2), -np.eye(2)])
   truth = np.repeat([0, 1, 1, 0], 10).astype(np.int32)
@@ -45,7 +45,7 @@ def one_hot(known):
 
 
 def normalized(w):
-  """S = D^−½ W D^−½ in loops."""
+  """S = D^−½ W D^−½, as loops."""
   degree = w.sum(axis=1)
   s = np.zeros_like(w)
   for i in range(len(w)):
@@ -54,19 +54,19 @@ def normalized(w):
   return s
 
 
-def nearest_graph(v, k, weigh):
-  """W = A + Aᵀ in loops."""
+def nearest_graph(v, k, weight_of):
+  """W = A + Aᵀ, as loops."""
   a = np.zeros((len(v), len(v)))
   for i in range(len(v)):
     others = sorted(
       (j for j in range(len(v)) if j != i), key=lambda j: -v[i] @ v[j]
     )
     for j in others[:k]:
-      a[i, j] = weigh(v[i] @ v[j])
+      a[i, j] = weight_of(v[i] @ v[j])
   return a + a.T
 
 
-# Every method.
+# All methods.
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -76,7 +76,8 @@ def test_separate_blobs_are_recovered(method):
   own = {
     k: n for k, n in few.items() if k in inspect.signature(method).parameters
   }
-  for nearest in ({}, {'nearest': 6}):  # of its blob alone: four pieces
+  # With 6 neighbours, all in the same blob, the graph has four components.
+  for nearest in ({}, {'nearest': 6}):
     if nearest and 'nearest' not in inspect.signature(method).parameters:
       continue
     found = method(x, known, 2, **own, **nearest)
@@ -84,7 +85,7 @@ def test_separate_blobs_are_recovered(method):
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_lengths_do_not_matter(method):
+def test_the_lengths_of_embeddings_have_no_effect(method):
   v, known = example()
   lengths = np.random.default_rng(1).uniform(0.1, 10, size=(M, 1))
   np.testing.assert_array_equal(
@@ -101,7 +102,7 @@ def test_local_propagation_is_a_loop_over_equations_5_to_8(nearest):
   k, tau = 4, 0.3
   labelled = [i for i in range(M) if known[i] != UNLABELLED]
   similar = lambda i, j: np.exp(v[i] @ v[j] / tau)
-  density = {  # Eq. 7, an image being its own nearest
+  density = {  # Eq. 7; the nearest neighbour of an image is itself
     i: sum(sorted(similar(i, j) for j in range(M))[-nearest:]) for i in labelled
   }
   expected = []
@@ -117,7 +118,7 @@ def test_local_propagation_is_a_loop_over_equations_5_to_8(nearest):
   np.testing.assert_array_equal(found, expected)
 
 
-def test_the_defaults_are_those_that_llp_trains_with():
+def test_the_defaults_equal_those_of_training():
   trained = inspect.signature(llp).parameters
   for name, alone in inspect.signature(p.local_propagation).parameters.items():
     if alone.kind is alone.KEYWORD_ONLY:
@@ -127,7 +128,7 @@ def test_the_defaults_are_those_that_llp_trains_with():
 # Label propagation and spreading.
 
 
-def test_label_propagation_is_where_scikit_learns_iteration_ends():
+def test_label_propagation_is_the_limit_of_scikit_learns_iteration():
   for seed in range(3):
     v, known = example(seed)
     method = semi_supervised.LabelPropagation(
@@ -154,9 +155,9 @@ def test_label_spreading_is_the_limit_of_its_paper():
 
 @pytest.mark.parametrize('method', [p.label_spreading, p.label_propagation])
 def test_two_arcs_are_followed_beyond_the_nearest_label(method):
-  # Of two arcs of a circle one is labelled at its end that is near the other,
-  # the other at its far end: from there on neighbours know better than the
-  # nearest label does.
+  # Two arcs of a circle. The first is labelled at the end that is close to the
+  # second; the second is labelled at its far end. For the close end of the
+  # second arc, the nearest label is wrong but the neighbours are right.
   angle = np.concatenate([np.linspace(0, 1, 60), np.linspace(1.5, 2.5, 60)])
   truth = np.repeat([0, 1], 60)
   v = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -180,9 +181,11 @@ def test_two_arcs_are_followed_beyond_the_nearest_label(method):
 @pytest.mark.parametrize('k', [3, M])
 def test_a_graph_links_the_nearest_others_both_ways(k):
   v, _ = example()
-  weigh = lambda cosine: np.maximum(0, cosine) ** 3
+  weight_of = lambda cosine: np.maximum(0, cosine) ** 3
   np.testing.assert_allclose(
-    p.affinity(v, k, weigh).toarray(), nearest_graph(v, k, weigh), atol=1e-12
+    p.affinity(v, k, weight_of).toarray(),
+    nearest_graph(v, k, weight_of),
+    atol=1e-12,
   )
 
 
@@ -192,7 +195,8 @@ def test_diffusion_is_the_dense_inverse():
   start = one_hot(known)
   expected = np.linalg.inv(np.eye(M) - 0.99 * normalized(w)) @ start
   found = p.diffuse(sparse.csr_matrix(w), start, 0.99, iterations=1000)
-  # 1e-6 is of the right side; α = 0.99 leaves it 1 / (1 − α) times as much.
+  # The tolerance 1e-6 is relative to Y; α = 0.99 increases the error of Z by up
+  # to 1 / (1 − α).
   np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -205,7 +209,7 @@ def test_deep_propagation_is_equations_5_9_and_10():
   np.testing.assert_array_equal(found, expected.argmax(axis=1))
 
 
-def test_twenty_iterations_tell_the_classes_of_digits():
+def test_twenty_iterations_suffice_for_digits():
   images, truth = datasets.load_digits(return_X_y=True)
   images, truth = images[:300], truth[:300]
   known = np.where(np.arange(300) < 60, truth, UNLABELLED).astype(np.int32)
@@ -216,7 +220,8 @@ def test_twenty_iterations_tell_the_classes_of_digits():
 
 
 def test_a_biased_cut_with_all_eigenvectors_is_a_pseudo_inverse():
-  # Σ u uᵀ/λ over λ > 0 is the pseudo-inverse, and s has no share of λ = 0.
+  # Σ u uᵀ/λ over λ > 0 is the pseudo-inverse, and s is orthogonal to the
+  # eigenvector of λ = 0.
   v, known = example()
   w = nearest_graph(v, 8, np.exp)
   degree = w.sum(axis=1)
@@ -238,15 +243,15 @@ def test_a_biased_cut_with_all_eigenvectors_is_a_pseudo_inverse():
 def test_metric_transfer_is_the_cut_of_its_graph():
   v, known = example()
   w = nearest_graph(v, 7, lambda cosine: np.exp((cosine - 1) / 0.2))
-  repad = p.biased_cut(sparse.csr_matrix(w), known, C, eigenvectors=10)
+  cut = p.biased_cut(sparse.csr_matrix(w), known, C, eigenvectors=10)
   found = p.metric_transfer(v, known, C, nearest=7, eigenvectors=10)
-  np.testing.assert_array_equal(found, repad.argmax(axis=1))
+  np.testing.assert_array_equal(found, cut.argmax(axis=1))
 
 
 # Subsamples.
 
 
-def batch_spec(labels, seed=0, number=0, **sizes):
+def subsample(labels, seed=0, number=0, **sizes):
   given = dict(classes=3, images=6, labelled=2) | sizes
   return p.draw_subsample(
     labels, given['classes'], given['images'], given['labelled'], seed, number
@@ -256,36 +261,36 @@ def batch_spec(labels, seed=0, number=0, **sizes):
 LABELS = np.repeat([0, 2, 3, 7, UNLABELLED], 8).astype(np.int32)
 
 
-def test_a_subsample_has_as_many_images_of_every_class():
-  some = batch_spec(LABELS)
+def test_a_subsample_has_equally_many_images_of_every_class():
+  some = subsample(LABELS)
   assert len(set(some.rows)) == 18
-  # Eight rows of a class are beside each other: no class is drawn like another.
+  # The eight rows of a class are contiguous; every class has its own draws.
   assert len({tuple(rows % 8) for rows in some.rows.reshape(3, 6)}) == 3
-  # A class is one of the data set's, and none of theirs is two.
+  # Every class of the subsample is exactly one class of the data set.
   pairs = set(zip(some.truth, LABELS[some.rows], strict=True))
   assert len(pairs) == 3 and UNLABELLED not in LABELS[some.rows]
   assert sorted({c for c, _ in pairs}) == [0, 1, 2]
   for c in range(3):
     assert (some.truth == c).sum() == 6 and (some.known == c).sum() == 2
-  told = some.known != UNLABELLED
-  np.testing.assert_array_equal(some.known[told], some.truth[told])
+  labelled = some.known != UNLABELLED
+  np.testing.assert_array_equal(some.known[labelled], some.truth[labelled])
 
 
 def test_a_subsample_is_a_function_of_seed_and_number():
   same = lambda a, b: all(map(np.array_equal, a, b))
-  assert same(batch_spec(LABELS, 1, 2), batch_spec(LABELS, 1, 2))
-  assert not same(batch_spec(LABELS, 1, 2), batch_spec(LABELS, 1, 3))
-  assert not same(batch_spec(LABELS, 1, 2), batch_spec(LABELS, 2, 2))
+  assert same(subsample(LABELS, 1, 2), subsample(LABELS, 1, 2))
+  assert not same(subsample(LABELS, 1, 2), subsample(LABELS, 1, 3))
+  assert not same(subsample(LABELS, 1, 2), subsample(LABELS, 2, 2))
 
 
-def test_more_images_and_labels_include_fewer():
-  few, many = batch_spec(LABELS), batch_spec(LABELS, images=8, labelled=5)
-  told = lambda some: set(some.rows[some.known != UNLABELLED])
-  assert set(few.rows) < set(many.rows) and told(few) < told(many)
+def test_a_larger_subsample_contains_a_smaller_one():
+  few, many = subsample(LABELS), subsample(LABELS, images=8, labelled=5)
+  labelled = lambda some: set(some.rows[some.known != UNLABELLED])
+  assert set(few.rows) < set(many.rows) and labelled(few) < labelled(many)
 
 
-def test_what_cannot_be_drawn_names_its_flag():
+def test_an_impossible_subsample_is_refused_by_name():
   with pytest.raises(InputError, match=r'classes=5: .* 4 classes'):
-    batch_spec(LABELS, classes=5)
-  with pytest.raises(InputError, match='images=8: class 3 has 7'):
-    batch_spec(np.delete(LABELS, np.flatnonzero(LABELS == 3)[0]), images=8)
+    subsample(LABELS, classes=5)
+  with pytest.raises(InputError, match='images=8: class 3 has 7 images'):
+    subsample(np.delete(LABELS, np.flatnonzero(LABELS == 3)[0]), images=8)

@@ -1,10 +1,10 @@
-"""Several processes, each with devices of its own, against a single one.
+"""Training with several processes, compared with a single process.
 
-Hosts are processes of this machine, which meet over its loopback (gloo). What
-is summed over devices is summed in another order: of float32 a relative
-difference of 1e-6 a step is rounding, and six steps of SGD with momentum on a
-network of batch norm carry it on; 1e-4 is far above that, and a row or a mask
-that differs changes a loss in its first or second digit.
+Hosts are processes on this machine, connected by its loopback device (gloo).
+Sums over devices are computed in another order. In float32 this is a relative
+rounding error of 1e-6 per step, which six steps of SGD with momentum and batch
+norm increase. The tolerance of 1e-4 is far above that, while a different row or
+mask changes a loss in its first or second digit.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from ssljax.distributed import multihost, placement
 
 HERE = pathlib.Path(__file__).parent
 NAMES = (*tiny.METHODS, 'asking', 'stream')
-# A memory split over devices, what is chosen, and what each one decodes.
+# They cover a sharded memory, chosen rows, and images decoded per process.
 SHORT = ('asking', 'stream')
 
 
@@ -49,7 +49,7 @@ def free_port():
 
 @contextlib.contextmanager
 def processes(count, devices, script, *args):
-  """Starts a script so many times; none survives."""
+  """Start a script `count` times; kill the processes at the end."""
   path = os.pathsep.join(sys.path)
   environment = binary.environment(devices, PYTHONPATH=path)
   port = free_port()
@@ -76,13 +76,13 @@ def processes(count, devices, script, *args):
 
 
 def ended(started, seconds=300):
-  """(exit status, output) of every process."""
+  """Wait for all processes; return (exit status, output) of each."""
   outputs = [process.communicate(timeout=seconds)[0] for process in started]
   return list(zip([p.returncode for p in started], outputs, strict=True))
 
 
 def train_pod(folder, names, count, devices, *stop):
-  """Trains tiny jobs over so many processes of so many devices."""
+  """Train tiny jobs over `count` processes of `devices` devices each."""
   args = str(folder), ','.join(names), '{port}', '{count}', '{k}'
   args += tuple(map(str, stop))
   with processes(count, devices, HERE / 'pod.py', *args) as started:
@@ -91,13 +91,13 @@ def train_pod(folder, names, count, devices, *stop):
 
 
 def numbers(folder):
-  """Rows of every step, weights and memory, and metrics but for times."""
+  """Rows of every step, weights and memory, and metrics without times."""
   rows, state = np.load(folder / 'rows.npz'), np.load(folder / 'state.npz')
   return [rows[k] for k in rows], [state[k] for k in state], lines(folder)
 
 
 def check_same(one, other, all_rows=True):
-  """The same rows in the same order, and numbers up to rounding."""
+  """Assert that rows are equal and numbers are equal up to rounding."""
   (rows, state, metrics), (rows2, state2, metrics2) = map(numbers, (one, other))
   assert rows and rows2
   if all_rows:
@@ -116,7 +116,7 @@ def check_same(one, other, all_rows=True):
 
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
-  """A folder with every method that was asked for, trained on one device."""
+  """A function that trains methods on one device and returns the folder."""
   folder = tmp_path_factory.mktemp('alone')
 
   def trained(names):
@@ -137,7 +137,7 @@ def alone(tmp_path_factory):
     pytest.param(4, 2, NAMES, marks=pytest.mark.slow),
   ],
 )
-def test_what_is_learned_does_not_depend_on_the_processes(
+def test_training_does_not_depend_on_the_number_of_processes(
   alone, tmp_path, count, devices, names
 ):
   train_pod(tmp_path, names, count, devices)
@@ -146,7 +146,7 @@ def test_what_is_learned_does_not_depend_on_the_processes(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_any_other_processes(alone, tmp_path):
+def test_a_run_resumes_on_another_number_of_processes(alone, tmp_path):
   train_pod(tmp_path, NAMES, 4, 2, 2)
   assert not list(tmp_path.glob('*/state.npz'))
   train_pod(tmp_path, NAMES, 1, 1, 2)
@@ -171,7 +171,7 @@ CHECKPOINTS = 'checkpoints/madnn/seed-0'
 
 
 def start(folder, *more):
-  """Two processes of two devices that train MA-DNN in a folder."""
+  """Start two processes of two devices that train MA-DNN in a folder."""
   args = *RUN, f'--workdir={folder}', *more, *HOSTS
   return processes(2, 2, binary.EXPERIMENTS / 'madnn.py', *args)
 
@@ -183,7 +183,7 @@ def wait_for_checkpoint(folder, started):
 
 
 def finish(folder):
-  """Lets a run come to its end; its last checkpoint's arrays."""
+  """Finish a run and return the arrays of its last checkpoint."""
   with start(folder) as started:
     for status, output in ended(started):
       assert status == 0, output
@@ -197,32 +197,32 @@ def finish(folder):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """The arrays that a run ends with which nothing interrupts."""
+  """The final arrays of an uninterrupted run."""
   return finish(tmp_path_factory.mktemp('whole') / 'run')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('who', [0, 1])
-def test_if_one_is_killed_the_others_end_and_the_run_goes_on(
+def test_if_a_process_is_killed_the_others_exit_and_the_run_resumes(
   whole, tmp_path, who
 ):
   folder = tmp_path / 'run'
   with start(folder) as started:
     wait_for_checkpoint(folder, started)
     started[who].kill()
-    # Within a minute, with an error that says what to do.
+    # Within a minute, with an error that names the remedy.
     output, _ = started[1 - who].communicate(timeout=60)
     assert started[1 - who].returncode != 0, output
-  # Whom JAX itself ends says it in JAX's words.
-  said = 'the same command on all of them goes on', 'Terminating process'
-  assert any(words in output for words in (*said, 'heartbeat')), output
+  # If JAX aborts the process first, the message is JAX's.
+  messages = 'run the same command on all hosts', 'Terminating process'
+  assert any(words in output for words in (*messages, 'heartbeat')), output
   assert not json.loads((folder / 'result.json').read_text())['complete']
   for a, b in zip(finish(folder), whole, strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow
-def test_if_one_is_asked_to_go_all_of_them_save_and_go(whole, tmp_path):
+def test_after_sigterm_to_one_process_all_save_and_exit(whole, tmp_path):
   folder = tmp_path / 'run'
   with start(folder) as started:
     wait_for_checkpoint(folder, started)
@@ -240,12 +240,14 @@ def test_if_one_is_asked_to_go_all_of_them_save_and_go(whole, tmp_path):
 @pytest.mark.parametrize(
   ('argument', 'reason'),
   [
-    ('--batch_labelled=7', 'not divided by the 4 devices of all processes'),
-    # Another one for each process.
-    ('--seed={k}', '--multihost: what decides the result is not the same'),
+    ('--batch_labelled=7', 'not divisible by the 4 devices of all processes'),
+    # A different seed for each process.
+    ('--seed={k}', '--multihost: the processes differ in what decides'),
   ],
 )
-def test_bad_input_is_one_line_and_ends_all_of_them(argument, reason, tmp_path):
+def test_bad_input_is_one_line_and_stops_all_processes(
+  argument, reason, tmp_path
+):
   with start(tmp_path / 'run', argument) as started:
     ends = ended(started)
   assert [status for status, _ in ends] == [2, 2], ends
@@ -255,10 +257,12 @@ def test_bad_input_is_one_line_and_ends_all_of_them(argument, reason, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_processes_exchange_one_thing_after_the_other(monkeypatch, tmp_path):
+def test_cpu_collectives_of_several_processes_are_serialized(
+  monkeypatch, tmp_path
+):
   monkeypatch.setenv('XLA_FLAGS', '')
   seen = []
-  monkeypatch.setattr(multihost, 'are_around', lambda: False)
+  monkeypatch.setattr(multihost, 'in_cluster', lambda: False)
 
   def join(**_):
     seen.append(os.environ['XLA_FLAGS'])
@@ -268,14 +272,14 @@ def test_processes_exchange_one_thing_after_the_other(monkeypatch, tmp_path):
   flag = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
   assert binary.run('--multihost', f'--workdir={tmp_path}/run') == 2
   assert flag in seen[0].split()
-  # A single process of one device has nothing to exchange.
+  # A single process of one device has no collectives.
   monkeypatch.setenv('XLA_FLAGS', '')
-  placement.order_exchanges()
+  placement.serialize_cpu_collectives()
   assert flag not in os.environ['XLA_FLAGS']
 
 
 @pytest.mark.slow
-def test_a_person_is_asked_once_for_all_of_them(tmp_path):
+def test_a_person_is_asked_once_for_all_processes(tmp_path):
   def command(name, who):
     more = f'--oracle={who}', '--batch_labelled=4', '--batch_unlabelled=8'
     return people.command(tmp_path / name, *more)
@@ -291,7 +295,7 @@ def test_a_person_is_asked_once_for_all_of_them(tmp_path):
       assert all(f'deepbass: {asked}: ' in said for _, said in ends), ends
       people.fill_in(asked)
   assert statuses == [3, 3, 3, 3, 0, 0]
-  # The truth, of a single process, has the same to say.
+  # A single process with the true labels as oracle has the same result.
   assert binary.run(*command('alone', 'truth'), binary='deepbass') == 0
   one, other = (
     json.loads((tmp_path / name / 'result.json').read_text())['asked']
@@ -303,7 +307,9 @@ def test_a_person_is_asked_once_for_all_of_them(tmp_path):
 @pytest.mark.parametrize(
   ('workers', 'several'), [('10.0.0.2,10.0.0.3', True), ('10.0.0.2', False)]
 )
-def test_a_slice_of_several_hosts_is_found_out(workers, several, monkeypatch):
+def test_a_tpu_slice_of_several_hosts_is_detected(
+  workers, several, monkeypatch
+):
   class Metadata(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
       known = self.path.endswith(
@@ -317,7 +323,7 @@ def test_a_slice_of_several_hosts_is_found_out(workers, several, monkeypatch):
     def log_message(self, *args):
       pass
 
-  assert not multihost.are_around()  # there is no libtpu here
+  assert not multihost.in_cluster()  # there is no libtpu here
   with http.server.HTTPServer(('127.0.0.1', 0), Metadata) as server:
     monkeypatch.setenv('GCE_METADATA_IP', f'127.0.0.1:{server.server_port}')
     monkeypatch.setitem(sys.modules, 'libtpu', types.ModuleType('libtpu'))
@@ -326,11 +332,11 @@ def test_a_slice_of_several_hosts_is_found_out(workers, several, monkeypatch):
     )
     thread = threading.Thread(target=server.handle_request)
     thread.start()
-    assert multihost.are_around() == several
+    assert multihost.in_cluster() == several
     thread.join()
-  # Nobody answers: it is no slice.
+  # Without an answer of the metadata server it is not a slice.
   monkeypatch.setenv('GCE_METADATA_IP', f'127.0.0.1:{free_port()}')
-  assert not multihost.are_around()
+  assert not multihost.in_cluster()
 
 
 def test_several_processes_need_a_folder(capsys):
@@ -340,17 +346,17 @@ def test_several_processes_need_a_folder(capsys):
   )
 
 
-def test_what_stands_still_ends_with_the_stacks_of_all_threads(tmp_path):
+def test_a_hanging_process_exits_with_the_stacks_of_all_threads(tmp_path):
   script = tmp_path / 'stuck.py'
   script.write_text(
     'import time\n'
     'from ssljax.distributed import watchdog\n'
     'def hang():\n'
     '  time.sleep(60)\n'
-    'with watchdog.awake(0.5):\n'
+    'with watchdog.exit_if_idle(0.5):\n'
     '  for _ in range(4):\n'
     '    time.sleep(0.3)\n'
-    '    watchdog.alive()\n'
+    '    watchdog.reset()\n'
     '  print("so far", flush=True)\n'
     '  hang()\n'
   )

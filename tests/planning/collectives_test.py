@@ -8,9 +8,9 @@ import pytest
 
 from ssljax.distributed import placement
 from ssljax.planning import collectives
-from ssljax.planning.collectives import Exchange, Total
+from ssljax.planning.collectives import Collective, Total
 
-# Each of eight devices. The loop runs 5 times, the branch at most once.
+# The program of each of eight devices. The loop runs 5 times.
 PROGRAM = """\
 HloModule jit_call, is_scheduled=true, num_partitions=8
 
@@ -51,20 +51,20 @@ branch_computations={%branch, %branch}
 """
 
 
-def test_every_exchange_is_found_with_its_bytes():
-  assert collectives.exchanges(PROGRAM) == [
-    Exchange('all-reduce', 6 * 4, 2, 5),
-    Exchange('all-gather', 24 * 2, 8, 1),
-    Exchange('all-reduce', 3 * 4 + 4, 4, 1),
-    # Two numbers of each of eight devices.
-    Exchange('reduce-scatter', 8 * 2 * 4, 8, 1),
-    Exchange('collective-permute', 4 * 2, 8, 1),
-    Exchange('collective-permute', 4 * 2, 8, 1),
+def test_every_collective_is_found_with_its_bytes():
+  assert collectives.find_collectives(PROGRAM) == [
+    Collective('all-reduce', 6 * 4, 2, 5),
+    Collective('all-gather', 24 * 2, 8, 1),
+    Collective('all-reduce', 3 * 4 + 4, 4, 1),
+    # Every device has 8 x 2 numbers before and 2 after.
+    Collective('reduce-scatter', 8 * 2 * 4, 8, 1),
+    Collective('collective-permute', 4 * 2, 8, 1),
+    Collective('collective-permute', 4 * 2, 8, 1),
   ]
 
 
-def test_totals_are_of_a_whole_call():
-  assert collectives.totals(collectives.exchanges(PROGRAM)) == {
+def test_totals_are_per_call_of_the_program():
+  assert collectives.totals(collectives.find_collectives(PROGRAM)) == {
     'all-reduce': Total(6, 5 * 24 + 16),
     'all-gather': Total(1, 48),
     'reduce-scatter': Total(1, 64),
@@ -72,10 +72,12 @@ def test_totals_are_of_a_whole_call():
   }
 
 
-def test_what_is_sent_goes_around_a_ring():
-  # To add up B bytes of g devices each sends g − 1 parts of B/g, and the same
-  # again to hand the sums around; to gather them, or to scatter, once.
-  sent = [exchange.sent for exchange in collectives.exchanges(PROGRAM)]
+def test_sent_bytes_are_counted_around_a_ring():
+  # To add B bytes on g devices, each device sends g − 1 parts of B/g, and as many
+  # again to distribute the sums. A gather or a scatter is only one of the two.
+  sent = [
+    collective.sent for collective in collectives.find_collectives(PROGRAM)
+  ]
   assert sent == pytest.approx(
     [5 * 2 * 24 / 2, 7 * 48 / 8, 2 * 3 * 16 / 4, 7 * 64 / 8, 8, 8]
   )
@@ -90,17 +92,17 @@ def test_what_is_sent_goes_around_a_ring():
     ('{{0,1,2}}', 3),
   ],
 )
-def test_a_group_is_read_however_it_is_written(groups, expected):
+def test_the_group_size_is_parsed_in_all_notations(groups, expected):
   line = (
     f'  %x = f32[6]{{0}} all-reduce(%y), replica_groups={groups}, more={{}}'
   )
   text = f'HloModule m\n\nENTRY %main (y: f32[6]) -> f32[6] {{\n{line}\n}}\n'
-  assert collectives.exchanges(text) == [
-    Exchange('all-reduce', 24, expected, 1)
+  assert collectives.find_collectives(text) == [
+    Collective('all-reduce', 24, expected, 1)
   ]
 
 
-def test_a_compiled_sum_over_devices_is_one_exchange_in_a_loop_several():
+def test_a_compiled_sum_over_devices_is_one_collective_per_iteration():
   mesh = placement.make_mesh([4])
   over = functools.partial(
     jax.shard_map, mesh=mesh, in_specs=P('data'), out_specs=P(), check_vma=False
@@ -115,7 +117,8 @@ def test_a_compiled_sum_over_devices_is_one_exchange_in_a_loop_several():
   x = jax.ShapeDtypeStruct((4 * 6,), np.float32)
   # A device has 6 numbers.
   for f, times in ((once, 1), (again, 3)):
-    found = collectives.exchanges(jax.jit(f).lower(x).compile().as_text())
+    text = jax.jit(f).lower(x).compile().as_text()
+    found = collectives.find_collectives(text)
     totals = collectives.totals(found)
     assert totals == {'all-reduce': Total(times, times * 24)}
-    assert {exchange.group for exchange in found} == {4}
+    assert {collective.group for collective in found} == {4}

@@ -19,8 +19,9 @@ from ssljax.data import catalog
 from ssljax.distributed import placement
 from ssljax.experiments import plan
 from ssljax.networks import network
-from ssljax.planning import footprint, plan
 from ssljax.runs import build
+from ssljax.planning import plan
+from ssljax.training import footprint
 
 
 def leaf_bytes(tree):
@@ -150,7 +151,7 @@ def test_only_memory_labels_and_images_depend_on_how_many_images_there_are():
 
 def test_the_parts_are_what_the_compiled_step_is_given():
   compiled = []
-  exchanges = plan.collectives.exchanges
+  exchanges = plan.collectives.find_collectives
   compile_ = jax.stages.Lowered.compile
 
   def spy(lowered, *args, **more):

@@ -288,7 +288,7 @@ def test_the_second_signal_does_what_it_did_before():
   got = []
   before = signal.signal(signal.SIGTERM, lambda *_: got.append('before'))
   try:
-    with preemption.Notice().awaited() as notice:
+    with preemption.Notice().listen() as notice:
       assert not notice()
       os.kill(os.getpid(), signal.SIGTERM)
       assert notice() and not got

@@ -251,7 +251,7 @@ def test_devices_exchange_the_kernels_gradient_once(monkeypatch, by_winograd):
     out_shardings=(split, split, whole),
   )
   compiled = f.lower(x, w).compile()
-  moved = collectives.exchanges(compiled.as_text())
+  moved = collectives.find_collectives(compiled.as_text())
   assert [(e.kind, e.times) for e in moved] == [('all-reduce', 1)]
   forward = jax.jit(
     placement.on_mesh(ours, mesh),
@@ -259,7 +259,7 @@ def test_devices_exchange_the_kernels_gradient_once(monkeypatch, by_winograd):
     out_shardings=split,
   )
   text = forward.lower(x, w).compile().as_text()
-  assert not collectives.exchanges(text)
+  assert not collectives.find_collectives(text)
   chex.assert_trees_all_close(
     f(x, w), value_and_gradients(native, x, w), atol=1e-4, rtol=1e-4
   )

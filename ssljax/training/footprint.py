@@ -1,4 +1,4 @@
-"""What the state of a method takes on a device, before it is made."""
+"""Memory that the state of a method needs on a device, computed from shapes."""
 
 from typing import NamedTuple
 
@@ -19,34 +19,36 @@ NAMES = {
 
 
 class Part(NamedTuple):
-  """Some of what lies on the devices."""
+  """Memory of one part of a state."""
 
-  bytes: int  # on the fullest device
-  split: bool  # over the devices, and not whole on each
+  bytes: int  # on the device that holds most
+  split: bool  # sharded over the devices, not replicated
 
 
 def stage_shapes(
   method, net, shape, rows: int, *, labelled, multiple, extra, seeds
 ) -> list[TrainState]:
-  """Shapes `[S, ...]` of the state in each stage; nothing is made.
+  """Return the shapes `[S, ...]` of the state in each stage.
+
+  No arrays are created.
 
   Args:
     method: the `Method`.
     net: the `Network` it trains.
     shape: (H, W, c) of an image.
-    rows: N, training images.
-    labelled: as in `core.Spec`.
-    multiple: likewise.
-    extra: likewise.
+    rows: N, the number of training images.
+    labelled: as in `core.MemorySpec`.
+    multiple: as in `core.MemorySpec`.
+    extra: as in `core.MemorySpec`.
     seeds: S.
 
   Raises:
-    InputError: such a memory cannot be.
+    InputError: the method refuses these sizes.
   """
-  how = dict(labelled=labelled, multiple=multiple, extra=extra)
+  options = dict(labelled=labelled, multiple=multiple, extra=extra)
   state = jax.eval_shape(
     lambda key, labels, image: init_state(
-      method, net, key, labels, image, **how
+      method, net, key, labels, image, **options
     ),
     jax.random.key(0),
     jax.ShapeDtypeStruct((rows,), np.int32),
@@ -63,10 +65,10 @@ def stage_shapes(
 
 
 def parts(state: TrainState, sharding: TrainState) -> dict[str, Part]:
-  """What a state is made of; a memory by its fields.
+  """Return the parts of a state by name, with each field of the memory apart.
 
   Args:
-    state: its shapes.
+    state: shapes of the state.
     sharding: a prefix tree of `NamedSharding`.
   """
   shardings = jax.tree.leaves(jax.tree.broadcast(sharding, state))
@@ -74,14 +76,14 @@ def parts(state: TrainState, sharding: TrainState) -> dict[str, Part]:
   found = {}
   for (path, leaf), where in zip(leaves, shardings, strict=True):
     name = _name(path)
-    more = placement.bytes_per_device(leaf, where)
-    so_far, split = found.get(name, Part(0, True))
-    found[name] = Part(so_far + more, split and any(where.spec))
+    size = placement.bytes_per_device(leaf, where)
+    total, split = found.get(name, Part(0, True))
+    found[name] = Part(total + size, split and any(where.spec))
   return found
 
 
 def _name(path) -> str:
-  """As `NAMES` has it, or 'memory, FIELD'."""
+  """Return the name in `NAMES`, or 'memory, FIELD'."""
   field = path[0].name
   if field == 'memory':
     inner = jax.tree_util.keystr(path[1:2], simple=True)
@@ -90,16 +92,16 @@ def _name(path) -> str:
 
 
 def refuse_too_large(method, state: TrainState, mesh) -> None:
-  """Refuses a state that does not fit on the devices of a mesh."""
-  where = placement.state_sharding(mesh, method.layout, state.images)
-  of_part = {name: part.bytes for name, part in parts(state, where).items()}
-  need, have = sum(of_part.values()), placement.device_bytes()
-  largest = max(of_part, key=of_part.get)
+  """Raise InputError if a state does not fit on the devices of a mesh."""
+  sharding = placement.state_sharding(mesh, method.layout, state.images)
+  sizes = {name: part.bytes for name, part in parts(state, sharding).items()}
+  needed, available = sum(sizes.values()), placement.device_bytes()
+  largest = max(sizes, key=sizes.get)
   require(
-    need <= have,
+    needed <= available,
     f'`seeds_at_once`={len(state.step)}: the state of {method.name} needs '
-    f'{need} bytes on each of {mesh.size} devices, which have {have}, most of '
-    f'them for {largest}, {of_part[largest]}: take more devices, fewer seeds '
-    'at once, or a network with a smaller embedding; experiments/plan.py has '
-    'the details',
+    f'{needed} bytes on each of {mesh.size} devices, most of them for '
+    f'{largest}, {sizes[largest]}, but a device has {available}: use more '
+    'devices, fewer seeds at once, or a network with a smaller embedding; '
+    'experiments/plan.py has the details',
   )
