@@ -6,8 +6,9 @@
 
 `fit`, `load` and `Classifier` train and use models. `load_data` and
 `draw_split` read data sets and draw label splits. `register_method`,
-`register_network` and `register_augmentation` make a user's own known by name. The packages below, such as
-`ssljax.core` and `ssljax.methods`, are for new methods.
+`register_network` and `register_augmentation` make a user's own known by name.
+The packages below, such as `ssljax.core` and `ssljax.methods`, are for new
+methods.
 """
 
 import importlib

@@ -16,7 +16,7 @@ TRAINING = {'training', 'active', 'data', 'distributed', 'networks', 'augment'}
 RUNS = {'runs', 'analysis', 'methods'} | REGISTRY | TRAINING
 # Package or module of ssljax -> what it may import besides itself.
 MAY_IMPORT = {
-  **dict.fromkeys(GROUND, GROUND),
+  **dict.fromkeys(sorted(GROUND), GROUND),
   'augment': GROUND,
   'distributed': GROUND,
   'networks': GROUND,

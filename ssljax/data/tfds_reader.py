@@ -3,12 +3,13 @@
 from collections.abc import Callable
 import difflib
 import importlib.util
+import logging
 import re
 from typing import Any, NamedTuple
 
-from absl import logging
-
 from ssljax.errors import InputError, require
+
+_LOG = logging.getLogger(__name__)
 
 _FILE_NAMES = ('file_name', 'filename', 'image/filename')
 
@@ -115,7 +116,7 @@ def _prepare(name: str, root, builder):
     "pip install 'ssljax[prepare]' and run again, or copy a prepared set "
     '(array_record) into the folder',
   )
-  logging.info('preparing %s in %s', name, root)
+  _LOG.info('preparing %s in %s', name, root)
   try:
     builder.download_and_prepare(file_format='array_record')
   except Exception as error:  # network, disk and manual downloads may fail

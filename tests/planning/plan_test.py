@@ -19,8 +19,8 @@ from ssljax.data import catalog
 from ssljax.distributed import placement
 from ssljax.experiments import plan
 from ssljax.networks import network
-from ssljax.runs import build
 from ssljax.planning import plan
+from ssljax.runs import build
 from ssljax.training import footprint
 
 
