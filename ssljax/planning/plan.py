@@ -92,7 +92,7 @@ def outline() -> datasets.Dataset:
       catalog.outline(FLAGS.target, test_split=test, **how),
     )
   dataset = catalog.outline(FLAGS.dataset, test_split=test, **how)
-  if dataset.train.dtype != np.uint8:
+  if not dataset.train.is_images:
     build.refuse_of_points(dataset)
   return dataset
 

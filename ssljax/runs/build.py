@@ -136,7 +136,7 @@ def load_dataset() -> datasets.Dataset:
   if FLAGS.source:
     return domain_pair.load(FLAGS.source, FLAGS.target, **how)
   dataset = datasets.load(FLAGS.dataset, **how)
-  if dataset.train.dtype != np.uint8:
+  if not dataset.train.is_images:
     refuse_of_points(dataset)
   return dataset
 
@@ -273,7 +273,7 @@ def make_methods(
       epoch_steps(stage.batch_spec)
       if stage.augment:
         require(
-          dataset.train.dtype == np.uint8,
+          dataset.train.is_images,
           f'`dataset`={dataset.name}: is of points, and the stage {stage.name} '
           f'of {method.name} changes images: switch that off (for R2-D2, '
           '`cutout`=0)',
