@@ -23,6 +23,7 @@ from ssljax.methods import (
 from ssljax.networks import (
   convlarge,
   elu,
+  heads,
   lenet,
   resnet,
   shakeshake,
@@ -102,6 +103,8 @@ NETWORKS: dict[str, Callable] = {
     resnet.resnet_v2, stem='small', embedding=128
   ),
   'resnet50v2': functools.partial(resnet.resnet_v2, depth=50, embedding=128),
+  'linear': heads.linear,
+  'mlp': heads.mlp,
   'convlarge': convlarge.convlarge,
   'convlarge_weightnorm': functools.partial(convlarge.convlarge, norm='weight'),
 }

@@ -1,8 +1,8 @@
-"""ConvLarge: the ten-layer network of semi-supervised learning.
+"""ConvLarge: a ten-layer network, common in semi-supervised learning.
 
-Laine & Aila 2017 (Temporal Ensembling), Table 5, with weight norm and
-mean-only batch norm; MA-DNN's authors train the same shape with ordinary batch
-norm. Nine convolutions, a linear classifier, 3.1 million parameters.
+Laine & Aila 2017 (Temporal Ensembling), Table 5, with weight norm and mean-only
+batch norm; MA-DNN's authors use the same layers with ordinary batch norm. It
+has nine convolutions and a linear classifier, 3.1 million parameters.
 """
 
 from flax import linen as nn
@@ -13,7 +13,10 @@ from ssljax.networks.cpu import conv
 
 
 class ConvLarge(nn.Module):
-  """3×[128] pool drop 3×[256] pool drop 512 256 128 mean classifier."""
+  """Nine convolutions, their mean over pixels, and a classifier.
+
+  Channels: 3×[128] pool dropout 3×[256] pool dropout 512 256 128.
+  """
 
   classes: int
   norm: layers.Norm
@@ -22,7 +25,7 @@ class ConvLarge(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
-    """Maps images `[B, H, W, c]` to `Outputs` with D = 128."""
+    """Map images `[B, H, W, c]` to `Outputs` with D = 128."""
     block = lambda features, kernel=3, padding='SAME': layers.ConvBlock(
       features, kernel, padding, self.norm, self.momentum
     )
@@ -54,15 +57,15 @@ def convlarge(
   momentum: float | None = None,
   dropout: float = 0.5,
 ) -> network.Network:
-  """ConvLarge for images of at least 9×9.
+  """Return ConvLarge, for images of at least 9×9 pixels.
 
   Args:
     classes: C.
-    norm: 'batch' as MA-DNN's code; 'weight' as Temporal Ensembling: weight
-      norm, mean-only batch norm, data-dependent initialisation.
-    momentum: of the running averages; by default the authors': 0.9999 with
-      batch norm, 0.999 with weight norm.
-    dropout: rate after each pooling.
+    norm: 'batch', as in MA-DNN's code; 'weight', as in Temporal Ensembling:
+      weight norm, mean-only batch norm, data-dependent initialisation.
+    momentum: of the running averages; by default the authors' value, 0.9999
+      with batch norm and 0.999 with weight norm.
+    dropout: the rate after each pooling.
   """
   if momentum is None:
     momentum = {'batch': 0.9999, 'weight': 0.999}[norm]

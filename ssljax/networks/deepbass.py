@@ -1,12 +1,12 @@
-"""The networks of DeepBASS: 14,970 parameters for MNIST, and for the plane.
+"""The networks of DeepBASS, for MNIST (14,970 parameters) and for the plane.
 
-Rottmann, Kahl, Gottschalk 2018 (arXiv:1803.01216), sections 4 and 5, with what
-their code adds: Glorot-uniform weights, biases of 0, pooling without padding.
-Dropout follows every layer but the last, so that passes with it differ
+Rottmann, Kahl, Gottschalk 2018 (arXiv:1803.01216), sections 4 and 5. Taken from
+their code: Glorot-uniform weights, biases of 0, pooling without padding.
+Dropout follows every layer but the last, for Monte-Carlo dropout
 (`acquisition.sampler`). The embedding is the last layer's input.
 
-Departures: the authors hand one seeded initialiser to all layers, so that
-those of one shape start alike; here each has a key of its own, as everywhere.
+Departures: the authors share one seeded initialiser among all layers, so that
+layers of one shape start with equal weights; here each layer has its own key.
 They divide pixels by 256, we by 255.
 """
 
@@ -20,7 +20,7 @@ _INIT = nn.initializers.glorot_uniform()
 
 
 class DeepBass(nn.Module):
-  """Per width: two 3×3 blocks and a pool; then the classifier."""
+  """Two 3×3 convolutions and a pool for each width; then the classifier."""
 
   classes: int
   widths: tuple[int, ...]
@@ -28,7 +28,7 @@ class DeepBass(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
-    """Maps images `[B, H, W, c]` to `Outputs`; D is 784 of 28×28 pixels."""
+    """Map images `[B, H, W, c]` to `Outputs`; D = 784 for 28×28 pixels."""
     x = image
     for width in self.widths:
       for _ in range(2):
@@ -46,7 +46,7 @@ class DeepBass(nn.Module):
 
 
 class Perceptron(nn.Module):
-  """Per width a fully connected block; then the classifier."""
+  """A fully connected layer for each width; then the classifier."""
 
   classes: int
   widths: tuple[int, ...]
@@ -54,7 +54,7 @@ class Perceptron(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
-    """Maps images `[B, H, W, c]` to `Outputs` with D the last width."""
+    """Map images `[B, H, W, c]` to `Outputs` with D the last width."""
     x = image.reshape(len(image), -1)
     for width in self.widths:
       x = layers.leaky_relu(nn.Dense(width, kernel_init=_INIT)(x))
@@ -68,12 +68,12 @@ def deepbass(
   widths: tuple[int, ...] = (16, 16),
   dropout: float = 0.33,
 ) -> network.Network:
-  """The paper's network for MNIST, section 5.
+  """Return the paper's network for MNIST, section 5.
 
   Args:
     classes: C.
-    widths: channels; every width halves the image once.
-    dropout: its rate.
+    widths: channels; the image is halved after each.
+    dropout: the rate after every layer but the last.
   """
   errors.fraction(dropout=dropout)
   return network.from_linen(
@@ -87,12 +87,12 @@ def mlp(
   widths: tuple[int, ...] = (50, 50, 50),
   dropout: float = 0.33,
 ) -> network.Network:
-  """The paper's network for points in the plane, section 4.
+  """Return the paper's network for points in the plane, section 4.
 
   Args:
     classes: C.
     widths: of the hidden layers.
-    dropout: its rate.
+    dropout: the rate after every hidden layer.
   """
   errors.fraction(dropout=dropout)
   return network.from_linen(Perceptron(classes, widths, dropout))

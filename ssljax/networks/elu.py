@@ -1,9 +1,9 @@
 """The networks of Learning by Association: ELU and a 128-d embedding.
 
-Haeusser, Mordvintsev, Cremers, CVPR 2017, sections 4, 4.2 and 4.3, as their
-code has them: pools of stride 2 (the paper's "stride 1" is a slip), Glorot
-initialisation, one more convolution on STL-10. The normalisation of the input
-belongs to the network: it follows the augmentation.
+Haeusser, Mordvintsev, Cremers, CVPR 2017, sections 4, 4.2 and 4.3. Taken from
+their code: pools of stride 2 (the paper's "stride 1" is a misprint), Glorot
+initialisation, one more convolution for STL-10. The input is normalised by the
+network, not by the preprocessing, because it follows the augmentation.
 """
 
 from typing import Literal
@@ -19,11 +19,13 @@ Normalize = Literal['none', 'variance', 'centre']
 
 
 def normalize(image: jax.Array, kind: Normalize) -> jax.Array:
-  """What a network does to images `[B, H, W, c]` in [0, 1] first.
+  """Normalise images `[B, H, W, c]` in [0, 1], as the network's first layer.
 
-  'variance' is (x − mean) / (mean square + 1e-5) per image and channel, on
-  0..255 pixels: the authors divide by the variance, not by its root. 'centre'
-  is (x − 128) / 128 on the same pixels.
+  Args:
+    image: `[B, H, W, c]` in [0, 1]; x = 255 image.
+    kind: 'variance' is (x − mean) / (variance + 1e-5) per image and channel;
+      the authors divide by the variance, not by its root. 'centre' is
+      (x − 128) / 128.
   """
   if kind == 'none':
     return image
@@ -35,15 +37,15 @@ def normalize(image: jax.Array, kind: Normalize) -> jax.Array:
 
 
 class Convolution(nn.Module):
-  """3×3 convolution, bias or batch norm without scale, ELU."""
+  """A 3×3 convolution, a bias or batch norm without scale, and ELU."""
 
   features: int
   stride: int = 1
-  momentum: float | None = None  # of batch norm's running averages; None: bias
+  momentum: float | None = None  # of batch norm; None has a bias instead
 
   @nn.compact
   def __call__(self, x, *, train: bool):
-    """Maps `x [B, H, W, c]` to `[B, H/stride, W/stride, features]`."""
+    """Map `x [B, H, W, c]` to `[B, H/stride, W/stride, features]`."""
     x = nn.Conv(
       self.features,
       (3, 3),
@@ -58,7 +60,7 @@ class Convolution(nn.Module):
 
 
 class Elu(nn.Module):
-  """Per width: convolutions and a pool; then an ELU embedding."""
+  """Convolutions and a pool for each width; then an ELU embedding."""
 
   classes: int
   widths: tuple[int, ...]
@@ -68,7 +70,7 @@ class Elu(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
-    """Maps images `[B, H, W, c]` to `Outputs` with D = embedding."""
+    """Map images `[B, H, W, c]` to `Outputs` with D = embedding."""
     del dropout  # the authors use none
     x = normalize(image, self.normalize)
     for width in self.widths:
@@ -79,7 +81,10 @@ class Elu(nn.Module):
 
 
 class EluStl10(nn.Module):
-  """C32 C64/2 P3 C64 C128 P2 C128 C256 P2 C128, a linear embedding."""
+  """C32 C64/2 P3 C64 C128 P2 C128 C256 P2 C128, and a linear embedding.
+
+  Cn is a 3×3 convolution of n channels, /2 its stride, Pk a pool of k×k.
+  """
 
   classes: int
   embedding: int
@@ -87,7 +92,7 @@ class EluStl10(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
-    """Maps images `[B, H, W, c]` to `Outputs` with D = embedding."""
+    """Map images `[B, H, W, c]` to `Outputs` with D = embedding."""
     del dropout
     block = lambda width, stride=1: Convolution(width, stride, self.momentum)
     x = normalize(image, 'centre')
@@ -101,7 +106,7 @@ class EluStl10(nn.Module):
 
 
 def head(x, classes: int, embedding: int, activation) -> network.Outputs:
-  """`x [B, H, W, c]` flattened, embedded and classified; called in a module."""
+  """Flatten, embed and classify `x [B, H, W, c]`, within a module's call."""
   dense = lambda features: nn.Dense(
     features, kernel_init=nn.initializers.glorot_uniform()
   )
@@ -117,16 +122,17 @@ def elu(
   embedding: int = 128,
   normalize: Normalize = 'none',
 ) -> network.Network:
-  """The paper's network; no batch norm, no dropout.
+  """Return the paper's network, without batch norm and dropout.
 
-  The defaults are MNIST's; SVHN has `depth=3, normalize='variance'`.
+  The defaults are the paper's for MNIST; for SVHN it has `depth=3,
+  normalize='variance'`.
 
   Args:
     classes: C.
-    widths: channels; every width halves the image once.
+    widths: channels; the image is halved after each.
     depth: convolutions per width.
     embedding: D.
-    normalize: see `normalize`.
+    normalize: the `kind` of `normalize`.
   """
   module = Elu(classes, widths, depth, embedding, normalize)
   return network.from_linen(module, 2 ** len(widths))
@@ -135,12 +141,12 @@ def elu(
 def elu_stl10(
   classes: int, *, embedding: int = 128, momentum: float = 0.99
 ) -> network.Network:
-  """The paper's network for 96×96 images, with batch norm.
+  """Return the paper's network for 96×96 images, with batch norm.
 
   Args:
     classes: C.
     embedding: D.
     momentum: of the running averages.
   """
-  # 17 → 9 by the stride, → 4 by the pool of 3, → 2 → 1 by the other two.
+  # 17 pixels become 9 by the stride, 4 by the pool of 3, 2 and 1 by the others.
   return network.from_linen(EluStl10(classes, embedding, momentum), 17)

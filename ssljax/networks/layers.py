@@ -1,4 +1,4 @@
-"""Layers that more than one network is made of."""
+"""Layers shared by several networks."""
 
 from typing import Literal
 
@@ -8,29 +8,39 @@ import jax.numpy as jnp
 
 from ssljax.networks.cpu import conv
 
-SLOPE = 0.1  # of every leaky ReLU in the five papers
+SLOPE = 0.1  # of every leaky ReLU, as in the five papers
 Norm = Literal['batch', 'weight']
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
-  """max(x, 0.1 x) of any shape."""
+  """Return max(x, 0.1 x), of any shape."""
   return jnp.maximum(x, SLOPE * x)
 
 
 def dropout(x, rate: float, *, train: bool, active: bool) -> jax.Array:
-  """Drops numbers of `x [B, ...]`, in a module's `@nn.compact`.
+  """Apply dropout to `x [B, ...]`, within a module's compact call.
 
-  In training every image has a mask of its own. In a sample all images share
-  one, so that a pass is one function of them all (f^(t)(x, w) of Gal,
-  Ghahramani 2016; consistent dropout of Kirsch et al., arXiv:1906.08158): what
-  is said of an image has the same distribution, at the cost of inference.
+  In training each image has its own mask. In Monte-Carlo dropout all images
+  share one, so that a pass evaluates one function on all of them (f^(t)(x, w)
+  of Gal, Ghahramani 2016; consistent dropout of Kirsch et al.,
+  arXiv:1906.08158). The outputs for a single image have the same distribution
+  either way, and with one mask a pass costs no more than inference.
+
+  Args:
+    x: `[B, ...]`.
+    rate: the probability of dropping a value.
+    train: training mode.
+    active: whether to drop at all.
   """
   shared = () if train else (0,)
   return nn.Dropout(rate, shared, deterministic=not active)(x)
 
 
-def spread(fan_in: int) -> nn.initializers.Initializer:
-  """U(−1, 1) / √fan_in: PyTorch's for biases and fully connected layers."""
+def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
+  """Return the initialiser U(−1, 1) / √fan_in.
+
+  It is PyTorch's default for biases and fully connected layers.
+  """
 
   def init(key, shape, dtype=jnp.float32):
     return jax.random.uniform(key, shape, dtype, -1, 1) * fan_in**-0.5
@@ -39,8 +49,8 @@ def spread(fan_in: int) -> nn.initializers.Initializer:
 
 
 def convolution(features: int, size: int, stride: int, kernel_init) -> nn.Conv:
-  """A convolution without bias, padded by ⌊size / 2⌋ on every side."""
-  # 'SAME' would pad an even image on one side only where it strides by 2.
+  """Return a convolution without bias, padded by ⌊size / 2⌋ on every side."""
+  # 'SAME' would pad even images on one side only at stride 2.
   return nn.Conv(
     features,
     (size, size),
@@ -55,11 +65,16 @@ def convolution(features: int, size: int, stride: int, kernel_init) -> nn.Conv:
 class BatchNorm(nn.Module):
   """Batch normalisation over all axes but the last, in float32.
 
-  Running averages start at zero and are divided by the weight they have
-  gathered (TF's `zero_debias` does so for the mean, here for both), so that a
-  momentum of 0.9999 is of use after ten steps as after a million. `mean_only`
-  subtracts the mean and learns an offset (Salimans & Kingma 2016, section 3):
-  for weight-normalised layers. Without `scaled` no factor is learned.
+  The running averages are debiased: they start at zero and are divided by their
+  accumulated weight (as TF's `zero_debias` for the mean, here for the variance
+  too), so that with a momentum of 0.9999 they are useful from the first step.
+
+  Attributes:
+    momentum: of the running averages.
+    epsilon: added to the variance.
+    mean_only: subtract the mean and add a learned offset, without scaling
+      (Salimans & Kingma 2016, section 3), for weight-normalised layers.
+    scaled: whether a factor is learned.
   """
 
   momentum: float = 0.9999
@@ -69,7 +84,7 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train: bool):
-    """Normalises `x [..., C]`."""
+    """Normalise `x [..., C]`."""
     shape = x.shape[-1:]
     zeros = lambda: jnp.zeros(shape, jnp.float32)
     mean_sum = self.variable('batch_stats', 'mean', zeros)
@@ -82,7 +97,7 @@ class BatchNorm(nn.Module):
       mean = jnp.mean(x, axes)
       var = zeros()
       if not self.mean_only:
-        # E[x²] − E[x]² reads x once; rounding may leave it just below 0.
+        # E[x²] − E[x]² reads x once; rounding may make it negative.
         square = jnp.mean(jnp.square(x), axes)
         var = jnp.maximum(0.0, square - jnp.square(mean))
       if not self.is_initializing():
@@ -91,11 +106,11 @@ class BatchNorm(nn.Module):
         square_sum.value = running(square_sum.value, var)
         weight.value = running(weight.value, jnp.ones([], jnp.float32))
     else:
-      # Before the first step nothing has been gathered: mean 0, variance 1.
-      gathered = weight.value > 0
-      divisor = jnp.where(gathered, weight.value, 1.0)
+      # Before the first step the weight is 0: use mean 0 and variance 1.
+      is_trained = weight.value > 0
+      divisor = jnp.where(is_trained, weight.value, 1.0)
       mean = mean_sum.value / divisor
-      var = jnp.where(gathered, square_sum.value / divisor, 1.0)
+      var = jnp.where(is_trained, square_sum.value / divisor, 1.0)
     bias = self.param('bias', nn.initializers.zeros, shape)
     if self.mean_only:
       return x + jnp.expand_dims(bias - mean, axes)
@@ -107,19 +122,20 @@ class BatchNorm(nn.Module):
 
 
 class WeightNorm(nn.Module):
-  """A convolution or matrix of unit columns times a learned scale, no bias.
+  """A convolution or matrix product with normalised columns and no bias.
 
-  The scale starts at 1/std of the layer's output on the batch that `init` is
-  given: the data-dependent initialisation of Salimans & Kingma 2016.
+  Each output's weights have length 1 times a learned scale. The scale starts at
+  1/std of the output on the batch given to `init`: the data-dependent
+  initialisation of Salimans & Kingma 2016.
   """
 
   features: int
-  kernel: tuple[int, ...] = ()  # () is a matrix product
+  kernel: tuple[int, ...] = ()  # size of the convolution; () for a matrix
   padding: str = 'SAME'
 
   @nn.compact
   def __call__(self, x):
-    """Maps `x [..., c]` to `[..., features]`."""
+    """Map `x [..., c]` to `[..., features]`."""
     shape = (*self.kernel, x.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.normal(0.05), shape)
     axes = tuple(range(len(shape) - 1))
@@ -142,7 +158,7 @@ class WeightNorm(nn.Module):
 
 
 class ConvBlock(nn.Module):
-  """Convolution, normalisation, leaky ReLU."""
+  """A convolution, normalisation and leaky ReLU."""
 
   features: int
   kernel: int = 3
@@ -152,7 +168,7 @@ class ConvBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train: bool):
-    """Maps `x [B, H, W, c]` to `[B, H', W', features]`."""
+    """Map `x [B, H, W, c]` to `[B, H', W', features]`."""
     size = (self.kernel, self.kernel)
     if self.norm == 'batch':
       x = nn.Conv(

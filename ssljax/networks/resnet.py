@@ -7,18 +7,19 @@ A block adds F to a shortcut s; BN is batch norm, conv1 a 1×1 convolution:
   v2   y = s + F(a)          F = conv [BN ReLU conv]…,  a = ReLU BN(x)
                              s = x, or conv1(a) in every stage's first block
 
-v1 is He et al. 2016a (CVPR, arXiv:1512.03385) as torchvision has it: [inferred]
+v1 is He et al. 2016a (CVPR, arXiv:1512.03385) as in torchvision: [inferred]
 from the size in R2-D2's Table 5, as its ImageNet code was not released. v2 is
-He et al. 2016b (ECCV, arXiv:1603.05027) as LLP's code has it, which is TF's
-official model: nothing but the convolution before the first pool, BN and ReLU
-before the mean.
+He et al. 2016b (ECCV, arXiv:1603.05027) as in LLP's code, which is TF's
+official model: only the convolution precedes the first pool, and BN and ReLU
+precede the mean.
 
 Convolutions are padded by ⌊k / 2⌋ on every side, in both codes; 'SAME' would
-pad an even image less at the top where it strides by 2. The pool is padded by
-1 on every side in v1; in v2 it is TF's 'SAME', so even images at the end only.
+pad even images less at the top at stride 2. The pool is padded by 1 on every
+side in v1; in v2 by TF's 'SAME', which pads even images at the end only.
 
-What departs from both: running variances are those of the batch, not
-n / (n − 1) of it, and running averages are debiased (see `layers.BatchNorm`).
+Departures from both: running variances are those of the batch, not
+n / (n − 1) times these, and running averages are debiased (see
+`layers.BatchNorm`).
 """
 
 from typing import Literal
@@ -39,21 +40,21 @@ KERNELS = {
   2: nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
 }
 POOL_PADDING = {1: ((1, 1), (1, 1)), 2: 'SAME'}
-# Blocks per stage, and whether they are bottlenecks.
+# Depth -> blocks per stage, and whether they are bottlenecks.
 DEPTHS = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}
 STEMS = {'imagenet': (7, 2), 'small': (3, 1)}  # size and stride
 
 
 def convolution(features: int, size: int, stride: int, version: Version):
-  """A convolution without bias, as the version's weights start."""
+  """Return a convolution without bias, initialised as in the version."""
   return layers.convolution(features, size, stride, KERNELS[version])
 
 
 def block_convolutions(features: int, stride: int, bottleneck: bool):
-  """(features, size, stride) of every convolution of F.
+  """Return (features, size, stride) of every convolution of F.
 
   A bottleneck strides in its 3×3 convolution, as in LLP's code; in He et al.
-  2016a it does so in the 1×1 before it.
+  2016a it strides in the 1×1 convolution before.
   """
   if bottleneck:
     narrow = features // 4
@@ -62,18 +63,18 @@ def block_convolutions(features: int, stride: int, bottleneck: bool):
 
 
 class Block(nn.Module):
-  """A shortcut and what is added to it."""
+  """A residual block: the sum of a shortcut and F."""
 
-  features: int  # of its output
+  features: int  # of the output
   stride: int
-  first: bool  # of its stage
+  first: bool  # the first block of a stage
   bottleneck: bool
   version: Version
   momentum: float
 
   @nn.compact
   def __call__(self, x, *, train: bool):
-    """Maps `x [B, H, W, c]` to `[B, ⌈H/stride⌉, ⌈W/stride⌉, features]`."""
+    """Map `x [B, H, W, c]` to `[B, ⌈H/stride⌉, ⌈W/stride⌉, features]`."""
     v1 = self.version == 1
     norm = lambda x: layers.BatchNorm(self.momentum, EPSILON)(x, train=train)
     active = x if v1 else nn.relu(norm(x))
@@ -91,7 +92,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Stem, stages of blocks, mean, a classifier, a linear embedding if any."""
+  """A stem, stages of blocks, the mean, a classifier and maybe an embedding."""
 
   classes: int
   version: Version
@@ -104,11 +105,11 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
-    """Maps images `[B, H, W, c]` to `Outputs`.
+    """Map images `[B, H, W, c]` to `Outputs`.
 
-    D is `embedding`, or without one that of the pooled feature.
+    D is `embedding`; if that is None, the embedding is the pooled feature.
     """
-    del dropout  # neither code has any
+    del dropout  # the authors use none
     norm = lambda x: layers.BatchNorm(self.momentum, EPSILON)(x, train=train)
     x = convolution(self.width, *STEMS[self.stem], self.version)(image)
     x = nn.relu(norm(x)) if self.version == 1 else x
@@ -129,9 +130,9 @@ class ResNet(nn.Module):
 def heads(
   pooled, classes: int, embedding: int | None, version: Version
 ) -> network.Outputs:
-  """`pooled [B, F]` classified, and embedded; called in a module."""
+  """Classify and embed `pooled [B, F]`, within a module's call."""
   if version == 1:
-    init = layers.spread(pooled.shape[-1])
+    init = layers.uniform_fan_in(pooled.shape[-1])
     classifier = nn.Dense(classes, kernel_init=init, bias_init=init)
   else:
     classifier = nn.Dense(classes, kernel_init=nn.initializers.he_normal())
@@ -143,12 +144,12 @@ def heads(
 
 
 def from_resnet(module: ResNet) -> network.Network:
-  """The interface of a ResNet, for images that it can see something of."""
+  """Return the network of a ResNet, with the smallest useful image size."""
   errors.positive(width=module.width)
   if module.embedding is not None:
     errors.positive(embedding=module.embedding)
-  # Two pixels are left to halve at the last: of one, a 3×3 window sees one
-  # pixel and eight zeros.
+  # The last halving needs 2 pixels: with 1, a 3×3 window would see one pixel
+  # and eight zeros.
   halvings = len(module.blocks) - 1 + 2 * (module.stem == 'imagenet')
   return network.from_linen(module, 2**halvings // 2 + 1)
 
@@ -160,18 +161,17 @@ def resnet18(
   width: int = 64,
   momentum: float = 0.9,
 ) -> network.Network:
-  """ResNet-18: R2-D2's for ImageNet (Table 5), 11.69 million parameters.
+  """Return ResNet-18, of R2-D2 for ImageNet (Table 5): 11.69 M parameters.
 
-  The embedding is the pooled feature, D = 8 width. Weights start as
-  torchvision's: N(0, 2 / (k² features)), the classifier U(−1, 1) / √D.
+  The embedding is the pooled feature, D = 8 width. Weights are initialised as
+  in torchvision: N(0, 2 / (k² features)), the classifier U(−1, 1) / √D.
 
   Args:
     classes: C.
     stem: 'imagenet' is a 7×7 convolution and a 3×3 pool, both of stride 2, for
-      images of at least 17×17; 'small' a 3×3 convolution of stride 1, for those
-      of at least 5×5 (32×32 in lemniscate's CIFAR-10 code).
-    width: channels of the first stage; every other stage has twice as many as
-      the one before.
+      images of at least 17×17 pixels; 'small' is a 3×3 convolution of stride 1,
+      for at least 5×5 (32×32 in lemniscate's CIFAR-10 code).
+    width: channels of the first stage, doubled in every further stage.
     momentum: of the running averages; PyTorch's 0.1 is 0.9 here.
   """
   return from_resnet(
@@ -188,21 +188,22 @@ def resnet_v2(
   embedding: int | None = None,
   momentum: float = 0.997,
 ) -> network.Network:
-  """ResNet-18v2 and ResNet-50v2: LLP's, 11.76 and 25.81 million parameters.
+  """Return ResNet-18v2 or -50v2, of LLP: 11.76 and 25.81 million parameters.
 
-  Weights start as in LLP's code: truncated normal with variance 1 / fan_in, the
-  classifier 2 / fan_in, the embedding Glorot's uniform; biases at 0.
+  Weights are initialised as in LLP's code: truncated normal with variance
+  1 / fan_in, the classifier 2 / fan_in, the embedding Glorot-uniform; biases
+  at 0.
 
   Args:
     classes: C.
     depth: 18 has blocks of two 3×3 convolutions, 50 has bottlenecks.
-    stem: as of `resnet18`; LLP's is 'imagenet'.
-    width: of the 3×3 convolutions of the first stage; a bottleneck gives 4
-      times as many channels.
+    stem: as in `resnet18`; 'imagenet' in LLP.
+    width: channels of the 3×3 convolutions of the first stage; a bottleneck
+      returns 4 times as many.
     embedding: D of a linear layer beside the classifier, both on the pooled
       feature: 128 in LLP (section 4, "Experimental settings"), whose loss
-      normalises it to length 1. None: the pooled feature, D = 8 width, or
-      32 width of bottlenecks.
+      normalises it to length 1. None takes the pooled feature, D = 8 width, or
+      32 width with bottlenecks.
     momentum: of the running averages.
   """
   blocks, bottleneck = DEPTHS[depth]

@@ -1,22 +1,23 @@
 """Shake-Shake-26 2x96d: a residual network whose two branches mix at random.
 
-Gastaldi 2017 (arXiv:1705.07485), as Mean Teacher's PyTorch code and R2-D2's
-have it: 26.2 million parameters. An image's own gates mix the branches of every
-block, one on the way forward and another on the way back:
+Gastaldi 2017 (arXiv:1705.07485), as in Mean Teacher's PyTorch code and R2-D2's:
+26.2 million parameters. Each image has its own gates that mix the branches of
+every block, one in the forward pass and another in the backward pass:
 
   y     = x' + α a(x) + (1 − α) b(x)     α ~ U(0, 1);  1/2 at inference
   ∂L/∂a = β ∂L/∂y                        β ~ U(0, 1), independent of α
   ∂L/∂b = (1 − β) ∂L/∂y
 
-Gastaldi's own Torch code differs in what those two left out: batch norm after
-the first convolution, a ReLU before the mean over pixels (without it the
-features may be negative), a ReLU before the first shortcut, no bias in the
-shortcuts, and a shift of the shortcut's pixels by one in the other direction,
-to (2i − 1, 2j − 1).
+Gastaldi's own Torch code has in addition: batch norm after the first
+convolution, a ReLU before the mean over pixels (without it the features may be
+negative), a ReLU before the first shortcut, no bias in the shortcuts, and a
+shift of the shortcut's pixels by one in the other direction, to (2i − 1,
+2j − 1).
 
-What departs from PyTorch: running variances are those of the batch, not
-n / (n − 1) of it, running averages are debiased (see `layers.BatchNorm`), and
-the mean is over all pixels, 8×8 for CIFAR, so that images of any size do.
+Departures from PyTorch: running variances are those of the batch, not
+n / (n − 1) times these, running averages are debiased (see `layers.BatchNorm`),
+and the mean is over all pixels, 8×8 for CIFAR, so that images may have any
+size.
 """
 
 import chex
@@ -35,16 +36,16 @@ EPSILON = 1e-5  # of PyTorch's batch norm
 def shake(
   a: chex.Array, b: chex.Array, forward: chex.Array, backward: chex.Array
 ) -> chex.Array:
-  """α a + (1 − α) b, whose slopes are those of β a + (1 − β) b.
+  """Return α a + (1 − α) b, with the gradient of β a + (1 − β) b.
 
   Args:
-    a: [B, ...], one branch.
-    b: [B, ...], the other.
-    forward: α [B], of each image.
-    backward: β [B], of each image.
+    a: `[B, ...]`, one branch.
+    b: `[B, ...]`, the other branch.
+    forward: `[B]`, α of each image.
+    backward: `[B]`, β of each image.
 
   Returns:
-    [B, ...]; no slope reaches the gates, which are drawn, not learned.
+    `[B, ...]`. The gates are random, not learned, and get no gradient.
   """
   chex.assert_equal_shape([a, b])
   chex.assert_shape([forward, backward], a.shape[:1])
@@ -65,26 +66,29 @@ shake.defvjp(_shake_forward, _shake_backward)
 
 
 def _per_image(gate, x):
-  """[B] -> [B, 1, ...], as many axes as `x` has."""
+  """Reshape `gate [B]` to `[B, 1, ...]`, of the rank of `x`."""
   return jnp.expand_dims(gate, tuple(range(1, x.ndim)))
 
 
 def draw_gates(key: chex.PRNGKey, batch: int, dtype=jnp.float32) -> chex.Array:
-  """[2, B] independent U(0, 1): α and β of every image."""
+  """Return α and β of every image, `[2, B]` independent U(0, 1)."""
   return jax.random.uniform(key, (2, batch), dtype)
 
 
 def convolution(features: int, size: int, stride: int = 1) -> nn.Conv:
-  """N(0, 2 / (size² features)) weights, no bias, PyTorch's padding."""
+  """Return a convolution with weights N(0, 2 / (size² features)), no bias.
+
+  It is padded as in PyTorch, see `layers.convolution`.
+  """
   init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
   return layers.convolution(features, size, stride, init)
 
 
 def shifted_pixels(x: chex.Array) -> tuple[chex.Array, chex.Array]:
-  """The pixels (2i, 2j), and those at (2i + 1, 2j + 1), of `x [B, H, W, c]`.
+  """Return the pixels (2i, 2j) and (2i + 1, 2j + 1) of `x [B, H, W, c]`.
 
-  Both are [B, ⌈H/2⌉, ⌈W/2⌉, c]. An odd height or width gets a row or column of
-  zeros; Mean Teacher's code refuses it.
+  Both are `[B, ⌈H/2⌉, ⌈W/2⌉, c]`. Images of odd height or width are padded by
+  a row or column of zeros; Mean Teacher's code refuses them.
   """
   _, height, width, _ = x.shape
   x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
@@ -92,7 +96,7 @@ def shifted_pixels(x: chex.Array) -> tuple[chex.Array, chex.Array]:
 
 
 class Branch(nn.Module):
-  """ReLU, 3×3 convolution, batch norm, and all three again."""
+  """ReLU, 3×3 convolution and batch norm, twice."""
 
   features: int
   stride: int
@@ -100,7 +104,7 @@ class Branch(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train: bool):
-    """Maps `x [B, H, W, c]` to `[B, ⌈H/stride⌉, ⌈W/stride⌉, features]`."""
+    """Map `x [B, H, W, c]` to `[B, ⌈H/stride⌉, ⌈W/stride⌉, features]`."""
     for stride in (self.stride, 1):
       x = convolution(self.features, 3, stride)(nn.relu(x))
       x = layers.BatchNorm(self.momentum, EPSILON)(x, train=train)
@@ -108,24 +112,24 @@ class Branch(nn.Module):
 
 
 class Widening(nn.Module):
-  """The shortcut to another width, at the same size: 1×1, batch norm."""
+  """The shortcut to another width at the same size: 1×1 and batch norm."""
 
   features: int
   momentum: float
 
   @nn.compact
   def __call__(self, x, *, train: bool):
-    """Maps `x [B, H, W, c]` to `[B, H, W, features]`."""
+    """Map `x [B, H, W, c]` to `[B, H, W, features]`."""
     x = convolution(self.features, 1)(x)
     return layers.BatchNorm(self.momentum, EPSILON)(x, train=train)
 
 
 class Halving(nn.Module):
-  """The shortcut to half the size: the two halves see different pixels.
+  """The shortcut to half the size, whose two halves see different pixels.
 
-  ReLU, then a 1×1 convolution with bias of either half of `shifted_pixels`,
-  side by side, then batch norm. PyTorch's code has one convolution of 2 groups,
-  which is the same, but which `conv` would leave as slow as it is on a CPU.
+  ReLU, a 1×1 convolution with bias of each part of `shifted_pixels`, their
+  concatenation, batch norm. PyTorch's code has one convolution of 2 groups,
+  which is the same, but which `cpu.conv` does not speed up.
   """
 
   features: int
@@ -133,13 +137,14 @@ class Halving(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train: bool):
-    """Maps `x [B, H, W, c]` to `[B, ⌈H/2⌉, ⌈W/2⌉, features]`."""
-    # N(0, 2 / features), as of one convolution: half of `fan_out`'s 2.
+    """Map `x [B, H, W, c]` to `[B, ⌈H/2⌉, ⌈W/2⌉, features]`."""
+    # N(0, 2 / features), as for one convolution of all features: each of the
+    # two has half the fan-out, so the factor is 1 instead of 2.
     mix = lambda pixels: nn.Conv(
       self.features // 2,
       (1, 1),
       kernel_init=nn.initializers.variance_scaling(1.0, 'fan_out', 'normal'),
-      bias_init=layers.spread(x.shape[-1]),
+      bias_init=layers.uniform_fan_in(x.shape[-1]),
       conv_general_dilated=conv.conv_general_dilated,
     )(pixels)
     halves = [mix(pixels) for pixels in shifted_pixels(nn.relu(x))]
@@ -148,7 +153,7 @@ class Halving(nn.Module):
 
 
 class Block(nn.Module):
-  """A shortcut and two branches, mixed by each image's gates."""
+  """A residual block of two branches, mixed by each image's gates."""
 
   features: int
   stride: int  # 1 or 2
@@ -156,7 +161,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train: bool, dropout: bool):
-    """Maps `x [B, H, W, c]` to `[B, ⌈H/stride⌉, ⌈W/stride⌉, features]`."""
+    """Map `x [B, H, W, c]` to `[B, ⌈H/stride⌉, ⌈W/stride⌉, features]`."""
     a, b = (
       Branch(self.features, self.stride, self.momentum)(x, train=train)
       for _ in range(2)
@@ -173,7 +178,7 @@ class Block(nn.Module):
 
 
 class ShakeShake(nn.Module):
-  """3×3 convolution of 16, three stages of blocks, mean, classifier."""
+  """A 3×3 convolution of 16, three stages of blocks, mean, classifier."""
 
   classes: int
   width: int
@@ -182,7 +187,7 @@ class ShakeShake(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
-    """Maps images `[B, H, W, c]` to `Outputs` with D = 4 width."""
+    """Map images `[B, H, W, c]` to `Outputs` with D = 4 width."""
     x = convolution(16, 3)(image)
     for stage in range(3):
       for i in range(self.blocks):
@@ -190,7 +195,7 @@ class ShakeShake(nn.Module):
         block = Block(self.width * 2**stage, stride, self.momentum)
         x = block(x, train=train, dropout=dropout)
     embedding = jnp.mean(x, (1, 2))
-    init = layers.spread(embedding.shape[-1])
+    init = layers.uniform_fan_in(embedding.shape[-1])
     logits = nn.Dense(self.classes, kernel_init=init, bias_init=init)(embedding)
     return network.Outputs(logits, embedding)
 
@@ -198,17 +203,18 @@ class ShakeShake(nn.Module):
 def shakeshake(
   classes: int, *, width: int = 96, blocks: int = 4, momentum: float = 0.9
 ) -> network.Network:
-  """Shake-Shake for images of at least 3×3; by default R2-D2's, 26 2x96d.
+  """Return Shake-Shake, for images of at least 3×3; by default 26 2x96d.
 
-  Gates are drawn where a network drops: by `train`, and by `sample`.
+  The default is R2-D2's. Random gates take the place of dropout: they are
+  active in `Network.train` and `Network.sample`.
 
   Args:
     classes: C.
-    width: channels of the first stage; doubled by the second and the third.
-    blocks: of each stage; the depth is 6 blocks + 2.
+    width: channels of the first stage, doubled in the second and the third.
+    blocks: per stage; the depth is 6 blocks + 2.
     momentum: of the running averages; PyTorch's 0.1 is 0.9 here.
   """
   errors.positive(width=width, blocks=blocks)
-  # 3 pixels become 2 and then 1. Of 2 the last shortcut would see one, and
-  # nothing but zeros in its second half.
+  # 3 pixels become 2 and then 1. From 2 pixels the last shortcut would see one
+  # pixel, and only zeros in its second half.
   return network.from_linen(ShakeShake(classes, width, blocks, momentum), 3)

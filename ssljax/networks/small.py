@@ -1,4 +1,4 @@
-"""Small networks for grey digits: seconds on a laptop core."""
+"""Small networks for grey digits, which train in seconds on a laptop."""
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -8,7 +8,10 @@ from ssljax.networks.cpu import conv
 
 
 class Small(nn.Module):
-  """Per width: two 3×3 blocks, pool, drop; then a VALID block and the mean."""
+  """Two 3×3 blocks, a pool and dropout for each width; a block and the mean.
+
+  The last block is not padded.
+  """
 
   classes: int
   widths: tuple[int, ...]
@@ -19,9 +22,9 @@ class Small(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
-    """Maps images `[B, H, W, c]` to `Outputs`.
+    """Map images `[B, H, W, c]` to `Outputs`.
 
-    D is `head`, or without one `embedding`, the numbers of the mean.
+    D is `head`; if that is None, the embedding is the mean, D = embedding.
     """
     x = image
     block = lambda width, padding='SAME': layers.ConvBlock(
@@ -50,14 +53,22 @@ def small(
   momentum: float = 0.99,
   dropout: float = 0.5,
 ) -> network.Network:
-  """A small network; every width halves the image once.
+  """Return a small network.
 
-  The defaults suit MNIST; `widths=(32,), embedding=64` suits 8×8 digits. The
-  mean is of leaky ReLUs, so that all images lie to one side: a linear layer
-  beside the classifier, with `head` numbers, lets them point in all directions,
-  as LLP's ResNets have it.
+  The defaults suit MNIST; `widths=(32,), embedding=64` suits 8×8 digits.
+
+  Args:
+    classes: C.
+    widths: channels; the image is halved after each.
+    embedding: channels of the last block, whose mean over pixels is the
+      embedding unless there is a `head`.
+    head: D of a linear embedding beside the classifier, as in LLP's ResNets.
+      The mean is of leaky ReLUs and nearly positive, so that all images point
+      in similar directions; a linear embedding can point in all directions.
+    momentum: of the running averages.
+    dropout: the rate after each pool.
   """
-  # The last block is a VALID 3×3: 3 pixels must be left after the poolings.
+  # The last block is an unpadded 3×3: 3 pixels must be left after the pools.
   smallest = 2 ** (len(widths) + 1) + 1
   module = Small(classes, widths, embedding, head, momentum, dropout)
   return network.from_linen(module, smallest)

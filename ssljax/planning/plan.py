@@ -92,7 +92,7 @@ def outline(config: Config) -> datasets.Dataset:
       catalog.outline(data.target, test_split=data.test_split, **how),
     )
   dataset = catalog.outline(data.dataset, test_split=data.test_split, **how)
-  if dataset.train.dtype != np.uint8:
+  if not dataset.train.is_images:
     build.refuse_image_settings(config, dataset.name)
   return dataset
 

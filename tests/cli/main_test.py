@@ -403,7 +403,7 @@ def test_points_are_trained_on_from_the_command_line(feed, tmp_path):
   [
     ('madnn', ['--augment=flip,noise'], '--augment=flip,noise: .* of points'),
     ('madnn', ['--preprocess=zca'], '--preprocess=zca: .* --preprocess=none'),
-    ('madnn', ['--image_size=8'], '--image_size=8: .* of points'),
+    ('madnn', ['--image_size=8'], '--image_size=8: .* features, not images'),
     ('madnn', ['--train_split=all'], '--train_split=all.*train, test'),
     ('madnn', ['--network=convlarge'], '--network'),
     (

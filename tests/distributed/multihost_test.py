@@ -85,7 +85,7 @@ def train_pod(folder, names, count, devices, *stop):
   """Train tiny jobs over `count` processes of `devices` devices each."""
   args = str(folder), ','.join(names), '{port}', '{count}', '{k}'
   args += tuple(map(str, stop))
-  with processes(count, devices, HERE / 'pod.py', *args) as started:
+  with processes(count, devices, HERE.parent / 'pod.py', *args) as started:
     for status, output in ended(started):
       assert status == 0, output
 

@@ -1,1 +1,1 @@
-"""Convolutions and poolings that are fast on CPUs."""
+"""Convolution and max-pooling that train fast on CPUs."""

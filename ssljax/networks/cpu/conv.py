@@ -1,10 +1,11 @@
-"""Convolution and max-pooling whose training is fast on a CPU.
+"""Convolution and max-pooling that train fast on a CPU.
 
-XLA computes the kernel gradient of a convolution on a CPU as a convolution
+On a CPU, XLA computes the kernel gradient of a convolution as a convolution
 whose window is a whole image, at a fifth of the speed of its matrix products,
-and the gradient of max-pooling by select-and-scatter, slower still. Both are
-replaced here, and wide 3x3 layers altogether, for CPUs only and at lowering, so
-that a program lowered for an accelerator holds XLA's own operations:
+and the gradient of max-pooling by select-and-scatter, which is slower still.
+This module replaces both, and wide 3x3 layers altogether. The replacement is
+made at lowering and for CPUs only, so that a program lowered for an accelerator
+holds XLA's own operations:
 
   kernel gradient   ∂L/∂W = Σ_chunks P(x)ᵀ g,  P(x) [b·h·w, k·k·c] the patches
                     of a few images at a time, so that they stay in the cache
@@ -30,15 +31,16 @@ from ssljax.networks.cpu import winograd
 
 _DIMENSIONS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-# Patches of one chunk. Larger ones fall out of the last-level cache, smaller
-# ones spend their time in the loop; the speed is flat within a factor of two.
+# Size of the patches of one chunk. Larger chunks exceed the last-level cache,
+# smaller ones spend their time in the loop; the speed is flat within a factor
+# of two.
 _CHUNK_BYTES = 4 << 20
 _IS_NATIVE = contextvars.ContextVar('is_native', default=False)
 
 
 @contextlib.contextmanager
 def native():
-  """Has what is traced meanwhile hold XLA's own operations on a CPU too."""
+  """Make code traced in this context use XLA's own operations on CPUs too."""
   before = _IS_NATIVE.set(True)
   try:
     yield
@@ -60,15 +62,15 @@ def conv_general_dilated(
   preferred_element_type=None,
   out_sharding=None,
 ):
-  """`jax.lax.conv_general_dilated`, with gradients fast on a CPU.
+  """Compute `jax.lax.conv_general_dilated`, with fast gradients on a CPU.
 
-  Only plain two-dimensional convolutions of floats are treated: NHWC images,
-  HWIO kernels, no dilation, no groups, no negative padding. Everything else is
-  handed to lax unchanged.
+  Only plain two-dimensional convolutions of floats are replaced: NHWC images,
+  HWIO kernels, no dilation, no groups, no negative padding. All others are
+  passed to lax unchanged.
 
   Args:
-    lhs: images [B, H, W, I].
-    rhs: kernel [k, l, I, O].
+    lhs: images `[B, H, W, I]`.
+    rhs: kernel `[k, l, I, O]`.
     window_strides: two integers.
     padding: 'SAME', 'SAME_LOWER', 'VALID', or two pairs (low, high).
     lhs_dilation: as in lax.
@@ -76,12 +78,12 @@ def conv_general_dilated(
     dimension_numbers: as in lax.
     feature_group_count: as in lax.
     batch_group_count: as in lax.
-    precision: as in lax; the gradients' products use it too.
+    precision: as in lax; used for the gradients too.
     preferred_element_type: as in lax.
     out_sharding: as in lax.
 
   Returns:
-    Images [B, H', W', O].
+    Images `[B, H', W', O]`.
   """
   extras = dict(
     lhs_dilation=lhs_dilation,
@@ -121,7 +123,7 @@ def _plain_padding(
   preferred_element_type,
   out_sharding,
 ):
-  """((low, high), (low, high)) of a convolution treated here, None if not."""
+  """Return ((low, high), (low, high)) of a plain convolution, else None."""
   if lhs.ndim != 4 or rhs.ndim != 4 or lhs.dtype != rhs.dtype:
     return None
   plain = (
@@ -144,7 +146,7 @@ def _plain_padding(
 
 
 def _native_conv(x, w, strides, pads, precision):
-  """XLA's convolution of [B, H, W, I] with [k, l, I, O]."""
+  """Compute XLA's convolution of `[B, H, W, I]` with `[k, l, I, O]`."""
   return lax.conv_general_dilated(
     x, w, strides, pads, dimension_numbers=_LAYOUT, precision=precision
   )
@@ -152,7 +154,7 @@ def _native_conv(x, w, strides, pads, precision):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, w, strides, pads, precision):
-  """[B, H, W, I], [k, l, I, O] -> [B, H', W', O]."""
+  """Convolve images `[B, H, W, I]` with `[k, l, I, O]`: `[B, H', W', O]`."""
   native = functools.partial(
     _native_conv, strides=strides, pads=pads, precision=precision
   )
@@ -167,7 +169,7 @@ def _conv_forward(x, w, strides, pads, precision):
 
 
 def _conv_backward(strides, pads, precision, saved, g):
-  """Two separate results, so that an unused one is never computed."""
+  """Return both gradients, separately, so that an unused one is dropped."""
   x, w = saved
   options = dict(strides=strides, pads=pads, precision=precision)
   conv = functools.partial(_native_conv, **options)
@@ -184,45 +186,53 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _input_gradient(w, g, like, *, strides, pads, precision):
-  """[k, l, I, O], [B, H', W', O] -> [B, H, W, I], of the shape of `like`.
+  """Return the gradient of the images, `[B, H, W, I]`.
 
-  With stride 1 it is a convolution too, with the kernel turned and so many
-  zeros that the window may leave the image but for its last row or column.
+  With stride 1 it is a convolution too, of g with the rotated kernel, padded so
+  that windows overlap the image by at least one row and column.
+
+  Args:
+    w: kernel `[k, l, I, O]`.
+    g: gradient of the output `[B, H', W', O]`.
+    like: an array of the shape of the images.
+    strides: of the convolution.
+    pads: of the convolution.
+    precision: of the products.
   """
   native = lambda w, g: jax.linear_transpose(
     lambda x: _native_conv(x, w, strides, pads, precision), like
   )(g)[0]
-  turned = jax.eval_shape(_turn, w)
+  rotated = jax.eval_shape(_rotate, w)
   back = tuple(
     (k - 1 - low, k - 1 - high)
     for k, (low, high) in zip(w.shape[:2], pads, strict=True)
   )
-  if not winograd.suits(g, turned, strides, back):
+  if not winograd.suits(g, rotated, strides, back):
     return native(w, g)
   ours = lambda w, g: winograd.convolve(
-    g, _turn(w), pads=back, precision=precision
+    g, _rotate(w), pads=back, precision=precision
   )
   return lax.platform_dependent(w, g, cpu=ours, default=native)
 
 
-def _turn(w):
-  """[k, l, I, O] -> [k, l, O, I], turned by half a circle."""
+def _rotate(w):
+  """Return a kernel `[k, l, I, O]` rotated by 180°, `[k, l, O, I]`."""
   return jnp.flip(w, (0, 1)).swapaxes(2, 3)
 
 
 def _kernel_gradient(x, g, *, shape, strides, pads, precision):
-  """Σ over chunks of P(x)ᵀ g, or Winograd's.
+  """Return the kernel gradient, Σ over chunks of P(x)ᵀ g, or Winograd's.
 
   Args:
-    x: images [B, H, W, I].
-    g: gradient of the output [B, H', W', O].
-    shape: the kernel's, (k, l, I, O).
+    x: images `[B, H, W, I]`.
+    g: gradient of the output `[B, H', W', O]`.
+    shape: of the kernel, (k, l, I, O).
     strides: of the convolution.
     pads: of the convolution.
     precision: of the products.
 
   Returns:
-    Gradient of the kernel [k, l, I, O].
+    `[k, l, I, O]`.
   """
   w = jax.ShapeDtypeStruct(shape, x.dtype)
   if winograd.suits(x, w, strides, pads):
@@ -230,8 +240,9 @@ def _kernel_gradient(x, g, *, shape, strides, pads, precision):
   total = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
   devices = winograd.devices_of(x.shape[0])
   images = _images_per_chunk(g, math.prod(shape[:3]) * x.dtype.itemsize)
-  x = x.reshape(images, -1, *x.shape[1:])  # Chunks lie on axis 1, so that a
-  g = g.reshape(images, -1, *g.shape[1:])  # batch split over devices stays so.
+  # Chunks are axis 1, so that axis 0 stays sharded like the batch.
+  x = x.reshape(images, -1, *x.shape[1:])
+  g = g.reshape(images, -1, *g.shape[1:])
 
   def add_chunk(i, dw):
     xi, gi = (lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in (x, g))
@@ -244,33 +255,38 @@ def _kernel_gradient(x, g, *, shape, strides, pads, precision):
       preferred_element_type=total,
     )
 
-  # A loop, where the same chunks written out are half as fast: each iteration
-  # reuses memory that is still in the cache. Every device adds up its own
-  # chunks, and they exchange their sums once.
+  # A loop is twice as fast as the same chunks unrolled: each iteration reuses
+  # memory that is still in the cache. Each device sums its own chunks, and the
+  # devices exchange their sums once.
   flat = jnp.zeros((devices, math.prod(shape[:3]), shape[3]), total)
   dw = lax.fori_loop(0, x.shape[1], add_chunk, flat)
   return dw.sum(0).reshape(shape).astype(x.dtype)
 
 
 def _images_per_chunk(g, patch_bytes):
-  """Images of all devices whose patches fit on each: g [B, H', W', O]."""
+  """Return the images per chunk over all devices, so that patches fit.
+
+  Args:
+    g: gradient of the output `[B, H', W', O]`.
+    patch_bytes: the size of the patch of one pixel.
+  """
   batch, height, width, _ = g.shape
   most = _CHUNK_BYTES // (height * width * patch_bytes)
   return winograd.images_of_chunk(batch, most)
 
 
 def _patches(x, window, strides, pads, size):
-  """The pixels under each position of a window, side by side.
+  """Return the pixels under each position of a window, concatenated.
 
   Args:
-    x: images [B, H, W, I].
+    x: images `[B, H, W, I]`.
     window: (k, l).
     strides: of the window.
     pads: zeros around the image.
     size: number of positions (H', W').
 
   Returns:
-    Patches [B, H', W', k·l·I].
+    `[B, H', W', k·l·I]`.
   """
   x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
   (s, t), (height, width) = strides, size
@@ -285,11 +301,12 @@ def _patches(x, window, strides, pads, size):
 
 
 def compiler_options() -> dict[str, str]:
-  """Options for `jax.jit` of programs with convolutions; {} off the CPU.
+  """Return options for `jax.jit` of programs with convolutions on a CPU.
 
   By default XLA gives float convolutions to YNNPACK, which runs those of fewer
-  than 128 channels on one core. Eigen runs all of them on every core; products
-  and sums stay with YNNPACK. An XLA that doesn't know the option goes without.
+  than 128 channels on one core. With these options Eigen runs them on all
+  cores; products and sums stay with YNNPACK. On other devices, or if this XLA
+  does not know the option, there are none.
   """
   if jax.default_backend() != 'cpu' or _IS_NATIVE.get():
     return {}
@@ -298,9 +315,9 @@ def compiler_options() -> dict[str, str]:
 
 @functools.cache
 def _cpu_options() -> dict[str, str]:
-  """Those of a CPU, if this XLA knows them."""
-  kept = 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE'
-  options = {'xla_cpu_experimental_ynn_fusion_type': kept}
+  """Return the options for a CPU, if this XLA knows them."""
+  fused = 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE'
+  options = {'xla_cpu_experimental_ynn_fusion_type': fused}
   try:
     jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
   except jax.errors.JaxRuntimeError:
@@ -309,20 +326,20 @@ def _cpu_options() -> dict[str, str]:
 
 
 def max_pool(x, window, strides, padding='VALID'):
-  """The largest value in each window, per channel: `flax.linen.max_pool`.
+  """Return the largest value in each window, as `flax.linen.max_pool`.
 
-  Where windows lie side by side (strides = window) the gradient is fast on a
-  CPU. Others, overlapping ones among them, have XLA's own gradient everywhere.
-  Either way, of several equal maxima the first (row by row) gets the gradient.
+  The gradient is fast on a CPU if strides = window; other windows use XLA's own
+  gradient. In both cases the first of several equal maxima (row by row) gets
+  the gradient.
 
   Args:
-    x: images [B, H, W, C], float.
+    x: images `[B, H, W, C]`, float.
     window: (k, l), or one integer for both.
     strides: (s, t), or one integer for both.
     padding: 'SAME', 'VALID', or two pairs (low, high), filled with -∞.
 
   Returns:
-    Images [B, H', W', C].
+    Images `[B, H', W', C]`.
   """
   chex.assert_rank(x, 4)
   chex.assert_type(x, float)
@@ -340,7 +357,7 @@ def _pair(n):
 
 
 def _native_pool(x, window, strides, pads):
-  """XLA's max-pooling of [B, H, W, C]."""
+  """Compute XLA's max-pooling of `[B, H, W, C]`."""
   return lax.reduce_window(
     x,
     -jnp.inf,
@@ -353,7 +370,7 @@ def _native_pool(x, window, strides, pads):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _pool(x, window, pads):
-  """[B, H, W, C] -> [B, H', W', C], windows side by side."""
+  """Pool `[B, H, W, C]` in windows without overlap, `[B, H', W', C]`."""
   return _native_pool(x, window, window, pads)
 
 
@@ -377,20 +394,20 @@ _pool.defvjp(_pool_forward, _pool_backward)
 
 
 def _pool_gradient(x, y, g, *, window, pads):
-  """The slope at the first maximum of each window, 0 elsewhere.
+  """Return the gradient: g at the first maximum of each window, 0 elsewhere.
 
   Args:
-    x: images [B, H, W, C].
-    y: their maxima [B, H', W', C].
-    g: gradient of the maxima [B, H', W', C].
+    x: images `[B, H, W, C]`.
+    y: their maxima `[B, H', W', C]`.
+    g: gradient of the maxima `[B, H', W', C]`.
     window: (m, n).
     pads: of the pooling.
 
   Returns:
-    Gradient of the images [B, H, W, C].
+    Gradient of the images `[B, H, W, C]`.
   """
   (m, n), (batch, height, width, channels) = window, y.shape
-  # What the windows cover: padded where they stick out, cut where they end.
+  # Pad or crop the images to the area that the windows cover.
   cover = (
     (0, 0, 0),
     (pads[0][0], height * m - x.shape[1] - pads[0][0], 0),

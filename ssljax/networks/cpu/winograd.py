@@ -1,17 +1,19 @@
 """3x3 convolutions of stride 1 with 2.25 times fewer multiplications.
 
-Winograd, "Arithmetic complexity of computations" (1980), as Lavin & Gray,
-"Fast algorithms for convolutional neural networks" (2016, arXiv:1509.09308),
-apply it to convolutions: F(2x2, 3x3) makes a tile Y of 2x2 outputs from a tile
-d of 4x4 inputs, two apart, and a kernel w with 16 multiplications, not 36:
+Winograd, "Arithmetic complexity of computations" (1980), applied to
+convolutions by Lavin & Gray, "Fast algorithms for convolutional neural
+networks" (2016, arXiv:1509.09308): F(2x2, 3x3) computes a tile Y of 2x2 outputs
+from a tile d of 4x4 inputs and a kernel w with 16 multiplications instead of
+36. Neighbouring tiles d are 2 apart:
 
   outputs           Y = Aᵀ [U ⊙ V] A        U = G w Gᵀ, V = Bᵀ d B
   kernel gradient   ∂L/∂w = Gᵀ [Σ_tiles V ⊙ (A ∂L/∂Y Aᵀ)] G
 
-Each of the 16 ⊙ is a matrix product over the channels. B and A hold only 0, 1
-and -1 and G halves besides, so errors stay rounding, two to three times that of
-a direct convolution; larger tiles save more and lose digits. A few images are
-treated at a time, so that their tiles, four times as large, stay in the cache.
+Each of the 16 products ⊙ is a matrix product over the channels. B and A hold
+only 0, 1 and -1, and G also 1/2, so the errors are rounding errors, two to
+three times those of a direct convolution; larger tiles would save more and be
+less accurate. A few images are computed at a time, so that their tiles, which
+take four times the space, stay in the cache.
 """
 
 import math
@@ -20,21 +22,21 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-# Transformed tiles of one chunk, images and outputs together. Larger chunks
-# fall out of the last-level cache, smaller ones read the transformed kernel too
-# often; the speed is flat within a factor of two.
+# Size of the transformed tiles of one chunk, images and outputs together.
+# Larger chunks exceed the last-level cache, smaller ones read the transformed
+# kernel too often; the speed is flat within a factor of two.
 _CHUNK_BYTES = 16 << 20
 
 
 def suits(x, w, strides, pads) -> bool:
-  """Whether this is measured to be faster than direct convolution on a CPU.
+  """Return True where this was measured to be faster than direct convolution.
 
-  Narrow layers spend their time in the transforms, and so do few tiles (in the
-  kernel's). Tiles that stick out far over small images save too little.
+  Narrow layers spend their time in the transforms of images, few tiles in that
+  of the kernel. Tiles that extend far beyond small images save too little.
 
   Args:
-    x: images [B, H, W, I].
-    w: kernel [k, l, I, O].
+    x: images `[B, H, W, I]`.
+    w: kernel `[k, l, I, O]`.
     strides: of the convolution.
     pads: of the convolution.
   """
@@ -48,16 +50,16 @@ def suits(x, w, strides, pads) -> bool:
 
 
 def convolve(x, w, *, pads, precision):
-  """Convolution of stride 1.
+  """Convolve with stride 1.
 
   Args:
-    x: images [B, H, W, I].
-    w: kernel [3, 3, I, O].
+    x: images `[B, H, W, I]`.
+    w: kernel `[3, 3, I, O]`.
     pads: ((low, high), (low, high)) zeros around the image.
     precision: of the products.
 
   Returns:
-    Images [B, H', W', O].
+    Images `[B, H', W', O]`.
   """
   size, tiles = _sizes(x, pads)
   u = _both_sides(_g, [[w[i, j] for j in range(3)] for i in range(3)])
@@ -81,16 +83,16 @@ def convolve(x, w, *, pads, precision):
 
 
 def kernel_gradient(x, g, *, pads, precision):
-  """Gradient of the kernel of `convolve`.
+  """Return the kernel gradient of `convolve`.
 
   Args:
-    x: images [B, H, W, I].
-    g: gradient of the outputs [B, H', W', O].
+    x: images `[B, H, W, I]`.
+    g: gradient of the outputs `[B, H', W', O]`.
     pads: of the convolution.
     precision: of the products.
 
   Returns:
-    Gradient of the kernel [3, 3, I, O].
+    `[3, 3, I, O]`.
   """
   size, tiles = _sizes(x, pads)
   channels = (x.shape[-1], g.shape[-1])
@@ -112,7 +114,7 @@ def kernel_gradient(x, g, *, pads, precision):
       for rows in zip(du, v, q, strict=True)
     ]
 
-  # Every device adds up its own chunks, and they exchange their sums once.
+  # Each device sums its own chunks, and the devices exchange their sums once.
   du = [[jnp.zeros((devices, *channels), x.dtype)] * 4] * 4
   du = lax.fori_loop(0, x.shape[0] // images, add_chunk, du)
   du = [[some.sum(0) for some in row] for row in du]
@@ -120,29 +122,31 @@ def kernel_gradient(x, g, *, pads, precision):
 
 
 def _sizes(x, pads):
-  """Outputs (H', W') and tiles (⌈H'/2⌉, ⌈W'/2⌉) of images [B, H, W, I]."""
+  """Return the numbers of outputs (H', W') and of tiles (⌈H'/2⌉, ⌈W'/2⌉)."""
   size = tuple(n + sum(p) - 2 for n, p in zip(x.shape[1:3], pads, strict=True))
   return size, tuple(-(-n // 2) for n in size)
 
 
 def _images_at_once(batch, tiles, channels):
-  """Images of all devices whose tiles fit in a chunk on each."""
+  """Return the images per chunk over all devices, so that tiles fit."""
   image_bytes = 16 * math.prod(tiles) * sum(channels) * 4
   return images_of_chunk(batch, _CHUNK_BYTES // image_bytes)
 
 
 def devices_of(batch: int) -> int:
-  """Devices that a batch is split over: those of the mesh it is traced on."""
+  """Return the number of devices of the current mesh that share a batch."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty or batch % mesh.size else mesh.size
 
 
 def images_of_chunk(batch: int, most: int) -> int:
-  """A divisor of a batch, as large as can be: so many images in a loop's turn.
+  """Return the largest possible number of images per chunk, over all devices.
+
+  It divides the batch.
 
   Args:
     batch: images of all devices.
-    most: that each of them is to have in a turn, unless it is less than 1.
+    most: the most images of a chunk on one device; at least 1 is used.
   """
   devices = devices_of(batch)
   own = batch // devices
@@ -151,25 +155,25 @@ def images_of_chunk(batch: int, most: int) -> int:
 
 
 def _chunk(x, i, images):
-  """Chunk i [images, H, W, C] of [B, H, W, C].
+  """Return chunk i, `[images, H, W, C]`, of `x [B, H, W, C]`.
 
-  Chunks lie on axis 1, so that a batch split over devices stays so.
+  Chunks are axis 1, so that axis 0 stays sharded like the batch.
   """
   x = x.reshape(images, -1, *x.shape[1:])
   return lax.dynamic_index_in_dim(x, i, 1, keepdims=False)
 
 
 def _image_tiles(x, tiles, size, pads):
-  """Bᵀ d B of every tile.
+  """Return Bᵀ d B of every tile.
 
   Args:
-    x: images [b, H, W, I].
+    x: images `[b, H, W, I]`.
     tiles: their number (S, T).
     size: of the outputs (H', W').
     pads: of the convolution.
 
   Returns:
-    4 lists of 4 arrays [b, S, T, I].
+    4 lists of 4 arrays `[b, S, T, I]`.
   """
   (s, t), extra = tiles, [2 * n - m for n, m in zip(tiles, size, strict=True)]
   even = [(low, high + e) for (low, high), e in zip(pads, extra, strict=True)]
@@ -182,14 +186,19 @@ def _image_tiles(x, tiles, size, pads):
 
 
 def _output_tiles(g, tiles):
-  """A ∂L/∂Y Aᵀ of every tile: [b, H', W', O] to 4 x 4 arrays [b, S, T, O]."""
+  """Return A ∂L/∂Y Aᵀ of every tile, 4 x 4 arrays `[b, S, T, O]`.
+
+  Args:
+    g: gradient of the outputs `[b, H', W', O]`.
+    tiles: their number (S, T).
+  """
   even = [(0, 2 * n - m) for n, m in zip(tiles, g.shape[1:3], strict=True)]
   g = jnp.pad(g, ((0, 0), *even, (0, 0)))
   return _both_sides(_a, [[g[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)])
 
 
 def _both_sides(matrix, d):
-  """M d Mᵀ of a matrix d of arrays, as lists."""
+  """Return M d Mᵀ of a matrix d of arrays, as lists of rows."""
   transposed = lambda rows: zip(*rows, strict=True)
   by_rows = [matrix(*row) for row in d]
   by_columns = [matrix(*column) for column in transposed(by_rows)]
