@@ -76,13 +76,28 @@ class Model:
     fitted: Any = (),
     result: Mapping[str, Any] | None = None,
     history: Sequence[dict[str, Any]] = (),
+    network: Any = None,
   ):
-    """Hold a network and its weights; `fit` and `load` make models."""
+    """Hold a network and its weights; `fit` and `load` make models.
+
+    Args:
+      net: the network.
+      params: its parameters.
+      stats: its batch statistics.
+      config: the settings of the run.
+      classes: names `[C]`.
+      shape: (H, W, c) as the network sees an image.
+      is_images: False for feature vectors.
+      fitted: what the preprocessing was fitted to.
+      result: the content of `result.json`.
+      history: the measurements of the training.
+      network: what the user gave as the network, if it was a Python object.
+    """
     self.config, self.classes = config, tuple(classes)
     self.result, self.history = dict(result or {}), list(history)
     self._net, self._params, self._stats = net, params, stats
     self._row_shape, self._is_images = tuple(shape), is_images
-    self._fitted = fitted
+    self._fitted, self._given_network = fitted, network
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -178,8 +193,14 @@ class Model:
     return jax.jit(infer, compiler_options=conv.compiler_options())
 
   def __getstate__(self):
-    """Drop the compiled function, which cannot be pickled."""
-    return {k: v for k, v in self.__dict__.items() if k != '_infer'}
+    """Drop the functions, which cannot be pickled."""
+    dropped = '_infer', '_net'
+    return {k: v for k, v in self.__dict__.items() if k not in dropped}
+
+  def __setstate__(self, state):
+    """Make the network again, from its name or from the user's object."""
+    self.__dict__.update(state)
+    self._net = _network_of(self.config, self._given_network, len(self.classes))
 
   # Saving.
 
@@ -347,6 +368,7 @@ def _refuse_unknown(method: str, given: Mapping[str, Any]) -> None:
 class _Parts(NamedTuple):
   """Parts of a run that are Python objects, and settings that name others."""
 
+  network: Any  # what the user gave, if it is an object
   build: dict[str, Any]  # keyword arguments of `build.build`
   settings: dict[str, Any]
   custom: tuple[str, ...]  # names of the parts that are objects
@@ -371,7 +393,8 @@ class _Parts(NamedTuple):
       settings['augment'] = (
         augment.split(',') if isinstance(augment, str) else tuple(augment)
       )
-    return cls(parts, settings, tuple(parts))
+    given = network if 'net' in parts else None
+    return cls(given, parts, settings, tuple(parts))
 
 
 def _as_tx(optimizer) -> Callable:
@@ -405,23 +428,19 @@ def _train(
   if workdir is None:
     run = make_run()
     result = execute.train(run, **how)
-    return _model_of(config, run, found, result, history)
+    return _model_of(run, parts, found, result, history)
   folder = pathlib.Path(workdir).expanduser()
   result, run = execute.train_in_folder(
     make_run, config, folder, say=lambda text: None, **how
   )
   if run is None:  # It was complete.
-    return load(folder, **_loadable(parts))
-  model = _model_of(config, run, found, result, history)
+    return load(folder, network=parts.network)
+  model = _model_of(run, parts, found, result, history)
   model.save(folder / 'model')
   return model
 
 
-def _loadable(parts: _Parts) -> dict[str, Any]:
-  return {'network': parts.build['net']} if 'net' in parts.build else {}
-
-
-def _model_of(config, run: build.Run, found, result, history) -> Model:
+def _model_of(run: build.Run, parts: _Parts, found, result, history) -> Model:
   """Return the model of a run that has just been trained."""
   method, state = run.methods[-1], found['state']
   state = jax.tree.map(lambda x: x[0], state)
@@ -430,13 +449,14 @@ def _model_of(config, run: build.Run, found, result, history) -> Model:
     run.net,
     params,
     stats,
-    config=config,
+    config=run.config,
     classes=run.dataset.classes,
     shape=run.dataset.train.shape,
     is_images=run.dataset.train.is_images,
     fitted=run.data.fitted,
     result=result,
     history=history,
+    network=parts.network,
   )
 
 
@@ -518,7 +538,7 @@ def _load_saved(folder: pathlib.Path, network) -> Model:
       'save the model again',
     )
     config = config_lib.from_json(record['config'])
-    net = _saved_network(folder, config, network, len(record['classes']))
+    net = _network_of(config, network, len(record['classes']))
     tree = _restored(net, record, weights)
     return Model(
       net,
@@ -530,17 +550,24 @@ def _load_saved(folder: pathlib.Path, network) -> Model:
       is_images=record['is_images'],
       fitted=tree['fitted'],
       result=record['result'],
+      network=network,
     )
 
 
-def _saved_network(folder, config: Config, network, classes: int):
-  """Return the network of a saved model."""
+def _network_of(config: Config, network, classes: int) -> networks.Network:
+  """Return the network of a model.
+
+  Args:
+    config: names the network, unless it was a Python object.
+    network: the user's object, or None.
+    classes: C.
+  """
   if network is not None:
     return networks.as_network(network, classes)
   require(
     'net' not in config.custom,
-    f'`network`: the model in {folder} was trained with a network that is a '
-    'Python object: give the same one to load',
+    '`network`: the model was trained with a network that is a Python object: '
+    'give the same one to load',
   )
   return build.make_network(config, classes)
 

@@ -97,10 +97,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     require(
       known.any(), '`y`: no row has a label; give at least one of each class'
     )
-    self.classes_, codes = np.unique(
-      y[known].astype(str) if y.dtype == object else y[known],
-      return_inverse=True,
-    )
+    self.classes_, codes = np.unique(y[known], return_inverse=True)
     if len(self.classes_) < 2:
       raise InputError(
         f'`y`: has the one class {self.classes_[0]!r}; give rows of at least '
@@ -124,7 +121,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     require(
       len(X) == len(y), f'`y`: has {len(y)} rows, `X` {len(X)}; give as many'
     )
-    check_classification_targets(y[_known(y)] if y.dtype != object else y)
+    check_classification_targets(y[_known(y)])
     return X, y
 
   def _rows(self, X) -> np.ndarray:
