@@ -17,6 +17,7 @@ from ssljax.cli import active_flags, method_flags
 from ssljax.distributed import multihost, placement, watchdog
 from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError, fraction, non_negative, positive, require
+import ssljax.experiments
 from ssljax.runs import build, run_folder, summary
 
 FLAGS = flags.FLAGS
@@ -161,7 +162,8 @@ def main(binary: str, arms: Mapping[str, Callable], **defaults) -> None:
 
 def parse_with_preset(binary: str, argv) -> list[str]:
   """Parses arguments; without a --flagfile those of its digits come first."""
-  preset = pathlib.Path(__file__).parent / f'presets/{binary}.digits.flags'
+  presets = pathlib.Path(ssljax.experiments.__file__).parent / 'presets'
+  preset = presets / f'{binary}.digits.flags'
   if not any(arg.lstrip('-').startswith('flagfile') for arg in argv):
     argv = [argv[0], f'--flagfile={preset}', *argv[1:]]
   rest = FLAGS(argv)
