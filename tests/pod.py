@@ -44,7 +44,7 @@ def make_job(name: str, devices: int) -> loop.Job:
     return tiny.make_job(name, STEPS, tx=tx, devices=devices, shared=False)
   program = tiny.make_program('llp', STEPS, 1, tx, extra=8, devices=devices)
   among, answers = np.ones(tiny.ROWS, bool), oracle.Simulation(tiny.truth())
-  asks = active_loop.Asking(POLICY, program, answers, among)
+  asks = active_loop.ActiveLearning(POLICY, program, answers, among)
   return loop.Job(name, program, tiny.make_splits(), asks)
 
 
@@ -66,18 +66,18 @@ def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
   job.program.data = data
   looks = iter(range(2 * (stop or 10**6)))
   options = OPTIONS._replace(preempted=lambda: next(looks, None) is None)
-  recorder = (
-    metrics_writer.Recorder(folder)
+  writer = (
+    metrics_writer.MetricsWriter(folder)
     if multihost.is_first()
-    else metrics_writer.Silent()
+    else metrics_writer.NoMetrics()
   )
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
   try:
-    state, _ = loop.fit(job, options, recorder, checkpoints)
+    state, _ = loop.fit(job, options, writer, checkpoints)
   except PreemptedError:
     return
   finally:
-    recorder.close()
+    writer.close()
     checkpoints.close()
   kept = multihost.fetch((state.params, state.memory, state.labels))
   if multihost.is_first():

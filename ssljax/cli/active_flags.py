@@ -98,7 +98,7 @@ def refuse(run, dropout: float) -> None:
 
 
 def make(run, made, folder: pathlib.Path):
-  """The `asking.Asking` of all jobs of a program, if any.
+  """The `active_loop.ActiveLearning` of all jobs of a program, if any.
 
   Args:
     run: an `assembly.Run` that they are of.
@@ -126,4 +126,4 @@ def make(run, made, folder: pathlib.Path):
     if FLAGS.oracle == 'people'
     else oracle.Simulation(train.labels)
   )
-  return active_loop.Asking(policy, made, answers, answerable(run))
+  return active_loop.ActiveLearning(policy, made, answers, answerable(run))

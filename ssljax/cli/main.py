@@ -129,7 +129,9 @@ def define(arms: Mapping[str, Callable], **defaults) -> list[str]:
   define_training_flags()
   define_host_flags()
   active_flags.define()
-  method_flags.define(*reversed(arms.values()), optimizers.optimizer)
+  method_flags.define(
+    *reversed(arms.values()), optimizers.optimizer, optimizers.averaging
+  )
   for name, value in defaults.items():
     FLAGS.set_default(name, value)
   return sorted(set(FLAGS) - known)

@@ -267,19 +267,27 @@ def make_methods(
     factory(net, tx, batch_spec, steps, **method_flags.given(factory))
     for factory in chosen
   ]
+  averaging = optimizers.averaging(**method_flags.given(optimizers.averaging))
+  methods = [m if m.averaging else m._replace(averaging=averaging) for m in methods]
   one = jax.ShapeDtypeStruct(dataset.train.shape, np.float32)
   for method in methods:  # refuses what splits or images cannot serve
     for stage in method.stages:
       epoch_steps(stage.batch_spec)
-      if stage.augment:
+      for augment in stage_augmentations(stage):
         require(
           dataset.train.dtype == np.uint8,
           f'`dataset`={dataset.name}: is of points, and the stage {stage.name} '
           f'of {method.name} changes images: switch that off (for R2-D2, '
           '`cutout`=0)',
         )
-        jax.eval_shape(stage.augment, jax.random.key(0), one)
+        jax.eval_shape(augment, jax.random.key(0), one)
   return net, methods
+
+
+def stage_augmentations(stage) -> list[Callable]:
+  """Return the augmentations that the views of a stage add to the run's own."""
+  both = [(view.on_pixels, view.augment) for view in stage.views]
+  return [augment for pair in both for augment in pair if augment]
 
 
 def seed_range(group) -> str:
@@ -385,7 +393,7 @@ def train_all(run: Run, folder: pathlib.Path) -> dict:
   metrics_start, stepping = 0, 0.0
   with (
     contextlib.closing(
-      metrics_writer.Recorder(folder) if multihost.is_first() else metrics_writer.Silent()
+      metrics_writer.MetricsWriter(folder) if multihost.is_first() else metrics_writer.NoMetrics()
     ) as recorder,
     preemption.Notice().awaited() as preempted,
   ):

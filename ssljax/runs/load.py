@@ -103,7 +103,7 @@ class Finished:
       feed: `program.data.train`, `program.data.test`, or another one.
       rows: `[M]` of that feed.
     """
-    sweep, rows = self.program.sweep(per_example, feed), np.asarray(rows)
+    sweep, rows = self.program.map_dataset(per_example, feed), np.asarray(rows)
     chunks = np.split(rows, range(CHUNK, len(rows), CHUNK))
     first = lambda x, chunk: jax.device_get(x)[0, : len(chunk)]
     swept = [
@@ -162,7 +162,7 @@ class Finished:
     calls = [(step, step + 1) for step in range(steps)]
     state = made.initial([self.split], rows_of((0, 1)))
     for pixels, rows in made.data.train.batches(rows_of, calls):
-      state, _ = made.steps[0](state, (pixels, made.fitted), rows)
+      state, _ = made.steps[0](state, (pixels, made.fitted), rows, np.int32(0))
     return state
 
 

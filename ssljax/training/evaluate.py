@@ -1,19 +1,16 @@
-"""Test error of the trained weights and of the averaged ones."""
-
-from collections.abc import Callable
+"""Test errors of the trained weights and of the averaged ones."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from ssljax.core import Method
+from ssljax.core import Method, PerExample
 
 
-def predictor(net, method: Method) -> Callable:
-  """The classes a state predicts, to be swept over images.
+def predictor(net, method: Method) -> PerExample:
+  """Return the function that predicts the classes of images.
 
-  Returns:
-    `(state, image, key) -> {'last': [B] int32}`, and 'averaged' where the
-    method evaluates other weights than it trains.
+  Its outputs are {'last': [B] int32}, by the trained weights, and 'averaged'
+  where `Method.weights` returns other weights.
   """
 
   def predict(state, image, key):
@@ -31,7 +28,12 @@ def predictor(net, method: Method) -> Callable:
 
 
 def error(predicted: np.ndarray, truth: np.ndarray) -> list[float]:
-  """Error in percent, per seed, of `predicted [S, M]` against `truth [M]`."""
+  """Return the error in percent of each seed.
+
+  Args:
+    predicted: `[S, M]` classes.
+    truth: `[M]` classes.
+  """
   wrong = predicted != truth[None]
   return [100.0 * float(share) for share in wrong.mean(axis=1)]
 
@@ -39,20 +41,19 @@ def error(predicted: np.ndarray, truth: np.ndarray) -> list[float]:
 def summarize(
   evaluations: list[dict], last: int = 5, minimum: bool = False
 ) -> dict:
-  """What `result.json` reports of a run.
+  """Return the errors of a run for `result.json`.
 
   Args:
-    evaluations: of the last stage, in order, each `{'step': int, name: [S]
-      percent}` with names 'last', and 'averaged' where the method averages
-      weights.
-    last: how many evaluations the median is over.
-    minimum: report the least test error over training too: a choice made on
-      the test set, for papers whose protocol it is.
+    evaluations: evaluations of the last stage in order, each {'step': int,
+      'last': [S] percent}, and 'averaged' where the method averages weights.
+    last: number of evaluations in the median.
+    minimum: also report the smallest test error over training, for papers whose
+      protocol it is: it is a choice made on the test set.
 
   Returns:
-    {'last', 'median_last', maybe 'averaged', maybe 'minimum'}: lists over
-    seeds. 'last' and 'averaged' are of the last step; 'median_last' is the
-    median of the last five evaluations of the weights as trained.
+    {'last', 'median_last'}, and 'averaged' and 'minimum' where they apply:
+    lists over seeds. 'last' and 'averaged' are errors at the last step,
+    'median_last' is the median of the last evaluations of the trained weights.
   """
   final = evaluations[-1]
   history = np.array([e['last'] for e in evaluations[-last:]])
@@ -67,7 +68,14 @@ def summarize(
   return summary
 
 
-def by_stage(evaluations: list[dict], ends: dict[str, int]) -> dict:
-  """The error `[S]` at the end of each stage, by its name."""
+def by_stage(
+  evaluations: list[dict], ends: dict[str, int]
+) -> dict[str, list[float]]:
+  """Return the error `[S]` of the trained weights at the end of each stage.
+
+  Args:
+    evaluations: all evaluations of a run.
+    ends: last step of each stage by its name.
+  """
   errors = {e['step']: e['last'] for e in evaluations}
   return {name: errors[end] for name, end in ends.items()}
