@@ -67,8 +67,10 @@ def make_step(
   stage=0,
   rows=None,
   labelled=None,
+  average=0.9999,
 ) -> Callable:
   """A training step of a stage on random images, ready to call."""
+  method = method._replace(averaging=optimizers.averaging(average=average))
   batch_spec = method.stages[stage].batch_spec
   rows = rows or 4 * batch_spec.size
   rng = np.random.default_rng(0)
@@ -98,7 +100,8 @@ def make_step(
     nonlocal state
     pixels, rows = next(fetched)
     step_of = compiled.steps[stage]
-    state, metrics = step_of(state, (pixels, compiled.fitted), rows)
+    source, first = (pixels, compiled.fitted), np.int32(0)
+    state, metrics = step_of(state, source, rows, first)
     jax.block_until_ready((state, metrics))
 
   return step
@@ -108,8 +111,14 @@ def supervised_on(
   net, batch_spec: BatchSpec, tx=optimizers.optimizer
 ) -> Method:
   """Cross-entropy alone, on the same images as a method of that draw."""
-  stage = Stage('supervised', 1000, tx(1000), batch_spec, supervised_loss(net))
-  return Method('supervised', (stage,), weights=optimizers.weights)
+  stage = Stage(
+    name='supervised',
+    steps=1000,
+    tx=tx(1000),
+    batch_spec=batch_spec,
+    loss=supervised_loss(net),
+  )
+  return Method(name='supervised', stages=(stage,))
 
 
 def torch_step(name: str, batch: int, side: int, channels: int, layout: str):
@@ -258,9 +267,15 @@ def part_r2d2(epochs: int) -> None:
   """What pseudo-logits cost: the same images, with and without them."""
   net, batch_spec, rows = small.small(10), BatchSpec(32, 96), 60_000
   # As R2-D2 has it: momentum and weight decay, nothing else.
-  tx = functools.partial(optimizers.optimizer, clip=0.0, average=0.0)
+  tx = functools.partial(optimizers.optimizer, clip=0.0)
   make = functools.partial(
-    make_step, net=net, side=28, channels=1, rows=rows, labelled=1000
+    make_step,
+    net=net,
+    side=28,
+    channels=1,
+    rows=rows,
+    labelled=1000,
+    average=0.0,
   )
   steps = {
     'supervised': make(supervised_on(net, batch_spec, tx)),

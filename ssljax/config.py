@@ -202,7 +202,8 @@ class Config:
     method: name of the method in the registry.
     parameters: hyper-parameters of the method, and of its baselines where they
       share a name; complete.
-    optimizer: keyword arguments of `optimizers.optimizer`; complete.
+    optimizer: keyword arguments of `optimizers.optimizer` and
+      `optimizers.averaging`; complete.
     custom: names of the parts that Python objects replace, as `build.build`
       takes them: 'net', 'tx', 'augmentation'.
   """
@@ -254,7 +255,9 @@ def schema(method: str) -> dict[str, dict[str, Setting]]:
   """
   entry = registry.method(method)
   parts = {part: _fields(cls) for part, cls in PARTS.items()}
-  parts['optimizer'] = settings(optimizers.optimizer)
+  parts['optimizer'] = settings(optimizers.optimizer) | settings(
+    optimizers.averaging
+  )
   own = {}
   for factory in reversed(registry.arms(method, baselines=True).values()):
     own = {**settings(factory), **own}  # The method's default counts.

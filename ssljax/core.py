@@ -1,12 +1,19 @@
-"""The abstraction every method shares: state, stages, and the train step.
+"""The abstraction that every method shares: state, stages and train step.
 
-A semi-supervised method is a scalar to descend, a memory it updates, and
-something it redoes between epochs. `Stage` holds these as data, `Method` is a
-sequence of stages, and `make_step` is the only train step there is.
+A semi-supervised method minimises a loss, updates a memory, and repeats some
+work between epochs. A `Stage` holds these as data, a `Method` is a sequence of
+stages over one memory, and `make_step` is the only train step.
+
+Callbacks are typed by protocols; the docstring of `__call__` states the shapes.
+They are pure functions without an axis for seeds: several seeds are trained
+with `jax.vmap`.
+
+Letters: N training images, B rows of a step, C classes, D numbers of an
+embedding, S seeds.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 from flax import struct
 import jax
@@ -14,165 +21,400 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import optax
 
+from ssljax.errors import require
+
 UNLABELLED = -1  # scikit-learn's convention
+DEFAULT_VIEW = 'image'  # name of the view in `Batch.image`
 
 
 def rounded_up(count: int, multiple: int) -> int:
-  """The least multiple that is not below `count`."""
+  """Return the smallest multiple of `multiple` that is at least `count`."""
   return -(-count // multiple) * multiple
 
 
-@struct.dataclass
-class TrainState:
-  """Everything a run carries; N training images, C classes.
+# The state.
 
-  While several seeds train at once every array has a leading axis [S]; the
-  functions of a `Stage` never see that axis.
+
+@struct.dataclass
+class Average:
+  """Moving average of the trained weights, see `update_average`."""
+
+  count: jax.Array  # [] int32, updates so far
+  params: Any  # as `TrainState.params`
+  stats: Any  # as `TrainState.stats`; () if only parameters are averaged
+
+
+@struct.dataclass(kw_only=True)
+class TrainState:
+  """The complete state of a run.
+
+  While several seeds are trained at once every array has a leading axis [S];
+  callbacks never see that axis. The order of the fields numbers the arrays in
+  the checksum of a checkpoint: do not change it.
   """
 
   step: jax.Array  # [] int32, counts over all stages
-  key: jax.Array  # [] folded with `step`, never consumed
+  key: jax.Array  # [] never consumed; folded with `step` for each step's keys
   params: Any
-  stats: Any  # batch-norm running averages
+  stats: Any  # running statistics of batch norm
   opt_state: Any
-  labels: (
-    jax.Array
-  )  # [rows of `MemorySpec`] int32, UNLABELLED until given, acquired
-  memory: Any  # the method's own: slots, pseudo-logits, bank, teacher
+  average: Any = ()  # `Average`, or () if the run averages nothing
+  labels: jax.Array  # [rows of `MemorySpec`] int32, UNLABELLED if unknown
+  memory: Any  # owned by the method: slots, pseudo-logits, bank, teacher
   images: int = struct.field(pytree_node=False)  # N; tables may be longer
 
 
-class Batch(NamedTuple):
-  """What a step sees: row numbers and images, never labels."""
-
-  rows: jax.Array  # [B] int32 in 0..N-1
-  image: jax.Array  # [B, H, W, c] float32
-  label_mask: jax.Array  # [B] bool, the row's label may be used
-
-
-class BatchSpec(NamedTuple):
-  """Which rows a step sees: the first `labelled`, then `unlabelled`."""
-
-  labelled: int  # drawn from the rows that have a label
-  unlabelled: int = 0  # drawn from the rows the run admits, labels unused
-  classes: int = 0  # C: as many labelled rows of each, repeated where few
-  include_labelled: bool = False  # draw `unlabelled` from the labelled rows too
-  flag: str = 'batch_labelled'  # that says how many are `labelled`
-
-  @property
-  def size(self) -> int:
-    """B, the rows of a step."""
-    return self.labelled + self.unlabelled
-
-
 class MemorySpec(NamedTuple):
-  """What a memory may depend on."""
+  """Everything that the initial memory of a method may depend on."""
 
   images: int  # N training images
-  labels: jax.Array  # [rows] int32 label table, UNLABELLED after the N
-  labelled: int  # M of them have a label
+  labels: jax.Array  # [rows] int32 label table, padded with UNLABELLED after N
+  labelled: int  # M images that have a label
   classes: int  # C
   embedding: int  # D
-  multiple: int = 1  # of it are the lengths of tables split over devices
-  extra: int = 0  # labels that may come while training
+  multiple: int = 1  # sharded tables are padded to a multiple of this number
+  extra: int = 0  # upper bound on the labels acquired during training
 
   @property
   def rows(self) -> int:
-    """Length of a table with a row per image."""
+    """Length of a table with one row per image, padding included."""
     return len(self.labels)
 
   def padded(self, count: int) -> int:
-    """Length of a table of which `count` rows are in use."""
+    """Return the padded length of a table of `count` rows."""
     return rounded_up(count, self.multiple)
 
 
-def no_update(state: TrainState, observed: Any) -> TrainState:
-  """The refresh of a stage that re-estimates nothing."""
-  del observed
+# The batch.
+
+
+class BatchSpec(NamedTuple):
+  """Composition of a batch: `labelled` rows first, then `unlabelled` rows."""
+
+  labelled: int  # drawn from the rows with a label
+  unlabelled: int = 0  # drawn from the rows that the run admits; labels unused
+  classes: int = 0  # C for equally many labelled rows per class; 0: any class
+  include_labelled: bool = False  # draw `unlabelled` from labelled rows as well
+  flag: str = 'batch_labelled'  # parameter that sets `labelled`, for messages
+
+  @property
+  def size(self) -> int:
+    """B, the number of rows of a step."""
+    return self.labelled + self.unlabelled
+
+  def part(self, rows: Literal['all', 'labelled', 'unlabelled']) -> slice:
+    """Return the positions in a batch of one kind of rows."""
+    first = self.labelled if rows == 'unlabelled' else 0
+    return slice(first, self.labelled if rows == 'labelled' else self.size)
+
+
+class Augment(Protocol):
+  """A random augmentation of one image."""
+
+  def __call__(self, key: jax.Array, image: jax.Array, /) -> jax.Array:
+    """Return an augmented copy of `image [H, W, c]` float32, same shape."""
+
+
+class View(NamedTuple):
+  """A randomly augmented version of the images of a step.
+
+  `on_pixels` is applied before preprocessing, to values in [0, 1], and
+  `augment` after it. Every view of a row has its own random key, which depends
+  on the step, the row and the view's name, but not on the batch's composition.
+
+  Exception: crops that the host makes while it decodes images of different
+  sizes (`feeds.window_draws`) are shared by all views of a row.
+  """
+
+  name: str  # key in `Batch.views`; DEFAULT_VIEW configures `Batch.image`
+  augment: Augment | None = None
+  on_pixels: Augment | None = None
+  rows: Literal['all', 'labelled', 'unlabelled'] = 'all'  # computed for these
+  after_run: bool = True  # apply the run's own augmentations before the view's
+
+
+class Batch(NamedTuple):
+  """Input of a step: row numbers and images, but no labels."""
+
+  rows: jax.Array  # [B] int32 in 0..N-1
+  image: jax.Array  # [B, H, W, c] float32, the default view
+  label_mask: jax.Array  # [B] bool, True where the row's label may be used
+  step: jax.Array | int = 0  # [] int32, 0 for the first step of the stage
+  # Further views by name, float32: [B, H, W, c], or only the labelled or the
+  # unlabelled rows of the batch, in the order of `rows`.
+  views: Mapping[str, jax.Array] = {}
+
+
+# Callbacks of a stage.
+
+
+class Loss(Protocol):
+  """The objective of a stage."""
+
+  def __call__(
+    self, params: Any, state: TrainState, batch: Batch, key: jax.Array, /
+  ) -> tuple[jax.Array, tuple[TrainState, dict[str, jax.Array]]]:
+    """Compute the loss, which is differentiated with respect to `params`.
+
+    Args:
+      params: parameters of the network, equal to `state.params`.
+      state: state before the step.
+      batch: images `[B, H, W, c]` and their row numbers.
+      key: random key of the step.
+
+    Returns:
+      The loss `[]`, and (state, metrics): the state with new `stats` and
+      `memory` and nothing else changed, and scalars `[]` by name, one for each
+      term of the loss. The name 'loss' is reserved.
+    """
+
+
+class PerExample(Protocol):
+  """A function that is mapped over the training set between epochs."""
+
+  def __call__(
+    self, state: TrainState, image: jax.Array, key: jax.Array, /
+  ) -> Any:
+    """Return a tree of `[B, ...]` for `image [B, H, W, c]`, not augmented.
+
+    The key is the same for all batches of one pass over the training set.
+    """
+
+
+class EpochUpdate(Protocol):
+  """The work of a stage between epochs, without gradients."""
+
+  def __call__(self, state: TrainState, mapped: Any, /) -> TrainState:
+    """Return the state for the next epochs.
+
+    Args:
+      state: state at the end of an epoch.
+      mapped: outputs `[rows, ...]` of `Stage.per_example`, one row for each row
+        of the label table, zeros in the padding after N. A pair of outputs if
+        the stage has `per_labelled_example`. None without `per_example`.
+    """
+
+
+class AfterUpdate(Protocol):
+  """The last part of a train step, without gradients."""
+
+  def __call__(self, state: TrainState, batch: Batch, /) -> TrainState:
+    """Return the state after the step.
+
+    Args:
+      state: state with updated parameters, optimiser state, average and step.
+      batch: the batch of the step.
+    """
+
+
+class Multiplicity(Protocol):
+  """The sampling multiplicity of the images in an epoch."""
+
+  def __call__(self, state: TrainState, /) -> jax.Array:
+    """Return how often each row occurs per epoch: `[rows]` int32."""
+
+
+def no_update(state: TrainState, mapped: Any) -> TrainState:
+  """Return the state unchanged: `epoch_update` of a stage without updates."""
+  del mapped
   return state
 
 
 class Stage(NamedTuple):
-  """One phase of training, as data."""
+  """One phase of training, as data. Construct it with keywords."""
 
   name: str
-  steps: int  # its length, where it does not last `epochs`
   tx: optax.GradientTransformation
   batch_spec: BatchSpec
-  loss: Callable  # (params, state, batch, key) -> scalar, (state, metrics)
-  per_example: Callable | None = (
-    None  # (state, image, key) -> pytree of [B, ...]
+  loss: Loss
+  steps: int = 0  # length in steps
+  epochs: int = 0  # length in epochs, used instead of `steps` if not 0
+  views: tuple[View, ...] = ()  # views beside the default one, or replacing it
+  after_update: AfterUpdate | None = None
+  per_example: PerExample | None = None
+  # As `per_example`, but only for rows with a label; zeros in the other rows.
+  per_labelled_example: PerExample | None = None
+  epoch_update: EpochUpdate = no_update
+  every: int = 1  # epochs between updates; 0: only at the start of the stage
+  # The `batch_spec.unlabelled` rows of a step are drawn with this multiplicity.
+  multiplicity: Multiplicity | None = None
+  acquire_labels: bool = True  # False: active learning pauses in this stage
+  keep_optimizer: bool = False  # continue the previous stage's optimiser state
+
+
+def all_views(stage: Stage) -> tuple[View, ...]:
+  """Return all views of a stage, the default one first.
+
+  Raises:
+    InputError: two views share a name, or a view has no rows.
+  """
+  names = [view.name for view in stage.views]
+  require(
+    len(set(names)) == len(names),
+    f'`views`: {", ".join(names)}: give each view of stage {stage.name} a name '
+    'of its own',
   )
-  # (state, observed [rows of `MemorySpec`, ...], zeros after N; or None) -> state
-  epoch_update: Callable = no_update
-  every: int = 1  # epochs between refreshes; 0 for one, as the stage begins
-  augment: Callable | None = None  # (key, image) -> image, after the run's own
-  # state -> [rows of `MemorySpec`] int32, how often an epoch has each; the step's
-  # `batch_spec.unlabelled` rows are of these.
-  multiplicity: Callable | None = None
-  epochs: int = 0  # the stage, with copies, lasts so many epochs; the last one
-  # As `per_example`, but only of rows whose label is known, zeros in the others;
-  # `epoch_update` then gets a pair.
-  per_labelled_example: Callable | None = None
-  asks: bool = True  # an oracle may be asked for labels meanwhile
-  keep_optimizer: bool = False  # with the optimiser's state of the stage before
+  views = {DEFAULT_VIEW: View(DEFAULT_VIEW)}
+  views |= zip(names, stage.views, strict=True)
+  require(
+    views[DEFAULT_VIEW].rows == 'all',
+    f'`views`: view {DEFAULT_VIEW} of stage {stage.name} is the default one, '
+    "of all rows: give `rows`='all', or the view another name",
+  )
+  for view in views.values():
+    part = stage.batch_spec.part(view.rows)
+    require(
+      part.start < part.stop,
+      f'`views`: a batch of stage {stage.name} has no {view.rows} rows for '
+      f'view {view.name}: give the view other `rows`',
+    )
+  return tuple(views.values())
 
 
-def raw_weights(state: TrainState) -> tuple[Any, Any]:
-  """The weights as they are trained: (params, stats)."""
-  return state.params, state.stats
+# The moving average.
+
+
+class Averaging(NamedTuple):
+  """Settings of the moving average of a run's weights."""
+
+  decay: float  # upper bound of the decay, in [0, 1)
+  statistics: bool = False  # average batch norm's running statistics as well
+
+
+def init_average(
+  averaging: Averaging | None, params: Any, stats: Any
+) -> Average | tuple[()]:
+  """Return the average before the first step: a copy of the weights."""
+  if averaging is None:
+    return ()
+  # A copy, because the buffers of the weights are donated to the next step.
+  copy = lambda tree: jax.tree.map(jnp.copy, tree)
+  return Average(
+    count=jnp.zeros([], jnp.int32),
+    params=copy(params),
+    stats=copy(stats) if averaging.statistics else (),
+  )
+
+
+def update_average(
+  averaging: Averaging, average: Average, params: Any, stats: Any
+) -> Average:
+  """Update w̄ ← d·w̄ + (1−d)·w with d = min(decay, (1+t)/(10+t)).
+
+  t counts the updates before this one, as in TensorFlow's
+  `ExponentialMovingAverage`.
+
+  Args:
+    averaging: settings.
+    average: w̄ before the update.
+    params: parameters w after the step.
+    stats: running statistics w after the step.
+  """
+  t = average.count.astype(jnp.float32)
+  d = jnp.minimum(averaging.decay, (1 + t) / (10 + t))
+  mean = lambda old, new: (d * old + (1 - d) * new).astype(old.dtype)
+  average = average.replace(
+    count=average.count + 1,
+    params=jax.tree.map(mean, average.params, params),
+  )
+  if not averaging.statistics:
+    return average
+  return average.replace(stats=jax.tree.map(mean, average.stats, stats))
+
+
+def evaluated_weights(state: TrainState) -> tuple[Any, Any]:
+  """Return (params, stats) to evaluate: averaged where there is an average."""
+  average = state.average
+  if not isinstance(average, Average):
+    return state.params, state.stats
+  return average.params, state.stats if average.stats == () else average.stats
+
+
+# The method.
+
+
+class InitMemory(Protocol):
+  """The initial memory of a method."""
+
+  def __call__(
+    self, key: jax.Array, params: Any, stats: Any, spec: MemorySpec, /
+  ) -> Any:
+    """Return the memory before the first stage, a tree of arrays."""
+
+
+class Weights(Protocol):
+  """The weights that a method evaluates and predicts with."""
+
+  def __call__(self, state: TrainState, /) -> tuple[Any, Any]:
+    """Return (params, stats)."""
+
+
+class AddLabels(Protocol):
+  """The response of a method to acquired labels."""
+
+  def __call__(
+    self, state: TrainState, rows: jax.Array, labels: jax.Array, /
+  ) -> TrainState:
+    """Return the state with new labels.
+
+    Args:
+      state: state between two steps.
+      rows: `[Q]` int32; rows past the end of the label table are padding.
+      labels: `[Q]` int32, UNLABELLED where the oracle gave no answer.
+    """
+
+
+def no_memory(key: jax.Array, params: Any, stats: Any, spec: MemorySpec):
+  """Return an empty memory."""
+  del key, params, stats, spec
+  return ()
 
 
 def add_labels(state: TrainState, rows, labels) -> TrainState:
-  """The state with acquired labels.
-
-  Args:
-    state: as it was.
-    rows: `[Q]` int32; those behind the table's last are no one's.
-    labels: `[Q]` int32; UNLABELLED where there was no answer.
-  """
+  """Write acquired labels into the label table, see `AddLabels`."""
   labels = state.labels.at[rows].set(labels, mode='drop')
   return state.replace(labels=labels)
 
 
 class Method(NamedTuple):
-  """A named sequence of stages over one memory."""
+  """A sequence of stages over one memory. Construct it with keywords."""
 
   name: str
   stages: tuple[Stage, ...]
-  init: Callable = lambda key, params, stats, spec: ()  # -> memory
-  layout: Any = P()  # PartitionSpec prefix tree of the memory
-  weights: Callable = raw_weights  # state -> (params, stats) to evaluate
-  add_labels: Callable = add_labels  # (state, rows [Q], labels [Q]) -> state
+  init: InitMemory = no_memory
+  layout: Any = P()  # prefix tree of `PartitionSpec` of the memory
+  weights: Weights = evaluated_weights
+  add_labels: AddLabels = add_labels
+  averaging: Averaging | None = None  # None: averages nothing
 
 
 def visible_labels(state: TrainState, batch: Batch) -> jax.Array:
-  """Labels `[B]` a loss may use: UNLABELLED in the batch's other part."""
+  """Return the labels `[B]` that a loss may use, UNLABELLED in other rows."""
   return jnp.where(batch.label_mask, state.labels[batch.rows], UNLABELLED)
 
 
 def init_state(
-  method,
+  method: Method,
   net,
-  key,
-  labels,
-  image,
+  key: jax.Array,
+  labels: jax.Array,
+  image: jax.Array,
   *,
   labelled: int = 0,
   multiple: int = 1,
   extra: int = 0,
 ) -> TrainState:
-  """A fresh state, before its first stage.
+  """Return a new state, before `init_stage` of the first stage.
 
   Args:
-    method: the `Method` to train.
-    net: the `Network` it trains.
+    method: the method to train.
+    net: the `Network` to train.
     key: random key of this seed.
     labels: `[N]` int32 label table.
     image: `[B, H, W, c]` float32 images for data-dependent initialisation.
-    labelled: as in `MemorySpec`, if there is a memory that depends on it.
-    multiple: likewise.
-    extra: likewise.
+    labelled: M of `MemorySpec`, for memories that depend on it.
+    multiple: padding of `MemorySpec`.
+    extra: number of labels to come, of `MemorySpec`.
   """
   net_key, memory_key, train_key = jax.random.split(key, 3)
   params, stats = net.init(net_key, image)
@@ -181,43 +423,102 @@ def init_state(
   missing = rounded_up(images, multiple) - images
   labels = jnp.pad(labels, (0, missing), constant_values=UNLABELLED)
   spec = MemorySpec(
-    images,
-    labels,
-    labelled,
-    outputs.logits.shape[-1],
-    outputs.embedding.shape[-1],
-    multiple,
-    extra,
+    images=images,
+    labels=labels,
+    labelled=labelled,
+    classes=outputs.logits.shape[-1],
+    embedding=outputs.embedding.shape[-1],
+    multiple=multiple,
+    extra=extra,
   )
-  memory = method.init(memory_key, params, stats, spec)
-  step = jnp.zeros([], jnp.int32)
-  return TrainState(step, train_key, params, stats, (), labels, memory, images)
+  return TrainState(
+    step=jnp.zeros([], jnp.int32),
+    key=train_key,
+    params=params,
+    stats=stats,
+    opt_state=(),
+    labels=labels,
+    memory=method.init(memory_key, params, stats, spec),
+    images=images,
+  )
 
 
-def init_stage(stage: Stage, state: TrainState) -> TrainState:
-  """Enters a stage: the optimiser's state is made anew, or goes on."""
-  if stage.keep_optimizer:
-    return state
-  return state.replace(opt_state=stage.tx.init(state.params))
+def init_optimizer(
+  stage: Stage, averaging: Averaging | None, params: Any, stats: Any
+) -> tuple[Any, Average | tuple[()]]:
+  """Return a new optimiser state and a new average."""
+  return stage.tx.init(params), init_average(averaging, params, stats)
 
 
-def make_step(stage: Stage, read: Callable) -> Callable:
-  """The train step of a stage.
+def init_stage(
+  stage: Stage, state: TrainState, averaging: Averaging | None
+) -> TrainState:
+  """Enter a stage: start its optimiser and average, or continue the old ones.
 
   Args:
-    stage: the stage to step.
-    read: `(source, rows [B], key) -> images [B, H, W, c]`, augmented.
+    stage: stage to enter.
+    state: state at the end of the stage before, or from `init_state`.
+    averaging: settings of the method.
+  """
+  if stage.keep_optimizer:
+    return state
+  opt_state, average = init_optimizer(
+    stage, averaging, state.params, state.stats
+  )
+  return state.replace(opt_state=opt_state, average=average)
 
-  Returns:
-    `(state, source, rows [B]) -> state, metrics`; metrics are scalars, with
-    the descended one as `loss`.
+
+# The train step.
+
+
+class Read(Protocol):
+  """A function that returns the images of a step."""
+
+  def __call__(
+    self, source: Any, rows: jax.Array, key: jax.Array, /
+  ) -> dict[str, jax.Array]:
+    """Return all views of `rows [B]` by name, DEFAULT_VIEW among them."""
+
+
+class Step(Protocol):
+  """A train step."""
+
+  def __call__(
+    self, state: TrainState, source: Any, rows: jax.Array, first: jax.Array, /
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Return the next state and the metrics.
+
+    Args:
+      state: state before the step.
+      source: argument of `Read`.
+      rows: `[B]` int32 row numbers.
+      first: `[]` int32, `state.step` at the first step of the stage.
+
+    Returns:
+      The state, and scalars `[]` by name: the metrics of the loss, and 'loss'.
+    """
+
+
+def make_step(stage: Stage, read: Read, averaging: Averaging | None) -> Step:
+  """Return the train step of a stage.
+
+  Args:
+    stage: the stage.
+    read: returns the augmented images.
+    averaging: settings of the method.
   """
 
-  def step(state, source, rows):
+  def step(state, source, rows, first):
     key = jax.random.fold_in(state.key, state.step)
     read_key, loss_key = jax.random.split(key)
-    given = jnp.arange(rows.shape[0]) < stage.batch_spec.labelled
-    batch = Batch(rows, read(source, rows, read_key), given)
+    views = dict(read(source, rows, read_key))
+    batch = Batch(
+      rows=rows,
+      image=views.pop(DEFAULT_VIEW),
+      label_mask=jnp.arange(rows.shape[0]) < stage.batch_spec.labelled,
+      step=state.step - first,
+      views=views,
+    )
     descend = jax.value_and_grad(stage.loss, has_aux=True)
     (loss, (state, metrics)), slopes = descend(
       state.params, state, batch, loss_key
@@ -227,6 +528,11 @@ def make_step(stage: Stage, read: Callable) -> Callable:
     state = state.replace(
       step=state.step + 1, params=params, opt_state=opt_state
     )
+    if averaging is not None:
+      average = update_average(averaging, state.average, params, state.stats)
+      state = state.replace(average=average)
+    if stage.after_update is not None:
+      state = stage.after_update(state, batch)
     return state, metrics | {'loss': loss}
 
   return step

@@ -1,4 +1,4 @@
-"""Loss terms on logits, probabilities and embeddings; no network, no state."""
+"""Loss terms on logits and probabilities, without network or state."""
 
 import chex
 import jax
@@ -12,15 +12,14 @@ EPSILON = 1e-8
 
 
 def cross_entropy(logits, labels, *, smoothing: float = 0.0) -> jax.Array:
-  """Cross-entropy with uniform label smoothing, 0 where there is no label.
+  """Compute the cross-entropy `[B]`, 0 for rows without a label.
+
+  −Σ_c t_c log softmax(logits)_c with t = (1−s)·onehot + s/C.
 
   Args:
     logits: `[B, C]`.
-    labels: `[B]` int32, `UNLABELLED` rows give 0.
-    smoothing: mass of the target spread evenly over all C classes.
-
-  Returns:
-    `[B]`, −Σ_c t_c log softmax(logits)_c with t = (1−s)·onehot + s/C.
+    labels: `[B]` int32; rows that are `UNLABELLED` give 0.
+    smoothing: s, the mass of the target that is uniform over all C classes.
   """
   chex.assert_rank([logits, labels], [2, 1])
   known = labels != UNLABELLED
@@ -30,19 +29,43 @@ def cross_entropy(logits, labels, *, smoothing: float = 0.0) -> jax.Array:
 
 
 def entropy(p) -> jax.Array:
-  """Entropy in nats of `p [..., C]`: H(p) = −Σ p log(p + ε) `[...]`."""
+  """Compute the entropy −Σ p log(p + ε) `[...]` in nats.
+
+  Args:
+    p: `[..., C]` probabilities.
+  """
   return -jnp.sum(p * jnp.log(p + EPSILON), axis=-1)
 
 
+def logit_entropy(logits) -> jax.Array:
+  """Compute the entropy −Σ p log p `[...]` in nats, p = softmax(logits).
+
+  Args:
+    logits: `[..., C]`.
+  """
+  log_p = jax.nn.log_softmax(logits)
+  return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
 def kl_divergence(p, q) -> jax.Array:
-  """D_KL(p‖q) = Σ p log((p + ε)/(q + ε)) of `[..., C]` pairs, `[...]` nats."""
+  """Compute D_KL(p‖q) = Σ p log((p + ε)/(q + ε)) `[...]` in nats.
+
+  Args:
+    p: `[..., C]` probabilities.
+    q: `[..., C]` probabilities.
+  """
   chex.assert_equal_shape([p, q])
   ratio = jnp.log(p + EPSILON) - jnp.log(q + EPSILON)
   return jnp.sum(p * ratio, axis=-1)
 
 
 def mean_where(values, mask) -> jax.Array:
-  """Mean of `values [B]` over the rows of `mask [B]`; 0 where there is none."""
+  """Compute the mean `[]` of the values where the mask is True, else 0.
+
+  Args:
+    values: `[B]`.
+    mask: `[B]` bool; the mean over no row is 0.
+  """
   chex.assert_equal_shape([values, mask])
   total = jnp.sum(jnp.where(mask, values, 0.0))
   count = jnp.sum(mask.astype(values.dtype))

@@ -1,12 +1,11 @@
-"""Nearest rows of a bank, and softmax sums over it, whole or split by rows.
+"""Nearest rows of a bank, and softmax sums over it, whole or sharded by rows.
 
-A bank has n rows of D numbers. Nothing here holds more than a chunk of the
-products of B queries with it. Where the mesh has more than one device the bank
-is split over 'data' by rows: every device looks through its own, and what is
-found is merged; the bank itself stays where it is.
+A bank has n rows of D numbers. The functions hold at most a chunk of its
+products with B queries at a time. If the mesh of `jax.set_mesh` has more than
+one device, the bank is sharded over the axis 'data' by rows: every device
+searches its own rows and the results are merged, so the bank is never moved.
 
-The mesh is that of `jax.set_mesh`. Letters: B queries, D numbers, n rows, k
-neighbours, τ temperature.
+Letters: B queries, D numbers, n rows, k neighbours, τ temperature.
 """
 
 from collections.abc import Callable
@@ -19,15 +18,23 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 CHUNK = 8192  # rows whose products are held at a time
-GROUP = 64  # rows of which at first only the best is looked at
-EPSILON = 1e-7  # inside the logarithm of a probability, as in LLP's code
+GROUP = 64  # rows of which only the best one enters the first search
+EPSILON = 1e-7  # in the logarithm of a probability, as in LLP's code
+
+
+def normalize(x) -> jax.Array:
+  """Scale rows `[..., D]` to length 1; a row of zeros stays 0."""
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
 def over_devices(f: Callable, split: int) -> Callable:
-  """`f(*args)` with the first `split` arguments split over devices by rows.
+  """Return `f` with its first arguments sharded over the devices by rows.
 
-  `f` gets `merge`, the devices that share the work: () or ('data',), for
-  collectives. The other arguments and the results are whole on each.
+  Args:
+    f: function of arrays and of `merge`, the mesh axes for its collectives: ()
+      or ('data',). Its results must be equal on all devices.
+    split: number of arguments that are sharded; the others are replicated.
   """
 
   def call(*args):
@@ -39,20 +46,20 @@ def over_devices(f: Callable, split: int) -> Callable:
       functools.partial(f, merge=('data',)),
       in_specs=specs,
       out_specs=P(),
-      check_vma=False,  # what is merged by hand is equal on all
+      check_vma=False,  # `f` makes the results equal on all devices
     )(*args)
 
   return call
 
 
 def chunks_of(f: Callable, start, rows: int, size: int):
-  """Folds `f(carry, first, length)` over chunks of `rows` rows.
+  """Fold `f(carry, first, length)` over chunks of rows; return the carry.
 
   Args:
-    f: with `first` traced and `length` a number.
-    start: the carry before the first chunk.
-    rows: how many there are.
-    size: of a chunk; the last one may be shorter.
+    f: function of the carry, the first row (traced) and the number of rows.
+    start: carry before the first chunk.
+    rows: number of rows.
+    size: rows of a chunk; the last one may be shorter.
   """
   whole = rows // size
   carry = start
@@ -65,7 +72,14 @@ def chunks_of(f: Callable, start, rows: int, size: int):
 
 
 def products(queries, bank, first, length) -> jax.Array:
-  """Products `[B, length]` of queries `[B, D]` with rows of a bank `[n, D]`."""
+  """Compute the products `[B, length]` of queries with rows of a bank.
+
+  Args:
+    queries: `[B, D]`.
+    bank: `[n, D]`.
+    first: first row (traced).
+    length: number of rows.
+  """
   rows = jax.lax.dynamic_slice_in_dim(bank, first, length)
   return jnp.matmul(queries, rows.astype(queries.dtype).T)
 
@@ -74,10 +88,10 @@ def products(queries, bank, first, length) -> jax.Array:
 
 
 def largest(scores, k: int) -> tuple[jax.Array, jax.Array]:
-  """The k largest of `scores [B, n]` and their places, both `[B, k]`.
+  """Return the k largest of `scores [B, n]` and their places, both `[B, k]`.
 
-  Of every `GROUP` places the largest is found first: the k largest lie in the
-  k groups with the largest of those.
+  The maximum of every `GROUP` places is found first: the k largest scores lie
+  in the k groups with the largest maxima.
   """
   count = scores.shape[1]
   if count <= k * GROUP:
@@ -86,7 +100,7 @@ def largest(scores, k: int) -> tuple[jax.Array, jax.Array]:
   grouped = jnp.pad(scores, padding, constant_values=-jnp.inf)
   grouped = grouped.reshape(len(scores), -1, GROUP)
   _, groups = jax.lax.top_k(jnp.max(grouped, axis=-1), k)
-  # In rising order, so that of equal values the first place is taken.
+  # In rising order, so that the first of equal values is taken.
   groups = jnp.sort(groups, axis=-1)
   some = jnp.take_along_axis(grouped, groups[..., None], axis=1)
   values, at = jax.lax.top_k(some.reshape(len(scores), -1), k)
@@ -95,7 +109,7 @@ def largest(scores, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _merged(values, rows, k: int):
-  """The k largest of `values [B, m]` and their `rows [B, m]`."""
+  """Return the k largest of `values [B, m]` and their `rows [B, m]`."""
   values, at = jax.lax.top_k(values, k)
   return values, jnp.take_along_axis(rows, at, axis=1)
 
@@ -103,14 +117,14 @@ def _merged(values, rows, k: int):
 def nearest(
   queries, bank, k: int, bias=None, chunk: int = CHUNK
 ) -> tuple[jax.Array, jax.Array]:
-  """The k rows of a bank with the largest products, in falling order.
+  """Return the k rows of a bank with the largest products, in falling order.
 
   Args:
-    queries: `[B, D]`, whole on each device.
+    queries: `[B, D]`, replicated on each device.
     bank: `[n, D]`.
-    k: at most n.
-    bias: `[n]` added to the products; −inf leaves a row out.
-    chunk: rows looked at at a time.
+    k: number of neighbours, at most n.
+    bias: `[n]` added to the products; −inf excludes a row.
+    chunk: rows whose products are held at a time.
 
   Returns:
     Values `[B, k]`, bias included, and rows `[B, k]` int32.
@@ -125,7 +139,7 @@ def nearest(
 
 
 def _nearest(bank, bias, queries, *, k, chunk, merge):
-  """`nearest` in the rows of one device, merged with the others'."""
+  """Search the rows of one device, and merge with those of the others."""
   few = min(k, len(bank))
 
   def look(found, first, length):
@@ -145,10 +159,10 @@ def _nearest(bank, bias, queries, *, k, chunk, merge):
 
 
 def _gathered(values, rows, axis: str):
-  """Float32 `values [B, m]` and int32 `rows [B, m]` of all devices.
+  """Gather float32 `values [B, m]` and int32 `rows [B, m]` of all devices.
 
-  In one transfer: two that do not wait for each other may meet in another order
-  on every device, and a CPU has not threads enough to wait for both.
+  One transfer carries both. Two independent ones could start in another order
+  on each device, and a CPU with few threads would wait for ever.
   """
   bits = jax.lax.bitcast_convert_type(values, jnp.int32)
   pair = jax.lax.all_gather(jnp.stack([bits, rows]), axis, axis=2, tiled=True)
@@ -161,18 +175,19 @@ def _gathered(values, rows, axis: str):
 def aggregation_loss(
   v, own, bank, labels, tau: float, chunk: int = CHUNK
 ) -> jax.Array:
-  """L_A `[B]` = −log(P(A|v) + ε), A the rows with the label `own`: LLP, Eq. 3.
+  """Compute L_A `[B]` = −log(P(A|v) + ε) of LLP, Eq. 3.
 
-  P(i|v) = exp(v·v_i/τ) / Σ_j exp(v·v_j/τ) over the whole bank, Eq. 1. The slope
-  is by v alone, for which the products are computed a second time.
+  A are the rows with the query's label, and P(i|v) = exp(v·v_i/τ) / Σ_j
+  exp(v·v_j/τ) is over the whole bank, Eq. 1. Only v has a gradient, for which
+  the products are computed a second time.
 
   Args:
     v: `[B, D]` queries.
-    own: `[B]` int32, their labels.
-    bank: `[n, D]`, of any float type.
-    labels: `[n]` int32; rows below 0 are not there.
-    tau: τ.
-    chunk: rows looked at at a time.
+    own: `[B]` int32 labels of the queries.
+    bank: `[n, D]` of any float type.
+    labels: `[n]` int32 labels of the rows; rows below 0 are excluded.
+    tau: τ, the temperature.
+    chunk: rows whose products are held at a time.
   """
   chex.assert_rank([v, own, bank, labels], [2, 1, 2, 1])
   return _aggregation(v, own, bank, labels, tau, chunk)
@@ -190,8 +205,8 @@ def _aggregation_forward(v, own, bank, labels, tau, chunk):
   return -jnp.log(p + EPSILON), (v, own, bank, labels, log_every, p)
 
 
-def _aggregation_backward(tau, chunk, kept, slope):
-  v, own, bank, labels, log_every, p = kept
+def _aggregation_backward(tau, chunk, residuals, slope):
+  v, own, bank, labels, log_every, p = residuals
   pull = over_devices(functools.partial(_pull, tau=tau, chunk=chunk), 2)
   scale = slope / ((p + EPSILON) * tau)
   return pull(bank, labels, v, own, log_every, p, scale), None, None, None
@@ -201,14 +216,18 @@ _aggregation.defvjp(_aggregation_forward, _aggregation_backward)
 
 
 def _logits(bank, labels, v, first, length, tau):
-  """v·v_i/τ `[B, length]` and the labels `[1, length]` of a chunk."""
+  """Compute v·v_i/τ `[B, length]` and the labels `[1, length]` of a chunk."""
   label = jax.lax.dynamic_slice_in_dim(labels, first, length)[None]
   scores = products(v / tau, bank, first, length)
   return jnp.where(label < 0, -jnp.inf, scores), label
 
 
 def _sums(bank, labels, v, own, *, tau, chunk, merge):
-  """Log Σ exp(v·v_i/τ), over all rows and over those of the label: `[B]`."""
+  """Compute log Σ exp(v·v_i/τ) over all rows, and over rows of the label.
+
+  Returns:
+    Both sums, each `[B]`.
+  """
 
   def add(carry, first, length):
     top, every, same = carry
@@ -223,7 +242,7 @@ def _sums(bank, labels, v, own, *, tau, chunk, merge):
       shrink * same + jnp.sum(of_label, axis=1),
     )
 
-  lowest = jnp.full(len(v), -1e30, v.dtype)  # not −inf: its differences are nan
+  lowest = jnp.full(len(v), -1e30, v.dtype)  # −inf would give nan differences
   zero = jnp.zeros(len(v), v.dtype)
   top, every, same = chunks_of(add, (lowest, zero, zero), len(bank), chunk)
   if merge:
@@ -235,7 +254,7 @@ def _sums(bank, labels, v, own, *, tau, chunk, merge):
 
 
 def _pull(bank, labels, v, own, log_every, p, scale, *, tau, chunk, merge):
-  """Σ_i q_i (P − [y_i = y]) v_i times `scale`: `[B, D]`, q_i = P(i|v)."""
+  """Compute `scale` · Σ_i q_i (P − [y_i = y]) v_i `[B, D]`, q_i = P(i|v)."""
 
   def add(total, first, length):
     logits, label = _logits(bank, labels, v, first, length, tau)
@@ -253,19 +272,21 @@ def _pull(bank, labels, v, own, log_every, p, scale, *, tau, chunk, merge):
 def log_density(
   queries, bank, k: int, tau: float, absent=None, batch: int = 64
 ) -> jax.Array:
-  """Log ρ `[M]` = log Σ exp(v·v_i/τ) over the k nearest rows: LLP, Eq. 7.
+  """Compute log ρ `[M]` = log Σ exp(v·v_i/τ) over the k nearest rows.
+
+  LLP, Eq. 7.
 
   Args:
-    queries: `[M, D]`; one that is a row of the bank is its own nearest.
+    queries: `[M, D]`; a query that is a row of the bank is its own nearest.
     bank: `[n, D]`.
-    k: at most n.
-    tau: τ.
-    absent: `[n]` bool, rows that are not there.
-    batch: queries at a time.
+    k: number of neighbours, at most n.
+    tau: τ, the temperature.
+    absent: `[n]` bool, True for rows to exclude.
+    batch: queries that are searched at a time.
   """
   bias = None if absent is None else jnp.where(absent, -jnp.inf, 0.0)
   count = math.ceil(len(queries) / batch)
-  # Taken a batch at a time: queries that are split stay so.
+  # One batch is gathered at a time, so that sharded queries stay sharded.
   places = jnp.arange(count * batch) % len(queries)
   of_some = lambda places: jax.nn.logsumexp(
     nearest(queries[places], bank, k, bias)[0] / tau, axis=1

@@ -1,63 +1,44 @@
-"""Optimisers as the papers use them, and the averaged weights to evaluate."""
+"""Optimisers and learning rate schedules as the papers use them."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax.core import TrainState
+from ssljax.core import Averaging
 from ssljax.errors import fraction, non_negative, positive, require
 
 Decay = Literal['constant', 'linear', 'half_linear', 'cosine', 'steps']
 
 
-class AverageState(NamedTuple):
-  """The state of `average_weights`."""
+def averaging(*, average: float = 0.9999) -> Averaging | None:
+  """Return the moving average of weights that a run evaluates.
 
-  count: jax.Array  # [] int32, updates so far
-  average: optax.Params
-
-
-def average_weights(decay: float) -> optax.GradientTransformation:
-  """Carries w̄ ← d·w̄ + (1−d)·w with d = min(decay, (1+t)/(10+t)).
-
-  Stands last in a chain: w are the weights after the update it is given, t
-  the updates before it (TensorFlow's `ExponentialMovingAverage`).
+  Args:
+    average: largest decay of the averaged weights; 0 averages nothing.
   """
-
-  def init(params):
-    # A copy: the weights' own buffers are donated to the next step.
-    return AverageState(
-      jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params)
-    )
-
-  def update(updates, state, params):
-    t = state.count.astype(jnp.float32)
-    d = jnp.minimum(decay, (1 + t) / (10 + t))
-    weights = optax.apply_updates(params, updates)
-    average = jax.tree.map(
-      lambda old, new: (d * old + (1 - d) * new).astype(old.dtype),
-      state.average,
-      weights,
-    )
-    return updates, AverageState(state.count + 1, average)
-
-  return optax.GradientTransformation(init, update)
+  fraction(average=average)
+  return Averaging(average) if average else None
 
 
-def weights(state: TrainState):
-  """(params, stats) to evaluate: averaged where the optimiser averages."""
-  found = optax.tree_utils.tree_get_all_with_path(state.opt_state, 'average')
-  return (found[0][1] if found else state.params), state.stats
+def decayed(params: optax.Params) -> optax.Params:
+  """Return True for parameters of rank 2 or more: kernels, without biases."""
+  return jax.tree.map(lambda x: jnp.ndim(x) >= 2, params)
 
 
-def kernels(params: optax.Params):
-  """True for the leaves named 'kernel': what weight decay applies to."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key == 'kernel', params
+def _decayed_some(params: optax.Params, weight_decay: float) -> optax.Params:
+  """Return `decayed(params)`; raise if weight decay would have no effect."""
+  mask = decayed(params)
+  leaves = jax.tree.leaves(mask)
+  require(
+    not weight_decay or not leaves or any(leaves),
+    f'`weight_decay`={weight_decay}: the network has no parameter of rank 2 or '
+    'more, and only those decay: give `weight_decay`=0',
   )
+  return mask
 
 
 def schedule(
@@ -67,11 +48,16 @@ def schedule(
   at: Sequence[int] = (),
   factor: float = 0.1,
 ) -> optax.Schedule:
-  """Learning rate over `steps`.
+  """Return the learning rate as a function of the step.
 
-  'linear' and 'cosine' fall to 0 from the first step; 'half_linear' is
-  constant for the first half, then linear to 0 (MA-DNN's code on CIFAR);
-  'steps' is multiplied by `factor` at each of the steps `at`.
+  Args:
+    decay: 'linear' and 'cosine' fall to 0 from the first step on; 'half_linear'
+      is constant for the first half of the steps and then falls linearly to 0
+      (MA-DNN's code on CIFAR); 'steps' falls by `factor` at each step in `at`.
+    learning_rate: rate at the first step.
+    steps: length of the schedule.
+    at: steps of decay 'steps'; a step that is listed twice counts twice.
+    factor: factor of decay 'steps'.
   """
   if decay == 'steps':
     passed = lambda step: jnp.sum(step >= jnp.asarray(at, jnp.int32))
@@ -98,48 +84,52 @@ def optimizer(
   nesterov: bool = True,
   weight_decay: float = 4e-5,
   clip: float = 2.0,
-  average: float = 0.9999,
 ) -> optax.GradientTransformation:
-  """The optimiser of a stage of `steps` steps; defaults are MA-DNN's code.
+  """Return the optimiser of a stage; the defaults are those of MA-DNN's code.
 
-  With its keywords bound it is what the factories of methods take as `tx`.
+  Factories of methods take this function as `tx`, with its keywords bound.
 
   Args:
     steps: length of the stage, over which the learning rate decays.
-    scale: of the learning rate, for a stage that has its own.
-    optimizer: 'adam' has optax's defaults.
-    learning_rate: at the first step.
-    decay: see `schedule`.
-    decay_at: the steps of decay 'steps', counted from the stage's first; one
-      that is named twice counts twice.
-    decay_factor: of the learning rate at each of them.
-    momentum: of 'sgd', and β₁ of 'adam'.
-    nesterov: Nesterov's momentum, of 'sgd'.
-    weight_decay: coefficient of ½‖kernel‖² added to the loss; kernels only.
+    scale: factor of the learning rate, for stages with a rate of their own.
+    optimizer: optimiser; 'adam' uses optax's defaults.
+    learning_rate: learning rate at the first step.
+    decay: shape of the learning rate over the steps, see `schedule`.
+    decay_at: steps of decay 'steps', counted from the first step of the stage;
+      a step that is listed twice counts twice.
+    decay_factor: factor of the learning rate at each step in decay_at.
+    momentum: momentum of 'sgd', β₁ of 'adam'.
+    nesterov: use Nesterov's momentum in 'sgd'.
+    weight_decay: coefficient of ½‖w‖² in the loss, for parameters w of rank 2
+      or more: kernels of convolutions and dense layers. Biases, scales and
+      other vectors do not decay.
     clip: bound on the absolute value of each gradient entry, weight decay
-      included; 0 clips nothing.
-    average: largest decay of the averaged weights; 0 averages nothing.
+      included; 0 does not clip.
+
+  Raises:
+    InputError: a value is out of range. Initialising the optimiser raises it
+      if weight_decay is above 0 and the network has no parameter that decays.
   """
   positive(learning_rate=learning_rate, decay_factor=decay_factor)
   _check_decay_at(decay, decay_at)
   non_negative(weight_decay=weight_decay, clip=clip)
-  fraction(momentum=momentum, average=average)
+  fraction(momentum=momentum)
   rate = schedule(decay, scale * learning_rate, steps, decay_at, decay_factor)
   if optimizer == 'sgd':
     descend = optax.sgd(
       rate, momentum or None, nesterov=nesterov and momentum > 0
     )
   else:
-    descend = _promoting(optax.adam(rate, b1=momentum))
-  parts = [optax.add_decayed_weights(weight_decay, mask=kernels)]
+    descend = optax.adam(rate, b1=momentum)
+  mask = functools.partial(_decayed_some, weight_decay=weight_decay)
+  parts = [optax.add_decayed_weights(weight_decay, mask=mask)]
   parts += [optax.clip(clip)] if clip else []
   parts += [descend]
-  parts += [average_weights(average)] if average else []
   return optax.chain(*parts)
 
 
 def _check_decay_at(decay: Decay, decay_at: Sequence[int]) -> None:
-  """Refuses steps that are none, and those without their decay."""
+  """Raise unless `decay_at` is valid and given with, and only with, 'steps'."""
   if decay == 'steps':
     require(
       len(decay_at) > 0,
@@ -153,13 +143,3 @@ def _check_decay_at(decay: Decay, decay_at: Sequence[int]) -> None:
     require(
       0 < step < 2**31, f'`decay_at`={step}: give a step between 1 and 2**31'
     )
-
-
-def _promoting(tx: optax.GradientTransformation):
-  """Lets optax's Adam mix dtypes where the program forbids itself to."""
-
-  def update(updates, state, params=None):
-    with jax.numpy_dtype_promotion('standard'):
-      return tx.update(updates, state, params)
-
-  return optax.GradientTransformation(tx.init, update)

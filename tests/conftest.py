@@ -24,11 +24,30 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 sys.path[:0] = [str(ROOT / 'tests')]
 
 import jax  # noqa: E402
+import optax  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+
+def promoting(make):
+  """Allows an optimiser of optax to mix dtypes, as Adam does."""
+
+  def made(*args, **kwargs):
+    tx = make(*args, **kwargs)
+
+    def update(*args):
+      with jax.numpy_dtype_promotion('standard'):
+        return tx.update(*args)
+
+    return optax.GradientTransformation(tx.init, update)
+
+  return made
+
+
+optax.adam = promoting(optax.adam)
 
 
 # What is imported by now stays: no need to look through it for rubbish.

@@ -19,14 +19,15 @@ from ssljax.distributed import placement
 from ssljax.training import checkpoint, loop, metrics_writer
 
 OPTIONS = loop.Options(evaluate_every=3, record_every=2)
+FIRST = np.int32(0)  # step at which the stage begins
 
 
 def fit(folder, name, options=OPTIONS, job=None, **more):
-  recorder = metrics_writer.Recorder(folder)
+  writer = metrics_writer.MetricsWriter(folder)
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
   job = job or tiny.make_job(name, **more)
-  with contextlib.closing(checkpoints), contextlib.closing(recorder):
-    return loop.fit(job, options, recorder, checkpoints)
+  with contextlib.closing(checkpoints), contextlib.closing(writer):
+    return loop.fit(job, options, writer, checkpoints)
 
 
 def comparable(state):
@@ -48,7 +49,8 @@ def test_structure_shapes_and_dtypes_are_stable_and_finite(name):
       state = job.program.epoch_update[number](state)
     of_stage = tiny.samplers(job, number)
     source, rows = next(tiny.sources(job, of_stage, [(0, 1)]))
-    state, metrics = job.program.steps[number](state, source, rows)
+    first = np.int32(number)
+    state, metrics = job.program.steps[number](state, source, rows, first)
     chex.assert_trees_all_equal(shapes, described(state))
     chex.assert_tree_all_finite((state.params, state.memory, metrics))
     assert int(state.step[0]) == number + 1
@@ -66,7 +68,7 @@ def test_the_loss_touches_only_stats_and_memory(name):
     given = jnp.arange(rows.shape[1]) < stages[number].batch_spec.labelled
     batch = Batch(rows[0], image, given)
     _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
-    for field in ('step', 'params', 'opt_state', 'labels'):
+    for field in ('step', 'params', 'opt_state', 'average', 'labels'):
       chex.assert_trees_all_equal(getattr(after, field), getattr(state, field))
     assert jnp.array_equal(
       jax.random.key_data(after.key), jax.random.key_data(state.key)
@@ -83,7 +85,7 @@ def test_each_stage_compiles_once_for_all_seeds(name):
     # Several epochs: rows change, shapes do not.
     calls = [(i, i + 1) for i in range(20)]
     for source, rows in tiny.sources(job, tiny.samplers(job), calls):
-      state, _ = program.steps[0](state, source, rows)
+      state, _ = program.steps[0](state, source, rows, FIRST)
   assert program.steps[0]._cache_size() == 1
   assert program._initial(24)._cache_size() == 1
 
@@ -231,9 +233,9 @@ def test_the_stream_feed_trains_like_the_resident_one(name, tmp_path):
     state, _ = tiny.initial(job)
     calls = [(i, i + 1) for i in range(4)]
     for source, rows in tiny.sources(job, tiny.samplers(job), calls):
-      state, _ = job.program.steps[0](state, source, rows)
-    for redo in filter(None, job.program.epoch_update[:2]):
-      state = redo(state)
+      state, _ = job.program.steps[0](state, source, rows, FIRST)
+    for update in filter(None, job.program.epoch_update[:2]):
+      state = update(state)
     errors = job.program.evaluate(state, np.zeros(0, int))
     states.append((comparable(state), errors['test']))
   chex.assert_trees_all_close(states[0][0], states[1][0], rtol=1e-5, atol=1e-6)

@@ -8,7 +8,9 @@ import optax
 import pytest
 
 from ssljax import optimizers
+from ssljax.core import Averaging
 from ssljax.errors import InputError
+from ssljax.runs import build
 
 PARAMS = {
   'a': {'kernel': jnp.array([[2.0, -4.0]]), 'bias': jnp.array([1.0])},
@@ -31,7 +33,6 @@ def plain(steps=10, **more):
     momentum=0.0,
     weight_decay=0.0,
     clip=0.0,
-    average=0.0,
   )
   return optimizers.optimizer(steps, **(defaults | more))
 
@@ -59,23 +60,31 @@ def test_nesterov_momentum_by_hand():
   chex.assert_trees_all_close(params, expected, rtol=1e-5)
 
 
-def test_averaged_weights_follow_tensorflows_formula():
-  ones = jax.tree.map(jnp.ones_like, PARAMS)
-  _, state = run(plain(average=0.15), ones, steps=3)
-  w, average = 1.0, 1.0
-  for t in range(3):
-    w -= 0.1
-    d = min(0.15, (1 + t) / (10 + t))
-    average = d * average + (1 - d) * w
-  found = optax.tree_utils.tree_get(state, 'average')
-  np.testing.assert_allclose(found['a']['bias'], [average], rtol=1e-6)
+def side(name):
+  """A height and width of images that a network of the table accepts."""
+  return {'deepbass_toy': 1, 'elu_stl10': 96, 'lenet': 28}.get(name, 32)
 
 
-def test_the_average_is_no_alias_of_the_weights():
-  state = jax.jit(plain(average=0.9).init)(PARAMS)
-  average = optax.tree_utils.tree_get(state, 'average')
-  pointer = lambda x: x.unsafe_buffer_pointer()
-  assert pointer(average['a']['kernel']) != pointer(PARAMS['a']['kernel'])
+@pytest.mark.parametrize('name', build.NETWORKS)
+def test_the_same_parameters_decay_as_those_that_are_called_kernel(name):
+  net = build.NETWORKS[name](10)
+  channels = 2 if name == 'deepbass_toy' else 1
+  image = jnp.zeros([2, side(name), side(name), channels])
+  params, _ = jax.eval_shape(net.init, jax.random.key(0), image)
+  by_name = jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == 'kernel', params
+  )
+  assert optimizers.decayed(params) == by_name
+  assert any(jax.tree.leaves(by_name)) and not all(jax.tree.leaves(by_name))
+
+
+def test_a_network_of_vectors_alone_has_nothing_to_decay():
+  vectors = {'scale': jnp.ones(3), 'shift': jnp.zeros([])}
+  tx = plain(weight_decay=0.5)
+  with pytest.raises(InputError, match=r'weight_decay=0\.5.*rank 2'):
+    tx.init(vectors)
+  moved, _ = run(plain(), jax.tree.map(jnp.zeros_like, vectors), vectors)
+  chex.assert_trees_all_equal(moved, vectors)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +129,6 @@ def test_a_stage_may_scale_the_learning_rate():
     decay='linear',
     momentum=0.0,
     weight_decay=0.0,
-    average=0,
   )
   ones = jax.tree.map(jnp.ones_like, PARAMS)
   params, _ = run(make(4, 0.5), ones, steps=2)  # 0.05 then 0.0375
@@ -137,9 +145,20 @@ def test_a_stage_may_scale_the_learning_rate():
     ('weight_decay', -1e-4),
     ('clip', float('inf')),
     ('momentum', 1.0),
-    ('average', float('nan')),
   ],
 )
 def test_a_bad_value_is_refused_by_name(name, bad):
   with pytest.raises(InputError, match=f'{name}={bad}'):
     plain(**{name: bad})
+
+
+def test_an_average_of_0_averages_nothing():
+  assert optimizers.averaging() == Averaging(0.9999, statistics=False)
+  assert optimizers.averaging(average=0.5) == Averaging(0.5)
+  assert optimizers.averaging(average=0) is None
+
+
+@pytest.mark.parametrize('bad', [1.0, -0.1, float('nan')])
+def test_an_average_outside_of_0_to_1_is_refused(bad):
+  with pytest.raises(InputError, match=f'average={bad}'):
+    optimizers.averaging(average=bad)

@@ -50,7 +50,7 @@ def make_job(name: str, devices: int) -> loop.Job:
     return tiny.make_job(name, STEPS, tx=tx, devices=devices, shared=False)
   program = tiny.make_program('llp', STEPS, 1, tx, extra=8, devices=devices)
   among, answers = np.ones(tiny.ROWS, bool), oracle.Simulation(tiny.truth())
-  asks = active_loop.Asking(POLICY, program, answers, among)
+  asks = active_loop.ActiveLearning(POLICY, program, answers, among)
   return loop.Job(name, program, tiny.make_splits(), asks)
 
 
@@ -70,20 +70,20 @@ def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
 
   data = job.program.data._replace(train=feed._replace(batches=batches))
   job.program.data = data
-  checks = iter(range(2 * (stop or 10**6)))
-  options = OPTIONS._replace(preempted=lambda: next(checks, None) is None)
-  recorder = (
-    metrics_writer.Recorder(folder)
+  looks = iter(range(2 * (stop or 10**6)))
+  options = OPTIONS._replace(preempted=lambda: next(looks, None) is None)
+  writer = (
+    metrics_writer.MetricsWriter(folder)
     if multihost.is_main_process()
-    else metrics_writer.Silent()
+    else metrics_writer.NoMetrics()
   )
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
   try:
-    state, _ = loop.fit(job, options, recorder, checkpoints)
+    state, _ = loop.fit(job, options, writer, checkpoints)
   except PreemptedError:
     return
   finally:
-    recorder.close()
+    writer.close()
     checkpoints.close()
   final = multihost.fetch((state.params, state.memory, state.labels))
   if multihost.is_main_process():

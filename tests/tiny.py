@@ -18,7 +18,7 @@ from ssljax.methods.madnn import madnn
 from ssljax.methods.r2d2 import r2d2
 from ssljax.methods.supervised import supervised
 from ssljax.networks import layers, network
-from ssljax.training import loop
+from ssljax.training import loop, snapshots
 from ssljax.training.compiled import Data, Program
 
 CLASSES, ROWS, SIDE = 3, 61, 4
@@ -182,10 +182,10 @@ class Wide(nn.Module):
     return network.Outputs(nn.Dense(1000)(x), x)
 
 
-def imagenet_loop(method, net):
-  """A loop over as many images and classes as ImageNet has; nothing has run.
+def imagenet_snapshots(method, net):
+  """States of a job with as many images and classes as ImageNet, none made.
 
-  They are of one pixel, over eight devices.
+  The images have one pixel, over eight devices.
   """
   count, classes = 1_281_167, 1000
   mesh = placement.make_mesh([8])
@@ -196,4 +196,4 @@ def imagenet_loop(method, net):
   data = Data(feed, feed, labels, labels[:0], preprocess.identity(), (), None)
   split = splits.draw_split(labels, classes, per_class=128, seed=0)
   job = loop.Job('wide', Program(method, net, data, mesh), [split])
-  return loop._Loop(job, None, None, None)
+  return snapshots.Snapshots(job, None)

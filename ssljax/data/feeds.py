@@ -9,6 +9,7 @@ random windows of originals that differ in size. Both deliver the same rows of
 from collections.abc import Callable, Iterable, Iterator
 import math
 from typing import Any, NamedTuple, Protocol
+import zlib
 
 import jax
 import numpy as np
@@ -161,26 +162,40 @@ def reader(
   preprocess,
   augmentation: Callable | None,
   on_pixels: Callable | None = None,
+  *,
+  name: str | None = None,
+  part: slice | None = None,
 ) -> Callable:
-  """What the compiled step calls for its images.
+  """Return the function that makes one view of a step's images.
 
-  Every row is augmented under its own key, folded from the step's key and the
-  row's number, so that a row looks the same in any batch layout.
+  Every row is augmented with its own key, folded from the step's key and the
+  row number, so that an image does not depend on the batch it is in. A further
+  view folds the CRC-32 of its name into that key. Windows that `Feed.batches`
+  crops on the host are the same in all views: only the pixels that the host
+  sends are augmented here.
 
   Args:
-    feed: brings the pixels.
+    feed: source of the pixels.
     preprocess: a `Preprocess`, applied before the augmentation.
     augmentation: `(key, image) -> image`, or None.
-    on_pixels: another one, applied before the preprocessing, or None.
+    on_pixels: another augmentation, applied before the preprocessing, or None.
+    name: name of a further view; None for the default one.
+    part: positions of the batch that the view has; None for all.
 
   Returns:
-    `((pixels, fitted), rows [B], key) -> [B, H, W, c] float32`.
+    `((pixels, fitted), rows [B], key) -> [B or part, H, W, c] float32`.
   """
 
   def read(source: tuple[Any, Any], rows, key):
     pixels, fitted = source
-    image = standard.to_float(feed.gather(pixels, rows))
+    image = feed.gather(pixels, rows)
+    if part is not None:
+      rows, image = rows[part], image[part]
+    image = standard.to_float(image)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    if name is not None:
+      number = np.uint32(zlib.crc32(name.encode()))
+      keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
     if on_pixels is not None:
       own = jax.vmap(jax.random.fold_in, (0, None))(keys, _ON_PIXELS)
       image = jax.vmap(on_pixels)(own, image)

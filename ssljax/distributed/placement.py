@@ -196,7 +196,17 @@ def state_sharding(mesh: Mesh, layout, images: int) -> TrainState:
     layout,
     is_leaf=lambda leaf: isinstance(leaf, P),
   )
-  return TrainState(whole, whole, whole, whole, whole, split, memory, images)
+  return TrainState(
+    step=whole,
+    key=whole,
+    params=whole,
+    stats=whole,
+    opt_state=whole,
+    average=whole,
+    labels=split,
+    memory=memory,
+    images=images,
+  )
 
 
 def bytes_per_device(shapes, sharding) -> int:

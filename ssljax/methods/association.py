@@ -1,25 +1,30 @@
 """Learning by Association.
 
-Haeusser, Mordvintsev, Cremers, CVPR 2017. Per step, on embeddings A of a
-labelled batch, as many of each class, and B of an unlabelled one:
+Haeusser, Mordvintsev, Cremers, CVPR 2017. Every step compares the embeddings A
+of a labelled batch, with equally many images of each class, and the embeddings
+B of an unlabelled batch:
 
   1. similarities  M_ij = A_i · B_j                                    Eq. 1
-  2. transitions   P^ab = softmax_j M_ij,  P^ba the same of Mᵀ         Eq. 2
+  2. transitions   P^ab = softmax_j M_ij,  P^ba likewise from Mᵀ       Eq. 2
   3. round trips   P^aba = P^ab P^ba                                   Eq. 3
-  4. descend  L_walker + L_visit + L_classification                    Eq. 5
+  4. minimise L_walker + L_visit + L_classification                    Eq. 5
        L_walker = H(T, P^aba),  T_ij = [y_i = y_j] / #class(A_i)       Eq. 6–7
        L_visit  = H(V, P^visit),  P^visit_j = mean_i P^ab_ij,
                   V_j = 1/|B|                                          Eq. 8–10
 
-All three have their full gradient through A and through B. The embeddings are
-not normalised and there is no temperature. H(T, ·) has a floor that is not 0:
-log #class for the walker, log |B| for the visit loss.
+Full gradients of all three losses flow through A and B. Embeddings are not
+normalised and there is no temperature. H(T, ·) has a lower bound above 0:
+log #class for the walker loss, log |B| for the visit loss.
 
-Departures: the weights of the three losses are the authors' code's; so is the
-1e-8 inside the logarithms, after which the probabilities are normalised again.
-Where the network has batch norm, its statistics are of A and B together. A
-first stage on the labelled images alone (`pretrain`) is the paper's section
-4.6, where labelled and unlabelled images are of two data sets.
+Departures from the paper:
+  - The three losses have weights, as in the authors' code (and section 4.5).
+  - Logarithms add 1e-8 to a probability, after which the probabilities are
+    normalised again, as in the authors' code.
+  - In networks with batch norm the statistics are over A and B together.
+  - A first stage on the labelled images alone (`pretrain`) implements section
+    4.6, where labelled and unlabelled images come from two data sets. The paper
+    restores a network that was trained on the first one.
+  - Label smoothing of L_classification is optional; the paper has none.
 """
 
 import functools
@@ -30,25 +35,35 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from ssljax import losses, optimizers
-from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, visible_labels
+from ssljax import losses
+from ssljax.core import (
+  UNLABELLED,
+  BatchSpec,
+  Loss,
+  Method,
+  Stage,
+  visible_labels,
+)
 from ssljax.errors import fraction, non_negative, positive, require
 from ssljax.methods.supervised import supervised_loss
 
 Similarity = Literal['dot', 'euclidean']
-EPSILON = 1e-8  # inside the logarithms: an absent round trip costs 18.4
-# Keeps the slope of a square root finite at 0.
+EPSILON = 1e-8  # in logarithms; a round trip of probability 0 costs 18.4
+# Keeps the gradient of a square root finite at 0.
 ROOT_EPSILON = 1e-10
 _KEEP = jax.checkpoint_policies.save_only_these_names('p_aba')
 
 
 def similarities(a, b, kind: Similarity = 'dot') -> jax.Array:
-  """M `[Na, Nb]` of embeddings `a [Na, D]` and `b [Nb, D]`, Eq. 1.
+  """Compute M `[Na, Nb]`, Eq. 1.
 
-  'euclidean' is −‖a − b‖, the alternative that the paper names.
+  Args:
+    a: `[Na, D]` embeddings.
+    b: `[Nb, D]` embeddings.
+    kind: 'euclidean' is −‖a − b‖, the alternative that the paper mentions.
   """
   chex.assert_rank([a, b], 2)
-  # No temperature: an error of M is an error of a logit.
+  # Full precision: without a temperature M is directly used as logits.
   products = jnp.matmul(a, b.T, precision='highest')
   if kind == 'dot':
     return products
@@ -58,53 +73,58 @@ def similarities(a, b, kind: Similarity = 'dot') -> jax.Array:
 
 
 def transitions(m: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """P^ab `[Na, Nb]` and P^ba `[Nb, Na]` of M `[Na, Nb]`, Eq. 2."""
+  """Compute P^ab `[Na, Nb]` and P^ba `[Nb, Na]` from M `[Na, Nb]`, Eq. 2."""
   return jax.nn.softmax(m), jax.nn.softmax(m.T)
 
 
 def same_class(labels: jax.Array) -> jax.Array:
-  """Eq. 7 without its division: `[Na, Na]` bool, whether y_i = y_j."""
+  """Return y_i = y_j `[Na, Na]` bool: T of Eq. 7 before normalisation."""
   return labels[:, None] == labels[None]
 
 
-def cross_entropy(target: jax.Array, p: jax.Array) -> jax.Array:
-  """H(target, p) `[...]` of distributions `[..., K]`; at least H(target)."""
+def walk_cross_entropy(target: jax.Array, p: jax.Array) -> jax.Array:
+  """Compute H(target, p) `[...]`, which is at least H(target).
+
+  Args:
+    target: `[..., K]` probabilities.
+    p: `[..., K]` probabilities.
+  """
   return -jnp.sum(target * jax.nn.log_softmax(jnp.log(EPSILON + p)), axis=-1)
 
 
 def walker_loss(p_aba: jax.Array, labels: jax.Array) -> jax.Array:
-  """L_walker `[]` of round trips `[Na, Na]` and the labels `[Na]`, Eq. 6."""
+  """Compute L_walker `[]` from P^aba `[Na, Na]` and labels `[Na]`, Eq. 6."""
   same = same_class(labels).astype(p_aba.dtype)
   target = same / jnp.sum(same, axis=-1, keepdims=True)
-  return jnp.mean(cross_entropy(target, p_aba))
+  return jnp.mean(walk_cross_entropy(target, p_aba))
 
 
 def visit_loss(p_ab: jax.Array) -> jax.Array:
-  """L_visit `[]` of transitions `[Na, Nb]`, Eq. 8–10."""
+  """Compute L_visit `[]` from P^ab `[Na, Nb]`, Eq. 8–10."""
   visits = jnp.mean(p_ab, axis=0)
-  return cross_entropy(jnp.full_like(visits, 1 / visits.size), visits)
+  return walk_cross_entropy(jnp.full_like(visits, 1 / visits.size), visits)
 
 
 class Association(NamedTuple):
-  """What a round trip through the unlabelled batch says."""
+  """Results of the round trips through the unlabelled batch."""
 
-  walker: jax.Array  # [] Eq. 6
-  visit: jax.Array  # [] Eq. 8
-  correct: jax.Array  # [] Eq. 4, the probability of a correct walk
+  walker: jax.Array  # [] L_walker, Eq. 6
+  visit: jax.Array  # [] L_visit, Eq. 8
+  correct: jax.Array  # [] probability of a correct walk, Eq. 4
 
 
 def associate(a, b, labels, kind: Similarity = 'dot') -> Association:
-  """Eq. 1–10, for a batch of each kind.
+  """Compute the walker and visit losses, Eq. 1–10.
 
-  Of what is computed only P^aba is kept for the backward pass. The similarities
-  and transitions, each Na × Nb, are computed again from the embeddings: for
-  that, one matrix product of 2 Na Nb D operations, beside 6 Na Nb (Na + D).
+  Only P^aba is stored for the backward pass. Similarities and transitions, each
+  Na × Nb, are computed again from the embeddings. This adds one matrix product
+  of 2 Na Nb D operations to the 6 Na Nb (Na + D) of the losses.
 
   Args:
     a: `[Na, D]` embeddings of the labelled batch.
     b: `[Nb, D]` embeddings of the unlabelled batch.
-    labels: `[Na]` of the labelled batch.
-    kind: the similarity of Eq. 1.
+    labels: `[Na]` int32 of the labelled batch.
+    kind: similarity of Eq. 1.
   """
   chex.assert_equal_shape_prefix([a, labels], 1)
 
@@ -120,8 +140,16 @@ def associate(a, b, labels, kind: Similarity = 'dot') -> Association:
 
 def association_loss(
   net, batch_spec: BatchSpec, weights, similarity: Similarity, smoothing: float
-):
-  """The loss of a `Stage`, Eq. 5; `weights` of walker, visit and logit."""
+) -> Loss:
+  """Return the loss of a stage, Eq. 5.
+
+  Args:
+    net: the `Network`.
+    batch_spec: composition of the batch.
+    weights: weights of L_walker, L_visit and L_classification.
+    similarity: similarity of Eq. 1.
+    smoothing: label smoothing of L_classification.
+  """
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
@@ -161,22 +189,22 @@ def association(
   pretrain: int = 0,
   associate_rate: float = 1.0,
 ) -> Method:
-  """Learning by Association with the paper's constants.
+  """Return Learning by Association with the paper's constants.
 
   Args:
     net: the `Network`.
     tx: `(steps, scale) -> optimiser` of a stage, see `optimizers.optimizer`.
-    batch_spec: balanced labelled images, and unlabelled images, per step.
-    steps: length of the stage that associates.
+    batch_spec: class-balanced labelled images, and unlabelled images, per step.
+    steps: length of the stage `associate`.
     walker: weight of the walker loss.
-    visit: weight of the visit loss; less where the unlabelled images are of
-      other classes too, or differ more (section 4.5).
+    visit: weight of the visit loss; choose a smaller one if the unlabelled
+      images have more classes or vary more (section 4.5).
     logit: weight of the classification loss.
-    similarity: of Eq. 1.
+    similarity: similarity of Eq. 1.
     smoothing: label smoothing of the classification loss.
     pretrain: steps of a first stage on the labelled images alone (section
       4.6); 0 leaves it out.
-    associate_rate: factor of the learning rate once it associates.
+    associate_rate: factor of the learning rate in the stage `associate`.
   """
   positive(steps=steps, associate_rate=associate_rate)
   non_negative(walker=walker, visit=visit, logit=logit, pretrain=pretrain)
@@ -184,24 +212,28 @@ def association(
   fraction(smoothing=smoothing)
   require(
     batch_spec.classes > 0,
-    '`batch_per_class`: every class must be in the labelled batch of each '
-    'step: give how many images of each, as `batch_per_class`=10',
+    '`batch_per_class`: the labelled batch of each step must contain every '
+    'class: give the number of images per class, as `batch_per_class`=10',
   )
 
   weights = walker, visit, logit
   loss = association_loss(net, batch_spec, weights, similarity, smoothing)
   associating = Stage(
-    'associate', steps, tx(steps, associate_rate), batch_spec, loss
+    name='associate',
+    steps=steps,
+    tx=tx(steps, associate_rate),
+    batch_spec=batch_spec,
+    loss=loss,
   )
   alone = Stage(
-    'pretrain',
-    pretrain,
-    tx(max(1, pretrain)),
-    batch_spec._replace(unlabelled=0),
-    supervised_loss(net, smoothing=smoothing),
+    name='pretrain',
+    steps=pretrain,
+    tx=tx(max(1, pretrain)),
+    batch_spec=batch_spec._replace(unlabelled=0),
+    loss=supervised_loss(net, smoothing=smoothing),
   )
   stages = (alone, associating) if pretrain else (associating,)
-  return Method('association', stages, weights=optimizers.weights)
+  return Method(name='association', stages=stages)
 
 
 # Settings of the paper, or of its code where the paper is silent, that differ

@@ -1,22 +1,27 @@
 """DeepBASS: deep Bayesian active semi-supervised learning.
 
 Rottmann, Kahl, Gottschalk, 2018. X are the images with a label g, X' the
-others; f̃_T(x) is the mean of T softmax outputs with dropout, Eq. 7, and H their
-entropy over log C, Eq. 3. Algorithm 3.1: train on X alone, then repeat
+others. f̃_T(x) is the mean of T softmax outputs with dropout, Eq. 7, and H an
+entropy divided by log C, Eq. 3. Algorithm 3.1 trains on X alone (stage
+`labelled`), and then repeats (stage `iterations`):
 
-  1. ψ ← argmax f̃_T'(x'), Eq. 4, and its entropy, for all x' in X'
-  2. D ← D ∪ {x': H(f̃_T'(x')) < θ}, θ the mean of H(f̃_T(x)) over X     Eq. 8, 9
-     or all of X' at once
-  3. every so often ask for the labels of those with the largest entropy
-     (``acquire``, for this any other method: see `asking`)
-  4. one epoch of  mean CE(g or ψ, softmax f(x))  over X and D         Eq. 2, 5
+  1. ψ ← argmax f̃_T'(x'), Eq. 4, and its entropy, for all x' in X'.
+  2. D ← D ∪ {x': H(f̃_T'(x')) < θ}, θ the mean of H(f̃_T(x)) over X    Eq. 8, 9
+     (`membership='stepwise'`), or D ← X' at once (`membership='all'`).
+  3. At intervals query the labels of the images with the largest entropy. This
+     part is `training.active_loop` and works with any method.
+  4. Minimise  mean CE(g or ψ, softmax f(x))  over X and D for an epoch.
+                                                                     Eq. 2, 5, 6
+An epoch has every image of X 20 times and every image of D once: this is the
+weight μ of Eq. 6. The pseudo-labels of D are those of the latest step 1; the
+labels of X never change. Parameters and optimiser state continue throughout.
 
-in which an image of X comes 20 times for once of X': that is the μ of Eq. 6.
-The pseudo-labels of D are those of the last 1; the labels of X never change.
-Weights and optimiser go on through all of it.
-
-Departures: the last batch of an epoch is filled up from another shuffle, where
-the authors' is smaller.
+Departures from the paper:
+  - The last batch of an epoch is completed from another shuffle, because all
+    batches have the same size; the authors' last batch is smaller.
+  - The length of the stage `labelled` is given in steps; the authors train for
+    100 epochs of 20 copies.
+  - Predictions are evaluated without dropout, as in the authors' code.
 """
 
 import functools
@@ -27,9 +32,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from ssljax import losses, optimizers
+from ssljax import losses
 from ssljax.active import acquisition
-from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, no_update
+from ssljax.core import (
+  UNLABELLED,
+  BatchSpec,
+  EpochUpdate,
+  Loss,
+  Method,
+  PerExample,
+  Stage,
+)
 from ssljax.errors import non_negative, positive
 
 Membership = Literal['all', 'stepwise', 'none']
@@ -37,11 +50,11 @@ Membership = Literal['all', 'stepwise', 'none']
 
 @struct.dataclass
 class PseudoLabels:
-  """The memory; N images, rounded up over the devices."""
+  """The memory; N images, and padding."""
 
   labels: jax.Array  # [N] int32 ψ
   entropy: jax.Array  # [N] H(f̃_T')
-  member: jax.Array  # [N] bool, whether it is in D
+  member: jax.Array  # [N] bool, True for images in D
   threshold: jax.Array  # [] θ
 
 
@@ -50,8 +63,8 @@ LAYOUT = PseudoLabels(
 )
 
 
-def deepbass_loss(net):
-  """The loss of a `Stage`, Eq. 2 and 5."""
+def deepbass_loss(net) -> Loss:
+  """Return the loss of both stages, Eq. 2 and 5."""
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
@@ -73,8 +86,13 @@ def deepbass_loss(net):
   return loss
 
 
-def sampled_with(net, passes: int):
-  """`per_example` of a `Stage`: what so many passes with dropout say."""
+def sampled_with(net, passes: int) -> PerExample:
+  """Return the function that summarises predictions with dropout.
+
+  Args:
+    net: the `Network`.
+    passes: number of passes, T or T'.
+  """
   sample = acquisition.sampler(net, passes)
 
   def per_example(state, image, key):
@@ -84,27 +102,32 @@ def sampled_with(net, passes: int):
 
 
 def threshold(entropy, known) -> jax.Array:
-  """θ `[]`, Eq. 8: the mean of `entropy [N]` where `known [N]`."""
+  """Compute θ `[]`, Eq. 8: the mean of `entropy [N]` where `known [N]`."""
   return losses.mean_where(entropy, known)
 
 
-def refresh_with(membership: Membership):
-  """`epoch_update` of a `Stage`: pseudo-labels, and what is learned from them."""
+def update_with(membership: Membership) -> EpochUpdate:
+  """Return the update of pseudo-labels and D before each epoch, Eq. 4, 8, 9.
 
-  def epoch_update(state, observed):
+  Args:
+    membership: 'all' or 'stepwise', see `deepbass`.
+  """
+
+  def epoch_update(state, mapped):
     memory = state.memory
-    sampled, theta = observed, memory.threshold
+    sampled, theta = mapped, memory.threshold
     if membership == 'stepwise':
-      sampled, of_known = observed
+      sampled, of_known = mapped
       entropy = acquisition.entropy(of_known)
       theta = threshold(entropy, state.labels != UNLABELLED)
     entropy = acquisition.entropy(sampled)
     below = membership == 'all' or entropy < theta
+    is_image = jnp.arange(len(entropy)) < state.images  # not padding
     memory = PseudoLabels(
-      jnp.argmax(sampled.mean, axis=-1).astype(jnp.int32),
-      entropy,
-      (memory.member | below) & (jnp.arange(len(entropy)) < state.images),
-      theta,
+      labels=jnp.argmax(sampled.mean, axis=-1).astype(jnp.int32),
+      entropy=entropy,
+      member=(memory.member | below) & is_image,
+      threshold=theta,
     )
     return state.replace(memory=memory)
 
@@ -112,16 +135,24 @@ def refresh_with(membership: Membership):
 
 
 def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
-  """`init` of the method: D is empty before the second stage."""
+  """Return the initial memory: D is empty before the second stage."""
   del key, params, stats
   zeros = jnp.zeros(spec.rows)
   return PseudoLabels(
-    zeros.astype(jnp.int32), zeros, zeros.astype(bool), jnp.zeros([])
+    labels=zeros.astype(jnp.int32),
+    entropy=zeros,
+    member=zeros.astype(bool),
+    threshold=jnp.zeros([]),
   )
 
 
 def multiplicity(state, upsample: int) -> jax.Array:
-  """How often `[N]` int32 an epoch has each row, of X and of D."""
+  """Return the sampling multiplicity `[N]` int32 of each row in an epoch.
+
+  Args:
+    state: state between two epochs.
+    upsample: multiplicity of the images of X; that of D is 1.
+  """
   member = state.memory.member.astype(jnp.int32)
   return jnp.where(state.labels != UNLABELLED, upsample, member)
 
@@ -138,52 +169,55 @@ def deepbass(
   labelled_passes: int = 100,
   upsample: int = 20,
 ) -> Method:
-  """DeepBASS with the paper's constants.
+  """Return DeepBASS with the paper's constants.
 
   Args:
-    net: the `Network`; it has dropout.
-    tx: `steps -> optimiser` of both stages.
-    batch_spec: `batch_spec.unlabelled` images per step, labelled or not.
-    steps: length of the first stage, on the labelled images alone; the paper's
-      is 100 epochs of their copies.
-    iterations: of the second stage, an epoch each; 0 leaves it out.
-    membership: which pseudo-labels are learned from: all, those that were ever
-      below the threshold θ, or none (active learning alone).
-    passes: T', with dropout, over all images.
-    labelled_passes: T, over the labelled ones, for θ.
-    upsample: copies of a labelled image for one of another.
+    net: the `Network`; it needs dropout.
+    tx: `steps -> optimiser` of both stages, see `optimizers.optimizer`.
+    batch_spec: its unlabelled part is the number of images per step, labelled
+      or not.
+    steps: length of the first stage, on the labelled images alone; the paper
+      trains 100 epochs of their copies.
+    iterations: length of the second stage in epochs; 0 leaves it out.
+    membership: images whose pseudo-labels are learned from: all, those that
+      were below the threshold θ at least once, or none (active learning alone).
+    passes: T', passes with dropout over all images.
+    labelled_passes: T, passes with dropout over the labelled images, for θ.
+    upsample: multiplicity of a labelled image in an epoch.
   """
   positive(steps=steps, batch_unlabelled=batch_spec.unlabelled, passes=passes)
   positive(labelled_passes=labelled_passes, upsample=upsample)
   non_negative(iterations=iterations)
-  often = functools.partial(multiplicity, upsample=upsample)
   first = Stage(
-    'labelled',
-    steps,
-    tx(steps),
-    BatchSpec(0, batch_spec.unlabelled, include_labelled=True),
-    deepbass_loss(net),
-    multiplicity=often,
-    asks=False,
+    name='labelled',
+    steps=steps,
+    tx=tx(steps),
+    batch_spec=BatchSpec(0, batch_spec.unlabelled, include_labelled=True),
+    loss=deepbass_loss(net),
+    multiplicity=functools.partial(multiplicity, upsample=upsample),
+    acquire_labels=False,
   )
-  stepwise = membership == 'stepwise'
   second = first._replace(
     name='iterations',
     steps=0,
     epochs=iterations,
-    asks=True,
+    acquire_labels=True,
     keep_optimizer=True,
-    per_example=None if membership == 'none' else sampled_with(net, passes),
-    per_labelled_example=sampled_with(net, labelled_passes)
-    if stepwise
-    else None,
-    epoch_update=no_update
-    if membership == 'none'
-    else refresh_with(membership),
   )
-  stages = (first, second) if iterations else (first,)
+  if membership != 'none':
+    second = second._replace(
+      per_example=sampled_with(net, passes),
+      epoch_update=update_with(membership),
+    )
+  if membership == 'stepwise':
+    second = second._replace(
+      per_labelled_example=sampled_with(net, labelled_passes)
+    )
   return Method(
-    'deepbass', stages, no_pseudo_labels, LAYOUT, optimizers.weights
+    name='deepbass',
+    stages=(first, second) if iterations else (first,),
+    init=no_pseudo_labels,
+    layout=LAYOUT,
   )
 
 

@@ -1,30 +1,39 @@
 """LLP: local label propagation over a bank of embeddings.
 
 Zhuang, Ding, Murli, Yamins, 2019. An image has an embedding v on the unit
-sphere and logits ŷ; a bank holds a running average v̄ of every image's
-embedding, and with it a pseudo-label y and a confidence c, which are 1 and the
-truth where the label is given. Per step, on images drawn from all:
+sphere and logits ŷ. For every image a bank holds a running average v̄ of its
+embedding, a pseudo-label y and a confidence c; y is the true label and c is 1
+for labelled images. Every step draws a batch from all images, and
 
-  1. descend  mean c·(L_C + L_A)                                       Eq. 4
-       L_C = CE(y, softmax ŷ), L_A = −log P(A|v), A = {i: y_i = y},    Eq. 3
-       P(i|v) = exp(v̄_i·v/τ) / Σ_j exp(v̄_j·v/τ)                        Eq. 1
-  2. v̄ ← unit(m v̄ + (1−m) v)
-  3. propagate, from the labelled rows of the bank before 2:
-       ω_i = exp(v̄_i·v/τ) / ρ_i, of the K rows with the largest,       Eq. 7
+  1. minimises  mean c·(L_C + L_A)                                      Eq. 4
+       L_C = CE(y, softmax ŷ), L_A = −log P(A|v), A = {i: y_i = y}      Eq. 3
+       P(i|v) = exp(v̄_i·v/τ) / Σ_j exp(v̄_j·v/τ)                         Eq. 1
+  2. updates v̄ ← normalize(m v̄ + (1−m) v)
+  3. propagates labels from the labelled rows of the bank before 2:
+       ω_i = exp(v̄_i·v/τ) / ρ_i for the K rows with the largest value   Eq. 7
        w_j = Σ_{y_i = j} ω_i, y ← argmax w, c ← max w / Σ w          Eq. 6, 8
-  and before each epoch ρ_i = Σ_{T nearest of i} exp(v̄_i·v̄_j/τ), of all rows.
 
-Until it has been propagated to, an image's pseudo-label is an index of its own
-and L_C leaves it out: L_A is then instance recognition. That alone is the
-first stage, `warm`, which hands over weights and bank.
+Before each epoch it computes ρ_i = Σ_{T nearest of i} exp(v̄_i·v̄_j/τ) over all
+rows.
 
-Readings, of the authors' code where the paper is silent: the loss sees y and c
-of the image's visit before, the bank before it is written to, and no normaliser
-in ρ; a row is its own nearest. The released step takes the classifier's
-prediction for a pseudo-label instead of 3: `pseudo_labels`.
+Before the first propagation to an image its pseudo-label is an index of its
+own, and L_C leaves it out: L_A is then instance recognition. The first stage,
+`warm`, consists of instance recognition alone and passes on weights and bank.
 
-Departures: a row that is drawn twice in a batch is written once, from where it
-stands first; weight decay is of kernels alone.
+Readings of the paper, where it is silent, after the authors' code:
+  - The loss uses y and c from the image's previous visit, and the bank before
+    it is updated.
+  - ρ has no normaliser, and a row counts as its own nearest neighbour.
+  - The noise-contrastive loss of `warm` has a fixed normaliser, see `contrast`.
+The code propagates the classifier's prediction instead of step 3:
+`pseudo_labels='classifier'`.
+
+Departures from the paper:
+  - A row that occurs twice in a batch is written once, from its first place.
+  - Only parameters of rank 2 or more decay (`optimizers.optimizer`); in the
+    authors' code all but those of batch norm do.
+  - Optional: the softmax loss over the whole bank in `warm`
+    (`warm_loss='softmax'`), and a bank in bfloat16.
 """
 
 import functools
@@ -36,22 +45,30 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from ssljax import losses, neighbours, optimizers
-from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, add_labels
+from ssljax import losses, neighbours
+from ssljax.core import (
+  UNLABELLED,
+  BatchSpec,
+  EpochUpdate,
+  Loss,
+  Method,
+  Stage,
+  add_labels,
+)
 from ssljax.errors import fraction, non_negative, positive, require
 
-ABSENT = -1  # the label of a row that only fills up a device
+ABSENT = -1  # label of padding
 
 
 @struct.dataclass
 class Bank:
-  """The memory; N images and M labelled ones, rounded up over the devices."""
+  """The memory; N images, M labelled images, and padding of both."""
 
   rows: jax.Array  # [N, D] v̄
   labels: jax.Array  # [N] int32: a class, C + the row's own number, or ABSENT
   confidence: jax.Array  # [N] c
-  known: jax.Array  # [M, D] rows of the labelled images, once more
-  known_rows: jax.Array  # [M] int32 in rising order; N where rounded up
+  known: jax.Array  # [M, D] a copy of the labelled images' rows
+  known_rows: jax.Array  # [M] int32 their numbers in rising order; N in padding
   log_density: jax.Array  # [M] log ρ
 
 
@@ -65,8 +82,8 @@ LAYOUT = Bank(
 )
 
 
-class Arms(NamedTuple):
-  """What Table 6 switches, and its numbers."""
+class Settings(NamedTuple):
+  """Hyper-parameters, among them the ablations of Table 6; see `llp`."""
 
   neighbours: int  # K
   density_neighbours: int  # T
@@ -79,23 +96,17 @@ class Arms(NamedTuple):
   bank_dtype: str
 
 
-def unit(x: jax.Array) -> jax.Array:
-  """Rows `[..., D]` of length 1."""
-  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
-
-
 def propagate(v, known, classes, log_density, k: int, tau: float, count: int):
-  """Pseudo-labels `[B]` int32 and confidences `[B]`, Eq. 5–8.
+  """Compute pseudo-labels `[B]` int32 and confidences `[B]`, Eq. 5–8.
 
   Args:
-    v: `[B, D]` of length 1.
+    v: `[B, D]` embeddings of length 1.
     known: `[M, D]` rows of the labelled images.
-    classes: `[M]` int32; UNLABELLED rows have no vote.
+    classes: `[M]` int32 their classes; UNLABELLED rows have no vote.
     log_density: `[M]` log ρ.
-    k: K, at most M.
-    tau: τ.
-    count: C.
+    k: K, the number of neighbours that vote, at most M.
+    tau: τ, the temperature.
+    count: C, the number of classes.
   """
   chex.assert_rank([v, known, classes, log_density], [2, 2, 1, 1])
   bias = jnp.where(classes == UNLABELLED, -jnp.inf, -tau * log_density)
@@ -109,16 +120,17 @@ def propagate(v, known, classes, log_density, k: int, tau: float, count: int):
 
 
 def first_of_each(rows: jax.Array) -> jax.Array:
-  """Whether a row of `rows [B]` has not been seen before it, `[B]` bool."""
+  """Return True `[B]` for the first occurrence of each of `rows [B]`."""
   same = rows[:, None] == rows[None]
   return ~jnp.any(jnp.tril(same, -1), axis=1)
 
 
 def places_of(rows, known_rows) -> jax.Array:
-  """Where each of `rows [B]` stands, or would stand, in `known_rows [M]`.
+  """Return the place `[B]` of each of `rows [B]` in `known_rows [M]`.
 
-  Every device looks up its own: left to the compiler, all of them exchange
-  something at each halving.
+  A row that is not there gets the place at which it would be inserted. Every
+  device looks up its own rows: without `shard_map` the compiler would exchange
+  data at each step of the binary search.
   """
   search = lambda rows, known_rows: jnp.searchsorted(known_rows, rows)
   if not jax.sharding.get_abstract_mesh().empty:
@@ -129,18 +141,19 @@ def places_of(rows, known_rows) -> jax.Array:
 
 
 def write(memory: Bank, rows, v, labels, confidence, momentum: float) -> Bank:
-  """The bank with a batch's embeddings, pseudo-labels and confidences.
+  """Write a batch's embeddings, pseudo-labels and confidences into the bank.
 
   Args:
-    memory: as it was.
-    rows: `[B]` of the batch.
+    memory: bank before the step.
+    rows: `[B]` int32 rows of the batch.
     v: `[B, D]` their embeddings.
-    labels: `[B]` int32.
-    confidence: `[B]`.
-    momentum: m.
+    labels: `[B]` int32 their pseudo-labels.
+    confidence: `[B]` their confidences.
+    momentum: m, the share of the old row.
   """
   old = memory.rows[rows].astype(v.dtype)
-  new = unit(momentum * old + (1 - momentum) * v).astype(memory.rows.dtype)
+  new = neighbours.normalize(momentum * old + (1 - momentum) * v)
+  new = new.astype(memory.rows.dtype)
   first = first_of_each(rows)
   place = jnp.where(first, rows, len(memory.rows))
   at = places_of(rows, memory.known_rows)
@@ -157,7 +170,7 @@ def write(memory: Bank, rows, v, labels, confidence, momentum: float) -> Bank:
 
 
 def known_classes(state) -> jax.Array:
-  """Classes `[M]` of the labelled rows; UNLABELLED where rounded up."""
+  """Return the classes `[M]` of the labelled rows; UNLABELLED in padding."""
   rows = state.memory.known_rows
   inside = rows < len(state.labels)
   clipped = jnp.minimum(rows, len(state.labels) - 1)
@@ -165,53 +178,69 @@ def known_classes(state) -> jax.Array:
 
 
 def aggregate(v, own, memory: Bank, tau: float) -> jax.Array:
-  """L_A `[B]` of embeddings `[B, D]` with labels `own [B]`, Eq. 3."""
+  """Compute L_A `[B]`, Eq. 3.
+
+  Args:
+    v: `[B, D]` embeddings.
+    own: `[B]` int32 their labels.
+    memory: the bank.
+    tau: τ, the temperature.
+  """
   return neighbours.aggregation_loss(v, own, memory.rows, memory.labels, tau)
 
 
-def infer(v, logits, state, arms: Arms) -> tuple[jax.Array, jax.Array]:
-  """Pseudo-labels and confidences `[B]` of embeddings and logits."""
-  if arms.pseudo_labels == 'classifier':
+def infer(v, logits, state, settings: Settings) -> tuple[jax.Array, jax.Array]:
+  """Compute pseudo-labels `[B]` int32 and confidences `[B]`.
+
+  Args:
+    v: `[B, D]` embeddings.
+    logits: `[B, C]`.
+    state: state before the step.
+    settings: hyper-parameters.
+  """
+  if settings.pseudo_labels == 'classifier':
     p = jax.nn.softmax(logits)
     return jnp.argmax(p, axis=-1).astype(jnp.int32), jnp.max(p, axis=-1)
   memory = state.memory
   density = (
-    memory.log_density if arms.density else jnp.zeros_like(memory.log_density)
+    memory.log_density
+    if settings.density
+    else jnp.zeros_like(memory.log_density)
   )
   return propagate(
     v,
     memory.known,
     known_classes(state),
     density,
-    arms.neighbours,
-    arms.temperature,
+    settings.neighbours,
+    settings.temperature,
     logits.shape[-1],
   )
 
 
-def llp_loss(net, arms: Arms):
-  """The loss of a `Stage`, Eq. 4, which propagates to the batch's rows."""
+def llp_loss(net, settings: Settings) -> Loss:
+  """Return the loss of `propagate`, Eq. 4, which also updates the bank."""
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
-    v, memory = unit(outputs.embedding), state.memory
+    v, memory = neighbours.normalize(outputs.embedding), state.memory
     own, sure = memory.labels[batch.rows], memory.confidence[batch.rows]
     of_class = own < outputs.logits.shape[-1]
     known = jnp.where(of_class, own, UNLABELLED)
-    aggregation = aggregate(v, own, memory, arms.temperature)
-    entropy = losses.cross_entropy(outputs.logits, known)
-    weight = sure if arms.confidence else jnp.ones_like(sure)
+    aggregation = aggregate(v, own, memory, settings.temperature)
+    cross_entropy = losses.cross_entropy(outputs.logits, known)
+    weight = sure if settings.confidence else jnp.ones_like(sure)
     parts = {'aggregation': jnp.mean(weight * aggregation)}
-    if arms.categorize:
-      parts['cross_entropy'] = jnp.mean(weight * entropy)
+    if settings.categorize:
+      parts['cross_entropy'] = jnp.mean(weight * cross_entropy)
 
     v, logits = jax.lax.stop_gradient((v, outputs.logits))
-    labels, sure = infer(v, logits, state, arms)
+    labels, sure = infer(v, logits, state, settings)
     truth = state.labels[batch.rows]
     unknown = truth == UNLABELLED
     labels = jnp.where(unknown, labels, truth)
     sure = jnp.where(unknown, sure, 1.0)
-    memory = write(memory, batch.rows, v, labels, sure, arms.bank_momentum)
+    memory = write(memory, batch.rows, v, labels, sure, settings.bank_momentum)
     share = lambda x: jnp.mean(x.astype(v.dtype))
     metrics = parts | {
       'confidence': losses.mean_where(sure, unknown),
@@ -224,13 +253,21 @@ def llp_loss(net, arms: Arms):
   return loss
 
 
-def instance_loss(net, arms: Arms, kind: str, negatives: int):
-  """The loss of the first `Stage`: every image is a class of its own."""
+def instance_loss(net, settings: Settings, kind: str, negatives: int) -> Loss:
+  """Return the loss of `warm`: every image is a class of its own.
+
+  Args:
+    net: the `Network`.
+    settings: hyper-parameters.
+    kind: 'nce' or 'softmax'.
+    negatives: rows of the bank that 'nce' contrasts with.
+  """
 
   def loss(params, state, batch, key):
     net_key, negative_key = jax.random.split(key)
     outputs, stats = net.train(params, state.stats, batch.image, net_key)
-    v, memory, tau = unit(outputs.embedding), state.memory, arms.temperature
+    v, memory = neighbours.normalize(outputs.embedding), state.memory
+    tau = settings.temperature
     own = memory.labels[batch.rows]
     if kind == 'softmax':
       total = jnp.mean(aggregate(v, own, memory, tau))
@@ -247,30 +284,31 @@ def instance_loss(net, arms: Arms, kind: str, negatives: int):
       )
     v = jax.lax.stop_gradient(v)
     sure = memory.confidence[batch.rows]
-    memory = write(memory, batch.rows, v, own, sure, arms.bank_momentum)
+    memory = write(memory, batch.rows, v, own, sure, settings.bank_momentum)
     state = state.replace(stats=stats, memory=memory)
     return total, (state, {'instance': total})
 
   return loss
 
 
-# Z of Eq. 1 over N, as the authors' fixed it on ImageNet.
+# The normaliser of Eq. 1 divided by N, as the authors fixed it on ImageNet.
 NORMALISER = 2876934.2 / 1281167
 
 
 def contrast(v, own, others, count: int, tau: float) -> jax.Array:
-  """Noise-contrastive estimate `[B]` of −log P(i|v), P with a constant Z.
+  """Compute a noise-contrastive estimate `[B]` of −log P(i|v).
 
-  Wu et al. 2018 (arXiv:1805.01978), Eq. 7–8, whose noise is uniform over N.
+  Wu et al. 2018 (arXiv:1805.01978), Eq. 7–8, with a constant normaliser and
+  noise that is uniform over N.
 
   Args:
-    v: `[B, D]` of length 1.
-    own: `[B, D]` the bank's rows of the same images.
+    v: `[B, D]` embeddings of length 1.
+    own: `[B, D]` rows of the bank of the same images.
     others: `[R, D]` rows of the bank, drawn uniformly.
-    count: N.
-    tau: τ.
+    count: N, the number of images.
+    tau: τ, the temperature.
   """
-  noise = len(others) / count  # R P_n
+  noise = len(others) / count  # R times the probability of a row
   h = lambda p: p / (p + noise + neighbours.EPSILON)
   p = lambda s: jnp.exp(s / tau) / (NORMALISER * count)
   true = p(jnp.sum(v * own, axis=-1))
@@ -278,17 +316,17 @@ def contrast(v, own, others, count: int, tau: float) -> jax.Array:
   return -jnp.log(h(true)) - jnp.sum(jnp.log1p(-h(false)), axis=-1)
 
 
-def estimate_density(arms: Arms):
-  """`epoch_update` of a `Stage`: ρ of the labelled rows, Eq. 7."""
+def estimate_density(settings: Settings) -> EpochUpdate:
+  """Return the update of ρ of the labelled rows before each epoch, Eq. 7."""
 
-  def epoch_update(state, observed):
-    del observed
+  def epoch_update(state, mapped):
+    del mapped
     memory = state.memory
     density = neighbours.log_density(
       memory.known,
       memory.rows,
-      arms.density_neighbours,
-      arms.temperature,
+      settings.density_neighbours,
+      settings.temperature,
       memory.labels == ABSENT,
     )
     return state.replace(memory=memory.replace(log_density=density))
@@ -296,17 +334,23 @@ def estimate_density(arms: Arms):
   return epoch_update
 
 
-def empty_bank(arms: Arms, key, params, stats, spec) -> Bank:
-  """Rows U(−s, s), s = √(3/D), every image with a label of its own."""
+def init_bank(settings: Settings, key, params, stats, spec) -> Bank:
+  """Return the initial bank, see `core.InitMemory`.
+
+  Rows are U(−s, s) with s = √(3/D), and every image has a label of its own.
+
+  Raises:
+    InputError: there are fewer images than neighbours.
+  """
   del params, stats
-  k, t, images = arms.neighbours, arms.density_neighbours, spec.images
+  k, t, images = settings.neighbours, settings.density_neighbours, spec.images
   require(
-    arms.pseudo_labels == 'classifier' or k <= spec.labelled,
+    settings.pseudo_labels == 'classifier' or k <= spec.labelled,
     f'`neighbours`={k}: there are {spec.labelled} labelled images: give at '
     'most as many, or more `labels`',
   )
   require(
-    not arms.density or t <= images,
+    not settings.density or t <= images,
     f'`density_neighbours`={t}: there are {images} images: give at most as '
     'many, or `density=False`',
   )
@@ -318,33 +362,33 @@ def empty_bank(arms: Arms, key, params, stats, spec) -> Bank:
   number = jnp.arange(spec.rows, dtype=jnp.int32)
   labels = jnp.where(number < images, spec.classes + number, ABSENT)
   known = rows_of_labels(spec.labels, spec.padded(spec.labelled + spec.extra))
-  rows = rows.astype(arms.bank_dtype)
+  rows = rows.astype(settings.bank_dtype)
   return Bank(
-    rows,
-    labels,
-    jnp.ones(spec.rows),
-    rows[jnp.minimum(known, spec.rows - 1)],
-    known,
-    jnp.zeros(len(known)),
+    rows=rows,
+    labels=labels,
+    confidence=jnp.ones(spec.rows),
+    known=rows[jnp.minimum(known, spec.rows - 1)],
+    known_rows=known,
+    log_density=jnp.zeros(len(known)),
   )
 
 
 def rows_of_labels(labels, size: int) -> jax.Array:
-  """The rows `[size]` of `labels [N]` that have one; then N, that of no one."""
+  """Return the rows of `labels [N]` with a label, padded with N to `[size]`."""
   (known,) = jnp.nonzero(
     labels != UNLABELLED, size=size, fill_value=len(labels)
   )
   return known.astype(jnp.int32)
 
 
-def take_labels(arms: Arms, state, rows, labels):
-  """`add_labels` of the method: the new rows have a vote from now on."""
+def add_voters(settings: Settings, state, rows, labels):
+  """Give acquired labels a vote, see `core.AddLabels`."""
   state = add_labels(state, rows, labels)
   memory = state.memory
   known = rows_of_labels(state.labels, len(memory.known_rows))
   some = memory.rows[jnp.minimum(known, len(state.labels) - 1)]
   memory = memory.replace(known=some, known_rows=known)
-  return estimate_density(arms)(state.replace(memory=memory), None)
+  return estimate_density(settings)(state.replace(memory=memory), None)
 
 
 def llp(
@@ -366,28 +410,29 @@ def llp(
   warm_loss: Literal['nce', 'softmax'] = 'nce',
   negatives: int = 4096,
 ) -> Method:
-  """LLP with the paper's constants.
+  """Return LLP with the paper's constants.
 
   Args:
-    net: the `Network`; its embedding is brought to length 1 here.
+    net: the `Network`; this method normalises its embedding to length 1.
     tx: `steps -> optimiser` of a stage, see `optimizers.optimizer`.
-    batch_spec: `batch_spec.unlabelled` images per step, of all that the run admits, labelled or
-      not.
-    steps: length of the stage that propagates.
-    neighbours: K labelled neighbours that vote.
-    density_neighbours: T neighbours that a labelled row's density is over.
-    temperature: τ.
-    bank_momentum: m, the share of a row of the bank that stays.
-    confidence: weigh an image's loss by its confidence (Table 6: not in woc).
-    categorize: learn the classifier too (Table 6: wc).
-    density: divide a vote by the density about it (Table 6: lw).
-    pseudo_labels: of the neighbours, or the classifier's prediction and
-      its probability, as in the released code.
-    bank_dtype: of the bank's rows; 'bfloat16' takes half the memory, and rounds
-      a product of unit rows by at most 2⁻⁸.
+    batch_spec: its unlabelled part is the number of images per step, drawn from
+      all that the run admits, labelled or not.
+    steps: length of the stage `propagate`.
+    neighbours: K, labelled neighbours that vote.
+    density_neighbours: T, neighbours in the density of a labelled row.
+    temperature: τ, the temperature of all softmax functions over the bank.
+    bank_momentum: m, the share of the old row when the bank is updated.
+    confidence: weight an image's loss by its confidence (Table 6: not in woc).
+    categorize: train the classifier as well (Table 6: wc).
+    density: divide a vote by the local density (Table 6: lw).
+    pseudo_labels: propagate from the neighbours, or take the classifier's
+      prediction and its probability, as in the released code.
+    bank_dtype: type of the bank's rows; 'bfloat16' halves the memory and rounds
+      a product of normalised rows by at most 2⁻⁸.
     warm: steps of a first stage of instance recognition; 0 leaves it out.
-    warm_loss: its loss: noise-contrastive, or the softmax over the whole bank.
-    negatives: rows of the bank that 'nce' contrasts a step's images with.
+    warm_loss: loss of the first stage: noise-contrastive, or the softmax over
+      the whole bank.
+    negatives: rows of the bank that 'nce' contrasts the images of a step with.
   """
   positive(
     steps=steps, batch_unlabelled=batch_spec.unlabelled, temperature=temperature
@@ -396,33 +441,42 @@ def llp(
   positive(negatives=negatives)
   non_negative(warm=warm)
   fraction(bank_momentum=bank_momentum)
-  arms = Arms(
-    neighbours,
-    density_neighbours,
-    temperature,
-    bank_momentum,
-    confidence,
-    categorize,
-    density,
-    pseudo_labels,
-    bank_dtype,
+  settings = Settings(
+    neighbours=neighbours,
+    density_neighbours=density_neighbours,
+    temperature=temperature,
+    bank_momentum=bank_momentum,
+    confidence=confidence,
+    categorize=categorize,
+    density=density,
+    pseudo_labels=pseudo_labels,
+    bank_dtype=bank_dtype,
   )
-  every = BatchSpec(0, batch_spec.unlabelled, include_labelled=True)
-  propagating = Stage('propagate', steps, tx(steps), every, llp_loss(net, arms))
+  all_images = BatchSpec(0, batch_spec.unlabelled, include_labelled=True)
+  propagating = Stage(
+    name='propagate',
+    steps=steps,
+    tx=tx(steps),
+    batch_spec=all_images,
+    loss=llp_loss(net, settings),
+  )
   if density and pseudo_labels == 'neighbours':
-    propagating = propagating._replace(epoch_update=estimate_density(arms))
-  alone = Stage(
-    'warm',
-    warm,
-    tx(max(1, warm)),
-    every,
-    instance_loss(net, arms, warm_loss, negatives),
-    asks=False,
+    propagating = propagating._replace(epoch_update=estimate_density(settings))
+  recognising = Stage(
+    name='warm',
+    steps=warm,
+    tx=tx(max(1, warm)),
+    batch_spec=all_images,
+    loss=instance_loss(net, settings, warm_loss, negatives),
+    acquire_labels=False,
   )
-  stages = (alone, propagating) if warm else (propagating,)
-  init = functools.partial(empty_bank, arms)
-  take = functools.partial(take_labels, arms)
-  return Method('llp', stages, init, LAYOUT, optimizers.weights, take)
+  return Method(
+    name='llp',
+    stages=(recognising, propagating) if warm else (propagating,),
+    init=functools.partial(init_bank, settings),
+    layout=LAYOUT,
+    add_labels=functools.partial(add_voters, settings),
+  )
 
 
 # Settings of the paper, or of its code where the paper is silent, that differ

@@ -1,22 +1,30 @@
 """MA-DNN: Semi-Supervised Deep Learning with Memory.
 
-Chen, Zhu, Gong, ECCV 2018. Per step, on a batch of labelled and unlabelled
-images with features x and predictions p = softmax f(x):
+Chen, Zhu, Gong, ECCV 2018. Every step takes a batch of labelled and unlabelled
+images with features x and predictions p = softmax f(x), and performs
+Algorithm 1:
 
-  1. update the memory from the labelled images of each class j      Eq. 3
+  1. Update the memory with the labelled images of each class j:       Eq. 3
        k_j ← k_j − η Σ_i (k_j − x_i) / (1 + n_j)
-       v_j ← v_j − η Σ_i (v_j − p_i) / (1 + n_j),   normalised to Σ v_j = 1
-  2. read it: p̂ = Σ_j w_j v_j                                        Eq. 4
-       labelled:   w = onehot(y)                                     Eq. 5
-       unlabelled: w = softmax_j(−dist(x, k_j))                      Eq. 6
-  3. descend  CE(y, p) + λ mean[H(p̂) + max(p̂) D_KL(p‖p̂)]          Eq. 7–10
+       v_j ← v_j − η Σ_i (v_j − p_i) / (1 + n_j),  normalised to Σ v_j = 1
+  2. Read the memory: p̂ = Σ_j w_j v_j                                  Eq. 4
+       labelled images:    w = onehot(y)                               Eq. 5
+       unlabelled images:  w = softmax_j(−dist(x, k_j))                Eq. 6
+  3. Minimise CE(y, p) + λ mean[H(p̂) + max(p̂) D_KL(p‖p̂)].           Eq. 7–10
 
-The means are over the labelled images for CE and over all for the rest. No
-gradient flows through the update, all of step 2 has one (max(p̂) too).
+Departures from the paper:
+  - Label smoothing, gradient clipping, weight decay and the evaluation of
+    averaged weights follow the authors' code; the paper does not mention them.
+  - The cross-entropy is averaged over the labelled images, the memory loss over
+    all images of the batch, as in the authors' code; the paper leaves it open.
+  - No gradient flows through step 1, and full gradients flow through step 2,
+    the weight max(p̂) included, as in the authors' code.
+  - Logarithms add 1e-8 to a probability, and square roots 1e-10 to their
+    argument, so that gradients are finite.
 
-Departures: label smoothing, gradient clipping, weight decay and averaged
-weights at test time are the authors' code's, not the paper's. That code also
-reads `dist` as L1 (`distance='l1'`); the paper's Euclidean is the default.
+Differences between the paper and the authors' code, where the default follows
+the paper: the code computes `dist` as the L1 distance (`distance='l1'`), and
+reads the transposed matrix of values in Eq. 4 (not available here).
 """
 
 from typing import Literal
@@ -26,12 +34,18 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from ssljax import losses, optimizers
-from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, visible_labels
+from ssljax import losses
+from ssljax.core import (
+  UNLABELLED,
+  BatchSpec,
+  Method,
+  Stage,
+  visible_labels,
+)
 from ssljax.errors import fraction, non_negative, positive
 
 Distance = Literal['euclidean', 'l1']
-# Keeps the slope of a square root finite at 0.
+# Keeps the gradient of a square root finite at 0.
 EPSILON = 1e-10
 
 
@@ -44,7 +58,7 @@ class Slots:
 
 
 def empty_slots(classes: int, embedding: int) -> Slots:
-  """Keys 0 and uniform values: no prior knowledge."""
+  """Return slots without prior knowledge: keys 0 and uniform values."""
   return Slots(
     jnp.zeros([classes, embedding]),
     jnp.full([classes, classes], 1 / classes, jnp.float32),
@@ -52,13 +66,13 @@ def empty_slots(classes: int, embedding: int) -> Slots:
 
 
 def update(slots: Slots, x, p, labels, *, eta: float) -> Slots:
-  """Eq. 3; a class absent from the batch keeps its slot.
+  """Update the memory, Eq. 3. A class that is not in the batch keeps its slot.
 
   Args:
-    slots: the memory before this step.
+    slots: memory before this step.
     x: `[B, D]` features.
     p: `[B, C]` predictions.
-    labels: `[B]`, rows that are UNLABELLED count for no class.
+    labels: `[B]` int32; UNLABELLED rows belong to no class.
     eta: η, the memory's learning rate.
   """
   chex.assert_rank([x, p, labels], [2, 2, 1])
@@ -74,7 +88,13 @@ def update(slots: Slots, x, p, labels, *, eta: float) -> Slots:
 
 
 def distance(x, keys, kind: Distance) -> jax.Array:
-  """dist(x_b, k_j) `[B, C]` of features `[B, D]` and keys `[C, D]`."""
+  """Compute dist(x_b, k_j) `[B, C]`.
+
+  Args:
+    x: `[B, D]` features.
+    keys: `[C, D]` keys.
+    kind: distance of Eq. 6.
+  """
   square = jnp.square(x[:, None] - keys[None])
   if kind == 'l1':
     return jnp.sum(jnp.sqrt(square + EPSILON), axis=-1)
@@ -84,15 +104,15 @@ def distance(x, keys, kind: Distance) -> jax.Array:
 def assimilate(
   slots: Slots, x, labels, *, kind: Distance = 'euclidean', values: bool = True
 ) -> jax.Array:
-  """The memory's predictions p̂ `[B, C]`, Eq. 4–6.
+  """Compute the memory's predictions p̂ `[B, C]`, Eq. 4–6.
 
   Args:
-    slots: the updated memory.
+    slots: memory after this step's update.
     x: `[B, D]` features.
-    labels: `[B]`; a labelled row is addressed by position, an UNLABELLED one
-      by content.
-    kind: the distance of Eq. 6.
-    values: False reads the addresses themselves: p̂ = w (section 4.2).
+    labels: `[B]` int32; a labelled row is addressed by position, an UNLABELLED
+      row by content.
+    kind: distance of Eq. 6.
+    values: False returns the addresses: p̂ = w (section 4.2).
   """
   content = jax.nn.softmax(-distance(x, slots.keys, kind))
   position = jax.nn.one_hot(labels, slots.keys.shape[0])
@@ -101,11 +121,15 @@ def assimilate(
 
 
 def memory_terms(p, p_hat) -> tuple[jax.Array, jax.Array]:
-  """The two terms of Eq. 7 per image, each `[B]`.
+  """Compute the two terms of Eq. 7 for each image.
+
+  Args:
+    p: `[B, C]` predictions of the network.
+    p_hat: `[B, C]` predictions of the memory.
 
   Returns:
-    H(p̂), the model entropy (Eq. 8), and max(p̂)·D_KL(p‖p̂), the weighted
-    memory-network divergence (Eq. 9).
+    The model entropy H(p̂) `[B]` (Eq. 8), and the weighted memory-network
+    divergence max(p̂)·D_KL(p‖p̂) `[B]` (Eq. 9).
   """
   divergence = losses.kl_divergence(p, p_hat)
   return losses.entropy(p_hat), jnp.max(p_hat, axis=-1) * divergence
@@ -125,21 +149,21 @@ def madnn(
   values: bool = True,
   smoothing: float = 0.01,
 ) -> Method:
-  """MA-DNN with the paper's constants.
+  """Return MA-DNN with the paper's constants.
 
   Args:
     net: the `Network`.
-    tx: `steps -> optimiser` of a stage of that many steps.
+    tx: `steps -> optimiser` of a stage, see `optimizers.optimizer`.
     batch_spec: labelled and unlabelled images per step.
     steps: length of the only stage.
     eta: η of Eq. 3, the memory's learning rate.
     weight: λ of Eq. 10, weight of the memory loss.
-    distance: of Eq. 6; 'euclidean' is the paper, 'l1' its code.
-    model_entropy: the term H(p̂) of Eq. 7 (Table 2).
-    divergence: the term max(p̂)·D_KL(p‖p̂) of Eq. 7 (Table 2).
-    values: read value embeddings; without, p̂ = w (section 4.2).
-    smoothing: label smoothing of the cross-entropy; the authors' code has
-      0.001·C.
+    distance: distance of Eq. 6; 'euclidean' follows the paper, 'l1' its code.
+    model_entropy: include the term H(p̂) of Eq. 7 (Table 2).
+    divergence: include the term max(p̂)·D_KL(p‖p̂) of Eq. 7 (Table 2).
+    values: read value embeddings; without them p̂ = w (section 4.2).
+    smoothing: label smoothing of the cross-entropy; 0.001·C in the authors'
+      code.
   """
   positive(steps=steps, eta=eta)
   positive(
@@ -175,5 +199,11 @@ def madnn(
     total = metrics['cross_entropy'] + weight * memory_loss
     return total, (state, metrics)
 
-  stage = Stage('semi-supervised', steps, tx(steps), batch_spec, loss)
-  return Method('madnn', (stage,), init, weights=optimizers.weights)
+  stage = Stage(
+    name='semi-supervised',
+    steps=steps,
+    tx=tx(steps),
+    batch_spec=batch_spec,
+    loss=loss,
+  )
+  return Method(name='madnn', stages=(stage,), init=init)

@@ -1,32 +1,42 @@
 """R2-D2: repetitive reprediction deep decipher.
 
 Wang, Wu, AAAI 2021. Beside the network's logits ŷ every image has pseudo-logits
-ỹ of its own; p̂ = σ(ŷ), p̃ = σ(ỹ), σ the softmax. In turn:
+ỹ of its own; p̂ = σ(ŷ) and p̃ = σ(ỹ), where σ is the softmax. The stages are
 
-  1. supervised on the labelled images alone
-  2. decipher   ỹ ← ŷ, or 10·onehot(y) where labelled, which never changes; then
-                  descend  L = α·KL(p̂‖p̃) + β·H(p̂)                      Eq. 2
-                  ỹ ← ỹ − λ ∂L/∂ỹ                                       Eq. 7
-     repeat     the same once more, with ỹ ← ŷ again every few epochs and a
-                learning rate that is lowered each time          (section R2)
-  3. finetune   on the hard labels argmax ỹ of all images
+  supervised  cross-entropy on the labelled images alone
+  decipher    ỹ ← ŷ, or 10·onehot(y) for labelled images, where ỹ never changes;
+              then in every step
+                minimise  L = α·KL(p̂‖p̃) + β·H(p̂)                        Eq. 2
+                ỹ ← ỹ − λ ∂L/∂ỹ                                         Eq. 7
+  repeat i    the same as `decipher` with a lower learning rate; the stage is
+              split into parts, and each predicts ỹ ← ŷ again    (section "R2")
+  finetune    cross-entropy of the hard labels argmax ỹ on all images
 
-The network's slope flows through both factors of the divergence; ỹ is moved by
-the slope of the same forward pass.
+The network's gradient flows through both factors of the divergence. ỹ moves by
+the gradient of the same forward pass.
 
-The unit of λ: the authors' 4,000 multiplies the slope of a mean over a batch of
-512, so that an image's own slope, Eq. 6, is multiplied by 4000 / 512 = 7.8125.
-That number is `pseudo_rate`, and does not depend on the batch here. (Eq. 7 as
-printed would move ỹ by λα = 400, past every finite slope.)
+Unit of λ: the authors' λ = 4000 multiplies the gradient of a mean over a batch
+of 512, so the gradient of an image's own loss, Eq. 6, is multiplied by
+4000 / 512 = 7.8125. This number is `pseudo_rate`, and it does not depend on the
+batch size. (Eq. 7 as printed would move ỹ by λα = 400, more than any gradient.)
 
-What the paper proves is reported in training, of the batch's unlabelled rows:
-the entropies of p̃ and p̂ (Theorem 2: p̃ is the flatter), how far Σ_j ỹ_j is from
-what it was predicted as (Eq. 13: nowhere), and how far p̃ is from the
-exponential link of Theorem 1.
+The quantities that the paper's theorems are about are reported during training,
+for the unlabelled rows of the batch: the entropies of p̃ and p̂ (Theorem 2: p̃ is
+flatter), the distance of Σ_j ỹ_j from its value at prediction (Eq. 13: it stays
+0), and the distance of p̃ from the exponential link of Theorem 1.
 
-Departures: every stage has an optimiser state of its own; batch norm is over
-the labelled and unlabelled images of a batch together (the authors' code, over
-each of four devices' images); weight decay is of kernels alone.
+Departures from the paper:
+  - The unit of λ, see above; as in the authors' code.
+  - Every stage starts a new optimiser state. The authors' combined script keeps
+    one state through `decipher` and `repeat`.
+  - Batch norm is over the labelled and unlabelled images of a batch together.
+    In the authors' code each of four devices normalises its own images.
+  - Only parameters of rank 2 or more decay (`optimizers.optimizer`); in the
+    authors' code all parameters do.
+  - Cutout in the first and the last stage, and the cosine schedules of these
+    stages, follow the authors' code.
+The paper's labels for `finetune` are the default. The authors' code predicts
+them again at the start of the stage: `finetune_labels='repredicted'`.
 """
 
 from typing import Literal
@@ -37,34 +47,47 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from ssljax import losses, optimizers
+from ssljax import losses
 from ssljax.augment import standard
-from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, add_labels
+from ssljax.core import (
+  DEFAULT_VIEW,
+  UNLABELLED,
+  BatchSpec,
+  Loss,
+  Method,
+  PerExample,
+  Stage,
+  View,
+  add_labels,
+)
 from ssljax.errors import non_negative, positive, require
 from ssljax.methods.supervised import supervised_loss
 
 
 @struct.dataclass
 class PseudoLabels:
-  """The memory; N images, rounded up to divide over the devices."""
+  """The memory; N images, and padding."""
 
   logits: jax.Array  # [N, C] ỹ
-  sums: jax.Array  # [N] Σ_j ỹ_j as they were predicted
+  sums: jax.Array  # [N] Σ_j ỹ_j when ỹ was predicted
 
 
 Divergence = Literal['kl_reverse', 'kl', 'mse']
-KNOWN = 10.0  # K, the pseudo-logit of a given label
-# Learning rates of the parts of `repeat`, as shares of that of `decipher`.
+KNOWN = 10.0  # K, the pseudo-logit of a known label
+# Learning rates of the parts of `repeat`, relative to that of `decipher`.
 LOWERED = (1.0, 2 / 3, 1 / 3, 1 / 30)
 
 
 def classification_loss(
   y_hat, y_tilde, kind: Divergence = 'kl_reverse'
 ) -> jax.Array:
-  """L_c `[B]` of logits and pseudo-logits `[B, C]`.
+  """Compute L_c `[B]`.
 
-  'kl_reverse' is KL(p̂‖p̃) of Eq. 2, 'kl' KL(p̃‖p̂) and 'mse' ‖p̃ − p̂‖²
-  (Table 4).
+  Args:
+    y_hat: `[B, C]` logits ŷ.
+    y_tilde: `[B, C]` pseudo-logits ỹ.
+    kind: 'kl_reverse' is KL(p̂‖p̃) of Eq. 2, 'kl' is KL(p̃‖p̂) and 'mse' is
+      ‖p̃ − p̂‖² (Table 4).
   """
   chex.assert_equal_shape([y_hat, y_tilde])
   log_hat, log_tilde = map(jax.nn.log_softmax, (y_hat, y_tilde))
@@ -75,75 +98,87 @@ def classification_loss(
   return jnp.sum(jnp.exp(log_hat) * (log_hat - log_tilde), axis=-1)
 
 
-def entropy(y: jax.Array) -> jax.Array:
-  """H(σ(y)) `[B]` of logits `[B, C]`: L_e of Eq. 2 for ŷ."""
-  log_p = jax.nn.log_softmax(y)
-  return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
-
-
 def decipher_loss(
   y_hat, y_tilde, alpha: float, beta: float, kind: Divergence = 'kl_reverse'
 ) -> jax.Array:
-  """L `[B]` of Eq. 2, of logits and pseudo-logits `[B, C]`."""
-  return alpha * classification_loss(y_hat, y_tilde, kind) + beta * entropy(
-    y_hat
-  )
+  """Compute L `[B]`, Eq. 2, from ŷ and ỹ `[B, C]`."""
+  classification = classification_loss(y_hat, y_tilde, kind)
+  return alpha * classification + beta * losses.logit_entropy(y_hat)
 
 
-def of_predicted(y_hat, y) -> jax.Array:
-  """σ(y)_n `[B]`, n the class that ŷ predicts, of logits `[B, C]`."""
+def probability_of_predicted(y_hat, y) -> jax.Array:
+  """Compute σ(y)_n `[B]`, where n is the class that ŷ predicts.
+
+  Args:
+    y_hat: `[B, C]` logits ŷ.
+    y: `[B, C]` logits of the probability.
+  """
   n = jnp.argmax(y_hat, axis=-1)[:, None]
   return jnp.take_along_axis(jax.nn.softmax(y), n, axis=-1)[:, 0]
 
 
 def link(y_hat, y_tilde, alpha: float, beta: float) -> jax.Array:
-  """exp(−L/α) p̂_n^(1−β/α) `[B]`: what p̃_n becomes, Theorem 1.
+  """Compute exp(−L/α) p̂_n^(1−β/α) `[B]`, the limit of p̃_n by Theorem 1.
 
-  Of logits and pseudo-logits `[B, C]`. L is that of KL(p̂‖p̃), whatever is
-  descended.
+  L contains KL(p̂‖p̃) in any case, also if another divergence is minimised.
+
+  Args:
+    y_hat: `[B, C]` logits ŷ.
+    y_tilde: `[B, C]` pseudo-logits ỹ.
+    alpha: α of Eq. 2.
+    beta: β of Eq. 2.
   """
   loss = decipher_loss(y_hat, y_tilde, alpha, beta)
-  p_n = of_predicted(y_hat, y_hat)
+  p_n = probability_of_predicted(y_hat, y_hat)
   return jnp.exp(-loss / alpha) * p_n ** (1 - beta / alpha)
 
 
 def terms(y_hat, y_tilde, kind: Divergence) -> dict[str, jax.Array]:
-  """L_c and L_e of Eq. 2, `[B]` each, of logits and pseudo-logits `[B, C]`."""
+  """Compute L_c and L_e of Eq. 2, each `[B]`, from ŷ and ỹ `[B, C]`."""
   return {
     'classification': classification_loss(y_hat, y_tilde, kind),
-    'entropy': entropy(y_hat),
+    'entropy': losses.logit_entropy(y_hat),
   }
 
 
 def instruments(y_hat, y_tilde, sums, alpha, beta) -> dict[str, jax.Array]:
-  """What the paper proves something of, `[B]` each.
+  """Compute the quantities of the paper's theorems, each `[B]`.
 
   Args:
-    y_hat: logits `[B, C]`.
-    y_tilde: pseudo-logits `[B, C]`.
-    sums: `[B]` of the pseudo-logits as they were predicted.
+    y_hat: `[B, C]` logits ŷ.
+    y_tilde: `[B, C]` pseudo-logits ỹ.
+    sums: `[B]` sums of ỹ when it was predicted.
     alpha: α of Eq. 2.
     beta: β of Eq. 2.
   """
+  p_tilde = probability_of_predicted(y_hat, y_tilde)
   return {
-    'predicted_entropy': entropy(y_hat),
-    'pseudo_entropy': entropy(y_tilde),
+    'predicted_entropy': losses.logit_entropy(y_hat),
+    'pseudo_entropy': losses.logit_entropy(y_tilde),
     'logit_sum': jnp.sum(y_hat, axis=-1),
     'sum_drift': jnp.abs(jnp.sum(y_tilde, axis=-1) - sums),
-    'link_gap': jnp.abs(
-      of_predicted(y_hat, y_tilde) - link(y_hat, y_tilde, alpha, beta)
-    ),
+    'link_gap': jnp.abs(p_tilde - link(y_hat, y_tilde, alpha, beta)),
   }
 
 
-def deep_decipher_loss(net, alpha, beta, kind: Divergence, rate: float):
-  """The loss of a `Stage`, Eq. 2, which moves ỹ by Eq. 7; `rate` is λ/B."""
+def deep_decipher_loss(
+  net, alpha: float, beta: float, kind: Divergence, rate: float
+) -> Loss:
+  """Return the loss of `decipher`, Eq. 2, which also moves ỹ, Eq. 7.
+
+  Args:
+    net: the `Network`.
+    alpha: α of Eq. 2.
+    beta: β of Eq. 2.
+    kind: divergence of L_c.
+    rate: λ/B, factor of the gradient of an image's own loss.
+  """
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
     y_hat, y_tilde = outputs.logits, state.memory.logits[batch.rows]
     of = lambda y: decipher_loss(y_hat, y, alpha, beta, kind)
-    # The slope of each image's own loss; the network's is not of that slope.
+    # Gradient of each image's own loss; the network's gradient stops here.
     slope = jax.lax.stop_gradient(jax.grad(lambda y: of(y).sum())(y_tilde))
     unknown = state.labels[batch.rows] == UNLABELLED
     moved = jnp.where(unknown[:, None], -rate * slope, 0.0)
@@ -160,8 +195,8 @@ def deep_decipher_loss(net, alpha, beta, kind: Divergence, rate: float):
   return loss
 
 
-def hard_label_loss(net):
-  """The loss of a `Stage`: cross-entropy of argmax ỹ."""
+def hard_label_loss(net) -> Loss:
+  """Return the loss of `finetune`: cross-entropy of argmax ỹ."""
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
@@ -172,8 +207,8 @@ def hard_label_loss(net):
   return loss
 
 
-def predict(net):
-  """`per_example` of a `Stage`: the logits of images as they are."""
+def predict(net) -> PerExample:
+  """Return the function that predicts logits without augmentation."""
 
   def per_example(state, image, key):
     del key
@@ -183,23 +218,28 @@ def predict(net):
 
 
 def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
-  """`init` of the method: there are none before the second stage."""
+  """Return the initial memory, zeros: the second stage predicts it."""
   del key, params, stats
   logits = jnp.zeros([spec.rows, spec.classes])
   return PseudoLabels(logits, jnp.zeros(spec.rows))
 
 
-def predict_pseudo(state, observed):
-  """`epoch_update` of a `Stage`: ỹ ← ŷ, or 10·onehot(y) where the label is given."""
-  logits, labels = observed['logits'], state.labels  # [N, C] and [N]
+def predict_pseudo(state, mapped):
+  """Set ỹ ← ŷ, or 10·onehot(y) for labelled images: an `EpochUpdate`.
+
+  Args:
+    state: state at the start of a stage.
+    mapped: {'logits': [N, C]} ŷ of all images.
+  """
+  logits, labels = mapped['logits'], state.labels  # [N, C] and [N]
   given = KNOWN * jax.nn.one_hot(labels, logits.shape[-1])
   known = (labels != UNLABELLED)[:, None]
   logits = jnp.where(known, given, logits)
   return state.replace(memory=PseudoLabels(logits, jnp.sum(logits, axis=-1)))
 
 
-def take_labels(state, rows, labels):
-  """`add_labels` of the method: ỹ is 10·onehot(y) from now on."""
+def add_known_logits(state, rows, labels):
+  """Set ỹ ← 10·onehot(y) for acquired labels, see `core.AddLabels`."""
   state, memory = add_labels(state, rows, labels), state.memory
   answered = jnp.where(labels == UNLABELLED, len(memory.sums), rows)
   logits = KNOWN * jax.nn.one_hot(labels, memory.logits.shape[-1])
@@ -231,36 +271,39 @@ def r2d2(
   cutout: int = 16,
   force: bool = False,
 ) -> Method:
-  """R2-D2 with the constants of its code on CIFAR-10.
+  """Return R2-D2 with the constants of its code on CIFAR-10.
 
   Args:
     net: the `Network`.
     tx: `(steps, scale, **changes) -> optimiser` of a stage, see
       `optimizers.optimizer`.
-    batch_spec: labelled and unlabelled images per step of `decipher` and `repeat`.
+    batch_spec: labelled and unlabelled images per step of `decipher` and
+      `repeat`.
     steps: length of the stage `decipher`. Its learning rate and decay, and
       those of each part of `repeat`, are the run's.
     alpha: α of Eq. 2, weight of the divergence.
     beta: β of Eq. 2, weight of the entropy; below α (Theorem 1).
     divergence: L_c: KL(p̂‖p̃), KL(p̃‖p̂) or the squared distance (Table 4).
-    pseudo_rate: λ/B of Eq. 7: what an image's own slope is multiplied by; the
-      authors' λ = 4000 at their batch of 512.
+    pseudo_rate: λ/B of Eq. 7, factor of the gradient of an image's own loss;
+      the authors' λ = 4000 at their batch of 512.
     pretrain: steps of the first stage, `supervised`.
     pretrain_batch: labelled images per step of the first stage.
-    pretrain_rate: its learning rate, on a cosine of 7/6 of its length.
-    repeat: steps of the second time; 0 leaves it out (Table 1, column a).
-    interval: steps of each part of it; the authors' has four. One whole where
-      there is neither `repredict` nor `lower` (column b).
+    pretrain_rate: learning rate of the first stage, with a cosine decay over
+      7/6 of its length.
+    repeat: steps of all parts of `repeat` together; 0 leaves them out (Table 1,
+      column a).
+    interval: steps of each part of `repeat`; the authors have four parts. There
+      is a single part without `repredict` and `lower` (column b).
     repredict: predict the pseudo-logits again at the start of each part
       (Table 1, columns c and e).
     lower: lower the learning rate from part to part (columns d and e), to 1,
       2/3, 1/3 and from the fourth on 1/30 of the run's.
     finetune: steps of the last stage.
-    finetune_rate: its learning rate, on a cosine to 0.
-    finetune_labels: argmax of the pseudo-logits as they are, or of the
-      network's logits at the start of the stage.
-    cutout: side of the hole in the images of the first and the last stage; 0
-      for none.
+    finetune_rate: learning rate of the last stage, with a cosine decay to 0.
+    finetune_labels: argmax of the current pseudo-logits, or of the network's
+      logits at the start of the stage.
+    cutout: side of the square that is cut out of the images in the first and
+      the last stage, in pixels; 0 for none.
     force: allow beta to be alpha or more.
   """
   positive(steps=steps, pretrain=pretrain, finetune=finetune)
@@ -280,12 +323,18 @@ def r2d2(
     f'`interval`={interval}: does not divide `repeat`={repeat} steps: give '
     'one that does, or `repeat`=0 to leave the stage out',
   )
-  hole = standard.cutout(cutout) if cutout else None
+  hole = (View(DEFAULT_VIEW, standard.cutout(cutout)),) if cutout else ()
   loss = deep_decipher_loss(net, alpha, beta, divergence, pseudo_rate)
   again = dict(per_example=predict(net), epoch_update=predict_pseudo, every=0)
 
   def decipher(name, length, share=1.0, predicting=True):
-    stage = Stage(name, length, tx(length, share), batch_spec, loss)
+    stage = Stage(
+      name=name,
+      steps=length,
+      tx=tx(length, share),
+      batch_spec=batch_spec,
+      loss=loss,
+    )
     return stage._replace(**again) if predicting else stage
 
   part = interval if repredict or lower else repeat
@@ -300,27 +349,30 @@ def r2d2(
   ]
   cosine = dict(decay='cosine', decay_at=())
   first = Stage(
-    'supervised',
-    pretrain,
-    tx(pretrain * 7 // 6, learning_rate=pretrain_rate, **cosine),
-    BatchSpec(pretrain_batch, flag='pretrain_batch'),
-    supervised_loss(net),
-    augment=hole,
+    name='supervised',
+    steps=pretrain,
+    tx=tx(pretrain * 7 // 6, learning_rate=pretrain_rate, **cosine),
+    batch_spec=BatchSpec(pretrain_batch, flag='pretrain_batch'),
+    loss=supervised_loss(net),
+    views=hole,
   )
   last = Stage(
-    'finetune',
-    finetune,
-    tx(finetune, learning_rate=finetune_rate, **cosine),
-    BatchSpec(0, batch_spec.size, include_labelled=True),
-    hard_label_loss(net),
-    augment=hole,
+    name='finetune',
+    steps=finetune,
+    tx=tx(finetune, learning_rate=finetune_rate, **cosine),
+    batch_spec=BatchSpec(0, batch_spec.size, include_labelled=True),
+    loss=hard_label_loss(net),
+    views=hole,
   )
   if finetune_labels == 'repredicted':
     last = last._replace(**again)
-  stages = (first, decipher('decipher', steps), *repeated, last)
-  layout, weights = P('data'), optimizers.weights
-  init, take = no_pseudo_labels, take_labels
-  return Method('r2d2', stages, init, layout, weights, take)
+  return Method(
+    name='r2d2',
+    stages=(first, decipher('decipher', steps), *repeated, last),
+    init=no_pseudo_labels,
+    layout=P('data'),
+    add_labels=add_known_logits,
+  )
 
 
 # Settings of the authors' code on CIFAR-10 that differ from the defaults of

@@ -1,17 +1,23 @@
-"""Supervised training on the labelled rows alone: the common baseline.
+"""Supervised training on the labelled images alone: the common baseline.
 
-  descend  mean over the labelled rows of CE(y, softmax f(x))
-
-with the network, optimiser and steps of the method it is compared with.
+Minimises the mean over the labelled rows of CE(y, softmax f(x)), with the
+network, the optimiser and the steps of the method that it is compared with.
 """
 
-from ssljax import losses, optimizers
-from ssljax.core import UNLABELLED, BatchSpec, Method, Stage, visible_labels
+from ssljax import losses
+from ssljax.core import (
+  UNLABELLED,
+  BatchSpec,
+  Loss,
+  Method,
+  Stage,
+  visible_labels,
+)
 from ssljax.errors import fraction, positive
 
 
-def supervised_loss(net, *, smoothing: float = 0.0):
-  """The loss of a `Stage`: cross-entropy of the batch's labelled rows."""
+def supervised_loss(net, *, smoothing: float = 0.0) -> Loss:
+  """Return the loss of a stage: cross-entropy of the batch's labelled rows."""
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
@@ -26,19 +32,23 @@ def supervised_loss(net, *, smoothing: float = 0.0):
 def supervised(
   net, tx, batch_spec: BatchSpec, steps: int, *, smoothing: float = 0.0
 ) -> Method:
-  """Trains on the labelled part of the draw.
+  """Return the method that trains on the labelled part of the batch.
 
   Args:
     net: the `Network`.
     tx: `steps -> optimiser` of a stage, see `optimizers.optimizer`.
-    batch_spec: `batch_spec.unlabelled` is left out, since nothing is learned from it.
+    batch_spec: labelled images per step; its unlabelled part is left out,
+      because nothing is learned from it.
     steps: length of the only stage.
     smoothing: label smoothing of the cross-entropy.
   """
   positive(steps=steps, batch_labelled=batch_spec.labelled)
   fraction(smoothing=smoothing)
-  loss = supervised_loss(net, smoothing=smoothing)
   stage = Stage(
-    'supervised', steps, tx(steps), batch_spec._replace(unlabelled=0), loss
+    name='supervised',
+    steps=steps,
+    tx=tx(steps),
+    batch_spec=batch_spec._replace(unlabelled=0),
+    loss=supervised_loss(net, smoothing=smoothing),
   )
-  return Method('supervised', (stage,), weights=optimizers.weights)
+  return Method(name='supervised', stages=(stage,))

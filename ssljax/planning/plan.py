@@ -234,7 +234,10 @@ def alike(stages: Sequence[core.Stage], states) -> list[list[int]]:
   groups = {}
   for number, (stage, state) in enumerate(zip(stages, states, strict=True)):
     shapes = jax.tree.structure(state.opt_state)
-    key = stage.loss, stage.batch_spec, stage.augment, shapes
+    key = (
+      *(stage.loss, stage.batch_spec, stage.views, stage.after_update),
+      shapes,
+    )
     groups.setdefault(key, []).append(number)
   return list(groups.values())
 
@@ -250,9 +253,10 @@ def compile_step(planned: Subject, made, numbers, state) -> Step:
   """
   stages = [planned.method.stages[number] for number in numbers]
   pixels, fitted, rows = step_inputs(planned, made, stages[0].batch_spec.size)
+  first = jax.ShapeDtypeStruct((), np.int32, sharding=made.whole)
   state = checkpoint.abstract(state, made.sharding)
   compiled = (
-    made.steps[numbers[0]].lower(state, (pixels, fitted), rows).compile()
+    made.steps[numbers[0]].lower(state, (pixels, fitted), rows, first).compile()
   )
   parts = footprint.parts(state, made.sharding)
   parts['images of a step' if planned.is_streamed else 'images'] = _part(pixels)

@@ -290,10 +290,18 @@ def make_methods(
   epoch = epoch_steps(batch_spec)
   steps = config.run.steps or max(1, round(config.run.epochs * epoch))
   if tx is None:
-    tx = functools.partial(optimizers.optimizer, **config.optimizer)
+    chosen = given(optimizers.optimizer, config.optimizer)
+    tx = functools.partial(optimizers.optimizer, **chosen)
   methods = [
     factory(net, tx, batch_spec, steps, **given(factory, config.parameters))
     for factory in factories.values()
+  ]
+  averaging = optimizers.averaging(
+    **given(optimizers.averaging, config.optimizer)
+  )
+  methods = [
+    method if method.averaging else method._replace(averaging=averaging)
+    for method in methods
   ]
   check_stages(methods, dataset, epoch_steps)
   return net, methods
@@ -305,14 +313,20 @@ def check_stages(methods, dataset: datasets.Dataset, epoch_steps) -> None:
   for method in methods:
     for stage in method.stages:
       epoch_steps(stage.batch_spec)
-      if stage.augment:
+      for augment in stage_augmentations(stage):
         require(
           dataset.train.is_images,
           f'`dataset`={dataset.name}: is of points, and the stage {stage.name} '
           f'of {method.name} changes images: switch that off (for R2-D2, '
           '`cutout`=0)',
         )
-        jax.eval_shape(stage.augment, jax.random.key(0), one)
+        jax.eval_shape(augment, jax.random.key(0), one)
+
+
+def stage_augmentations(stage) -> list[Callable]:
+  """Return the augmentations that the views of a stage add to the run's own."""
+  both = [(view.on_pixels, view.augment) for view in stage.views]
+  return [augment for pair in both for augment in pair if augment]
 
 
 def refuse_too_large(config: Config, method, net, dataset, split, mesh) -> None:

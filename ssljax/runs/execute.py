@@ -17,6 +17,7 @@ from ssljax.errors import require
 from ssljax.runs import queries, run_folder, summary
 from ssljax.runs.build import Run
 from ssljax.training import checkpoint, compiled, loop, metrics_writer
+from ssljax.training import job as job_lib
 
 ACCELERATOR_STEPS = 50  # per call; on CPU a loop of convolutions is slow
 
@@ -56,12 +57,12 @@ class NoCheckpoints:
     """Close nothing."""
 
 
-def make_options(run: Run, stages, feed: feeds.Feed) -> loop.Options:
+def make_options(run: Run, stages, feed: feeds.Feed) -> job_lib.Options:
   """Return how often to record, evaluate and save, of stages of a method."""
   settings = run.config.run
   steps = sum(stage.steps for stage in stages)
   one = jax.default_backend() == 'cpu' or not feed.pixels_are_shared
-  return loop.Options(
+  return job_lib.Options(
     evaluate_every=settings.evaluate_every or max(1, steps // 10),
     record_every=settings.record_every or min(max(1, steps // 100), 100),
     checkpoint_seconds=settings.checkpoint_seconds,
@@ -105,8 +106,8 @@ def train(
   result['started'] = (earlier or {}).get('started', round(time.time(), 3))
   keep_result(folder, result)
   writes = folder and multihost.is_main_process()
-  recorder = metrics_writer.Recorder(folder) if writes else None
-  recorder = recorder or metrics_writer.Silent()
+  recorder = metrics_writer.MetricsWriter(folder) if writes else None
+  recorder = recorder or metrics_writer.NoMetrics()
   if on_measurement:
     recorder = _Observed(recorder, on_measurement)
   with (
@@ -153,9 +154,9 @@ class _Jobs:
     for group in groups:
       name = f'{method.name} seed {seed_range(group)}'
       program = programs[len(group)]
-      self.train_job(loop.Job(name, program, group, asks[len(group)]))
+      self.train_job(job_lib.Job(name, program, group, asks[len(group)]))
 
-  def train_job(self, job: loop.Job) -> None:
+  def train_job(self, job: job_lib.Job) -> None:
     """Train a method under a group of splits and add it to the result."""
     method, settings = job.program.method, self.run.config.run
     options = make_options(self.run, method.stages, self.run.data.train)
@@ -171,7 +172,7 @@ class _Jobs:
     if self.on_finish:
       self.on_finish(job.program, job.splits, state)
 
-  def checkpoints(self, job: loop.Job):
+  def checkpoints(self, job: job_lib.Job):
     """Open the checkpoints of a job."""
     if self.folder is None:
       return NoCheckpoints()

@@ -19,6 +19,7 @@ from ssljax.errors import require
 from ssljax.networks.network import Outputs
 from ssljax.runs import build, execute, queries, run_folder
 from ssljax.training import checkpoint, compiled, loop, metrics_writer
+from ssljax.training import job as job_lib
 
 CHUNK = 2**16  # images whose outputs are on the devices at a time
 
@@ -94,7 +95,7 @@ class Finished:
       feed: `program.data.train`, `program.data.test`, or another one.
       rows: `[M]` of that feed.
     """
-    sweep, rows = self.program.sweep(per_example, feed), np.asarray(rows)
+    sweep, rows = self.program.map_dataset(per_example, feed), np.asarray(rows)
     chunks = np.split(rows, range(CHUNK, len(rows), CHUNK))
     first = lambda x, chunk: jax.device_get(x)[0, : len(chunk)]
     swept = [
@@ -155,7 +156,7 @@ class Finished:
     calls = [(step, step + 1) for step in range(steps)]
     state = made.initial([self.split], rows_of((0, 1)))
     for pixels, rows in made.data.train.batches(rows_of, calls):
-      state, _ = made.steps[0](state, (pixels, made.fitted), rows)
+      state, _ = made.steps[0](state, (pixels, made.fitted), rows, np.int32(0))
     return state
 
 
@@ -279,7 +280,7 @@ def restore(folder: pathlib.Path, made, group, seed: int, step: int):
   restored = None
   if step in kept_steps(where):
     with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
-      job = loop.Job(made.method.name, made, group)
+      job = job_lib.Job(made.method.name, made, group)
       restored = loop.restore(job, checkpoints, step)
   require(
     restored is not None,

@@ -96,4 +96,4 @@ def make(run, program, folder: pathlib.Path | None):
     if active.oracle == 'people'
     else oracle.Simulation(train.labels)
   )
-  return active_loop.Asking(policy, program, answers, answerable(run))
+  return active_loop.ActiveLearning(policy, program, answers, answerable(run))

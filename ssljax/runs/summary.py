@@ -13,7 +13,7 @@ from ssljax.core import Method
 from ssljax.distributed import multihost
 from ssljax.runs import run_folder
 from ssljax.training import evaluate, loop
-from ssljax.training.loop import Progress
+from ssljax.training.job import Progress
 
 
 def begin(run) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Asking an oracle for labels in the middle of a run, whatever is trained.
+"""Active learning during a run, for any method.
 
-As a round of a run begins, every image is looked at by T passes with dropout,
-an acquisition function chooses Q of those whose label is not known, and what
-the oracle answers goes into the label table. Shapes stay as they are: nothing
+At the start of a round every image is passed T times through the network with
+dropout, an acquisition function chooses Q images without a label, and the
+oracle's answers are written into the label table. No shape changes, so nothing
 is compiled again.
 """
 
@@ -15,42 +15,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssljax.active import acquisition
-from ssljax.core import UNLABELLED, TrainState
+from ssljax.core import UNLABELLED, PerExample, TrainState
 from ssljax.data.splits import Split
 from ssljax.distributed import multihost, placement
 from ssljax.training.compiled import Program
 
-_CHOICE = 0x61736B20  # 'ask ', in the keys of what is chosen at random
+_CHOICE = 0x61736B20  # folded into the random keys of acquisition functions
 
 
 class Policy(NamedTuple):
-  """How often, for how many and for which labels is asked."""
+  """When to query the oracle, about which images and how many."""
 
-  acquire: str  # of `acquisition.ACQUISITIONS`
-  every: int  # epochs
-  size: int  # Q
-  budget: int | None  # labels asked for in all, under one split
-  passes: int  # T
+  acquire: str  # name in `acquisition.ACQUISITIONS`
+  every: int  # epochs between queries
+  size: int  # Q, images of a query
+  budget: int | None  # labels to acquire in total under one split
+  passes: int  # T, passes with dropout
 
 
-class Asking:
-  """A policy, compiled for a program, and whom it asks."""
+class ActiveLearning:
+  """A policy, compiled for a program, and its oracle."""
 
   def __init__(
     self, policy: Policy, program: Program, oracle, among: np.ndarray
   ):
-    """Nothing is compiled before it is first called.
+    """Prepare without compiling.
 
     Args:
-      policy: how it is asked.
-      program: whose states choose.
-      oracle: that is asked, see `ssljax.oracle`.
-      among: `[N]` bool, the rows that it can answer for.
+      policy: when to query, and about what.
+      program: program whose states choose the images.
+      oracle: answers the queries, see `ssljax.active.oracle`.
+      among: `[N]` bool, True for images that the oracle can label.
     """
     self.policy, self.every = policy, policy.every
     self._program, self._oracle, self._among = program, oracle, among
     feed = program.data.train
-    self._observe = program.sweep(self._observer(), feed)
+    self._score = program.map_dataset(self._per_example(), feed)
     self._rows = np.arange(feed.size)
     over_seeds = lambda f, count: placement.on_mesh(
       placement.over_seeds(f, program.seeds, (0,) * count), program.mesh
@@ -64,8 +64,8 @@ class Asking:
       out_shardings=program.sharding,
     )
 
-  def _observer(self) -> Callable:
-    """What is swept over the images: `Sampled`, and embeddings if needed."""
+  def _per_example(self) -> PerExample:
+    """Return the function that yields `Sampled`, and embeddings if needed."""
     net, method = self._program.net, self._program.method
     sample = acquisition.sampler(net, self.policy.passes)
     embeds = self.policy.acquire in acquisition.NEEDS_EMBEDDING
@@ -77,9 +77,9 @@ class Asking:
 
     return per_example
 
-  def _choice(self, state: TrainState, observed, askable) -> jax.Array:
-    """Rows `[Q]` of one seed; those that may not be asked for come last."""
-    sampled, embedding = observed
+  def _choice(self, state: TrainState, mapped, askable) -> jax.Array:
+    """Choose rows `[Q]` of one seed; rows that are not askable come last."""
+    sampled, embedding = mapped
     missing = len(state.labels) - len(askable)
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _CHOICE)
     return acquisition.ACQUISITIONS[self.policy.acquire](
@@ -92,26 +92,30 @@ class Asking:
     )
 
   def askable(self, split: Split, asked: Sequence[int]) -> np.ndarray:
-    """Rows `[N]` bool of a split that may be asked about.
+    """Return `[N]` bool, True for images whose label may be queried.
 
     Args:
-      split: as the run began.
-      asked: rows that have been, whatever the answer was.
+      split: split at the start of the run.
+      asked: rows of earlier queries, whatever the answer was.
     """
     unknown = self._among & split.admitted & (split.labels == UNLABELLED)
     unknown[np.asarray(asked, int)] = False
     return unknown
 
-  def rows(
-    self, state: TrainState, splits: Sequence[Split], past, before=None
-  ) -> list:
-    """Rows `[at most Q]` to ask about, per seed.
+  def choose(
+    self,
+    state: TrainState,
+    splits: Sequence[Split],
+    past: Sequence[dict],
+    before: Callable | None = None,
+  ) -> list[list[int]]:
+    """Return the rows of a query, at most Q per seed.
 
     Args:
-      state: with a leading axis [S].
-      splits: S of them, as the run began.
-      past: what `ask` returned, each time.
-      before: is called before each batch of the sweep, and may end it.
+      state: state with a leading axis [S].
+      splits: S splits at the start of the run.
+      past: answers of all earlier queries, as returned by `query`.
+      before: called before each batch of the pass over the data set; may raise.
     """
     asked = [
       list(itertools.chain.from_iterable(p['rows'][i] for p in past))
@@ -119,30 +123,36 @@ class Asking:
     ]
     askable = np.stack(list(map(self.askable, splits, asked)))
     budget = self.policy.budget or len(self._rows)
-    left = [min(self.policy.size, budget - len(some)) for some in asked]
+    left = [min(self.policy.size, budget - len(rows)) for rows in asked]
     if not any(left) or not askable.any():
       return [[] for _ in splits]
-    observed = self._observe(state, self._rows, before=before)
-    chosen = jax.device_get(self._choose(state, observed, askable))
+    mapped = self._score(state, self._rows, before=before)
+    chosen = jax.device_get(self._choose(state, mapped, askable))
     return [
       rows[may[rows]][:count].tolist()
       for rows, may, count in zip(chosen, askable, left, strict=True)
     ]
 
-  def ask(self, state: TrainState, splits: Sequence[Split], past, before=None):
-    """Asks once.
+  def query(
+    self,
+    state: TrainState,
+    splits: Sequence[Split],
+    past: Sequence[dict],
+    before: Callable | None = None,
+  ) -> tuple[TrainState, dict | None]:
+    """Query the oracle once.
 
     Args:
-      state: with a leading axis [S].
-      splits: S of them, as the run began.
-      past: what this returned, each time.
-      before: as of `rows`.
+      state: state with a leading axis [S].
+      splits: S splits at the start of the run.
+      past: answers of all earlier queries, as returned by this function.
+      before: as in `choose`.
 
     Returns:
       The state with the answers, and {'rows': [S][Q], 'labels': [S][Q]}, or
-      None if nothing is left to be asked.
+      None if no image is left to query.
     """
-    rows = self.rows(state, splits, past, before)
+    rows = self.choose(state, splits, past, before)
     if not any(rows):
       return state, None
     labels = multihost.on_main_process(
@@ -151,9 +161,9 @@ class Asking:
         for split, some in zip(splits, rows, strict=True)
       ]
     )
-    # As many of each seed: rows behind the table's last are no one's.
-    no_one = state.labels.shape[-1]
-    padded = np.full([2, len(splits), self.policy.size], no_one)
+    # Equally many for each seed: rows past the end of the table are dropped.
+    padding = state.labels.shape[-1]
+    padded = np.full([2, len(splits), self.policy.size], padding)
     for i, pair in enumerate(zip(rows, labels, strict=True)):
       padded[:, i, : len(rows[i])] = pair
     state = self._add_labels(state, *padded.astype(np.int32))

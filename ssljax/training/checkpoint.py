@@ -1,36 +1,56 @@
-"""Saves and restores a run: orbax, asynchronous, the newest good one wins."""
+"""Checkpoints of a run, written by Orbax and verified on restore.
+
+Every checkpoint carries a checksum of its arrays. A damaged checkpoint is set
+aside, and the one before it is restored.
+
+Checkpoints of version 0.1 can be restored too: they hold the moving average of
+the parameters as the last element of the optimiser's state.
+"""
 
 from collections.abc import Callable, Collection
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
 import pathlib
+import re
 from typing import Any
-import zlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from ssljax.core import TrainState
+from ssljax.core import Average, TrainState
 from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
 
 _LOG = logging.getLogger(__name__)
+_FIELDS = tuple(
+  field.name
+  for field in dataclasses.fields(TrainState)
+  if field.metadata.get('pytree_node', True)
+)
+_AVERAGE_0_1 = re.compile(r'opt_state\.\d+\.average\.')  # names of version 0.1
+
+
+# The checksum.
 
 
 def _plain(state: TrainState) -> TrainState:
-  """The state with its random key as the integers behind it."""
+  """Return the state with its random key as integers."""
   return state.replace(key=jax.random.key_data(state.key))
 
 
 def examine(state: TrainState) -> tuple[bool, int]:
-  """Whether weights and memory are finite, and a checksum of the whole state.
+  """Check a state before it is saved.
 
-  It is made where the arrays lie, and does not depend on where that is.
+  Both results are computed on the devices that hold the arrays and do not
+  depend on the sharding.
+
+  Returns:
+    True if parameters and memory are finite, and a checksum of all arrays.
   """
   finite, total = jax.device_get(_examined(_plain(state)))
   return bool(finite), int(total)
@@ -45,10 +65,15 @@ def _examined(state: TrainState) -> tuple[jax.Array, jax.Array]:
 
 
 def _sum(x: jax.Array, number: int) -> jax.Array:
-  """Sum, modulo 2**32, of the words of an array, each times an odd number.
+  """Compute the checksum of one array.
 
-  Sums of integers have no order, so that devices may add up what they hold; a
-  word that changes changes its product.
+  It is the sum, modulo 2**32, of the array's words, each times an odd number
+  that depends on its place. A sum of integers does not depend on its order, so
+  every device adds up its own shard. A changed word changes its product.
+
+  Args:
+    x: the array.
+    number: its position among the arrays of the state.
   """
   bits = x.astype(jnp.uint8) if x.dtype == bool else x
   kinds = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
@@ -63,23 +88,75 @@ def _sum(x: jax.Array, number: int) -> jax.Array:
   return jnp.sum(words.astype(jnp.uint32) * (place ^ (place >> 16) | 1))
 
 
-def _crc(state: TrainState) -> str:
-  """The checksum of checkpoints that are older than `examine`."""
-  total = 0
-  for leaf in jax.tree.leaves(_plain(state)):
-    total = zlib.crc32(np.ascontiguousarray(multihost.fetch(leaf)), total)
-  return f'{total:08x}'
+# The layout on disk.
+
+
+def _to_tree(plain: TrainState) -> dict[str, Any]:
+  """Return the fields to save of a plain state, without an absent average."""
+  fields = {name: getattr(plain, name) for name in _FIELDS}
+  if isinstance(plain.average, Average):
+    return fields
+  return {k: v for k, v in fields.items() if k != 'average'}
+
+
+def _to_0_1(tree: dict[str, Any]) -> dict[str, Any]:
+  """Return the fields in the layout of version 0.1.
+
+  There the average of the parameters is the last element of the optimiser's
+  state. The arrays have the same order, and so the state the same checksum.
+  """
+  average = tree['average']
+  last = {'count': average.count, 'average': average.params}
+  rest = {k: v for k, v in tree.items() if k != 'average'}
+  return rest | {'opt_state': (*tree['opt_state'], last)}
+
+
+def _from_0_1(tree: dict[str, Any]) -> dict[str, Any]:
+  """Return the fields in the current layout; the inverse of `_to_0_1`."""
+  *opt_state, last = tree['opt_state']
+  average = Average(count=last['count'], params=last['average'], stats=())
+  return tree | {'opt_state': tuple(opt_state), 'average': average}
+
+
+def _abstract_plain(state: TrainState) -> TrainState:
+  """Return shapes with the random key as integers, as `_plain` of a state."""
+  key = jax.eval_shape(jax.random.key_data, state.key)
+  where = state.step.sharding
+  key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=where)
+  return state.replace(key=key)
+
+
+def _with_lengths(tree: dict[str, Any], saved, whole) -> dict[str, Any]:
+  """Return shapes whose tables have the lengths that were saved.
+
+  Orbax would otherwise pad or truncate a table that has another length.
+
+  Args:
+    tree: expected shapes.
+    saved: saved shapes by name.
+    whole: sharding of a table that has another length: replicated.
+  """
+
+  def one(path, like):
+    name = jax.tree_util.keystr(path, simple=True, separator='.')
+    if saved[name] == like.shape:
+      return like
+    return jax.ShapeDtypeStruct(saved[name], like.dtype, sharding=whole)
+
+  tables = {name: tree[name] for name in ('labels', 'memory')}
+  return tree | jax.tree_util.tree_map_with_path(one, tables)
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's, that leaves it to the run when it is asked to go.
+  """Orbax's manager, without its own response to preemption.
 
-  It would tell JAX the step at which it looks, and `preemption.Notice` another
-  number: JAX has one count of looks.
+  Orbax would report its steps to JAX's preemption service, and
+  `preemption.Notice` others, but JAX counts both together. The loop saves when
+  it is preempted.
   """
 
   def reached_preemption(self, step: int) -> bool:
-    """Never."""
+    """Return False."""
     del step
     return False
 
@@ -93,15 +170,15 @@ class Checkpoints:
     keep: int = 2,
     permanent: Collection[int] = (),
   ):
-    """Opens the folder, made if absent.
+    """Open the folder, and create it if it does not exist.
 
     Args:
-      folder: of the checkpoints.
-      keep: of the checkpoints, how many of the newest stay.
-      permanent: steps whose checkpoints stay beside those.
+      folder: folder of the checkpoints.
+      keep: number of newest checkpoints to keep.
+      permanent: steps whose checkpoints are kept as well.
     """
     self.folder = pathlib.Path(folder).absolute()
-    self._kept = checkpoint_managers.AnyPreservationPolicy(
+    self._policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(keep),
         checkpoint_managers.CustomSteps(list(permanent)),
@@ -112,27 +189,28 @@ class Checkpoints:
   def _open(self):
     self._manager = _Manager(
       self.folder,
-      options=ocp.CheckpointManagerOptions(preservation_policy=self._kept),
+      options=ocp.CheckpointManagerOptions(preservation_policy=self._policy),
       item_names=('state', 'progress'),
     )
 
   def steps(self) -> tuple[int, ...]:
-    """The steps there are checkpoints of, in rising order."""
+    """Return the steps that have a checkpoint, in rising order."""
     return tuple(sorted(self._manager.all_steps()))
 
   def save(self, step: int, state: TrainState, progress: dict) -> None:
-    """Saves in the background.
+    """Save in the background.
 
     Args:
-      step: of the state.
-      state: is copied before this returns, so it may be donated.
-      progress: JSON values that go with it, the checksum among them.
+      step: step of the state.
+      state: copied before this returns, so its buffers may be donated.
+      progress: JSON values to save with it, the checksum of `examine` among
+        them.
     """
-    with _write_errors(self.folder):  # of this one or the one before
+    with _write_errors(self.folder):  # of this write or the one before
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(_plain(state)),
+          state=ocp.args.StandardSave(_to_tree(_plain(state))),
           progress=ocp.args.JsonSave(progress),
         ),
       )
@@ -143,17 +221,18 @@ class Checkpoints:
     put_aside: bool = True,
     step: int | None = None,
   ) -> tuple[TrainState, dict] | None:
-    """The newest checkpoint that can be read, or None if there is none.
+    """Return the newest readable state and its progress, or None without any.
 
-    A damaged one is reported, renamed 'damaged-STEP', and the one before it
-    is taken.
+    A damaged checkpoint is reported and renamed 'damaged-STEP', and the one
+    before it is restored.
 
     Args:
-      like: what was saved beside a state -> a tree of `jax.ShapeDtypeStruct`s
-        with shardings. A table that was saved with another length comes with
-        that one, whole on each device.
+      like: function of the progress that returns the expected state as a tree
+        of `jax.ShapeDtypeStruct` with shardings. A table of labels or memory
+        that was saved with another length is returned with that length,
+        replicated on each device.
       put_aside: False renames nothing.
-      step: only this one will do.
+      step: restore only the checkpoint of this step.
 
     Raises:
       InputError: there are checkpoints, and none can be read.
@@ -190,74 +269,56 @@ class Checkpoints:
     progress = read(
       args=ocp.args.Composite(progress=ocp.args.JsonRestore())
     ).progress
-    plain = like(progress)
-    key_data = jax.eval_shape(jax.random.key_data, plain.key)
-    plain = plain.replace(
-      key=jax.ShapeDtypeStruct(
-        key_data.shape, key_data.dtype, sharding=plain.step.sharding
+    plain, saved = _abstract_plain(like(progress)), self._shapes(step)
+    tree = _with_lengths(_to_tree(plain), saved, plain.step.sharding)
+    is_0_1 = any(map(_AVERAGE_0_1.match, saved))
+    tree = read(
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(_to_0_1(tree) if is_0_1 else tree)
       )
-    )
-    plain = self._as_saved(step, plain)
-    state = read(
-      args=ocp.args.Composite(state=ocp.args.StandardRestore(plain))
     ).state
+    tree = _from_0_1(tree) if is_0_1 else tree
+    state = TrainState(**tree, images=plain.images)
     state = state.replace(key=jax.random.wrap_key_data(state.key))
-    checksum = progress.pop('checksum')
-    older = isinstance(checksum, str)
-    if checksum != (_crc(state) if older else examine(state)[1]):
+    if progress.pop('checksum') != examine(state)[1]:
       raise ValueError('its content does not match its checksum')
     return state, progress
 
-  def _as_saved(self, step: int, plain: TrainState) -> TrainState:
-    """The shapes that are wanted, with the lengths that tables were saved in.
-
-    Orbax itself would fill up or cut off what has another length.
-    """
+  def _shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the saved arrays by name, as 'memory.logits'."""
     saved = ocp.StandardCheckpointHandler().metadata(
       self.folder / str(step) / 'state'
     )
-    shapes = {x.name: x.shape for x in jax.tree.leaves(saved.tree)}
-    whole = plain.step.sharding
-
-    def one(path, like):
-      name = jax.tree_util.keystr(path, simple=True, separator='.')
-      if shapes[name] == like.shape:
-        return like
-      return jax.ShapeDtypeStruct(shapes[name], like.dtype, sharding=whole)
-
-    labels, memory = jax.tree_util.tree_map_with_path(
-      one, {'labels': plain.labels, 'memory': plain.memory}
-    ).values()
-    return plain.replace(labels=labels, memory=memory)
+    return {x.name: x.shape for x in jax.tree.leaves(saved.tree)}
 
   def _put_aside(self, step: int) -> None:
     self._manager.close()
     names = (f'damaged-{step}{"+" * n}' for n in itertools.count())
     target = next(n for n in names if not (self.folder / n).exists())
-    multihost.barrier('all have closed it')
+    multihost.barrier('all processes have closed the checkpoint')
     if multihost.is_main_process():
       (self.folder / str(step)).rename(self.folder / target)
-    multihost.barrier('it is put aside')
+    multihost.barrier('the checkpoint is renamed')
     self._open()
 
   def wait(self) -> None:
-    """Returns when everything is on disk.
+    """Block until every checkpoint is on disk.
 
     Raises:
-      InputError: it could not be written.
+      InputError: a checkpoint could not be written.
     """
     with _write_errors(self.folder):
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and frees the threads behind it."""
+    """Wait, and release Orbax's threads."""
     with _write_errors(self.folder):
       self._manager.close()
 
 
 @contextlib.contextmanager
 def _write_errors(folder: pathlib.Path):
-  """Makes one line of what TensorStore says of a disk that is full."""
+  """Turn a write error of Orbax into an `InputError`."""
   try:
     yield
   except (ValueError, OSError) as error:
@@ -269,7 +330,12 @@ def _write_errors(folder: pathlib.Path):
 
 
 def abstract(tree: Any, sharding: Any) -> Any:
-  """Shapes, dtypes and shardings of a tree; `sharding` is a prefix tree."""
+  """Return shapes, dtypes and shardings of a tree.
+
+  Args:
+    tree: tree of arrays or of `jax.ShapeDtypeStruct`.
+    sharding: prefix tree of `jax.sharding.Sharding`.
+  """
   shardings = jax.tree.broadcast(sharding, tree)
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

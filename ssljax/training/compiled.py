@@ -1,4 +1,4 @@
-"""The compiled parts of a job, and where its arrays lie."""
+"""The compiled functions of a method, and the placement of its arrays."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -11,10 +11,17 @@ import numpy as np
 
 from ssljax.augment import standard
 from ssljax.core import (
+  DEFAULT_VIEW,
   UNLABELLED,
+  Augment,
   Method,
+  PerExample,
+  Read,
   Stage,
   TrainState,
+  View,
+  all_views,
+  init_optimizer,
   init_stage,
   init_state,
   make_step,
@@ -26,24 +33,29 @@ from ssljax.data.splits import Split
 from ssljax.distributed import multihost, placement
 from ssljax.networks.cpu import conv
 from ssljax.networks.network import Network
-from ssljax.training import evaluate, map_dataset
+from ssljax.training import evaluate
+from ssljax.training import map_dataset as map_dataset_lib
 
 
 class Data(NamedTuple):
-  """What all jobs of a run share; M test images, V held-out ones."""
+  """Data that all jobs of a run share; M test images, V validation images."""
 
   train: feeds.Feed
   test: feeds.Feed
-  truth: np.ndarray  # [M] int32, of the test images
-  validation_truth: np.ndarray  # [V] int32, of the rows in Split.validation
+  truth: np.ndarray  # [M] int32 labels of the test images
+  validation_truth: np.ndarray  # [V] int32 labels of `Split.validation`
   preprocess: Any  # a `Preprocess`
-  fitted: Any  # what it was fitted to
-  augmentation: Callable | None
-  on_pixels: Callable | None = None  # another, before the preprocessing
+  fitted: Any  # its constants, fitted to training images
+  augmentation: Augment | None  # the run's own, after preprocessing
+  on_pixels: Augment | None = None  # the run's own, before preprocessing
 
 
 class Program:
-  """The compiled parts of a method: made once, used for every seed."""
+  """The compiled functions of a method, shared by all seeds.
+
+  Functions compile at their first call. Arrays of a state have a leading axis
+  [S] of the seeds that are trained at once.
+  """
 
   def __init__(
     self,
@@ -56,16 +68,16 @@ class Program:
     batch=512,
     extra=0,
   ):
-    """Nothing is compiled before it is first called.
+    """Prepare a method without compiling it.
 
     Args:
-      method: what is trained.
-      net: the network it trains.
-      data: the feeds, which lie on the mesh.
-      mesh: of `parallel.make_mesh`.
-      seeds: S, how many are trained at once.
-      batch: images per call of a sweep.
-      extra: labels that may be acquired, under each split.
+      method: the method to train.
+      net: its network.
+      data: feeds on the mesh, and augmentation.
+      mesh: mesh of `placement.make_mesh`.
+      seeds: S, the number of seeds that are trained at once.
+      batch: images per call in passes over a data set.
+      extra: upper bound on the labels acquired under each split.
     """
     self.method, self.net, self.data, self.seeds = method, net, data, seeds
     self.mesh, self.extra = mesh, extra
@@ -74,23 +86,25 @@ class Program:
     self.sharding = placement.state_sharding(
       mesh, method.layout, data.train.size
     )
-    self.whole = NamedSharding(mesh, P())  # on every device
+    self.whole = NamedSharding(mesh, P())  # replicated on every device
     self.plain = feeds.reader(data.train, data.preprocess, None)
     self.fitted = jax.tree.map(lambda x: self.place(x, None), data.fitted)
-    self._sweeps = {}
-    self.called = set()  # steps that have been: the first call compiles
+    self.called = set()  # compiled steps that have been called
+    self._mapped = {}  # compiled passes over a data set
+    for stage in method.stages:
+      all_views(stage)  # raises if they are invalid
 
   def initial(self, splits: Sequence[Split], rows: np.ndarray) -> TrainState:
-    """The state before the first step.
+    """Return the state before the first step.
 
     Args:
-      splits: S of them.
+      splits: S splits.
       rows: `[S, B]` of the first step, for data-dependent initialisation.
     """
     pixels, rows = next(iter(self.data.train.batches(lambda _: rows, [0])))
     seeds = np.array([split.seed for split in splits], np.uint32)
     labels = np.stack([split.labels for split in splits])
-    return self._initial(len(splits[0].labelled))(  # as many in every split
+    return self._initial(len(splits[0].labelled))(  # equal in every split
       self.place(seeds, None),
       self.place(labels, None),
       (pixels, self.fitted),
@@ -112,7 +126,7 @@ class Program:
         multiple=placement.row_multiple(self.mesh),
         extra=self.extra,
       )
-      return init_stage(self.method.stages[0], state)
+      return init_stage(self.method.stages[0], state, self.method.averaging)
 
     return self._compiled(one, (0, 0, (self._pixel_axis, None), 0))
 
@@ -121,41 +135,46 @@ class Program:
     return None if self.data.train.pixels_are_shared else 0
 
   def _compiled(self, f: Callable, in_axes: tuple, **options) -> Callable:
-    """`f`, which returns a state, over the seeds."""
+    """Compile `f`, which returns a state, over the seeds."""
     mapped = placement.over_seeds(f, self.seeds, in_axes)
     mapped = placement.on_mesh(mapped, self.mesh)
     return jax.jit(mapped, out_shardings=self.sharding, **options)
 
+  # Train steps.
+
   @functools.cached_property
   def steps(self) -> list[Callable]:
-    """Per stage `(state, source, rows) -> state, metrics`, compiled."""
+    """Per stage `(state, source, rows, first) -> state, metrics`, compiled.
+
+    `rows` is [S, B] for one step, or [K, S, B] for K steps in one call, which
+    return metrics [K, S]. The other arguments are as in `core.Step`; `first` is
+    the same for all seeds. Stages with equal steps share one function.
+    """
     made, steps = {}, []
-    for stage in self.method.stages:  # those that step alike share one
-      alike = stage.loss, stage.tx, stage.batch_spec, stage.augment
-      if alike not in made:
-        made[alike] = self._compile(stage)
-      steps.append(made[alike])
+    for stage in self.method.stages:
+      key = (
+        *(stage.loss, stage.tx, stage.batch_spec),
+        *(stage.views, stage.after_update),
+      )
+      if key not in made:
+        made[key] = self._compile(stage)
+      steps.append(made[key])
     return steps
 
   def _compile(self, stage: Stage) -> Callable:
-    data, augmentation = self.data, self.data.augmentation
-    if stage.augment:
-      both = filter(None, [augmentation, stage.augment])
-      augmentation = standard.chain(*both)
-    read = feeds.reader(
-      data.train, data.preprocess, augmentation, data.on_pixels
-    )
     step = placement.over_seeds(
-      make_step(stage, placement.split_images(read)),
+      make_step(stage, self._read(stage), self.method.averaging),
       self.seeds,
-      (0, (self._pixel_axis, None), 0),
+      (0, (self._pixel_axis, None), 0, None),
     )
     step = placement.on_mesh(step, self.mesh)
 
-    def call(state, source, rows):
+    def call(state, source, rows, first):
       if rows.ndim == 2:
-        return step(state, source, rows)
-      return jax.lax.scan(lambda s, r: step(s, source, r), state, rows)
+        return step(state, source, rows, first)
+      return jax.lax.scan(
+        lambda state, rows: step(state, source, rows, first), state, rows
+      )
 
     return jax.jit(
       call,
@@ -164,84 +183,110 @@ class Program:
       out_shardings=(self.sharding, self.whole),
     )
 
+  def _read(self, stage: Stage) -> Read:
+    """Return the function that makes all views of a step."""
+    reads = {view.name: self._view(view, stage) for view in all_views(stage)}
+    return lambda *args: {name: read(*args) for name, read in reads.items()}
+
+  def _view(self, view: View, stage: Stage) -> Callable:
+    """Return the function that makes one view of a step."""
+    data, part = self.data, stage.batch_spec.part(view.rows)
+    before, after = data.on_pixels, data.augmentation  # the run's own
+    if not view.after_run:
+      before = after = None
+    read = feeds.reader(
+      data.train,
+      data.preprocess,
+      _chained(after, view.augment),
+      _chained(before, view.on_pixels),
+      name=None if view.name == DEFAULT_VIEW else view.name,
+      part=None if view.rows == 'all' else part,
+    )
+    # Only what divides over the devices can be constrained to be split.
+    divides = (part.stop - part.start) % self.mesh.size == 0
+    return placement.split_images(read) if divides else read
+
+  # Stages.
+
   @functools.cached_property
   def init_stage(self) -> list[Callable]:
-    """Per stage `state -> state`, as `core.enter`."""
+    """Per stage `state -> state`, as `core.init_stage`."""
     return [self._init_stage(stage) for stage in self.method.stages]
 
   def _init_stage(self, stage: Stage) -> Callable:
     if stage.keep_optimizer:
       return lambda state: state
+    init = functools.partial(init_optimizer, stage, self.method.averaging)
     init = jax.jit(
-      placement.over_seeds(stage.tx.init, self.seeds, (0,)),
-      out_shardings=self.sharding.opt_state,
+      placement.over_seeds(init, self.seeds, (0, 0)),
+      out_shardings=(self.sharding.opt_state, self.sharding.average),
     )
-    # The rest stays where it is: a memory may be too large to be copied.
-    return lambda state: state.replace(opt_state=init(state.params))
 
-  def sweep(self, per_example: Callable, feed: feeds.Feed) -> Callable:
-    """`(state, rows) -> observed`, compiled once per observe and feed."""
-    if (per_example, id(feed)) not in self._sweeps:
+    # Only these fields pass through the compiler: a memory may be too large for
+    # a copy.
+    def enter(state):
+      opt_state, average = init(state.params, state.stats)
+      return state.replace(opt_state=opt_state, average=average)
+
+    return enter
+
+  def map_dataset(self, per_example: PerExample, feed: feeds.Feed) -> Callable:
+    """Return `(state, rows) -> outputs`, compiled once per function and feed.
+
+    See `map_dataset.make_map`.
+    """
+    key = per_example, id(feed)
+    if key not in self._mapped:
       read = feeds.reader(feed, self.data.preprocess, None)
-      self._sweeps[per_example, id(feed)] = map_dataset.make_sweep(
+      self._mapped[key] = map_dataset_lib.make_map(
         per_example, feed, read, self.mesh, seeds=self.seeds, batch=self.batch
       )
-    made = self._sweeps[per_example, id(feed)]
-    return functools.partial(self._swept, made)
-
-  def _swept(self, made: Callable, state, rows, **how):
-    return made(state, self.fitted, rows, **how)
-
-  @functools.cached_property
-  def _predict(self) -> Callable:
-    """What is swept over images to evaluate."""
-    return evaluate.predictor(self.net, self.method)
+    mapped = self._mapped[key]
+    return lambda state, rows, **options: mapped(
+      state, self.fitted, rows, **options
+    )
 
   @functools.cached_property
-  def epoch_update(self) -> list[Callable]:
-    """Per stage `(state, before=None) -> state`: redoes what is due.
+  def epoch_update(self) -> list[Callable | None]:
+    """Per stage `(state, before=None) -> state`: the update between epochs.
 
-    It sweeps over all images, and calls `before` as `sweep.make_sweep` has it.
+    It maps functions over all images, and passes `before` to `make_map`.
     """
     return [
       None if stage.epoch_update is no_update else self._epoch_update(stage)
       for stage in self.method.stages
     ]
 
-  def _redo(self, stage: Stage) -> Callable:
-    """`(state, observed) -> state`, compiled."""
-    # The old memory's place is the new one's, even if it is not looked at.
+  def _update(self, stage: Stage) -> Callable:
+    """Compile `(state, mapped) -> state`, the last part of the update."""
+    # The new memory takes the buffers of the old one, even if it is not read.
     return self._compiled(
       stage.epoch_update, (0, 0), donate_argnums=0, keep_unused=True
     )
 
   def _epoch_update(self, stage: Stage) -> Callable:
-    feed, redo = self.data.train, self._redo(stage)
+    feed, update = self.data.train, self._update(stage)
     if stage.per_example is None:
-      return lambda state, before=None: redo(state, None)
-    per_example, rows = (
-      self.sweep(stage.per_example, feed),
-      np.arange(feed.size),
-    )
+      return lambda state, before=None: update(state, None)
+    over_all = self.map_dataset(stage.per_example, feed)
+    rows = np.arange(feed.size)
     if stage.per_labelled_example is None:
-      return lambda state, before=None: redo(
-        state, per_example(state, rows, before=before)
+      return lambda state, before=None: update(
+        state, over_all(state, rows, before=before)
       )
-    per_labelled_example = self.sweep(stage.per_labelled_example, feed)
+    over_labelled = self.map_dataset(stage.per_labelled_example, feed)
 
     def epoch_update(state, before=None):
-      labels = multihost.fetch(state.labels)  # [S, N] and more
+      labels = multihost.fetch(state.labels)  # [S, rows]
       known = np.flatnonzero((labels != UNLABELLED).any(axis=0))
-      of_known = per_labelled_example(
-        state, known, in_place=True, before=before
-      )
-      return redo(state, (per_example(state, rows, before=before), of_known))
+      labelled = over_labelled(state, known, in_place=True, before=before)
+      return update(state, (over_all(state, rows, before=before), labelled))
 
     return epoch_update
 
   @functools.cached_property
   def multiplicity(self) -> list[Callable | None]:
-    """Per stage `state -> [S, N and more]`, how often an epoch has each row."""
+    """Per stage `state -> [S, rows]`, the sampling multiplicity of each row."""
     over_seeds = lambda f: placement.over_seeds(f, self.seeds, (0,))
     split = self.sharding.labels
     return [
@@ -250,26 +295,42 @@ class Program:
       for s in self.method.stages
     ]
 
+  # Evaluation.
+
+  @functools.cached_property
+  def _predict(self) -> PerExample:
+    return evaluate.predictor(self.net, self.method)
+
   def evaluate(
     self, state: TrainState, held_out: np.ndarray
   ) -> dict[str, dict[str, list[float]]]:
-    """Errors in percent: {'test': {'last': [S], ...}, 'validation': ...}.
+    """Return errors in percent, as {'test': {'last': [S], ...}, ...}.
+
+    'validation' is there if there are validation images.
 
     Args:
-      state: with a leading axis [S].
-      held_out: rows `[V]` of the training images to validate on, if any.
+      state: state with a leading axis [S].
+      held_out: rows `[V]` of the training images for validation; may be empty.
     """
     data = self.data
-    todo = {}
+    sets = {}
     if data.test.size:
-      todo['test'] = data.test, np.arange(data.test.size), data.truth
+      sets['test'] = data.test, np.arange(data.test.size), data.truth
     if len(held_out):
-      todo['validation'] = (data.train, held_out, data.validation_truth)
+      sets['validation'] = (data.train, held_out, data.validation_truth)
     errors = {}
-    for name, (feed, rows, truth) in todo.items():
-      predicted = multihost.fetch(self.sweep(self._predict, feed)(state, rows))
+    for name, (feed, rows, truth) in sets.items():
+      mapped = self.map_dataset(self._predict, feed)(state, rows)
       errors[name] = {
         weights: evaluate.error(classes[:, : len(rows)], truth)
-        for weights, classes in predicted.items()
+        for weights, classes in multihost.fetch(mapped).items()
       }
     return errors
+
+
+def _chained(run: Augment | None, own: Augment | None) -> Augment | None:
+  """Return the run's augmentation followed by a view's own; None if neither.
+
+  A view's own one always gets a part of the key, as in any chain.
+  """
+  return standard.chain(*filter(None, [run, own])) if own else run

@@ -1,19 +1,16 @@
-"""Test error of the trained weights and of the averaged ones."""
-
-from collections.abc import Callable
+"""Test errors of the trained weights and of the averaged ones."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from ssljax.core import Method
+from ssljax.core import Method, PerExample
 
 
-def predictor(net, method: Method) -> Callable:
-  """The classes a state predicts, to be swept over images.
+def predictor(net, method: Method) -> PerExample:
+  """Return the function that predicts the classes of images.
 
-  Returns:
-    `(state, image, key) -> {'last': [B] int32}`, and 'averaged' where the
-    method evaluates other weights than it trains.
+  Its outputs are {'last': [B] int32}, by the trained weights, and 'averaged'
+  where `Method.weights` returns other weights.
   """
 
   def predict(state, image, key):
@@ -31,7 +28,12 @@ def predictor(net, method: Method) -> Callable:
 
 
 def error(predicted: np.ndarray, truth: np.ndarray) -> list[float]:
-  """Error in percent, per seed, of `predicted [S, M]` against `truth [M]`."""
+  """Return the error in percent of each seed.
+
+  Args:
+    predicted: `[S, M]` classes.
+    truth: `[M]` classes.
+  """
   wrong = predicted != truth[None]
   return [100.0 * float(share) for share in wrong.mean(axis=1)]
 

@@ -15,6 +15,7 @@ NAMES = {
   'params': 'parameters',
   'stats': 'batch-norm statistics',
   'opt_state': 'optimiser',
+  'average': 'averaged weights',
 }
 
 
@@ -58,7 +59,8 @@ def stage_shapes(
   states = []
   for stage in method.stages:
     state = jax.eval_shape(
-      lambda state, stage=stage: init_stage(stage, state), state
+      lambda state, stage=stage: init_stage(stage, state, method.averaging),
+      state,
     )
     states.append(jax.tree.map(with_seeds, state))
   return states

@@ -1,80 +1,48 @@
-"""`fit`: the only training loop.
+"""The training loop: `fit` trains a job to its end, from any checkpoint.
 
-A job trains one method under the splits of one or more seeds. The loop runs
-from stop to stop: between two stops only compiled steps run; at a stop the
-metrics come to the host, and what is due is done in this order: record,
-evaluate, checkpoint. What a stage redoes from time to time, it does before the
-steps that follow. So a checkpoint is of a finished stop, and what comes after
-it does not depend on whether the process is the same one. A run that is asked
-to go saves after the step it is in, and goes on from there to the same stop; in
-the middle of a sweep that redoes something it leaves that for when it goes on.
+A job trains one method under the splits of one or more seeds. Its states:
+
+  stage   A stage starts with a new optimiser, or continues the old one.
+  round   A part of a stage over which the rows of every step are fixed, see
+          `rounds`. Before its first step the stage's `epoch_update` is called
+          and labels are acquired, where they are due.
+  span    The steps between two stops. Only compiled steps run. Before a span
+          that starts a later epoch, `epoch_update` is called.
+  stop    Metrics come to the host. Then, where they are due: write metrics,
+          evaluate, save a checkpoint.
+
+A checkpoint is therefore taken at a stop, and what follows it does not depend
+on whether the process is the same. A preempted run saves after the step it is
+in and exits. When it resumes, it continues to the same next stop. A run that
+is preempted during a pass over the data set gives the pass up and repeats it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import functools
+from collections.abc import Sequence
 import itertools
 import time
-from typing import NamedTuple
+from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ssljax.core import UNLABELLED, Method, Stage, TrainState, no_update
-from ssljax.data import sampling
-from ssljax.data.splits import Split
+from ssljax.core import Method, Stage, TrainState, no_update
 from ssljax.distributed import multihost, watchdog
 from ssljax.distributed.preemption import PreemptedError
-from ssljax.errors import InputError, require
-from ssljax.training import checkpoint, metrics_writer
-from ssljax.training.active_loop import Asking
-from ssljax.training.compiled import Program
-
-
-class Options(NamedTuple):
-  """How a job is run; nothing here changes what is learned."""
-
-  evaluate_every: int  # steps
-  record_every: int  # steps
-  checkpoint_seconds: float = 60.0
-  steps_per_call: int = 1
-  keep_every: int | None = None  # steps between checkpoints that stay, if any
-  preempted: Callable = lambda: False  # whether the run is to save and go
-  progress: bool = True  # show a progress bar
-
-
-class Job(NamedTuple):
-  """A compiled method, and the splits of the seeds it trains under."""
-
-  name: str
-  program: Program
-  splits: Sequence[Split]  # as many as the program has seeds
-  asking: Asking | None = None  # for more labels, if any are asked for
+from ssljax.errors import InputError
+from ssljax.training import checkpoint, metrics_writer, rounds
+from ssljax.training.job import Job, Options, Progress
+from ssljax.training.rounds import Round
+from ssljax.training.snapshots import Snapshots
 
 
 class DivergedError(InputError):
-  """A loss that is not finite."""
-
-
-class Progress(NamedTuple):
-  """Where a job is, beside its state; goes into every checkpoint."""
-
-  stage: int = 0
-  step: int = 0  # over all stages
-  evaluations: tuple = ()  # {'step', 'last': [S], ...} of the test images
-  seconds: float = 0.0  # in compiled steps, interrupted runs together
-  compiling: float = 0.0  # of these in first calls, which compile
-  metrics_bytes: int = 0  # length of metrics.jsonl
-  ends: tuple = ()  # the step after which each finished stage ended
-  round: int = 0  # of its stage: epochs over which no label comes
-  begun: int = 0  # the step, over all stages, after which the round began
-  asked: tuple = ()  # {'step', 'rows': [S][Q], 'labels': [S][Q]} of the oracle
+  """The loss, the parameters or the memory are not finite."""
 
 
 def stage_ends(method: Method) -> dict[str, int]:
-  """Each stage's name, and the step over all stages at which it ends.
+  """Return the step over all stages at which each stage ends, by its name.
 
-  Of a last one that lasts rounds, the step at which it begins.
+  A last stage of unknown length is listed with the step at which it begins.
   """
   names = [stage.name for stage in method.stages]
   lengths = [stage.steps for stage in method.stages]
@@ -82,17 +50,17 @@ def stage_ends(method: Method) -> dict[str, int]:
 
 
 def permanent_every(stage: Stage, every: int | None) -> Sequence[int]:
-  """Every so many steps of a stage, if any."""
+  """Return the steps of a stage whose checkpoints are permanent."""
   return range(every, stage.steps + 1, every) if every else ()
 
 
 def permanent(method: Method, ends: bool, every: int | None) -> list[int]:
-  """The steps, over all stages, whose checkpoints stay.
+  """Return the steps over all stages whose checkpoints are permanent.
 
   Args:
-    method: that is trained.
-    ends: whether those at the end of each stage do.
-    every: so many steps within a stage, if any.
+    method: the method.
+    ends: keep the checkpoint at the end of each stage.
+    every: keep a checkpoint every so many steps of a stage; None for none.
   """
   steps = list(stage_ends(method).values()) if ends else []
   first = 0
@@ -103,52 +71,37 @@ def permanent(method: Method, ends: bool, every: int | None) -> list[int]:
 
 
 def total_steps(method: Method) -> int | None:
-  """Steps of all stages, if they are known."""
+  """Return the steps of all stages; None if a stage's length is not known."""
   if any(stage.epochs for stage in method.stages):
     return None
   return sum(stage.steps for stage in method.stages)
 
 
-def stops(start: int, stop: int, periods: Sequence[int]) -> Iterator[int]:
-  """The multiples of each period in (start, stop], and `stop`."""
-  while start < stop:
-    start = min([(start // p + 1) * p for p in periods] + [stop])
-    yield start
-
-
-def calls(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
-  """Spans of `most` steps, then of one, that cover start..stop."""
-  while start < stop:
-    size = most if start + most <= stop else 1
-    yield start, start + size
-    start += size
-
-
 def fit(
   job: Job,
   options: Options,
-  recorder: metrics_writer.Recorder,
+  writer: metrics_writer.MetricsWriter,
   checkpoints: checkpoint.Checkpoints,
   metrics_start: int = 0,
 ) -> tuple[TrainState, Progress]:
-  """Trains a job to its end, from its newest checkpoint if there is one.
+  """Train a job to its end, from its newest checkpoint if there is one.
 
   Args:
-    job: what is trained.
-    options: how often to look at it.
-    recorder: gets the measurements.
-    checkpoints: of this job.
-    metrics_start: bytes of metrics.jsonl that are of the jobs before this one.
+    job: the job.
+    options: how often to measure and to save.
+    writer: receives the metrics.
+    checkpoints: checkpoints of this job.
+    metrics_start: bytes in metrics.jsonl that belong to earlier jobs.
 
   Returns:
     The last state, with a leading axis [S] of seeds, and the progress.
 
   Raises:
-    DivergedError: a loss is not finite; the last good checkpoint is kept.
-    InputError: the checkpoint is of other splits.
-    PreemptedError: it was asked to go; where it was is kept.
+    DivergedError: a loss is not finite; the last checkpoint before it is kept.
+    InputError: the checkpoint belongs to another split.
+    PreemptedError: the run was interrupted and has saved its state.
   """
-  loop = _Loop(job, options, recorder, checkpoints)
+  loop = _Loop(job, options, writer, checkpoints)
   loop.begin(metrics_start)
   total = total_steps(job.program.method)
   with metrics_writer.progress_bar(
@@ -163,275 +116,138 @@ def fit(
 def restore(
   job: Job, checkpoints: checkpoint.Checkpoints, step: int
 ) -> TrainState | None:
-  """The state of a job after a step, to be looked at, if it was kept."""
-  loop = _Loop(job, None, None, checkpoints)
-  return loop.state if loop.restore(put_aside=False, step=step) else None
+  """Return the state of a job after a step, or None without a checkpoint."""
+  restored = Snapshots(job, checkpoints).restore(put_aside=False, step=step)
+  return restored and restored[0]
 
 
 class _Loop:
-  """The state of a job, and what is done to it."""
+  """Runs the stages of a job, see the states above."""
 
   state: TrainState
   progress: Progress
 
-  def __init__(self, job, options, recorder, checkpoints):
+  def __init__(self, job, options, writer, checkpoints):
     self.job, self.program, self.options = job, job.program, options
-    self.recorder, self.checkpoints = recorder, checkpoints
     self.stages = job.program.method.stages
-    self.asking = job.asking
-    self.saved = None  # step of the newest checkpoint
-    self.digests = [split.digest for split in job.splits]
+    self.checkpoints = checkpoints
+    self.snapshots = Snapshots(job, checkpoints)
+    self.report = _Report(job, writer)
+    self.saved_at = 0.0  # time of the last checkpoint, on the monotonic clock
 
   def begin(self, metrics_start: int):
-    """Takes up the newest checkpoint, or a fresh state."""
-    if not self.restore():
-      self.recorder.rewind(metrics_start)
-      self.progress = Progress(metrics_bytes=metrics_start)
-      self.state = self.initial()
-    elif not self.is_complete():
-      self.recorder.rewind(self.progress.metrics_bytes)
-
-  def restore(self, put_aside: bool = True, step: int | None = None) -> bool:
-    """Takes up the newest checkpoint, or that of a step, if there is one."""
-    abstract = functools.cache(self.abstract)
-    restored = self.checkpoints.restore(
-      lambda saved: abstract(saved['stage']), put_aside, step
-    )
+    """Restore the newest checkpoint, or make an initial state."""
+    restored = self.snapshots.restore()
     if restored is None:
-      return False
-    state, saved = restored
-    require(
-      saved.pop('splits') == self.digests,
-      f'`workdir`: the checkpoint in {self.checkpoints.folder} is of another '
-      'label split: give another `workdir`, or `overwrite=True`',
-    )
-    saved.pop('shapes', None)  # of an older version
-    self.progress = Progress(**saved)
-    self.saved = self.progress.step
-    self.state = self.repad(state, abstract(self.progress.stage))
-    return True
-
-  def repad(self, state: TrainState, like: TrainState) -> TrainState:
-    """A state whose tables have the lengths of these devices, as `like`'s."""
-
-    def put(saved, fresh):  # what fills up is no one's, and as it was at first
-      count = tuple(map(min, zip(saved.shape, fresh.shape, strict=True)))
-      some = tuple(map(slice, count))
-      return fresh.at[some].set(saved[some])
-
-    def fitted(saved, fresh, where):
-      put_all = lambda saved, fresh: jax.tree.map(put, saved, fresh)
-      return jax.jit(put_all, out_shardings=where)(saved, fresh)
-
-    sharding, labels = self.program.sharding, like.labels
-    if state.labels.shape != labels.shape:
-      fresh = np.full(labels.shape, UNLABELLED, labels.dtype)
-      labels = fitted(state.labels, fresh, sharding.labels)
-      state = state.replace(labels=labels)
-    shapes = functools.partial(jax.tree.map, jnp.shape)
-    if shapes(state.memory) != shapes(like.memory):
-      fresh = self.initial().memory
-      memory = fitted(state.memory, fresh, sharding.memory)
-      state = state.replace(memory=memory)
-    return state
-
-  def initial(self) -> TrainState:
-    """The state before the first step of the first stage."""
-    batch_spec = self.stages[0].batch_spec
-    samplers = [
-      sampling.Sampler(batch_spec, split) for split in self.job.splits
-    ]
-    rows = sampling.rows_of_call(samplers, (0, 1))
-    return self.program.initial(self.job.splits, rows)
-
-  def abstract(self, stage: int) -> TrainState:
-    """Shapes and shardings of a state in a stage: each has its optimiser."""
-    shapes = jax.eval_shape(
-      lambda: self.program.init_stage[stage](self.initial())
-    )
-    return checkpoint.abstract(shapes, self.program.sharding)
-
-  def is_over(self, stage: Stage) -> bool:
-    """Whether the stage that the progress is in has ended."""
-    if stage.epochs:
-      return self.progress.round == stage.epochs
-    return self.progress.step - self.first == stage.steps
-
-  def is_complete(self) -> bool:
-    """Whether the last stage has ended."""
+      self.report.writer.rewind(metrics_start)
+      self.progress = Progress(metrics_bytes=metrics_start)
+      self.state = self.snapshots.initial()
+      return
+    self.state, self.progress = restored
     last = len(self.stages) - 1
-    return self.progress.stage == last and self.is_over(self.stages[last])
+    is_complete = self.progress.stage == last and self.is_over
+    if not is_complete:
+      self.report.writer.rewind(self.progress.metrics_bytes)
 
   @property
-  def first(self) -> int:
-    """The step after which the stage began."""
-    number = self.progress.stage
-    return self.progress.ends[number - 1] if number else 0
+  def stage(self) -> Stage:
+    """The current stage."""
+    return self.stages[self.progress.stage]
+
+  @property
+  def is_over(self) -> bool:
+    """True if the current stage has ended."""
+    return self.progress.is_over(self.stage)
+
+  # Stages.
 
   def run_stage(self, number: int, bar):
-    """Runs what is left of a stage."""
-    stage, step = self.stages[number], self.progress.step
+    """Run the rest of a stage."""
     if self.progress.stage < number:
       self.state = self.program.init_stage[number](self.state)
-      self.progress = self.progress._replace(stage=number, round=0, begun=step)
-    while not self.is_over(stage):
-      if step == self.progress.begun:
-        self.open_round(number)
-      self.run_round(number, bar)
-      step = self.progress.step
-    self.progress = self.progress._replace(
-      ends=(*self.progress.ends[:number], step)
-    )
+      self.progress = self.progress._replace(
+        stage=number, round=0, begun=self.progress.step
+      )
+    while not self.is_over:
+      if self.progress.step == self.progress.begun:
+        self.open_round()
+      self.run_round(bar)
+    ends = *self.progress.ends[:number], self.progress.step
+    self.progress = self.progress._replace(ends=ends)
 
-  def open_round(self, number: int):
-    """What comes before the first step of a round."""
-    stage, begins = self.stages[number], self.progress.round == 0
-    if stage.epoch_update is not no_update and (stage.every or begins):
-      self.epoch_update(number)
-    if self.is_asking(number):
-      self.ask(number)
+  # Rounds.
 
-  def epoch_update(self, number: int):
-    """What a stage redoes; the state is the one before it, or that after."""
-    redo = self.program.epoch_update[number]
-    self.state = redo(self.state, before=self.exit_if_preempted)
+  def open_round(self):
+    """Do the work before the first step of a round."""
+    is_first = self.progress.round == 0
+    has_update = self.stage.epoch_update is not no_update
+    if has_update and (self.stage.every or is_first):
+      self.epoch_update()
+    if self.acquires():
+      self.acquire()
 
-  def is_asking(self, number: int) -> bool:
-    """Whether the oracle is asked as the round begins."""
-    stage, asking, step = self.stages[number], self.asking, self.progress.step
-    if not asking or not stage.asks or not step:
+  def epoch_update(self):
+    """Call the stage's `epoch_update`, or exit with the state before it."""
+    update = self.program.epoch_update[self.progress.stage]
+    self.state = update(self.state, before=self.exit_if_preempted)
+
+  def acquires(self) -> bool:
+    """Return True if labels are acquired before the next round."""
+    active, stage = self.job.active_learning, self.stage
+    if not active or not stage.acquire_labels or not self.progress.step:
       return False
-    return not stage.epochs or self.progress.round % asking.every == 0
+    return not stage.epochs or self.progress.round % active.every == 0
 
-  def ask(self, number: int):
-    """Asks the oracle, and gives the method what it says."""
+  def acquire(self):
+    """Query the oracle, and pass its answers to the method."""
     past = self.progress.asked
-    self.state, answer = self.asking.ask(
+    self.state, answer = self.job.active_learning.query(
       self.state, self.job.splits, past, before=self.exit_if_preempted
     )
     if answer:
-      step = {'step': self.progress.step}
-      self.progress = self.progress._replace(asked=(*past, step | answer))
-      for i, split in enumerate(self.job.splits):
-        count = sum(len(asked['rows'][i]) for asked in self.progress.asked)
-        self.write(self.stages[number], split, {'asked': count})
+      asked = *past, {'step': self.progress.step} | answer
+      self.progress = self.progress._replace(asked=asked)
+      self.report.write_asked(self.stage, self.progress)
 
-  def samplers(self, number: int) -> list[sampling.Sampler]:
-    """The order of the round, one per seed."""
-    stage, splits = self.stages[number], self.job.splits
-    of_images = lambda table: multihost.fetch(table)[:, : self.state.images]
-    if self.asking:
-      splits = map(Split.grown, splits, of_images(self.state.labels))
-    multiplicity = [None] * self.program.seeds
-    if stage.multiplicity:
-      multiplicity = of_images(self.program.multiplicity[number](self.state))
-    epochs = 1 if stage.epochs else self.asking.every if self.asking else 0
-    samplers = [
-      sampling.Sampler(
-        stage.batch_spec,
-        split,
-        number,
-        start=self.progress.begun - self.first,
-        epoch=self.progress.round * epochs,
-        multiplicity=copy,
-      )
-      for split, copy in zip(splits, multiplicity, strict=True)
-    ]
-    require(
-      len({sampler.epoch_steps for sampler in samplers}) == 1,
-      '`seeds_at_once`: an epoch has more images under one split than under '
-      'another: give `seeds_at_once`=1',
+  def run_round(self, bar):
+    """Run the rest of a round."""
+    rest = rounds.rest_of_round(
+      self.job, self.options, self.state, self.progress
     )
-    return samplers
-
-  def round_end(self, stage: Stage, epoch_steps: int) -> int:
-    """The step of the stage after which the round ends."""
-    begin = self.progress.begun - self.first
-    if stage.epochs:
-      return begin + epoch_steps
-    if not self.asking or not stage.asks:
-      return stage.steps
-    return min(stage.steps, begin + epoch_steps * self.asking.every)
-
-  def run_round(self, number: int, bar):
-    """Runs what is left of a round."""
-    stage, first = self.stages[number], self.first
-    samplers = self.samplers(number)
-    begin, done = (
-      at - first for at in (self.progress.begun, self.progress.step)
-    )
-    end = self.round_end(stage, samplers[0].epoch_steps)
-    redo = samplers[0].epoch_steps * stage.every or end
-    spans, fetched = self.fetch(stage, samplers, done, begin, end, redo)
-
-    stays = permanent_every(stage, self.options.keep_every)
-    saved = time.monotonic()
-    for span in spans:
-      start = span[0][0]
-      again = start > begin and (start - begin) % redo == 0
-      if stage.epoch_update is not no_update and again:
-        self.epoch_update(number)
-      metrics, seconds, here = self.advance(number, span, fetched, first)
+    # On the devices, because the steps allow no implicit transfer.
+    first = self.program.place(np.asarray(rest.stage_start, np.int32), None)
+    self.saved_at = time.monotonic()
+    for span in rest.spans:
+      if rest.updates_before(span):
+        self.epoch_update()
+      metrics, seconds, here = self.run_span(span, rest, first)
       self.progress = self.progress._replace(
-        step=first + here, seconds=self.progress.seconds + seconds
+        step=rest.stage_start + here, seconds=self.progress.seconds + seconds
       )
       if here < span[-1][1]:
-        self.leave()
-      if here == end:
-        self.progress = self.progress._replace(
-          round=self.progress.round + 1, begun=first + here
-        )
-      self.record(
-        stage, metrics, (here - start) * stage.batch_spec.size / seconds
-      )
-      due = not stage.epochs and here % self.options.evaluate_every == 0
-      if here == end or due:
-        self.evaluate(stage)
-      late = time.monotonic() - saved > self.options.checkpoint_seconds
-      due = multihost.broadcast_bool(late)
-      last = here == end and (self.is_over(stage) or self.is_asking(number))
-      if due or here in stays or last:
-        self.save()
-        saved = time.monotonic()
-      bar.update(here - start)
+        self.save_and_exit()
+      self.stop(rest, metrics, here, (here - span[0][0]) / seconds)
+      bar.update(here - span[0][0])
       bar.set_postfix(loss=f'{np.mean(metrics["loss"]):.4f}')
       self.exit_if_preempted()
 
-  def fetch(self, stage, samplers, done: int, begin: int, end: int, redo: int):
-    """The calls of each span between stops, and the feed of all of them."""
-    options = self.options
-    periods = [options.record_every]
-    periods += [] if stage.epochs else [options.evaluate_every]
-    periods += [options.keep_every] if options.keep_every else []
-    points = {done, *stops(done, end, periods)}
-    if stage.epoch_update is not no_update:
-      points |= {p for p in range(begin, end, redo) if p > done}
-    spans = [
-      list(calls(start, stop, options.steps_per_call))
-      for start, stop in itertools.pairwise(sorted(points))
-    ]
-    fetched = self.program.data.train.batches(
-      functools.partial(sampling.rows_of_call, samplers),
-      list(itertools.chain(*spans)),
-      functools.partial(sampling.rng_words_of_call, samplers),
-    )
-    return spans, fetched
+  # Spans.
 
-  def advance(self, number: int, span, fetched, first: int):
-    """Steps through a span, or as far as it may.
+  def run_span(self, span, rest: Round, first):
+    """Run the steps of a span, or fewer if the run is preempted.
 
     Returns:
       Metrics `[S]` of the last step, seconds, and the step of the stage.
     """
     program, losses = self.program, []
     began = time.monotonic()
-    step = program.steps[number]
+    step = program.steps[self.progress.stage]
     with jax.transfer_guard('disallow'):
       for _ in span:
         watchdog.reset()
-        pixels, rows = next(fetched)
+        pixels, rows = next(rest.fetched)
         source = pixels, program.fitted
-        self.state, metrics = step(self.state, source, rows)
+        self.state, metrics = step(self.state, source, rows, first)
         losses.append(metrics['loss'])
         if (step, rows.ndim) not in program.called:
           program.called.add((step, rows.ndim))
@@ -443,72 +259,45 @@ class _Loop:
     done = len(losses)  # calls
     losses, metrics = jax.device_get((losses, metrics))
     by_step = lambda x: np.reshape(x, [-1, program.seeds])
-    self.refuse_infinite(
-      np.concatenate([by_step(x) for x in losses]), first + span[0][0]
-    )
+    losses = np.concatenate([by_step(x) for x in losses])
+    self.refuse_infinite(losses, rest.stage_start + span[0][0])
     last = {name: by_step(value)[-1] for name, value in metrics.items()}
     return last, time.monotonic() - began, span[done - 1][1]
 
-  def exit_if_preempted(self):
-    """Saves and goes, if that is asked for, with a state between two steps."""
-    if self.options.preempted():
-      self.leave()
+  # Stops.
 
-  def leave(self):
-    """Saves, unless that is done, and goes."""
-    if self.saved != self.progress.step:
-      self.save()
-    self.checkpoints.wait()
-    raise PreemptedError(
-      f'{self.job.name} was asked to go and has saved step '
-      f'{self.progress.step}: the same command goes on from there'
-    )
+  def stop(self, rest: Round, metrics, here: int, rate: float):
+    """Write metrics, evaluate and save at the end of a span.
 
-  def refuse_infinite(self, losses: np.ndarray, before: int):
-    """Raises at the first loss of `[steps, S]` that is not finite."""
-    bad = np.argwhere(~np.isfinite(losses))
-    if len(bad):
-      step, seed = bad[0]
-      self.diverged(
-        f'the loss of {self.job.name} is {losses[step, seed]} at step '
-        f'{before + step + 1} (seed {self.job.splits[seed].seed})'
+    Args:
+      rest: the round.
+      metrics: metrics `[S]` of the last step.
+      here: step of the stage.
+      rate: steps per second.
+    """
+    stage, is_end = rest.stage, here == rest.end
+    if is_end:
+      self.progress = self.progress._replace(
+        round=self.progress.round + 1, begun=self.progress.step
       )
+    self.report.write_metrics(stage, self.progress, metrics, rate)
+    is_due = not stage.epochs and here % self.options.evaluate_every == 0
+    if is_end or is_due:
+      self.evaluate(stage)
+    since = time.monotonic() - self.saved_at
+    is_late = multihost.broadcast_bool(since > self.options.checkpoint_seconds)
+    is_permanent = here in permanent_every(stage, self.options.keep_every)
+    if (
+      is_late or is_permanent or (is_end and (self.is_over or self.acquires()))
+    ):
+      self.save()
+      self.saved_at = time.monotonic()
 
-  def diverged(self, what: str):
-    """Stops the run; what is on disk is good."""
-    raise DivergedError(
-      f'`learning_rate`: {what}: stopped without saving it, the last '
-      'checkpoint is good; lower the learning rate'
-    )
-
-  def record(self, stage, metrics, rate: float):
-    """One line per seed: every term of the loss at this step."""
-    speed = {
-      'images_per_second': rate * self.program.seeds,
-      'seconds': self.progress.seconds,
-    }
-    for i, split in enumerate(self.job.splits):
-      terms = {name: float(value[i]) for name, value in metrics.items()}
-      self.write(stage, split, terms | speed)
-
-  def write(self, stage, split, values: dict):
-    """One measurement of one seed."""
-    where = {'step': self.progress.step, 'stage': stage.name}
-    self.recorder.write(
-      self.program.method.name, where | {'seed': split.seed} | values
-    )
-
-  def evaluate(self, stage):
-    """Measures the errors, writes them, and adds them to the progress."""
+  def evaluate(self, stage: Stage):
+    """Measure the errors, write them, and add them to the progress."""
     held_out = self.job.splits[0].validation
     errors = self.program.evaluate(self.state, held_out)
-    for i, split in enumerate(self.job.splits):
-      by_name = {
-        f'{images}_error_{weights}': values[i]
-        for images, by_weights in errors.items()
-        for weights, values in by_weights.items()
-      }
-      self.write(stage, split, by_name)
+    self.report.write_errors(stage, self.progress, errors)
     held_out = errors.get('validation', {})
     evaluation = (
       {'step': self.progress.step}
@@ -520,15 +309,87 @@ class _Loop:
     )
 
   def save(self):
-    """Writes a checkpoint of everything up to here, in the background."""
-    good, checksum = checkpoint.examine(self.state)
-    if not good:
-      self.diverged(
+    """Write a checkpoint in the background."""
+    is_finite, checksum = checkpoint.examine(self.state)
+    if not is_finite:
+      _diverged(
         f'weights or memory of {self.job.name} are not finite after step '
         f'{self.progress.step}'
       )
-    self.progress = self.progress._replace(metrics_bytes=self.recorder.flush())
-    saved = self.progress._asdict() | {'splits': self.digests}
-    saved |= {'checksum': checksum}
-    self.checkpoints.save(self.progress.step, self.state, saved)
-    self.saved = self.progress.step
+    metrics_bytes = self.report.writer.flush()
+    self.progress = self.progress._replace(metrics_bytes=metrics_bytes)
+    self.snapshots.save(self.state, self.progress, checksum)
+
+  def exit_if_preempted(self):
+    """Save and exit if the run is preempted, between two steps."""
+    if self.options.preempted():
+      self.save_and_exit()
+
+  def save_and_exit(self):
+    """Save, unless this step is saved already, and raise `PreemptedError`."""
+    if self.snapshots.saved != self.progress.step:
+      self.save()
+    self.checkpoints.wait()
+    raise PreemptedError(
+      f'{self.job.name}: interrupted (SIGTERM), saved step '
+      f'{self.progress.step}: run the same command to resume'
+    )
+
+  def refuse_infinite(self, losses: np.ndarray, before: int):
+    """Raise at the first loss of `[steps, S]` that is not finite."""
+    bad = np.argwhere(~np.isfinite(losses))
+    if len(bad):
+      step, seed = bad[0]
+      _diverged(
+        f'the loss of {self.job.name} is {losses[step, seed]} at step '
+        f'{before + step + 1} (seed {self.job.splits[seed].seed})'
+      )
+
+
+def _diverged(problem: str) -> NoReturn:
+  raise DivergedError(
+    f'`learning_rate`: {problem}: stopped without saving it, the last '
+    'checkpoint is good; lower the learning rate'
+  )
+
+
+class _Report:
+  """Writes the measurements of a job, one line per seed."""
+
+  def __init__(self, job: Job, writer: metrics_writer.MetricsWriter):
+    self.job, self.writer = job, writer
+
+  def write_metrics(self, stage, progress: Progress, metrics, rate: float):
+    """Write every term of the loss of a step.
+
+    Args:
+      stage: the current stage.
+      progress: position of the job.
+      metrics: `[S]` by name.
+      rate: steps per second.
+    """
+    images = rate * stage.batch_spec.size * self.job.program.seeds
+    speed = {'images_per_second': images, 'seconds': progress.seconds}
+    for i, split in enumerate(self.job.splits):
+      terms = {name: float(value[i]) for name, value in metrics.items()}
+      self._write(stage, progress, split, terms | speed)
+
+  def write_errors(self, stage, progress: Progress, errors: dict[str, Any]):
+    """Write errors, `[S]` by data set and weights."""
+    for i, split in enumerate(self.job.splits):
+      by_name = {
+        f'{images}_error_{weights}': values[i]
+        for images, by_weights in errors.items()
+        for weights, values in by_weights.items()
+      }
+      self._write(stage, progress, split, by_name)
+
+  def write_asked(self, stage, progress: Progress):
+    """Write the number of labels that were acquired so far."""
+    for i, split in enumerate(self.job.splits):
+      count = sum(len(asked['rows'][i]) for asked in progress.asked)
+      self._write(stage, progress, split, {'asked': count})
+
+  def _write(self, stage, progress: Progress, split, values: dict):
+    where = {'step': progress.step, 'stage': stage.name, 'seed': split.seed}
+    self.writer.write(self.job.program.method.name, where | values)

@@ -1,4 +1,4 @@
-"""A function of the state over every image of a data set, in batches."""
+"""Maps a function of the state over the images of a data set, in batches."""
 
 from collections.abc import Callable
 import functools
@@ -9,20 +9,23 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from ssljax.core import rounded_up
+from ssljax.core import PerExample, rounded_up
 from ssljax.data.feeds import Feed
 from ssljax.distributed import placement, watchdog
 from ssljax.networks.cpu import conv
 
-_SWEEP = 0x73776570  # 'swep', in the keys of a sweep
+_MAP = 0x73776570  # folded into the random keys of a pass over a data set
 
 
 def row_writer(mesh) -> tuple[Callable, Callable]:
-  """Makes trees of `[S, size, ...]`, split over the mesh by rows, in parts.
+  """Return functions that assemble trees of `[S, size, ...]` from batches.
+
+  The trees are sharded over the mesh by rows (their second axis).
 
   Returns:
-    `(part [S, B, ...], size) -> zeros`, and `(whole, part, places [B]) ->
-    whole` with the part's rows in those places, `size` and above left out.
+    `(part [S, B, ...], size) -> zeros [S, size, ...]`, and `(whole, part,
+    places [B]) -> whole` with the part's rows written to those places. Places
+    of `size` and above are left out.
   """
   by_rows = NamedSharding(mesh, P(None, 'data'))
 
@@ -31,8 +34,8 @@ def row_writer(mesh) -> tuple[Callable, Callable]:
     zeros = lambda x: jnp.zeros([x.shape[0], size, *x.shape[2:]], x.dtype)
     return jax.tree.map(zeros, part)
 
-  # By a scatter every device takes its own rows of a part: a concatenation
-  # would bring all rows to each of them.
+  # In a scatter every device keeps only its own rows of a part; a concatenation
+  # would gather all rows on each device.
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=by_rows)
   def write(whole, part, places):
     put = lambda whole, part: whole.at[:, places].set(part, mode='drop')
@@ -41,8 +44,8 @@ def row_writer(mesh) -> tuple[Callable, Callable]:
   return empty, write
 
 
-def make_sweep(
-  per_example: Callable,
+def make_map(
+  per_example: PerExample,
   feed: Feed,
   read: Callable,
   mesh,
@@ -50,42 +53,42 @@ def make_sweep(
   seeds: int,
   batch: int,
 ) -> Callable:
-  """Compiles `per_example` once and sweeps it over any rows of a feed.
+  """Compile a function once and return its map over rows of a feed.
 
   Args:
-    per_example: `(state, image [B, H, W, c], key) -> pytree of [B, ...]`; the key
-      is the same for all batches of a sweep.
-    feed: brings the images.
+    per_example: function to map. Its key is the same for all batches, so that
+      a pass with dropout is the same function of every image.
+    feed: source of the images.
     read: `(source, rows, key) -> images`, usually without augmentation.
-    mesh: what is observed is split over it by rows.
+    mesh: the outputs are sharded over it by rows.
     seeds: S, length of the state's leading axis.
     batch: images per call.
 
   Returns:
-    `(state, fitted, rows [M], in_place=False, before=None) -> pytree of [S, M,
-    ...]`, with M rounded up to a multiple of `parallel.row_multiple`: there are
-    zeros after the M. In place it is of [S, N, ...], rounded up likewise, with
-    what is of a row in that row, and zeros in the others. `before()` is called
-    before each batch, and may end the sweep by raising.
+    `(state, fitted, rows [M], in_place=False, before=None) -> outputs`, a tree
+    of `[S, M, ...]` with M padded to a multiple of `placement.row_multiple` and
+    zeros in the padding. `in_place` returns `[S, N, ...]` instead, padded
+    likewise, with the output of a row at its row number and zeros in all other
+    rows. `before()` is called before each batch; if it raises, the pass ends.
   """
 
   def one(state, source, rows):
     key = jax.random.fold_in(state.key, state.step)
-    # Away from the step's own keys. All batches are observed with one key, so
-    # that a pass with dropout is the same function of every image.
-    read_key, key = jax.random.split(jax.random.fold_in(key, _SWEEP))
+    # Distinct from the keys of the train step.
+    read_key, key = jax.random.split(jax.random.fold_in(key, _MAP))
     read_key = jax.random.fold_in(read_key, rows[0])
     images = placement.split_images(read)(source, rows, read_key)
     return per_example(state, images, key)
 
-  mapped = placement.over_seeds(one, seeds, (0, None, None))
+  over_seeds = placement.over_seeds(one, seeds, (0, None, None))
   compiled = jax.jit(
-    placement.on_mesh(mapped, mesh), compiler_options=conv.compiler_options()
+    placement.on_mesh(over_seeds, mesh),
+    compiler_options=conv.compiler_options(),
   )
   empty, write = row_writer(mesh)
 
-  def sweep(state, fitted, rows: np.ndarray, in_place=False, before=None):
-    padded = np.resize(rows, -(-len(rows) // batch) * batch).astype(np.int32)
+  def map_rows(state, fitted, rows: np.ndarray, in_place=False, before=None):
+    padded = np.resize(rows, rounded_up(len(rows), batch)).astype(np.int32)
     chunks = padded.reshape(-1, batch)
     count = feed.size if in_place else len(rows)
     size = rounded_up(count, placement.row_multiple(mesh))
@@ -103,4 +106,4 @@ def make_sweep(
       whole = write(whole, part, here)
     return whole
 
-  return sweep
+  return map_rows

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: JSON lines, events, a bar."""
+"""Metrics of a run: JSON lines, TensorBoard events and progress bars."""
 
 import json
 import os
@@ -10,27 +10,32 @@ import tqdm
 
 from ssljax.distributed import multihost
 
-# Fields that say how fast, not what: they differ between identical runs.
+# Fields of a measurement that differ between identical runs.
 TIMING = ('seconds', 'images_per_second', 'time')
 
 
-class Recorder:
+class MetricsWriter:
   """Appends measurements to `metrics.jsonl` and to TensorBoard events."""
 
   def __init__(self, folder: str | pathlib.Path):
-    """Opens the run's folder, made if absent."""
+    """Open the run's folder, and create it if it does not exist."""
     self.folder = pathlib.Path(folder)
     self.folder.mkdir(parents=True, exist_ok=True)
     self._file = open(self.folder / 'metrics.jsonl', 'ab')
     self._events = {}
 
   def write(self, job: str, measurement: dict) -> None:
-    """Adds one measurement: at least 'step', 'seed' and numbers."""
+    """Append a measurement.
+
+    Args:
+      job: name of the method.
+      measurement: 'step', 'seed' and numbers by name.
+    """
     line = {'job': job} | measurement | {'time': round(time.time(), 3)}
     self._file.write(json.dumps(line).encode() + b'\n')
     name = f'{job}/seed-{measurement["seed"]}'
     if name not in self._events:
-      # What an interrupted run wrote beyond its checkpoint is purged.
+      # Purges what an interrupted run wrote after its last checkpoint.
       self._events[name] = tensorboardX.SummaryWriter(
         str(self.folder / 'events' / name), purge_step=measurement['step']
       )
@@ -39,7 +44,7 @@ class Recorder:
         self._events[name].add_scalar(key, value, measurement['step'])
 
   def flush(self) -> int:
-    """Brings everything to disk; returns the length of the file in bytes."""
+    """Write everything to disk, and return the bytes in `metrics.jsonl`."""
     self._file.flush()
     os.fsync(self._file.fileno())
     for writer in self._events.values():
@@ -47,42 +52,42 @@ class Recorder:
     return self._file.tell()
 
   def rewind(self, length: int) -> None:
-    """Forgets what was written after the file was `length` bytes long."""
+    """Remove everything past the first `length` bytes of `metrics.jsonl`."""
     self._file.flush()
     if self._file.tell() > length:
       self._file.truncate(length)
       self._file.seek(length)
 
   def close(self) -> None:
-    """Flushes and closes."""
+    """Flush and close."""
     self.flush()
     self._file.close()
     for writer in self._events.values():
       writer.close()
 
 
-class Silent(Recorder):
-  """Writes nothing: of a process that is not the first."""
+class NoMetrics(MetricsWriter):
+  """Writes nothing: only the first process writes metrics."""
 
   def __init__(self):
-    """Opens nothing."""
+    """Open nothing."""
 
   def write(self, job: str, measurement: dict) -> None:
-    """Forgets a measurement."""
+    """Ignore a measurement."""
 
   def flush(self) -> int:
-    """The length of what was written: the first process knows it."""
+    """Return 0: only the first process knows the length of the file."""
     return 0
 
   def rewind(self, length: int) -> None:
-    """Has nothing to forget."""
+    """Do nothing."""
 
   def close(self) -> None:
-    """Has nothing to close."""
+    """Do nothing."""
 
 
 def read(folder: pathlib.Path, job: str) -> list[dict]:
-  """The measurements of a job in `metrics.jsonl`, in order, if it is there."""
+  """Return the measurements of a job in order; none without `metrics.jsonl`."""
   path = folder / 'metrics.jsonl'
   lines = path.read_text().splitlines() if path.exists() else []
   measured = map(json.loads, lines)
@@ -90,9 +95,16 @@ def read(folder: pathlib.Path, job: str) -> list[dict]:
 
 
 def progress_bar(
-  name: str, done: int, total: int, shown: bool = True
+  name: str, done: int, total: int | None, shown: bool = True
 ) -> tqdm.tqdm:
-  """Return a progress bar over `total` steps, `done` of which are done."""
+  """Return a progress bar, shown by the first process only.
+
+  Args:
+    name: description of the bar.
+    done: steps that are finished already.
+    total: steps in total, if known.
+    shown: False hides it.
+  """
   return tqdm.tqdm(
     desc=name,
     initial=done,

@@ -101,13 +101,13 @@ def test_a_person_who_tells_the_truth_is_as_good_as_the_data_set(
 
 @pytest.mark.slow
 def test_what_chooses_is_compiled_once_for_all_seeds(tmp_path, monkeypatch):
-  made, init = [], active_loop.Asking.__init__
+  made, init = [], active_loop.ActiveLearning.__init__
 
   def count(self, *args):
     made.append(self)
     init(self, *args)
 
-  monkeypatch.setattr(active_loop.Asking, '__init__', count)
+  monkeypatch.setattr(active_loop.ActiveLearning, '__init__', count)
   args = command(tmp_path / 'run', '--seeds=3')
   assert binary.run(*args, binary='deepbass') == 0
   assert len(made) == 1 and made[0]._choose._cache_size() == 1

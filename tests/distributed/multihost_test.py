@@ -229,7 +229,7 @@ def test_after_sigterm_to_one_process_all_save_and_exit(whole, tmp_path):
     started[1].send_signal(signal.SIGTERM)
     ends = ended(started)
   assert [status for status, _ in ends] == [0, 0], ends
-  steps = {re.search(r'has saved step (\d+)', said)[1] for _, said in ends}
+  steps = {re.search(r'saved step (\d+)', said)[1] for _, said in ends}
   assert len(steps) == 1 and (folder / CHECKPOINTS / steps.pop()).is_dir()
   assert not json.loads((folder / 'result.json').read_text())['complete']
   for a, b in zip(finish(folder), whole, strict=True):

@@ -28,7 +28,16 @@ def bare_state(labels, memory):
   none, images = jnp.zeros([]), len(labels)
   table = np.full(len(memory.labels), UNLABELLED)
   table[:images] = labels
-  return TrainState(none, none, (), (), (), jnp.asarray(table), memory, images)
+  return TrainState(
+    step=none,
+    key=none,
+    params=(),
+    stats=(),
+    opt_state=(),
+    labels=jnp.asarray(table),
+    memory=memory,
+    images=images,
+  )
 
 
 def sampled(p):
@@ -53,7 +62,7 @@ def test_membership_and_threshold_are_a_simulation_of_algorithm_3_1():
   memory = m.PseudoLabels(
     jnp.zeros(12, int), jnp.zeros(12), jnp.zeros(12, bool), jnp.zeros([])
   )
-  state, epoch_update = bare_state(labels, memory), m.refresh_with('stepwise')
+  state, epoch_update = bare_state(labels, memory), m.update_with('stepwise')
   member, grew = set(), []
   for iteration in range(4):
     many, all_rows = draws(iteration, 12, 0.1), draws(100 + iteration)
@@ -83,7 +92,7 @@ def test_all_data_are_learned_from_at_once_and_none_in_active_learning():
   )
   state = bare_state(labels, memory)
   np.testing.assert_array_equal(m.multiplicity(state, 5), [5, 0, 0, 0])
-  state = m.refresh_with('all')(state, sampled(draws(0, 4)))
+  state = m.update_with('all')(state, sampled(draws(0, 4)))
   np.testing.assert_array_equal(m.multiplicity(state, 5), [5, 1, 1, 0])
   alone = make(membership='none').stages[1]
   assert alone.per_example is None

@@ -176,7 +176,9 @@ def test_what_cannot_work_is_refused_by_name(arguments, flag):
 def imagenet():
   net = network.from_linen(tiny.Wide(128))
   tx = lambda *_: optax.sgd(0.1)
-  return tiny.imagenet_loop(m.llp(net, tx, BatchSpec(0, 128), 1, warm=0), net)
+  return tiny.imagenet_snapshots(
+    m.llp(net, tx, BatchSpec(0, 128), 1, warm=0), net
+  )
 
 
 def check_no_bank_is_gathered(compiled, banks):
@@ -198,7 +200,7 @@ def test_the_compiled_step_never_gathers_the_bank(imagenet):
   assert eighth == (1, 160_160, 128)
   batch = np.zeros([1, 128], np.int32)
   pixels, rows = next(program.data.train.batches(lambda _: batch, [0]))
-  step = program.steps[0].lower(state, (pixels, ()), rows)
+  step = program.steps[0].lower(state, (pixels, ()), rows, np.int32(0))
   check_no_bank_is_gathered(step.compile(), 4 * math.prod(eighth))
-  redo = program._redo(program.method.stages[0]).lower(state, None)
-  check_no_bank_is_gathered(redo.compile(), 4 * math.prod(eighth))
+  update = program._update(program.method.stages[0]).lower(state, None)
+  check_no_bank_is_gathered(update.compile(), 4 * math.prod(eighth))

@@ -12,7 +12,7 @@ import tiny
 from ssljax.active import oracle
 from ssljax.core import UNLABELLED
 from ssljax.distributed.preemption import PreemptedError
-from ssljax.training import active_loop
+from ssljax.training import active_loop, rounds
 from ssljax.training import loop as loop_lib
 
 POLICY = active_loop.Policy('entropy', every=1, size=4, budget=10, passes=2)
@@ -40,7 +40,7 @@ def shared(name, seeds):
   """(program, asking, its oracle) of a method and a number of seeds."""
   program = tiny.make_program(name, 16, seeds, None, extra=10)
   told, among = Told(), np.ones(tiny.ROWS, bool)
-  return program, active_loop.Asking(POLICY, program, told, among), told
+  return program, active_loop.ActiveLearning(POLICY, program, told, among), told
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -110,7 +110,7 @@ def test_asked_to_go_while_it_chooses_it_loses_no_step_and_ends_the_same(
 ):
   job, chooses = make_job(name), []
   whole, progress = fit(tmp_path / 'whole', name, OFTEN, job)
-  rows = active_loop.Asking.rows
+  rows = active_loop.ActiveLearning.choose
 
   def note(*args, **how):
     chooses.append(True)
@@ -118,9 +118,9 @@ def test_asked_to_go_while_it_chooses_it_loses_no_step_and_ends_the_same(
 
   told = OFTEN._replace(preempted=lambda: bool(chooses))
   with monkeypatch.context() as patch, pytest.raises(PreemptedError) as error:
-    patch.setattr(active_loop.Asking, 'rows', note)
+    patch.setattr(active_loop.ActiveLearning, 'choose', note)
     fit(tmp_path / 'parts', name, told, job)
-  assert any(entry.name == 'sweep' for entry in error.traceback)
+  assert any(entry.name == 'map_rows' for entry in error.traceback)
   assert f'step {progress.asked[0]["step"]}:' in str(error.value)
   resumed, _ = fit(tmp_path / 'parts', name, OFTEN, job)
   chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
@@ -133,7 +133,7 @@ def test_killed_about_an_acquisition_it_ends_the_same(
   job = make_job(name)
   whole, progress = fit(tmp_path / 'whole', name, OFTEN, job)
   at = progress.asked[1]['step']
-  save, ask = loop_lib._Loop.save, active_loop.Asking.ask
+  save, ask = loop_lib._Loop.save, active_loop.ActiveLearning.query
 
   def stop_at(step):
     def stop(self):
@@ -152,7 +152,7 @@ def test_killed_about_an_acquisition_it_ends_the_same(
   # As the question is due; with the answer there, but nothing saved; and later.
   for patched in (
     stop_at(at),
-    (active_loop.Asking, 'ask', stop_within),
+    (active_loop.ActiveLearning, 'query', stop_within),
     stop_at(at + 1),
   ):
     with monkeypatch.context() as patch:
@@ -175,10 +175,8 @@ def test_seeds_at_once_ask_for_what_seeds_apart_ask_for(tmp_path):
 
 def test_the_labelled_part_of_a_step_draws_from_new_labels_too(tmp_path):
   job = make_job('supervised')
-  loop = loop_lib._Loop(job, OPTIONS, None, None)
-  _, progress = fit(tmp_path, '', job=job)
-  loop.state, loop.progress = fit(tmp_path, '', job=job)
-  (sampler,) = loop.samplers(0)
+  state, progress = fit(tmp_path, '', job=job)
+  (sampler,) = rounds.samplers(job, state, progress)
   seen = {row for step in range(16, 80) for row in sampler.rows(step)}
   assert set(asked_rows(progress)) < seen
 

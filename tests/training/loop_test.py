@@ -1,43 +1,53 @@
 import contextlib
+import functools
 import json
 import os
 import re
 import shutil
 import signal
+from typing import Any, NamedTuple
 
 import chex
 from contract_test import OPTIONS, comparable, fit, fit_until, lines
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 
-from ssljax.core import Method, Stage, TrainState
+from ssljax.core import Averaging, Method, Stage, TrainState
 from ssljax.distributed import preemption
 from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError
-from ssljax.training import checkpoint, evaluate, loop, metrics_writer
+from ssljax.training import (
+  checkpoint,
+  evaluate,
+  loop,
+  metrics_writer,
+  rounds,
+)
 from ssljax.training.compiled import Program
 
 
 def test_stops_are_multiples_of_each_period_and_the_end():
-  assert list(loop.stops(0, 10, [4, 5])) == [4, 5, 8, 10]
+  assert list(rounds.stops(0, 10, [4, 5])) == [4, 5, 8, 10]
   # From a resumed step the same stops follow.
-  assert list(loop.stops(5, 10, [4, 5])) == [8, 10]
-  assert list(loop.stops(0, 3, [10])) == [3]
+  assert list(rounds.stops(5, 10, [4, 5])) == [8, 10]
+  assert list(rounds.stops(0, 3, [10])) == [3]
 
 
 def test_calls_cover_a_span_without_overlap():
-  assert list(loop.calls(3, 10, 3)) == [(3, 6), (6, 9), (9, 10)]
-  assert list(loop.calls(0, 2, 1)) == [(0, 1), (1, 2)]
+  assert list(rounds.calls(3, 10, 3)) == [(3, 6), (6, 9), (9, 10)]
+  assert list(rounds.calls(0, 2, 1)) == [(0, 1), (1, 2)]
 
 
 def test_checkpoints_stay_at_the_ends_of_stages_and_every_so_often():
   stages = [tiny.METHODS['supervised'](lambda *_: None, n) for n in (5, 4)]
   stages = [m.stages[0]._replace(name=str(m.stages[0].steps)) for m in stages]
-  method = Method('two', tuple(stages))
+  method = Method(name='two', stages=tuple(stages))
   assert loop.permanent(method, True, None) == [5, 9]
   # Every second step of a stage: 2 and 4, then 5 + 2 and 5 + 4.
   assert loop.permanent(method, False, 2) == [2, 4, 7, 9]
@@ -91,22 +101,57 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
 def test_the_same_weights_give_the_error_counted_by_hand(tmp_path):
   state, progress = fit(tmp_path, 'supervised')
-  test, truth = tiny.images(1, 20)
-  params, stats = jax.tree.map(lambda x: x[0], (state.params, state.stats))
-  logits = tiny.NET.infer(params, stats, test.astype(np.float32) / 255).logits
-  wrong = sum(int(np.argmax(logits[i])) != truth[i] for i in range(20))
-  assert progress.evaluations[-1]['last'] == [100 * wrong / 20]
+  weights = jax.tree.map(lambda x: x[0], (state.params, state.stats))
+  assert progress.evaluations[-1]['last'] == [error_by_hand(*weights)]
+
+
+def with_method(job, change):
+  """A job of the changed method, on the tiny data."""
+  data, mesh = tiny.make_data()
+  old = job.program
+  program = Program(
+    change(old.method), tiny.NET, data, mesh, seeds=old.seeds, batch=8
+  )
+  return job._replace(program=program)
+
+
+def averaging(decay, statistics=False):
+  """Changes a method to one that averages its weights."""
+  settings = Averaging(decay, statistics)
+  return lambda method: method._replace(averaging=settings)
 
 
 def test_averaged_weights_are_evaluated_beside_the_trained_ones(tmp_path):
-  from ssljax import optimizers
-
-  # A weight average that hardly moves stays where training began.
-  tx = optax.chain(optax.sgd(0.05), optimizers.average_weights(0.0))
-  _, progress = fit(tmp_path, 'madnn', steps=30, tx=tx)
-  final = progress.evaluations[-1]
   # Decay 0: the average is the last weights themselves.
+  job = with_method(tiny.make_job('madnn', steps=30), averaging(0.0))
+  _, progress = fit(tmp_path, 'madnn', job=job)
+  final = progress.evaluations[-1]
   assert final['averaged'] == final['last']
+
+
+def test_averaged_statistics_are_evaluated_where_they_are_averaged(tmp_path):
+  job = with_method(tiny.make_job('madnn', steps=30), averaging(0.9, True))
+  state, progress = fit(tmp_path, 'madnn', job=job)
+  average = jax.tree.map(lambda x: x[0], state.average)
+  last = jax.tree.map(lambda x: x[0], (state.params, state.stats))
+  assert int(average.count) == 30
+  for averaged, trained in zip(
+    jax.tree.leaves((average.params, average.stats)),
+    jax.tree.leaves(last),
+    strict=True,
+  ):
+    assert not np.array_equal(averaged, trained)
+  assert progress.evaluations[-1]['averaged'] == [
+    error_by_hand(average.params, average.stats)
+  ]
+
+
+def error_by_hand(params, stats):
+  """Error in percent on the test images."""
+  test, truth = tiny.images(1, 20)
+  logits = tiny.NET.infer(params, stats, test.astype(np.float32) / 255).logits
+  wrong = sum(int(np.argmax(logits[i])) != truth[i] for i in range(20))
+  return 100 * wrong / 20
 
 
 def test_validation_images_are_evaluated_too(tmp_path):
@@ -141,51 +186,49 @@ def test_the_error_after_each_stage_is_that_of_its_last_step():
     stage._replace(name='b', steps=3),
   )
   evaluations = [{'step': i, 'last': [float(i)]} for i in (1, 2, 4, 5)]
-  method = Method('two', stages)
+  method = Method(name='two', stages=stages)
   assert evaluate.by_stage(evaluations, loop.stage_ends(method)) == {
     'a': [2.0],
     'b': [5.0],
   }
 
 
-def with_refresh(**more):
-  """Counts in the memory how often, and over what, a refresh has run."""
+def with_update(**more):
+  """Adds up in the memory what the updates between epochs have seen."""
 
   def per_example(state, image, key):
     return {'brightness': image.mean((1, 2, 3))}
 
-  def epoch_update(state, observed):
-    return state.replace(memory=state.memory + observed['brightness'])
+  def epoch_update(state, mapped):
+    return state.replace(memory=state.memory + mapped['brightness'])
 
-  job = tiny.make_job('supervised', **more)
-  old = job.program
-  stage = old.method.stages[0]._replace(
-    per_example=per_example, epoch_update=epoch_update
-  )
-  method = old.method._replace(
-    stages=(stage, stage._replace(name='again', every=2)),
-    init=lambda key, params, stats, spec: jnp.zeros(spec.rows),
-  )
-  data, mesh = tiny.make_data()
-  program = Program(method, tiny.NET, data, mesh, batch=8)
-  return job._replace(program=program)
+  def change(method):
+    stage = method.stages[0]._replace(
+      per_example=per_example, epoch_update=epoch_update
+    )
+    return method._replace(
+      stages=(stage, stage._replace(name='again', every=2)),
+      init=lambda key, params, stats, spec: jnp.zeros(spec.rows),
+    )
+
+  return with_method(tiny.make_job('supervised', **more), change)
 
 
-def test_a_refresh_sees_all_images_in_order_every_so_many_epochs(tmp_path):
-  job = with_refresh(steps=12)  # epochs of 3 steps
+def test_an_update_sees_all_images_in_order_every_so_many_epochs(tmp_path):
+  job = with_update(steps=12)  # epochs of 3 steps
   state, progress = fit(tmp_path, 'supervised', job=job)
-  # Four epochs refreshed before each, then four before every second.
+  # An update before each of four epochs, then before every second of four.
   images, _ = tiny.images()
   brightness = images.mean((1, 2, 3)) / 255
-  memory = state.memory[0, : tiny.ROWS]  # what fills up is no one's
+  memory = state.memory[0, : tiny.ROWS]  # the rest is padding
   np.testing.assert_allclose(memory, 6 * brightness, rtol=1e-5)
   assert progress.step == 24 == int(state.step[0])
 
 
 def test_optimiser_state_is_made_anew_on_entering_a_stage():
-  job = with_refresh(tx=optax.sgd(lambda count: 0.1))
+  job = with_update(tx=optax.sgd(lambda count: 0.1))
   state, (source, rows) = tiny.initial(job)
-  state, _ = job.program.steps[0](state, source, rows)
+  state, _ = job.program.steps[0](state, source, rows, np.int32(0))
   get = optax.tree_utils.tree_get
   count = lambda state: int(get(state.opt_state, 'count')[0])
   assert count(state) == 1
@@ -193,14 +236,15 @@ def test_optimiser_state_is_made_anew_on_entering_a_stage():
 
 
 def two_stages(**more):
-  """Stages whose optimisers carry different state."""
+  """Stages whose optimisers carry different state, and an average."""
+
+  def change(method):
+    stage = method.stages[0]
+    other = stage._replace(name='plain', tx=optax.sgd(lambda count: 0.05))
+    return averaging(0.9, True)(method._replace(stages=(stage, other)))
+
   job = tiny.make_job('madnn', tx=optax.sgd(0.1, 0.9), **more)
-  old = job.program
-  stage = old.method.stages[0]
-  other = stage._replace(name='plain', tx=optax.sgd(lambda count: 0.05))
-  method = old.method._replace(stages=(stage, other))
-  data, mesh = tiny.make_data()
-  return job._replace(program=Program(method, tiny.NET, data, mesh, batch=8))
+  return with_method(job, change)
 
 
 # R2-D2's stages begin after 6, 12 and 14 steps, all but the first and the
@@ -274,7 +318,7 @@ def test_a_run_that_is_asked_to_go_loses_no_step_and_ends_the_same(
     steps.append(int(re.search(r'saved step (\d+)', str(e.value))[1]))
     saved = {p.name for p in (tmp_path / 'parts/checkpoints').iterdir()}
     assert str(steps[-1]) in saved
-    if any(entry.name == 'sweep' for entry in e.traceback):
+    if any(entry.name == 'map_rows' for entry in e.traceback):
       sweeps.add(steps[-1])
   assert steps[0] == 1 and (np.diff(steps[:4]) > 0).all()
   assert steps == sorted(steps)
@@ -372,43 +416,81 @@ def test_no_damaged_file_goes_unnoticed(tmp_path, how):
   assert noticed > 0
 
 
-def as_it_was(state):
-  """A state of an older version: labels of N rows, and N for what is no row."""
-  known = state.memory.known_rows
-  return state.replace(
-    labels=state.labels[:, : state.images],
-    memory=state.memory.replace(known_rows=jnp.minimum(known, state.images)),
+class AverageState(NamedTuple):
+  """The average of version 0.1, the last element of the optimiser's state."""
+
+  count: jax.Array
+  average: Any
+
+
+@struct.dataclass
+class StateOf01:
+  """The state of version 0.1."""
+
+  step: jax.Array
+  key: jax.Array
+  params: Any
+  stats: Any
+  opt_state: Any
+  labels: jax.Array
+  memory: Any
+
+
+def save_as_0_1(self, step, state, progress, damaged=False):
+  """Stands in for `Checkpoints.save`: writes the layout of version 0.1."""
+  opt_state = state.opt_state
+  if state.average != ():
+    last = AverageState(state.average.count, state.average.params)
+    opt_state = (*opt_state, last)
+  old = StateOf01(
+    step=state.step,
+    key=jax.random.key_data(state.key),
+    params=state.params,
+    stats=state.stats,
+    opt_state=opt_state,
+    labels=state.labels,
+    memory=state.memory,
+  )
+  sums = [checkpoint._sum(x, i) for i, x in enumerate(jax.tree.leaves(old))]
+  checksum = sum(map(int, sums)) % 2**32 + damaged
+  self._manager.save(
+    step,
+    args=ocp.args.Composite(
+      state=ocp.args.StandardSave(old),
+      progress=ocp.args.JsonSave(progress | {'checksum': checksum}),
+    ),
   )
 
 
-@pytest.mark.parametrize('damaged', [False, True])
-def test_a_checkpoint_of_an_older_version_is_taken_up(
-  tmp_path, monkeypatch, damaged
+@pytest.mark.parametrize('averages', [False, True])
+def test_a_checkpoint_of_version_0_1_is_restored(
+  tmp_path, monkeypatch, averages
 ):
   always = OPTIONS._replace(checkpoint_seconds=0.0)
-  whole, _ = fit(tmp_path / 'whole', 'llp', options=always)
-  write = checkpoint.Checkpoints.save
+  job = tiny.make_job('madnn', tx=optax.chain(optax.sgd(0.1, 0.9)))
+  job = with_method(job, averaging(0.9) if averages else lambda method: method)
+  whole, _ = fit(tmp_path / 'whole', 'madnn', always, job)
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, 'save', save_as_0_1)
+    fit_until(6, patch, tmp_path / 'old', 'madnn', always, job)
+  resumed, progress = fit(tmp_path / 'old', 'madnn', always, job)
+  assert progress.evaluations[0]['step'] < 6 == progress.step
+  assert not list((tmp_path / 'old/checkpoints').glob('damaged-*'))
+  assert (resumed.average != ()) == averages
+  chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+  assert lines(tmp_path / 'old') == lines(tmp_path / 'whole')
 
-  def save(self, step, state, progress):  # its checksum was a text
-    older = as_it_was(state)
-    text = checkpoint._crc(older)
-    more = {'checksum': text[::-1] if damaged else text, 'shapes': []}
-    write(self, step, older, progress | more)
 
+def test_a_damaged_checkpoint_of_version_0_1_is_noticed(tmp_path, monkeypatch):
+  always = OPTIONS._replace(checkpoint_seconds=0.0)
+  job = tiny.make_job('madnn', tx=optax.chain(optax.sgd(0.1, 0.9)))
+  job = with_method(job, averaging(0.9))
+  save = functools.partialmethod(save_as_0_1, damaged=True)
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint.Checkpoints, 'save', save)
-    fit_until(6, patch, tmp_path / 'older', 'llp', options=always)
-  if damaged:
-    with pytest.raises(InputError, match=r'no checkpoint in .* can be read'):
-      fit(tmp_path / 'older', 'llp')
-  else:
-    resumed, progress = fit(tmp_path / 'older', 'llp', options=always)
-    assert progress.evaluations[0]['step'] < 6 < progress.step
-    known = jnp.minimum(whole.memory.known_rows, whole.images)
-    memory = whole.memory.replace(known_rows=known)
-    chex.assert_trees_all_equal(
-      comparable(resumed), comparable(whole.replace(memory=memory))
-    )
+    fit_until(6, patch, tmp_path, 'madnn', always, job)
+  with pytest.raises(InputError, match=r'no checkpoint in .* can be read'):
+    fit(tmp_path, 'madnn', always, job)
 
 
 def test_a_checkpoint_of_another_split_is_refused(tmp_path):
@@ -418,17 +500,17 @@ def test_a_checkpoint_of_another_split_is_refused(tmp_path):
 
 
 def test_metrics_survive_a_write_that_was_cut_short(tmp_path):
-  recorder = metrics_writer.Recorder(tmp_path)
-  recorder.write('job', {'step': 1, 'seed': 0, 'loss': 1.0})
-  length = recorder.flush()
-  recorder.write('job', {'step': 2, 'seed': 0, 'loss': 2.0})
-  recorder.close()
+  writer = metrics_writer.MetricsWriter(tmp_path)
+  writer.write('job', {'step': 1, 'seed': 0, 'loss': 1.0})
+  length = writer.flush()
+  writer.write('job', {'step': 2, 'seed': 0, 'loss': 2.0})
+  writer.close()
   with open(tmp_path / 'metrics.jsonl', 'ab') as file:
     file.write(b'{"step": 3, "lo')
-  recorder = metrics_writer.Recorder(tmp_path)
-  recorder.rewind(length)
-  recorder.write('job', {'step': 2, 'seed': 0, 'loss': 5.0})
-  recorder.close()
+  writer = metrics_writer.MetricsWriter(tmp_path)
+  writer.rewind(length)
+  writer.write('job', {'step': 2, 'seed': 0, 'loss': 5.0})
+  writer.close()
   read = [
     json.loads(line)
     for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
@@ -436,9 +518,12 @@ def test_metrics_survive_a_write_that_was_cut_short(tmp_path):
   assert [(m['step'], m['loss']) for m in read] == [(1, 1.0), (2, 5.0)]
 
 
-def test_the_state_is_a_pytree_with_the_designs_fields():
-  numbers = 'step', 'key', 'params', 'stats', 'opt_state', 'labels', 'memory'
-  assert tuple(TrainState.__dataclass_fields__) == (*numbers, 'images')
-  leaves = jax.tree.leaves(TrainState(*range(7), images=61))
-  assert leaves == list(range(7))  # how many there are is no number to train
+def test_the_fields_of_the_state_keep_their_order():
+  # It numbers the arrays in the checksum of a checkpoint.
+  before, after = ('step', 'key', 'params', 'stats'), ('labels', 'memory')
+  fields = *before, 'opt_state', 'average', *after
+  assert (*TrainState.__dataclass_fields__,) == (*fields, 'images')
+  values = {name: number for number, name in enumerate(fields)}
+  leaves = jax.tree.leaves(TrainState(**values, images=61))
+  assert leaves == list(values.values())  # the number of images is no array
   assert Stage._field_defaults['every'] == 1

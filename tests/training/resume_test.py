@@ -100,7 +100,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
   assert ask_to_go_after_checkpoint(folder, 88) == 0
   said = pathlib.Path(f'{folder}.log').read_text()
   newest = max(saved_steps(folder))
-  assert f'has saved step {newest}: the same command goes on' in said
+  assert f'saved step {newest}: run the same command to resume' in said
   result = json.loads((folder / 'result.json').read_text())
   assert not result['complete']
 

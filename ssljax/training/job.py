@@ -1,0 +1,61 @@
+"""Data of a training job: what to train, how to run it, and its progress."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ssljax.core import Stage
+from ssljax.data.splits import Split
+from ssljax.training.active_loop import ActiveLearning
+from ssljax.training.compiled import Program
+
+
+class Options(NamedTuple):
+  """Settings of a job that do not change what is learned."""
+
+  evaluate_every: int  # steps
+  record_every: int  # steps between lines of metrics
+  checkpoint_seconds: float = 60.0  # between two checkpoints
+  steps_per_call: int = 1  # steps in one call of the compiled function
+  keep_every: int | None = None  # steps between permanent checkpoints
+  # True once the run has to save and exit; called on all processes at the same
+  # points of the program.
+  preempted: Callable[[], bool] = lambda: False
+  progress: bool = True  # show a progress bar
+
+
+class Job(NamedTuple):
+  """One method, trained under the splits of one or more seeds."""
+
+  name: str
+  program: Program
+  splits: Sequence[Split]  # one per seed of the program
+  active_learning: ActiveLearning | None = None
+
+
+class Progress(NamedTuple):
+  """Position and results of a job; saved in every checkpoint beside the state.
+
+  The names of the fields are part of the checkpoint format.
+  """
+
+  stage: int = 0  # number of the current stage
+  step: int = 0  # over all stages
+  evaluations: tuple = ()  # {'step', 'last': [S], ...} on the test images
+  seconds: float = 0.0  # in compiled steps, summed over interrupted runs
+  compiling: float = 0.0  # part of `seconds` in first calls, which compile
+  metrics_bytes: int = 0  # length of metrics.jsonl
+  ends: tuple = ()  # last step of each finished stage, over all stages
+  round: int = 0  # finished rounds of the stage
+  begun: int = 0  # step, over all stages, at which the round began
+  asked: tuple = ()  # {'step', 'rows': [S][Q], 'labels': [S][Q]} of the oracle
+
+  @property
+  def stage_start(self) -> int:
+    """The step, over all stages, at which the current stage began."""
+    return self.ends[self.stage - 1] if self.stage else 0
+
+  def is_over(self, stage: Stage) -> bool:
+    """Return True if the current stage, which is given, has ended."""
+    if stage.epochs:
+      return self.round == stage.epochs
+    return self.step - self.stage_start == stage.steps
