@@ -114,8 +114,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
   def _checked(self, X, y) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and labels as arrays, after scikit-learn's checks."""
+    require(
+      y is not None,
+      '`y`: Classifier requires y to be passed, but the target y is None; give '
+      'labels, -1 where unlabelled',
+    )
     y = _as_labels(y)
-    if np.ndim(X) > 2:  # images
+    if _rank(X) > 2:  # images
       return check_array(X, allow_nd=True, dtype=None), y
     X, _ = validate_data(self, X, np.zeros(len(y)), dtype=np.float32)
     require(
@@ -133,16 +138,19 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
   def predict_proba(self, X) -> np.ndarray:
     """Return the probability `[M, C]` of each class of `classes_`."""
-    return self.model_proba(self._rows(X))
-
-  def model_proba(self, X) -> np.ndarray:
-    """Return the model's probabilities of rows that are checked."""
-    return self.model_.predict_proba(X).astype(np.float64)
+    rows = self._rows(X)
+    return self.model_.predict_proba(rows).astype(np.float64)
 
   def predict(self, X) -> np.ndarray:
     """Return the most probable label `[M]`."""
     rows = self._rows(X)
     return self.classes_[self.model_.predict(rows)]
+
+
+def _rank(X) -> int:
+  """Return the rank of an array-like."""
+  rank = getattr(X, 'ndim', None)
+  return np.asarray(X).ndim if rank is None else rank
 
 
 def _as_labels(y) -> np.ndarray:

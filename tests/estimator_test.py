@@ -90,7 +90,9 @@ def test_bad_labels_are_refused(y, expected):
 
 
 # check -> why it cannot pass.
-EXPECTED_FAILURES = {}
+EXPECTED_FAILURES = {
+  'check_classifiers_classes': 'its labels are -1 and 1; -1 is unlabelled here',
+}
 
 
 @pytest.mark.slow
