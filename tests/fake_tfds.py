@@ -1,4 +1,4 @@
-"""Small real data sets in the TFDS layout (array_record), no TensorFlow."""
+"""Write small data sets in the TFDS layout (array_record), no TensorFlow."""
 
 import io
 import pathlib
@@ -8,7 +8,7 @@ import PIL.Image
 
 
 def encode(image: np.ndarray, encoding: str = 'png') -> bytes:
-  """An image uint8 [H, W, c] as the bytes of a PNG or JPEG file."""
+  """Encode an image uint8 [H, W, c] as the bytes of a PNG or JPEG file."""
   pixels = image[..., 0] if image.shape[-1] == 1 else image
   file = io.BytesIO()
   PIL.Image.fromarray(pixels).save(file, format=encoding)
@@ -32,27 +32,27 @@ def write(
   config=None,
   shards=1,
 ):
-  """Writes `data_dir`/`name`/`version`, rows in the order given.
+  """Write `data_dir`/`name`/`version`, rows in the given order.
 
   Args:
     data_dir: the folder of data sets, as in `--data_dir`.
-    name: the data set's name, of TFDS or new.
-    images: [N] arrays uint8 [H, W, c], or bytes to store as they are: encoded
-      images, or garbage to stand for a corrupt one.
-    labels: [N] int, -1 where there is none.
-    classes: [C] names, or how many; by default the largest label tells.
-    splits: {name: how many rows or a list of rows}; by default everything is
-      'train' and the same rows once more are 'test'. Counts are taken in turn.
-    version: of the data set; several may lie side by side.
-    encoding: 'png', or 'jpeg' (which loses a little).
+    name: the data set's name, known to TFDS or new.
+    images: [N] arrays uint8 [H, W, c], or bytes that are stored unchanged:
+      encoded images, or garbage for a corrupt one.
+    labels: [N] int, -1 for an unlabelled image.
+    classes: [C] names, or their number; by default the largest label plus 1.
+    splits: {name: number of rows or list of rows}; by default both 'train' and
+      'test' hold all rows. Numbers take consecutive rows.
+    version: of the data set; a folder may hold several.
+    encoding: 'png', or 'jpeg' (which is lossy).
     file_names: [N] str, stored as the feature 'file_name'.
     shape: the feature's shape, by default the images' common one, with None
       where they differ.
     features: {key: (feature, [N] values)}, further features; values replace
       those of 'image' or 'label' if it names them.
     supervised_keys: as in `tfds.core.DatasetInfo`, or None.
-    config: the name of a builder configuration, a folder more.
-    shards: files each split is cut into.
+    config: the name of a builder configuration, an additional folder.
+    shards: the number of files of each split.
 
   Returns:
     The folder of the data set's version.
@@ -98,7 +98,7 @@ def write(
 
 
 def serialize(features, example) -> bytes:
-  """One record; its image is bytes already, its label may be anything."""
+  """Return one record; its image is bytes, its label any integer."""
   from tensorflow_datasets.core import example_serializer
 
   # Not `features.serialize_example`: it would refuse a label out of range.
@@ -117,7 +117,7 @@ def _shape(images):
 
 
 def _rows(splits, count) -> dict[str, list[int]]:
-  """The rows of each split."""
+  """Return the rows of each split."""
   if splits is None:
     return {'train': list(range(count)), 'test': list(range(count))}
   rows, start = {}, 0
@@ -148,7 +148,7 @@ def _info(tfds, name, config, version, folder, columns, supervised_keys):
 
 
 def _write_split(tfds, folder, name, split, rows, features, columns, shards):
-  """Writes one split's files -> records and bytes of each."""
+  """Write the files of a split; return the records and bytes of each."""
   from array_record.python import array_record_module
 
   lengths = []

@@ -1,11 +1,11 @@
-"""Small data sets under official names and of their sizes."""
+"""Small data sets with the names, image sizes and classes of official ones."""
 
 import fake_tfds
 import numpy as np
 
 
 def write_sets(folder):
-  """Small real data sets under the official names."""
+  """Write small data sets in the TFDS layout under official names."""
   rng = np.random.default_rng(0)
   for name, side, channels, classes in (
     ('mnist', 28, 1, 10),
@@ -25,7 +25,7 @@ def write_sets(folder):
   }
   fake_tfds.write(folder, 'stl10', list(images), labels, splits=splits)
   labels = np.arange(2060) % 1000
-  # Of mixed sizes, as the real ones.
+  # Images of mixed sizes, as in the official set.
   sides = rng.integers(6, 40, (len(labels), 2))
   images = [rng.integers(0, 256, (*side, 3)).astype(np.uint8) for side in sides]
   splits = {'train': list(range(2040)), 'validation': list(range(2040, 2060))}

@@ -5,7 +5,7 @@ from ssljax.errors import InputError
 
 
 def described(dataset):
-  """What an outline shares with its data set."""
+  """The properties that an outline shares with its data set."""
   parts = dataset.train, dataset.test
   return dataset.classes, [
     (len(part.labels), part.shape, part.dtype, part.crop is not None)
@@ -26,12 +26,12 @@ def described(dataset):
     ('imagenet2012', dict(image_size=32, crop=True)),
   ],
 )
-def test_an_outline_is_of_the_data_set_that_is_there(name, how, sets):
+def test_an_outline_describes_the_data_set_on_disk(name, how, sets):
   got = catalog.outline(name, str(sets), **how)
   assert described(got) == described(datasets.load(name, str(sets), **how))
 
 
-def test_what_is_not_on_disk_is_as_large_as_tfds_has_it():
+def test_sets_that_are_not_on_disk_have_the_sizes_of_tfds():
   got = catalog.outline('svhn_cropped:3.1.0', train_split='train+extra')
   # http://ufldl.stanford.edu/housenumbers
   assert len(got.train.labels) == 73257 + 531131
@@ -54,7 +54,7 @@ def test_known_classes_and_images_are_those_of_tfds(name, tmp_path):
   assert features['image'].shape == shape
 
 
-def test_an_empty_folder_is_no_reason_to_prepare_anything(tmp_path):
+def test_an_outline_prepares_nothing_in_an_empty_folder(tmp_path):
   got = catalog.outline('mnist', str(tmp_path))
   assert len(got.train.labels) == 60000
   assert not list(tmp_path.iterdir())
@@ -69,7 +69,7 @@ def test_an_empty_folder_is_no_reason_to_prepare_anything(tmp_path):
     ('mnist', dict(image_size=0), 'image_size'),
   ],
 )
-def test_a_size_that_nobody_knows_is_refused(name, how, expected):
+def test_an_unknown_size_is_refused(name, how, expected):
   with pytest.raises(InputError) as error:
     catalog.outline(name, **how)
   assert str(error.value).startswith(expected)

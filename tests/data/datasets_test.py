@@ -287,7 +287,7 @@ def test_images_of_mixed_sizes_need_image_size(tmp_path):
   assert 'image_size' in error('imagenet2012', tmp_path)
 
 
-def test_images_of_mixed_sizes_are_cropped_at_random_when_asked(tmp_path):
+def test_images_of_mixed_sizes_can_be_cropped_at_random(tmp_path):
   images = imagenet(tmp_path)
   how = dict(data_dir=str(tmp_path), image_size=28)
   assert datasets.load('imagenet2012', **how).train.crop is None
@@ -302,9 +302,9 @@ def test_images_of_mixed_sizes_are_cropped_at_random_when_asked(tmp_path):
     )
 
 
-def test_what_is_cropped_at_random_is_tested_on_its_centre(tmp_path):
-  # A frame of 4 pixels about a black square of 56, on either side of an image
-  # twice as wide: a shorter side of 32, of which 28 are looked at.
+def test_images_cropped_at_random_are_tested_on_their_centre(tmp_path):
+  # A frame of 4 pixels above and below a black image of 128 x 56: the shorter
+  # side of 64 becomes 32, of which the centre crop keeps 28.
   wide = np.zeros((64, 128, 3), np.uint8)
   wide[:4] = wide[-4:] = 255
   small = np.zeros((9, 9, 3), np.uint8)
@@ -313,7 +313,7 @@ def test_what_is_cropped_at_random_is_tested_on_its_centre(tmp_path):
     'mixed', str(tmp_path), image_size=28, crop=crop
   )
   for source in load(True)[1:3]:
-    # Rows 2 .. 29 of 32: of the frame, rows 0 and 1, some is smeared into 2.
+    # Rows 2 to 29 of 32; the frame is rows 0 and 1, partly blurred into 2.
     seen = source.read([0])[0]
     assert seen.shape == (28, 28, 3) and not seen[1:-1].any()
     assert seen[0].max() < 64
@@ -475,7 +475,7 @@ def test_labels_are_read_without_decoding_the_images(tmp_path):
   assert data.train.read([0, 2, 4]).shape == (3, 4, 4, 3)
 
 
-def test_a_corrupt_image_is_named_with_the_way_out(tmp_path):
+def test_a_corrupt_image_is_named_with_a_remedy(tmp_path):
   data = datasets.load(
     'pets', corrupt_set(tmp_path, file_names=[f'{i}.png' for i in range(5)])
   )
@@ -534,7 +534,7 @@ def test_a_negative_tolerance_is_refused():
   assert 'corrupt=-1' in error('digits', None, corrupt=-1)
 
 
-# What cannot be read.
+# Sets that cannot be read.
 
 
 def test_a_misspelt_name_gets_near_matches(tmp_path):
@@ -568,7 +568,7 @@ def test_a_data_dir_must_be_given_and_be_there(tmp_path):
   assert f'data_dir={missing}' in error('cifar10', missing)
 
 
-def test_tensorflow_prepares_what_is_not_there(tmp_path, monkeypatch):
+def test_tensorflow_prepares_a_missing_set(tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
 
   formats = []
@@ -578,7 +578,7 @@ def test_tensorflow_prepares_what_is_not_there(tmp_path, monkeypatch):
     fake_tfds.write(
       tmp_path, 'mnist', flat(3, (28, 28, 1)), [0, 1, 2], 10, version='3.0.1'
     )
-    # As the original ends.
+    # As the original method ends.
     self.info.set_file_format(file_format, override=True)
     self.info.read_from_directory(self.data_dir)
 

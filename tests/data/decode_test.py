@@ -40,7 +40,7 @@ def test_a_window_is_cut_from_the_original(height, width):
     np.testing.assert_array_equal(got, slow_crop(pixels, draws_of(seed), 24))
 
 
-# Of 640 x 960 pixels a window has sides of at least 305.
+# Windows of 640 x 960 pixels have sides of at least 305.
 @pytest.mark.parametrize('size, least', [(290, 1), (140, 2), (70, 4), (16, 8)])
 def test_a_large_jpeg_is_decoded_small_but_not_below_the_window(
   size, least, monkeypatch
@@ -64,7 +64,7 @@ def test_a_large_jpeg_is_decoded_small_but_not_below_the_window(
     expected = slow_crop(pixels, draws_of(seed), size)
     decoded.clear()
     difference = got.astype(int) - expected
-    # Of a window a pixel of the original away it would be the waves' slope:
+    # A window that is one original pixel off differs by the waves' slope,
     # 100 / 20 · cos · cos, whose root mean square is 2.5.
     assert (difference**2).mean() ** 0.5 < 1
 
@@ -81,7 +81,7 @@ def test_a_window_of_another_colour_mode_is_converted():
 
 
 def test_the_centre_is_cropped_from_the_resized_image():
-  # 56 x 112 become 8 x 16, of which the central 7 x 7 are left.
+  # 56 x 112 pixels become 8 x 16, and the centre crop keeps 7 x 7.
   pixels = smooth(56, 112)
   got = decode.centre(fake_tfds.encode(pixels), (7, 7, 3), 8)
   resized = PIL.Image.fromarray(pixels).resize((16, 8), BILINEAR)

@@ -45,7 +45,7 @@ def test_labelled_rows_come_round_evenly():
   assert set(counts.values()) == {2, 3}
 
 
-def test_without_the_other_part_an_epoch_is_of_the_labelled_rows():
+def test_without_an_unlabelled_part_an_epoch_is_of_the_labelled_rows():
   sampler = sampling.Sampler(BatchSpec(4), SPLIT)
   assert sampler.epoch_steps == 3
   assert sorted(epoch(sampler, 2).ravel()) == sorted(SPLIT.labelled)
@@ -249,8 +249,8 @@ def test_each_class_is_a_shuffled_queue_of_its_own():
     assert len(queue) == 54
     for start in range(0, 52, 4):
       assert len(set(queue[start : start + 4])) == 4
-  sampler = rows[:, :9].reshape(18, 3, 3) // 3  # not the same in every class
-  assert not np.array_equal(sampler[:, 0], sampler[:, 1])
+  ranks = rows[:, :9].reshape(18, 3, 3) // 3  # row 3 i + c is the i-th of c
+  assert not np.array_equal(ranks[:, 0], ranks[:, 1])
 
 
 def test_images_of_a_class_with_too_few_repeat_within_the_batch():

@@ -8,7 +8,7 @@ from ssljax.errors import InputError
 TRUTH = np.arange(60, dtype=np.int32) % 3
 
 
-def batch_spec(per_class=4, seed=0, truth=TRUTH, classes=3, **more):
+def make_split(per_class=4, seed=0, truth=TRUTH, classes=3, **more):
   return splits.draw_split(
     truth, classes, per_class=per_class, seed=seed, **more
   )
@@ -16,79 +16,79 @@ def batch_spec(per_class=4, seed=0, truth=TRUTH, classes=3, **more):
 
 @pytest.mark.parametrize('per_class', [1, 7, 20])
 def test_every_class_has_exactly_k_labels_and_they_are_true(per_class):
-  split = batch_spec(per_class)
+  split = make_split(per_class)
   known = split.labels[split.labelled]
   assert np.bincount(known).tolist() == [per_class] * 3
   np.testing.assert_array_equal(known, TRUTH[split.labelled])
 
 
 def test_a_split_is_a_function_of_the_seed_alone():
-  assert batch_spec(seed=3).digest == batch_spec(seed=3).digest
-  assert batch_spec(seed=3).digest != batch_spec(seed=4).digest
-  assert set(batch_spec(seed=3).labelled) != set(batch_spec(seed=4).labelled)
+  assert make_split(seed=3).digest == make_split(seed=3).digest
+  assert make_split(seed=3).digest != make_split(seed=4).digest
+  assert set(make_split(seed=3).labelled) != set(make_split(seed=4).labelled)
 
 
 def test_fewer_labels_are_a_subset_of_more():
-  assert set(batch_spec(3).labelled) < set(batch_spec(5).labelled)
+  assert set(make_split(3).labelled) < set(make_split(5).labelled)
 
 
 def test_all_labels_every_row():
-  np.testing.assert_array_equal(batch_spec(None).labels, TRUTH)
+  np.testing.assert_array_equal(make_split(None).labels, TRUTH)
 
 
 def test_the_rest_excludes_the_labelled_and_all_includes_them():
-  split = batch_spec()
+  split = make_split()
   assert not set(split.labelled) & set(split.unlabelled)
   assert len(split.unlabelled) == 60 - 12
-  assert len(batch_spec(unlabelled='all').unlabelled) == 60
+  assert len(make_split(unlabelled='all').unlabelled) == 60
 
 
 def test_a_number_of_unlabelled_rows_is_drawn_from_the_rest():
-  split = batch_spec(count=10)
+  split = make_split(count=10)
   assert len(split.unlabelled) == 10
-  assert set(split.unlabelled) < set(batch_spec().unlabelled)
+  assert set(split.unlabelled) < set(make_split().unlabelled)
   # More rows contain fewer, and the labels do not depend on it.
-  assert set(split.unlabelled) < set(batch_spec(count=20).unlabelled)
-  np.testing.assert_array_equal(split.labels, batch_spec().labels)
+  assert set(split.unlabelled) < set(make_split(count=20).unlabelled)
+  np.testing.assert_array_equal(split.labels, make_split().labels)
 
 
 def test_a_number_may_be_drawn_from_all_rows_the_labelled_ones_too():
-  split = batch_spec(None, unlabelled='all', count=40)
+  split = make_split(None, unlabelled='all', count=40)
   assert len(split.labelled) == 60 and len(split.unlabelled) == 40
 
 
 def test_the_unlabelled_rows_may_be_confined_to_some():
   among = np.arange(60) >= 50
-  labelled = set(batch_spec().labelled)
+  labelled = set(make_split().labelled)
   for unlabelled, expected in (
     ('all', set(range(50, 60))),
     ('rest', set(range(50, 60)) - labelled),
   ):
-    split = batch_spec(unlabelled=unlabelled, among=among)
+    split = make_split(unlabelled=unlabelled, among=among)
     assert set(split.unlabelled) == expected
     assert set(split.labelled) == labelled
 
 
 def test_validation_rows_are_neither_labelled_nor_seen_and_shared_by_seeds():
   for seen in (dict(), dict(unlabelled='all'), dict(count=5)):
-    split = batch_spec(validation=9, **seen)
+    split = make_split(validation=9, **seen)
     held_out = set(split.validation)
     assert len(held_out) == 9
     assert not held_out & (set(split.labelled) | set(split.unlabelled))
     np.testing.assert_array_equal(
-      split.validation, batch_spec(seed=5, validation=9).validation
+      split.validation, make_split(seed=5, validation=9).validation
     )
 
 
 def test_rows_without_truth_are_seen_but_never_labelled():
   truth = np.concatenate([TRUTH, np.full(30, UNLABELLED, np.int32)])
-  split = batch_spec(None, truth=truth)
+  split = make_split(None, truth=truth)
   assert split.labelled.max() < 60
   assert set(split.unlabelled) == set(range(60, 90))
 
 
 def test_the_digest_sees_every_field():
-  split = batch_spec(validation=9)
+  split = make_split(validation=9)
   labels = split.labels.copy()
   labels[split.labelled[0]] = UNLABELLED
   admitted = split.admitted.copy()
@@ -118,13 +118,13 @@ def test_the_digest_sees_every_field():
     (dict(validation=-1), 'validation=-1'),
   ],
 )
-def test_what_cannot_be_drawn_is_refused_by_flag(arguments, message):
+def test_impossible_splits_are_refused_by_name(arguments, message):
   with pytest.raises(InputError, match=message):
-    batch_spec(**arguments)
+    make_split(**arguments)
 
 
 def test_the_description_names_rows_labels_and_hash():
-  split = batch_spec(1, validation=2)
+  split = make_split(1, validation=2)
   said = splits.describe(split)
   assert said['hash'] == split.digest
   assert {int(r): c for r, c in said['labelled'].items()} == {

@@ -94,7 +94,7 @@ def slow_mlp(x, params):
 def test_it_is_slow_numpy_without_dropout(net, shape, slow):
   image = np.random.default_rng(0).normal(size=(5, *shape)).astype(np.float32)
   params, stats = jax.jit(net.init)(jax.random.key(1), image)
-  # Biases of 0 would hide themselves.
+  # Biases of 0 would hide errors.
   params = jax.tree.map(lambda p: p + 0.1 if p.ndim == 1 else p, params)
   outputs = jax.jit(net.infer)(params, stats, image)
   expected = slow(image, jax.tree.map(np.asarray, params))

@@ -83,7 +83,7 @@ def test_it_is_slow_numpy_in_training_and_inference():
   )
   def run(key):
     params, stats = net.init(key, image)
-    # Biases of 0 would hide themselves.
+    # Biases of 0 would hide errors.
     params = jax.tree.map(lambda p: p + 0.1 if p.ndim == 1 else p, params)
     trained, _ = net.train(params, stats, image, key)
     return params, trained, net.infer(params, stats, image)

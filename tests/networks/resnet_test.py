@@ -143,7 +143,7 @@ def tiny(
 
 
 def draw_variables(net, image):
-  """Parameters and running statistics that no part of a network forgives."""
+  """Random parameters and statistics, so that an error in any layer shows."""
   rng = np.random.default_rng(0)
   params, stats = jax.eval_shape(net.init, jax.random.key(0), image)
   normal = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)

@@ -149,7 +149,7 @@ def test_a_batch_split_over_devices_gives_the_whole_batch_s_gradients():
 
 
 def ours_by_winograd(monkeypatch):
-  """Lets narrow layers and few tiles be treated too."""
+  """Use Winograd's algorithm for narrow layers and few tiles too."""
   size = lambda w: w.shape[:2] == (3, 3)
   plain = lambda strides, pads: strides == (1, 1) and min(map(min, pads)) >= 0
   monkeypatch.setattr(
@@ -234,8 +234,8 @@ def test_winograd_passes_through_checkpoint_and_scan(monkeypatch):
 
 @pytest.mark.parametrize('by_winograd', [False, True])
 def test_devices_exchange_the_kernels_gradient_once(monkeypatch, by_winograd):
-  # In several chunks: 4 images of each of 4 devices, one at a time. What is
-  # exchanged in a loop has no order beside what is exchanged around it.
+  # In several chunks: 4 images of each of 4 devices, one at a time. Exchanges
+  # within the loop would not be ordered with those around it.
   if by_winograd:
     ours_by_winograd(monkeypatch)
   monkeypatch.setattr(conv, '_CHUNK_BYTES', 1)
@@ -303,7 +303,7 @@ def test_linen_accepts_it():
     ((3, 3, 4, 4), dict(preferred_element_type=jnp.float32)),
   ),
 )
-def test_what_is_not_covered_is_lax_s_own(kernel, kwargs):
+def test_other_convolutions_are_lax_s_own(kernel, kwargs):
   ours, native = ours_and_native(**kwargs)
   x, w = normal(0, (2, 7, 7, 4)), normal(1, kernel)
   assert str(jax.make_jaxpr(ours)(x, w)) == str(jax.make_jaxpr(native)(x, w))
@@ -330,7 +330,7 @@ def step_text(platform, wanted):
   return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
-def test_a_program_for_a_cpu_can_be_had_with_xla_s_own_operations():
+def test_native_makes_cpu_programs_use_xla_s_own_operations():
   with conv.native():
     text = step_text('cpu', 1)
     assert conv.compiler_options() == {}
