@@ -73,11 +73,10 @@ def test_totals_are_per_call_of_the_program():
 
 
 def test_sent_bytes_are_counted_around_a_ring():
-  # To add B bytes on g devices, each device sends g − 1 parts of B/g, and as many
-  # again to distribute the sums. A gather or a scatter is only one of the two.
-  sent = [
-    collective.sent for collective in collectives.find_collectives(PROGRAM)
-  ]
+  # To add B bytes on g devices, each device sends g − 1 parts of B/g, and as
+  # many again to distribute the sums. A gather or scatter is one of the two.
+  found = collectives.find_collectives(PROGRAM)
+  sent = [collective.sent for collective in found]
   assert sent == pytest.approx(
     [5 * 2 * 24 / 2, 7 * 48 / 8, 2 * 3 * 16 / 4, 7 * 64 / 8, 8, 8]
   )
