@@ -10,7 +10,7 @@ import pytest
 from ssljax import optimizers
 from ssljax.core import Averaging
 from ssljax.errors import InputError
-from ssljax.runs import build
+from ssljax import registry
 
 PARAMS = {
   'a': {'kernel': jnp.array([[2.0, -4.0]]), 'bias': jnp.array([1.0])},
@@ -65,9 +65,9 @@ def side(name):
   return {'deepbass_toy': 1, 'elu_stl10': 96, 'lenet': 28}.get(name, 32)
 
 
-@pytest.mark.parametrize('name', build.NETWORKS)
+@pytest.mark.parametrize('name', registry.NETWORKS)
 def test_the_same_parameters_decay_as_those_that_are_called_kernel(name):
-  net = build.NETWORKS[name](10)
+  net = registry.NETWORKS[name](10)
   channels = 2 if name == 'deepbass_toy' else 1
   image = jnp.zeros([2, side(name), side(name), channels])
   params, _ = jax.eval_shape(net.init, jax.random.key(0), image)
