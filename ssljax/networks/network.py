@@ -261,15 +261,7 @@ def from_nnx(
       module, whose variables are the initial ones of all seeds.
     smallest: the least height and width of an image that it accepts.
   """
-  require(
-    callable(make),
-    f'`network`: from_nnx was given {make!r:.100}; give a function of '
-    'flax.nnx.Rngs that returns a module',
-  )
-  if isinstance(make, nnx.Module):
-    module, make = make, lambda rngs: module
-  else:
-    make = _by_keyword(make)
+  make = _maker(make)
   abstract = nnx.eval_shape(make, nnx.Rngs(0))
   name = type(abstract).__name__
   require(
@@ -311,8 +303,15 @@ def from_nnx(
   )
 
 
-def _by_keyword(make: Callable) -> Callable[[nnx.Rngs], nnx.Module]:
-  """Return `make` as a function whose random streams are positional."""
+def _maker(make) -> Callable[[nnx.Rngs], nnx.Module]:
+  """Return the argument of `from_nnx` as a function of random streams."""
+  require(
+    callable(make),
+    f'`network`: from_nnx was given {make!r:.100}; give a function of '
+    'flax.nnx.Rngs that returns a module',
+  )
+  if isinstance(make, nnx.Module):
+    return lambda rngs: make
   called = make.func if isinstance(make, functools.partial) else make
   if isinstance(called, type):  # NNX hides the signature of its classes
     called = called.__init__
