@@ -6,6 +6,7 @@ feature.
 """
 
 from collections.abc import Callable
+import contextlib
 import functools
 import inspect
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -158,16 +159,14 @@ def from_linen(module: nn.Module, smallest: int = 1) -> Network:
   """Return the network of a linen module.
 
   The module is called as `module(image, train=bool, dropout=bool)`, with those
-  of the two arguments that its `__call__` names:
-
-  train: normalise by the statistics of the batch, and update the running ones
-    in the collection 'batch_stats'.
-  dropout: drop, with keys of the stream 'dropout'. A module without this
-    argument drops while it trains; in `Network.sample` its `nn.Dropout` layers
-    drop, and nothing else is random.
+  of the two arguments that its `__call__` names. `train` normalises by the
+  statistics of the batch and updates the running ones, in the collection
+  'batch_stats'. `dropout` drops, with keys of the stream 'dropout'. A module
+  without `dropout` drops when it trains, and in `Network.sample` its
+  `nn.Dropout` layers drop.
 
   Args:
-    module: returns `Outputs`, or what `as_outputs` takes.
+    module: returns `Outputs`, or another value that `as_outputs` takes.
     smallest: the least height and width of an image that it accepts.
   """
   require(
@@ -187,46 +186,44 @@ def from_linen(module: nn.Module, smallest: int = 1) -> Network:
     refuse_too_small(image, smallest, name)
     modes = _accepted(call, train=True, dropout=False)
     variables = module.init(key, image, **modes)
-    others = variables.keys() - {'params', 'batch_stats'}
-    require(
-      not others,
-      f'`network`: {name} has variables in {sorted(others)}; use the '
-      "collections 'params' and 'batch_stats' alone",
-    )
-    stats = variables.get('batch_stats', {})
-    require(
-      not stats or 'train' in modes,
-      f'`network`: {name} has running averages (batch_stats) but no argument '
-      '`train`; add `train: bool` to its __call__',
-    )
-    return variables.get('params', {}), stats
+    return _params_and_stats(variables, name, 'train' in modes)
 
   def train(params, stats, image, key):
-    value, updated = apply(
-      params,
-      stats,
-      image,
-      train=True,
-      dropout=True,
-      rngs={'dropout': key},
-      mutable=['batch_stats'],
-    )
+    how = dict(rngs={'dropout': key}, mutable=['batch_stats'])
+    value, updated = apply(params, stats, image, True, True, **how)
     return as_outputs(value, name), updated.get('batch_stats', {})
 
   def infer(params, stats, image):
-    value = apply(params, stats, image, train=False, dropout=False)
-    return as_outputs(value, name)
+    return as_outputs(apply(params, stats, image, False, False), name)
 
   def sample(params, stats, image, key):
-    how = dict(train=False, dropout=True, rngs={'dropout': key})
-    if takes_dropout:
-      return as_outputs(apply(params, stats, image, **how), name)
-    with nn.intercept_methods(_drop_always):
-      return as_outputs(apply(params, stats, image, **how), name)
+    forced = contextlib.nullcontext()
+    if not takes_dropout:
+      forced = nn.intercept_methods(_drop_always)
+    with forced:
+      value = apply(params, stats, image, False, True, rngs={'dropout': key})
+    return as_outputs(value, name)
 
   return Network(
     init=init, train=train, infer=infer, sample=sample, smallest=smallest
   )
+
+
+def _params_and_stats(variables, name: str, takes_train: bool):
+  """Return the parameters and statistics of a module's initial variables."""
+  others = variables.keys() - {'params', 'batch_stats'}
+  require(
+    not others,
+    f'`network`: {name} has variables in {sorted(others)}; use the collections '
+    "'params' and 'batch_stats' alone",
+  )
+  stats = variables.get('batch_stats', {})
+  require(
+    not stats or takes_train,
+    f'`network`: {name} has running averages (batch_stats) but no argument '
+    '`train`; add `train: bool` to its __call__',
+  )
+  return variables.get('params', {}), stats
 
 
 def _drop_always(call, args, kwargs, context):
@@ -253,26 +250,18 @@ def from_nnx(
 
   The module is called as `module(image)`, in the modes of `module.train()` and
   `module.eval()`; `rngs` and `train` are passed too if its `__call__` names
-  them. Its `nnx.Param` variables are the parameters, all others but the random
-  streams are the statistics. Every random stream starts from the key that the
-  network's function is given. `Network.sample` is evaluation mode with
+  them. Its `nnx.Param` variables are the parameters; all others except random
+  streams are the statistics. Random streams start from the key that is given to
+  `Network.train` or `Network.sample`. The latter is evaluation mode with
   `deterministic=False`, so that `nnx.Dropout` drops.
 
   Args:
-    make: makes the module, as `make(rngs)` or `make(rngs=rngs)`; a class will
-      do. Each seed has its own initial parameters. A module in place of a
-      function gives all seeds its present variables as the initial ones.
+    make: a class or function that makes the module, called as `make(rngs)` or
+      `make(rngs=rngs)`, so that each seed has its own initial parameters. Or a
+      module, whose variables are the initial ones of all seeds.
     smallest: the least height and width of an image that it accepts.
   """
-  require(
-    callable(make),
-    f'`network`: from_nnx was given {make!r:.100}; give a function of '
-    'flax.nnx.Rngs that returns a module',
-  )
-  if isinstance(make, nnx.Module):
-    module, make = make, lambda rngs: module
-  else:
-    make = _by_keyword(make)
+  make = _maker(make)
   abstract = nnx.eval_shape(make, nnx.Rngs(0))
   name = type(abstract).__name__
   require(
@@ -280,46 +269,49 @@ def from_nnx(
     f'`network`: from_nnx was given a function that returns a {name}; return '
     'an instance of flax.nnx.Module',
   )
-  graph, params_like, streams_like, stats_like = _split(abstract)
+  like = _split(abstract)
 
-  def apply(params, stats, image, key, train, **modes):
+  def apply(params, stats, image, key, *, train, dropout):
     """Return the module's outputs, and the module after the call."""
-    called = nnx.merge(
-      graph,
-      _to_state(params, params_like),
-      _started(streams_like, key),
-      _to_state(stats, stats_like),
+    module = _merged(like, params, stats, key)
+    module.set_attributes(
+      use_running_average=not train,
+      deterministic=not dropout,
+      raise_if_not_found=False,
     )
-    called.train() if train else called.eval()
-    called.set_attributes(**modes, raise_if_not_found=False)
-    more = _accepted(called.__call__, rngs=nnx.Rngs(key), train=train)
-    return as_outputs(called(image, **more), name), called
+    more = _accepted(module.__call__, rngs=nnx.Rngs(key), train=train)
+    return as_outputs(module(image, **more), name), module
 
   def init(key, image):
     refuse_too_small(image, smallest, name)
-    _, params, _, stats = _split(make(nnx.Rngs(key)))
-    return _to_dict(params), _to_dict(stats)
+    parts = _split(make(nnx.Rngs(key)))
+    return _to_dict(parts.params), _to_dict(parts.stats)
 
   def train(params, stats, image, key):
-    outputs, called = apply(params, stats, image, key, train=True)
-    *_, after = _split(called)
-    return outputs, _to_dict(after, stats_like)
+    outputs, module = apply(params, stats, image, key, train=True, dropout=True)
+    return outputs, _to_dict(_split(module).stats, like.stats)
 
   def infer(params, stats, image):
     unused = jax.random.key(0)  # nothing is random in evaluation mode
-    return apply(params, stats, image, unused, train=False)[0]
+    return apply(params, stats, image, unused, train=False, dropout=False)[0]
 
   def sample(params, stats, image, key):
-    drop = dict(train=False, deterministic=False)
-    return apply(params, stats, image, key, **drop)[0]
+    return apply(params, stats, image, key, train=False, dropout=True)[0]
 
   return Network(
     init=init, train=train, infer=infer, sample=sample, smallest=smallest
   )
 
 
-def _by_keyword(make: Callable) -> Callable[[nnx.Rngs], nnx.Module]:
-  """Return `make` as a function whose random streams are positional."""
+def _maker(make) -> Callable[[nnx.Rngs], nnx.Module]:
+  """Return the argument of `from_nnx` as a function of random streams."""
+  require(
+    callable(make),
+    f'`network`: from_nnx was given {make!r:.100}; give a function of '
+    'flax.nnx.Rngs that returns a module',
+  )
+  if isinstance(make, nnx.Module):
+    return lambda rngs: make
   called = make.func if isinstance(make, functools.partial) else make
   if isinstance(called, type):  # NNX hides the signature of its classes
     called = called.__init__
@@ -328,9 +320,28 @@ def _by_keyword(make: Callable) -> Callable[[nnx.Rngs], nnx.Module]:
   return make
 
 
-def _split(module: nnx.Module):
-  """Return a module's graph, parameters, random streams and statistics."""
-  return nnx.split(module, nnx.Param, nnx.RngState, ...)
+class _Parts(NamedTuple):
+  """An NNX module as its static graph and states."""
+
+  graph: nnx.GraphDef
+  params: nnx.State
+  streams: nnx.State  # keys and counts of random streams
+  stats: nnx.State  # all other variables
+
+
+def _split(module: nnx.Module) -> _Parts:
+  """Return the parts of a module."""
+  return _Parts(*nnx.split(module, nnx.Param, nnx.RngState, ...))
+
+
+def _merged(like: _Parts, params, stats, key) -> nnx.Module:
+  """Return the module of the structure of `like` with other values."""
+  return nnx.merge(
+    like.graph,
+    _to_state(params, like.params),
+    _started(like.streams, key),
+    _to_state(stats, like.stats),
+  )
 
 
 def _paths(state) -> list[tuple[str, ...]]:

@@ -69,7 +69,7 @@ def test_the_linear_network_is_an_affine_function():
 
 
 def test_the_units_of_a_column_do_not_matter():
-  # Whether lengths are in metres or in millimetres.
+  # For example lengths in metres or in millimetres.
   scaled = IMAGE * np.float32([1e3, 1, 1e-2])[:, None]
   outputs = []
   for image in (IMAGE, scaled):

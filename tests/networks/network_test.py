@@ -53,7 +53,7 @@ class Pair(nn.Module):
 
 
 class Usual(nn.Module):
-  """As in Flax's own examples: one argument `train`."""
+  """The form of Flax's own examples, with one argument `train`."""
 
   given_at_call: bool = False
 
