@@ -106,13 +106,13 @@ def refuse_image_settings(config: Config, name: str) -> None:
   augment, preprocess = config.augmentation.augment, config.augmentation
   require(
     not augment,
-    f'`augment`={",".join(augment)}: `dataset`={name} is of points, not of '
+    f'`augment`={",".join(augment)}: `dataset`={name} holds features, not '
     'images: give `augment`=',
   )
   require(
     preprocess.preprocess in ('none', 'standardize'),
-    f'`preprocess`={preprocess.preprocess}: `dataset`={name} is of points, not '
-    'of images: give `preprocess`=none or standardize',
+    f'`preprocess`={preprocess.preprocess}: `dataset`={name} holds features, '
+    'not images: give `preprocess`=none or standardize',
   )
 
 
@@ -316,7 +316,7 @@ def check_stages(methods, dataset: datasets.Dataset, epoch_steps) -> None:
       for augment in stage_augmentations(stage):
         require(
           dataset.train.is_images,
-          f'`dataset`={dataset.name}: is of points, and the stage {stage.name} '
+          f'`dataset`={dataset.name}: holds features, and the stage {stage.name} '
           f'of {method.name} changes images: switch that off (for R2-D2, '
           '`cutout`=0)',
         )

@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def disk_errors(folder: pathlib.Path):
 
 
 def dated(name: str) -> pathlib.Path:
-  """A fresh folder's name: runs/NAME-YYYYMMDD-HHMMSS."""
+  """Return the name of a new folder: runs/NAME-YYYYMMDD-HHMMSS."""
+  name = re.sub(r'[^\w.-]+', '_', name).strip('_')  # Data sets may be paths.
   now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
   return pathlib.Path('runs') / f'{name}-{now}'
 

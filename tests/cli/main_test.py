@@ -401,7 +401,7 @@ def test_points_are_trained_on_from_the_command_line(feed, tmp_path):
 @pytest.mark.parametrize(
   ('binary_name', 'arguments', 'expected'),
   [
-    ('madnn', ['--augment=flip,noise'], '--augment=flip,noise: .* of points'),
+    ('madnn', ['--augment=flip,noise'], '--augment=flip,noise: .* features'),
     ('madnn', ['--preprocess=zca'], '--preprocess=zca: .* --preprocess=none'),
     ('madnn', ['--image_size=8'], '--image_size=8: .* features, not images'),
     ('madnn', ['--train_split=all'], '--train_split=all.*train, test'),
@@ -409,7 +409,7 @@ def test_points_are_trained_on_from_the_command_line(feed, tmp_path):
     (
       'r2d2',
       ['--preprocess=none', '--augment=', '--cutout=2'],
-      'yin-yang: is of points.*--cutout=0',
+      'yin-yang: holds features.*--cutout=0',
     ),
   ],
 )
