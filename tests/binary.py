@@ -2,23 +2,18 @@
 
 import contextlib
 import functools
-import importlib
 import os
 import pathlib
 import runpy
 import sys
 from unittest import mock
 
-from absl import flags
-import array_record.python.array_record_data_source  # noqa: F401 (has flags)
 from flax import linen as nn
-import grain  # noqa: F401 (has flags)
 import pytest
 
-from ssljax.cli import main
+from ssljax import config, registry
 from ssljax.distributed import placement
 from ssljax.networks import layers, network
-from ssljax.runs import build
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 
@@ -49,7 +44,7 @@ def small():
   flat = lambda classes, *, dropout=0.0: network.from_linen(Flat(classes))
   one_device = functools.partial(placement.make_mesh, [1])
   with (
-    mock.patch.dict(build.NETWORKS, digits=flat, digits_heads=flat),
+    mock.patch.dict(registry.NETWORKS, digits=flat, digits_heads=flat),
     # Eight virtual devices on two cores take their time.
     mock.patch.object(placement, 'make_mesh', lambda *_, **__: one_device()),
   ):
@@ -58,19 +53,13 @@ def small():
 
 def run(*args, binary='madnn'):
   """The exit status of `python experiments/BINARY.py *args`, run `small`."""
-  known = set(flags.FLAGS)
   argv = [f'{binary}.py', *map(str, args)]
-  try:
-    with (
-      mock.patch.object(sys, 'argv', argv),
-      small(),
-      pytest.raises(SystemExit) as stopped,
-    ):
-      runpy.run_path(f'{EXPERIMENTS}/{binary}.py', run_name='__main__')
-  finally:
-    for name in set(flags.FLAGS) - known:
-      delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
+  with (
+    mock.patch.object(sys, 'argv', argv),
+    small(),
+    pytest.raises(SystemExit) as stopped,
+  ):
+    runpy.run_path(f'{EXPERIMENTS}/{binary}.py', run_name='__main__')
   return stopped.value.code or 0
 
 
@@ -86,11 +75,6 @@ def refused(capsys, *args, binary='madnn'):
   return line
 
 
-@functools.cache
 def flag_names(binary):
-  """Names of the flags that an experiment binary has of its own."""
-  module = importlib.import_module(binary)
-  names = main.define(module.ARMS, **getattr(module, 'DEFAULTS', {}))
-  for name in names:
-    delattr(flags.FLAGS, name)
-  return frozenset(names)
+  """Names of the settings of a method's binary."""
+  return frozenset(n for part in config.schema(binary).values() for n in part)

@@ -5,15 +5,14 @@ table that there are results of; between `<!-- presets -->` and `<!-- end -->`
 every preset, with the paper's numbers and ours.
 """
 
-import pathlib
 import re
 
 from ssljax.errors import require
+from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import runs, tables
 from ssljax.runs import run_folder
 
-HERE = pathlib.Path(__file__).parent
-PAGES = (HERE.parent / 'README.md', HERE / 'README.md')
+PAGES = (FOLDER.parent / 'README.md', FOLDER / 'README.md')
 MARKS = re.compile(
   r'(?P<begin><!-- (?:results: (?P<table>\S+) (?P<budget>\S+)|presets) -->)\n'
   r'(?:(?!<!-- (?:results|presets)).)*?<!-- end -->',
@@ -58,7 +57,7 @@ def presets(store: runs.Store) -> str:
   """Every preset: the paper's numbers, ours, on what and how long."""
   header = 'preset', 'tables', 'paper', 'ours', 'device', 'seconds a split'
   lines, made = [header, ['---'] * len(header)], rows_by_preset()
-  for path in sorted((HERE / 'presets').glob('*.flags')):
+  for path in sorted((FOLDER / 'presets').glob('*.flags')):
     cells = _cells(made.get(path.stem, {}), store)
     lines.append([f'`{path.stem}`', *cells])
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)

@@ -16,10 +16,10 @@ import sys
 from typing import NamedTuple
 
 from ssljax.errors import require
+from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import tables
 from ssljax.runs import run_folder
 
-HERE = pathlib.Path(__file__).parent
 EMBEDDED = ('digits', 'yin-yang')  # data sets that are never missing
 LINES = 200  # of metrics.jsonl that stay, beside all evaluations
 
@@ -56,15 +56,15 @@ class Run(NamedTuple):
   @property
   def _all(self) -> list[str]:
     """The lines of its preset, then its own flags."""
-    text = (HERE / f'presets/{self.preset}.flags').read_text().splitlines()
+    text = (FOLDER / f'presets/{self.preset}.flags').read_text().splitlines()
     return [x for x in text if x and not x.startswith('#')] + list(self.flags)
 
   def command(self, seed: int, folder, data_dir) -> list[str]:
     """Runs it under one split."""
     return [
       sys.executable,
-      f'{HERE}/{self.preset.split(".")[0]}.py',
-      f'--flagfile={HERE}/presets/{self.preset}.flags',
+      f'{FOLDER}/{self.preset.split(".")[0]}.py',
+      f'--flagfile={FOLDER}/presets/{self.preset}.flags',
       *self.flags,
       f'--seed={seed}',
       '--seeds=1',

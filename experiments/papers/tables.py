@@ -18,16 +18,16 @@ import functools
 import io
 import math
 import operator
-import pathlib
 import statistics
 import tomllib
 from typing import Any, NamedTuple
 
 from scipy import stats
 
+from ssljax import experiments
 from ssljax.errors import InputError
 
-FOLDER = pathlib.Path(__file__).parent / 'tables'
+FOLDER = experiments.FOLDER / 'tables'
 PAPERS = ('madnn', 'association', 'r2d2', 'llp', 'deepbass')
 BUDGETS = ('cpu', 'gpu')  # that may make a row smaller; 'paper' does not
 

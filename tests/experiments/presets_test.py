@@ -5,7 +5,7 @@ from unittest import mock
 import binary
 import pytest
 
-from ssljax.runs import build
+from ssljax.runs import execute
 
 PRESETS = sorted((binary.EXPERIMENTS / 'presets').glob('*.flags'))
 # So that a preset's stages are short, and its classes have labels enough.
@@ -73,12 +73,12 @@ def put_together(preset, sets, folder, *more):
   """The methods of a run that is about to start."""
   made = []
 
-  def stop(run, folder):
-    del folder
+  def stop(run, folder, **more):
+    del folder, more
     made.extend(run.methods)
     raise SystemExit
 
-  with mock.patch.object(build, 'train_all', stop):
+  with mock.patch.object(execute, 'train', stop):
     start(preset, sets, folder, *more)
   return made
 
