@@ -284,10 +284,10 @@ def association_losses(na: int, nb: int, dim: int, rounds: int) -> None:
   measured = timing.rates(steps, dict.fromkeys(steps, 1), rounds)
   for name, rate in measured.items():
     residuals, temporary = memory[name]
+    ratio = measured['stored'] / rate
     print(
-      f'  {name:12s}{1e3 / rate:8.0f} ms  {measured["stored"] / rate:5.2f} x stored'
-      f'  for the backward pass {residuals:5.2f}, peak '
-      f'{temporary:5.2f} x (Na x Nb)'
+      f'  {name:12s}{1e3 / rate:8.0f} ms  {ratio:5.2f} x stored  stored for '
+      f'the backward pass {residuals:5.2f}, peak {temporary:5.2f} x (Na x Nb)'
     )
 
 

@@ -105,11 +105,7 @@ def show_rates(bank, labels, v, own, rounds: int) -> None:
   taken = timing.seconds(steps, rounds)
   # The loss has three products: logits, logits again, and the gradient.
   times = {
-    f'loss with gradient, N = {len(bank)}': (
-      3,
-      'product',
-      'aggregation',
-    ),
+    f'loss with gradient, N = {len(bank)}': (3, 'product', 'aggregation'),
     f'top {K} of {LABELLED}': (1, 'small product', 'search'),
   }
   flops = 2 * QUERIES * DIM * len(bank) / taken['product']
