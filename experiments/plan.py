@@ -79,7 +79,8 @@ def memory_rows(plans: Sequence[Plan]) -> list[list[str]]:
     rows.append([name, 'split' if part.split else 'whole', *values])
   for number, step in enumerate(plans[0].steps):
     values = [as_size(plan.steps[number].activations) for plan in plans]
-    rows.append([f'activations: {first_to_last(step.stages)}', '', *values])
+    stages = first_to_last(step.stages)
+    rows.append([f'activations: {stages}', '', *values])
     values = [as_size(plan.steps[number].mapped) for plan in plans]
     if step.mapped:
       rows.append(

@@ -1,7 +1,7 @@
 """Memory and communication of a run on each device, from shapes alone.
 
-No image is read and no array is put on a device. The data set is an outline
-(`data.catalog`), the state is a tree of shapes, and the train steps are compiled
+No image is read and no array is put on a device: the data set is an outline
+(`data.catalog`) and the state a tree of shapes. The train steps are compiled
 for the devices of this process.
 """
 
