@@ -165,7 +165,7 @@ class PlanCommand(main.MethodCommand):
       ahead(list(argv), known_only=True)
     except flags.Error:
       pass  # Reported when all flags are parsed.
-    self.chosen = ahead.method
+    self.chosen = ahead['method'].value
     super().__init__(self.chosen or 'supervised')
     _define_flags(self.values)
 
