@@ -1,13 +1,8 @@
-"""Draws a figure of a paper from the folder of a finished run.
+"""Draw a figure of a paper; the program is in the package `figures`."""
 
-python experiments/figures.py --list
-python experiments/figures.py --figure=association/3 --run=runs/FOLDER
-
-A figure is written as PNG and as PDF, and the data behind it as CSV.
-"""
-
-from ssljax.cli import tool
-from ssljax.experiments.figures import catalogue
+import runpy
 
 if __name__ == '__main__':
-  tool.start('figures', catalogue.define_flags, catalogue.draw)
+  runpy.run_module(
+    'ssljax.experiments.figures', run_name='__main__', alter_sys=True
+  )

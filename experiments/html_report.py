@@ -1,11 +1,11 @@
-"""Writes `report.html` into the folder of a finished run.
+"""Write an HTML report of a finished run.
 
 python experiments/html_report.py --run=runs/FOLDER
 
-One file that needs nothing else: what was run, errors beside the baseline's,
-every measured term over training, which classes are taken for which, the most
-confident mistakes, how good the labels are that a method gives to images
-without one, and its figures that show one run.
+RUN/report.html is one self-contained file: the settings, the errors beside the
+baselines', every metric over training, the confusion matrix, the most confident
+mistakes, the quality of the labels that the method gives to unlabelled images,
+and those figures of its paper that show one run.
 """
 
 import base64
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 import html
 import io
 import pathlib
-import re
 from typing import Any
 
 from absl import flags
@@ -29,8 +28,8 @@ from ssljax.methods import deepbass, llp, madnn, r2d2
 from ssljax.runs import load, run_folder, summary
 from ssljax.training import metrics_writer
 
-CONFUSED = 24  # most confident mistakes that are shown
-PER_ROW = 12  # of them
+MISTAKES = 24  # number of the most confident mistakes that are shown
+PER_ROW = 12  # images in a row of mistakes
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem;
        margin: 2rem auto; padding: 0 1rem; }
@@ -51,7 +50,7 @@ p.note { color: #666; margin: .2rem 0; }
 
 
 def as_table(rows: list[list[str]]) -> str:
-  """Rows of cells, the first of them the header."""
+  """Return rows of cells as an HTML table; the first row is the header."""
   line = lambda cells, tag: ''.join(
     f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in cells
   )
@@ -60,49 +59,49 @@ def as_table(rows: list[list[str]]) -> str:
   return f'<table><tr>{line(head, "th")}</tr>\n{lines}</table>'
 
 
-def as_image(figure, says: str) -> str:
-  """A figure inside the page; what it shows in words beside it."""
+def as_image(figure, description: str) -> str:
+  """Return a matplotlib figure as an embedded SVG with a description."""
   file = io.BytesIO()
   figure.savefig(file, format='svg', metadata={'Date': None})
   data = base64.b64encode(file.getvalue()).decode()
-  words = html.escape(says, quote=True)
+  words = html.escape(description, quote=True)
   return f'<img alt="{words}" src="data:image/svg+xml;base64,{data}">'
 
 
 def section(title: str, *parts: str) -> str:
-  """A part of the page under a heading."""
+  """Return a part of the page under a heading."""
   return f'<h2>{html.escape(title)}</h2>\n' + '\n'.join(parts) + '\n'
 
 
 def note(text: str) -> str:
-  """A sentence in grey."""
+  """Return a paragraph in grey."""
   return f'<p class="note">{html.escape(text)}</p>'
 
 
-# What was run, and how well it did.
+# Settings and errors.
 
 
-def what(result: dict[str, Any], folder: pathlib.Path) -> str:
-  """Data, splits, length, machine and command."""
+def settings_section(result: dict[str, Any], folder: pathlib.Path) -> str:
+  """Return the data, splits, length, device, versions and flags of a run."""
   versions = ', '.join(f'{k} {v}' for k, v in result['versions'].items())
   rows = [
     ['data', f'{result["dataset"]}, {result["labels"]} labels per class'],
     ['label splits', ', '.join(map(str, result['seeds']))],
     ['steps', f'{result["steps"]:,}'],
-    ['seconds in steps', f'{result["seconds"]:,.0f}, of the method alone'],
+    ['seconds in steps', f'{result["seconds"]:,.0f}, without the baselines'],
     ['device', result['device']],
     ['commit', result['commit']],
     ['versions', versions],
     ['command', result['command']],
   ]
   text = html.escape((folder / 'flags.txt').read_text())
-  return as_table([['what', ''], *rows]) + (
+  return as_table([['setting', 'value'], *rows]) + (
     f'<details><summary>all flags</summary><pre>{text}</pre></details>'
   )
 
 
-def errors(result: dict[str, Any]) -> str:
-  """Test errors of every arm, and of every split."""
+def errors_section(result: dict[str, Any]) -> str:
+  """Return the test errors of every trained method and of every split."""
   kinds = ('last', 'averaged', 'median_last', 'minimum')
   known = [kind for kind in kinds if kind in result['test_error']]
   rows = [['method', *known, 'by split (last)']]
@@ -112,23 +111,25 @@ def errors(result: dict[str, Any]) -> str:
     splits = ' '.join(f'{value:.2f}' for value in found['last'])
     rows.append([arm, *cells, splits])
     rows += [
-      [f'{arm}, after its stage {stage}', summary.mean_std(values)]
+      [f'{arm}, after stage {stage}', summary.mean_std(values)]
       + [''] * len(known)
       for stage, values in entry.get('test_error_after', {}).items()
     ]
   return as_table(rows) + note(
-    'Test error in percent, mean ± standard deviation over the label splits: '
-    'at the last step (last), of averaged weights there (averaged), the median '
-    'of the last five evaluations (median_last), the least over training, a '
-    'choice made on the test set (minimum).'
+    'Test error in percent, mean ± standard deviation over label splits. last: '
+    'at the last step; averaged: of the averaged weights at the last step; '
+    'median_last: median of the last five evaluations; minimum: smallest error '
+    'over training, a choice made on the test set.'
   )
 
 
-# What was measured in training.
+# Metrics over training.
 
 
-def curves(folder: pathlib.Path, arms: list[str]) -> dict[str, dict[str, dict]]:
-  """By name of a term and by arm: step -> values of the splits."""
+def read_metrics(
+  folder: pathlib.Path, arms: list[str]
+) -> dict[str, dict[str, dict[int, list[float]]]]:
+  """Return metric -> trained method -> step -> values of the splits."""
   skipped = {'job', 'step', 'stage', 'seed', *metrics_writer.TIMING}
   found = {}
   for arm in arms:
@@ -139,13 +140,14 @@ def curves(folder: pathlib.Path, arms: list[str]) -> dict[str, dict[str, dict]]:
   return found
 
 
-def deviation(values: list[float]) -> float:
-  """Standard deviation over the splits; 0 of a single one."""
-  return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def metrics_figure(found: dict[str, dict]):
+  """Return a figure with a panel per metric and a line per trained method.
 
+  Test errors come first, then the loss, then the other metrics by name.
 
-def draw_curves(found: dict[str, dict]):
-  """A panel per term, a line per arm; test errors first, then the loss."""
+  Args:
+    found: as from `read_metrics`.
+  """
   from matplotlib import figure, lines
 
   first = lambda name: (not name.endswith(('last', 'averaged')), name != 'loss')
@@ -159,11 +161,9 @@ def draw_curves(found: dict[str, dict]):
     for arm, of_arm in found[name].items():
       steps = sorted(of_arm)
       mean = np.array([np.mean(of_arm[step]) for step in steps])
-      spread = np.array([deviation(of_arm[step]) for step in steps])
+      deviations = [style.deviation(of_arm[step]) for step in steps]
       colour = f'C{arms.index(arm)}'
-      axes.plot(steps, mean, color=colour, linewidth=1)
-      ends = mean - spread, mean + spread
-      axes.fill_between(steps, *ends, color=colour, alpha=0.2, linewidth=0)
+      style.plot_band(axes, steps, mean, np.array(deviations), colour)
     axes.set_title(name.replace('_', ' '))
     axes.margins(x=0.01)
   for axes in panels[len(names) :]:
@@ -177,19 +177,25 @@ def draw_curves(found: dict[str, dict]):
   return drawn
 
 
-# What is taken for what.
+# Predictions on test images.
 
 
-def tested(finished) -> tuple[np.ndarray, np.ndarray]:
-  """Probabilities `[M, C]` of the test images, and their classes `[M]`."""
+def predict_test_images(finished) -> tuple[np.ndarray, np.ndarray]:
+  """Return probabilities `[M, C]` of the test images and true labels `[M]`."""
   feed = finished.program.data.test
   logits = finished.infer(finished.state, feed, np.arange(feed.size)).logits
   e = np.exp(logits - logits.max(axis=-1, keepdims=True))
   return e / e.sum(axis=-1, keepdims=True), finished.dataset.test.labels
 
 
-def draw_confusion(p, truth, names):
-  """Which class is taken for which, as shares of the true one."""
+def confusion_figure(p, truth, names):
+  """Return the confusion matrix as a figure, with counts if C is small.
+
+  Args:
+    p: probabilities `[M, C]`.
+    truth: true labels `[M]`.
+    names: names of the classes.
+  """
   from matplotlib import figure
 
   counts = association_figures.confusion(truth, p.argmax(axis=-1), len(names))
@@ -211,14 +217,21 @@ def draw_confusion(p, truth, names):
   return drawn
 
 
-def worst(p, truth) -> np.ndarray:
-  """Rows of the most confident mistakes, the most confident first."""
+def most_confident_mistakes(p, truth) -> np.ndarray:
+  """Return the rows of the most confident mistakes, most confident first."""
   wrong = np.flatnonzero(p.argmax(axis=-1) != truth)
-  return wrong[np.argsort(-p[wrong].max(axis=-1), kind='stable')][:CONFUSED]
+  return wrong[np.argsort(-p[wrong].max(axis=-1), kind='stable')][:MISTAKES]
 
 
-def draw_worst(images, truth, p, names):
-  """Images `[E, H, W, c]`, below each its class, and what it was taken for."""
+def mistakes_figure(images, truth, p, names):
+  """Return a figure of misclassified images with true and predicted class.
+
+  Args:
+    images: `[E, H, W, c]`.
+    truth: true labels `[E]`.
+    p: probabilities `[E, C]`.
+    names: names of the classes.
+  """
   from matplotlib import figure
 
   pitch, line = 0.68, 0.36
@@ -238,143 +251,174 @@ def draw_worst(images, truth, p, names):
   return drawn
 
 
-# How good the labels are that a method gives to images without one.
+# Labels that the method gives to unlabelled images.
 
 
-def said(finished, state, rows) -> dict[str, np.ndarray]:
-  """By who says so, classes `[M]` of rows; UNLABELLED where nothing is said."""
+def predicted_labels(finished, state, rows) -> dict[str, np.ndarray]:
+  """Return the labels `[M]` that the classifier and the memory predict.
+
+  Args:
+    finished: the finished run.
+    state: a state of the run.
+    rows: `[M]` rows of training images.
+
+  Returns:
+    Labels by source; UNLABELLED where the memory predicts none.
+  """
   feed, memory = finished.program.data.train, state.memory
   logits = finished.infer(state, feed, rows).logits
-  found = {'the classifier': logits.argmax(axis=-1)}
+  found = {'classifier': logits.argmax(axis=-1)}
   classes, of_rows = logits.shape[-1], lambda x: np.asarray(x[0])[rows]
   if isinstance(memory, madnn.Slots):
     p_hat = madnn_figures.predicted(finished, state, rows)
-    found['the memory'] = p_hat.argmax(axis=-1)
+    found['memory'] = p_hat.argmax(axis=-1)
   elif isinstance(memory, r2d2.PseudoLabels):
-    kept = of_rows(memory.logits)
-    given = kept.any(axis=-1)  # zeros before they are first predicted
-    found['the memory'] = np.where(given, kept.argmax(axis=-1), UNLABELLED)
+    stored = of_rows(memory.logits)
+    predicted = stored.any(axis=-1)  # all 0 before the first prediction
+    found['memory'] = np.where(predicted, stored.argmax(axis=-1), UNLABELLED)
   elif isinstance(memory, deepbass.PseudoLabels):
-    found['the memory'] = np.where(
+    found['memory'] = np.where(
       of_rows(memory.member), of_rows(memory.labels), UNLABELLED
     )
   elif isinstance(memory, llp.Bank):
-    kept = of_rows(memory.labels)  # before propagation, every row its own
-    found['the memory'] = np.where(kept < classes, kept, UNLABELLED)
+    stored = of_rows(memory.labels)  # at least C before the first propagation
+    found['memory'] = np.where(stored < classes, stored, UNLABELLED)
   return found
 
 
-def quality(finished) -> str:
-  """The error of these labels at every step the run has kept."""
+def label_quality(finished) -> str:
+  """Return the errors of predicted labels at every kept step, as a table."""
   rows, cells = finished.hidden, []
   for step in finished.kept:
     state = finished.after(step)
-    # What has been asked for since is no longer hidden.
-    still = rows[np.asarray(state.labels[0])[rows] == UNLABELLED]
-    truth = finished.dataset.train.labels[still]
-    found = said(finished, state, still)
-    errors = [error_of(labels, truth) for labels in found.values()]
+    # Labels acquired by this step are no longer hidden.
+    hidden = rows[np.asarray(state.labels[0])[rows] == UNLABELLED]
+    truth = finished.dataset.train.labels[hidden]
+    found = predicted_labels(finished, state, hidden)
+    errors = [label_error(labels, truth) for labels in found.values()]
     cells.append([f'{step:,}', *(cell for pair in errors for cell in pair)])
-  header = ['step', *(cell for who in found for cell in (who, 'of images'))]
+  header = ['step', *(cell for source in found for cell in (source, 'images'))]
   return as_table([header, *cells]) + note(
-    f'Error in percent of the labels given to {len(rows):,} training images '
-    f'whose own was hidden, split {finished.split.seed}, and how many have '
-    'one. A run trained with --keep_every has more steps.'
+    f'Error in percent of the labels that the classifier and the memory '
+    f'predict for {len(rows):,} training images with hidden labels, split '
+    f'{finished.split.seed}; images: number of predicted labels. A run with '
+    '--keep_every has more steps.'
   )
 
 
-def error_of(labels, truth) -> tuple[str, str]:
-  """The error of the labels `[M]` that are given, and how many are."""
-  given = labels != UNLABELLED
-  count = np.count_nonzero(given)
-  error = 100 * np.mean(labels[given] != truth[given]) if count else None
-  return '–' if error is None else f'{error:.2f}', f'{count:,}'
+def label_error(labels, truth) -> tuple[str, str]:
+  """Return the error in percent of predicted labels, and their number.
+
+  Args:
+    labels: `[M]`, UNLABELLED where none is predicted.
+    truth: `[M]` true labels.
+  """
+  predicted = labels != UNLABELLED
+  count = np.count_nonzero(predicted)
+  if not count:
+    return '–', '0'
+  error = 100 * np.mean(labels[predicted] != truth[predicted])
+  return f'{error:.2f}', f'{count:,}'
 
 
 # The method's own figures.
 
 
-def or_why(make: Callable) -> str:
-  """A part of the page, or why this run has none."""
+def or_reason(make: Callable[[], str]) -> str:
+  """Return a part of the page, or the reason why this run has none."""
   try:
     return make()
   except InputError as error:
-    return note(f'Not of this run: {error}')
+    return note(f'Not available: {main.as_flags(error)}')
 
 
 def own_figures(finished) -> Iterator[str]:
-  """Those of `figures.FIGURES` that one run of its method can show."""
+  """Yield the figures of the method that show a single run."""
   method = finished.program.method.name
   for name, drawing in catalogue.FIGURES.items():
     if name.startswith(f'{method}/') and drawing.alone:
-      shows = re.split(r' \(|;', drawing.shows)[0]  # not the flags it needs
-      draw = lambda of=drawing: as_image(of.draw(finished)[0], of.shows)
-      yield section(f'{name}: {shows}', or_why(draw))
+      draw = lambda d=drawing: as_image(d.draw(finished)[0], d.shows)
+      yield section(f'{name}: {drawing.shows}', or_reason(draw))
 
 
 # The page.
 
 
 def page(finished, result: dict[str, Any]) -> str:
-  """The whole report of a finished run, under one split."""
-  dataset, folder = finished.dataset, finished.folder
-  p, truth = tested(finished)
-  rows = worst(p, truth)
-  terms = draw_curves(curves(folder, list(result['arms'])))
+  """Return the report of a finished run under one split, as HTML."""
+  folder, seed = finished.folder, finished.split.seed
+  metrics = metrics_figure(read_metrics(folder, list(result['arms'])))
   parts = [
-    section('What was run', what(result, folder)),
-    section('Errors', errors(result)),
+    section('Settings', settings_section(result, folder)),
+    section('Errors', errors_section(result)),
     section(
-      'In training',
-      as_image(terms, 'every measured term over the steps'),
-      note('Mean over the splits, and a standard deviation about it.'),
+      'Metrics over training',
+      as_image(metrics, 'every metric over the steps'),
+      note(
+        'Mean over the label splits, with a band of one standard deviation.'
+      ),
     ),
+    *prediction_sections(finished),
     section(
-      f'What is taken for what, split {finished.split.seed}',
-      as_image(draw_confusion(p, truth, dataset.classes), 'confusion matrix'),
+      f'Labels predicted for unlabelled images, split {seed}',
+      or_reason(lambda: label_quality(finished)),
     ),
+    *own_figures(finished),
   ]
-  if len(rows):
-    images = dataset.test.read(rows)
-    worst_drawn = draw_worst(images, truth[rows], p[rows], dataset.classes)
-    says = 'test images that are wrong with the highest probability'
-    parts.append(
-      section('The most confident mistakes', as_image(worst_drawn, says))
-    )
-  of_hidden = or_why(lambda: quality(finished))
-  parts.append(section('Labels given to images without one', of_hidden))
-  title = f'{result["method"]} on {result["dataset"]}'
-  standing = summary.errors_that_stand(result['test_error'])
+  title = html.escape(f'{result["method"]} on {result["dataset"]}')
+  reported = summary.errors_that_stand(result['test_error'])
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-    f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n'
-    f'<body><h1>{html.escape(title)}: {summary.mean_std(standing)} % '
-    f'test error</h1>\n{"".join(parts)}{"".join(own_figures(finished))}'
-    '</body></html>\n'
+    f'<title>{title}</title>\n<style>{STYLE}</style></head>\n'
+    f'<body><h1>{title}: {summary.mean_std(reported)} % test error</h1>\n'
+    f'{"".join(parts)}</body></html>\n'
   )
 
 
+def prediction_sections(finished) -> Iterator[str]:
+  """Yield the confusion matrix and, if there are mistakes, some of them."""
+  dataset = finished.dataset
+  p, truth = predict_test_images(finished)
+  yield section(
+    f'Confusion matrix, split {finished.split.seed}',
+    as_image(confusion_figure(p, truth, dataset.classes), 'confusion matrix'),
+  )
+  rows = most_confident_mistakes(p, truth)
+  if len(rows):
+    images = dataset.test.read(rows)
+    drawn = mistakes_figure(images, truth[rows], p[rows], dataset.classes)
+    yield section(
+      'Most confident mistakes',
+      as_image(drawn, 'misclassified test images with the highest probability'),
+    )
+
+
+# The program.
+
+
 def define_flags(values: flags.FlagValues) -> None:
-  """Defines this program's flags."""
+  """Define the flags of this program."""
   flags.DEFINE_string(
     'run', None, 'Folder of a finished run.', flag_values=values
   )
   flags.DEFINE_string(
-    'out', None, 'RUN/report.html if unset.', flag_values=values
+    'out',
+    None,
+    'File of the report; RUN/report.html if unset.',
+    flag_values=values,
   )
   tool.define_run_flags(values)
 
 
-def write(asked: dict[str, Any]) -> None:
-  """Writes the report that the flags, by name, ask for."""
-  require(asked['run'] is not None, '--run: give the folder of a finished run')
+def act(asked: dict[str, Any]) -> None:
+  """Write the report that the flags describe."""
+  require(asked['run'] is not None, '`run`: give the folder of a finished run')
   style.check_matplotlib()
-  folder = pathlib.Path(asked['run'])
+  folder = pathlib.Path(asked['run']).expanduser()
   result = load.finished_result(folder)
-  out = pathlib.Path(asked['out'] or folder / 'report.html')
-  finished = load.load(
-    folder, asked['seed'], asked['data_dir'], asked['corrupt']
-  )
+  out = pathlib.Path(asked['out'] or folder / 'report.html').expanduser()
+  where = asked['seed'], asked['data_dir'], asked['corrupt']
+  finished = load.load(folder, *where)
   with style.style():
     text = page(finished, result)
   with main.write_errors(out):
@@ -384,4 +428,4 @@ def write(asked: dict[str, Any]) -> None:
 
 
 if __name__ == '__main__':
-  tool.start('html_report', define_flags, write)
+  tool.start('html_report', define_flags, act)

@@ -1,22 +1,22 @@
-"""What a run would take of each device, and move, before anything is made.
+"""Print the memory and communication of a run, without training it.
 
   python experiments/plan.py --method=llp --devices=32 \
       --dataset=imagenet2012 --network=resnet50v2
   python experiments/plan.py --method=r2d2 --devices=1,2,4,8 \
       --flagfile=experiments/presets/r2d2.cifar10-4000.flags
 
-takes the flags of the method's own binary and, as it does, starts from its
-digits preset where no --flagfile is given. The steps are compiled from shapes
-alone, for so many virtual devices of this CPU, and what XLA says of them is
-printed. They hold XLA's own convolutions, as on accelerators. A data set that
-is not on disk is as large as TFDS says.
+Takes the flags of the method's own program and, like that program, starts from
+its digits preset if no --flagfile is given. The steps are compiled from shapes
+alone, for virtual devices of this CPU and with XLA's own convolutions, as on
+accelerators. The numbers are XLA's. The size of a data set that is not on disk
+is the one that TFDS states.
 
-  lies            split over the devices, or whole on each
-  activations     what a step needs beside all that stays
-  between epochs  what is observed of all images before a refresh
-  total           what stays, and the larger one of these
-  all-reduce ...  how often in a step, and bytes of what they result in
-  sent in a step  by each device, if they go around a ring
+  placement       split over the devices, or whole on each device
+  activations     temporary memory of a step
+  between epochs  outputs for all training images, input of the epoch update
+  total           permanent memory plus the larger of the two above
+  all-reduce ...  number of exchanges in a step, and bytes of their results
+  sent in a step  bytes sent by each device if exchanges go around a ring
 """
 
 from collections.abc import Sequence
@@ -32,13 +32,13 @@ from ssljax.distributed import placement
 from ssljax.errors import require
 from ssljax.planning import collectives
 from ssljax.planning import plan as planning
-from ssljax.planning.plan import Plan, Step, Subject
+from ssljax.planning.plan import Plan, Subject
 
-MOST = 1024  # virtual devices of a CPU that still start
+MOST = 1024  # largest number of virtual devices that a CPU can start
 
 
-def size(count: float) -> str:
-  """'1.5 MiB' of a number of bytes."""
+def as_size(count: float) -> str:
+  """Return a number of bytes as text, as '1.5 MiB'."""
   units = ['B', 'KiB', 'MiB', 'GiB']
   while count >= 1000 and len(units) > 1:
     count /= 1024
@@ -48,20 +48,21 @@ def size(count: float) -> str:
 
 
 def title(planned: Subject) -> str:
-  """What is planned, in a line."""
+  """Return a line that describes the planned run."""
   dataset, train = planned.dataset, planned.dataset.train
   sides = '×'.join(map(str, train.shape))
+  network = planned.config.network.network
   return (
-    f'{planned.method.name} with {planned.config.network.network} on {dataset.name}: '
+    f'{planned.method.name} with {network} on {dataset.name}: '
     f'{len(train.labels):,} images of {sides}, '
     f'{"streamed" if planned.is_streamed else "resident"}, '
     f'{len(dataset.classes):,} classes, {planned.labelled:,} labels; images '
-    f'of a step: {batch_sizes(planned.method)}'
+    f'per step: {batch_sizes(planned.method)}'
   )
 
 
 def batch_sizes(method: core.Method) -> str:
-  """'128', or '40 (supervised), 512 (decipher … finetune)'."""
+  """Return '128', or '40 (supervised), 512 (decipher … finetune)'."""
   names = {}
   for stage in method.stages:
     names.setdefault(stage.batch_spec.size, []).append(stage.name)
@@ -71,51 +72,50 @@ def batch_sizes(method: core.Method) -> str:
 
 
 def memory_rows(plans: Sequence[Plan]) -> list[list[str]]:
-  """Bytes of each part on a device, and of all."""
+  """Return the rows of bytes of each part on a device, and of the total."""
   rows = []
   for name, part in plans[0].fullest.parts.items():
-    values = [size(plan.fullest.parts[name].bytes) for plan in plans]
+    values = [as_size(plan.fullest.parts[name].bytes) for plan in plans]
     rows.append([name, 'split' if part.split else 'whole', *values])
   for number, step in enumerate(plans[0].steps):
-    values = [size(plan.steps[number].activations) for plan in plans]
-    rows.append([f'activations: {stages_of(step)}', '', *values])
-    values = [size(plan.steps[number].observed) for plan in plans]
-    if step.observed:
-      rows.append([f'between epochs: {stages_of(step)}', 'split', *values])
-  values = [f'**{size(plan.fullest.total)}**' for plan in plans]
+    values = [as_size(plan.steps[number].activations) for plan in plans]
+    stages = first_to_last(step.stages)
+    rows.append([f'activations: {stages}', '', *values])
+    values = [as_size(plan.steps[number].mapped) for plan in plans]
+    if step.mapped:
+      rows.append(
+        [f'between epochs: {first_to_last(step.stages)}', 'split', *values]
+      )
+  values = [f'**{as_size(plan.fullest.total)}**' for plan in plans]
   return [*rows, ['**total**', '', *values]]
 
 
 def moved_rows(plans: Sequence[Plan]) -> list[list[str]]:
-  """How often a step exchanges what, and what a device sends in it."""
+  """Return the rows of exchanges in a step, and of bytes sent by a device."""
   rows = []
   for number, step in enumerate(plans[0].steps):
+    stages = first_to_last(step.stages)
     moved = [plan.steps[number].moved for plan in plans]
     totals = [collectives.totals(found) for found in moved]
     for kind in collectives.KINDS:
       if any(kind in total for total in totals):
         found = [total.get(kind) for total in totals]
-        values = [f'{t.count}: {size(t.bytes)}' if t else '0' for t in found]
-        rows.append([f'{kind}: {stages_of(step)}', '', *values])
-    values = [size(sum(e.sent for e in found)) for found in moved]
-    rows.append([f'sent in a step: {stages_of(step)}', '', *values])
+        values = [f'{t.count}: {as_size(t.bytes)}' if t else '0' for t in found]
+        rows.append([f'{kind}: {stages}', '', *values])
+    values = [as_size(sum(e.sent for e in found)) for found in moved]
+    rows.append([f'sent in a step: {stages}', '', *values])
   return rows
 
 
-def stages_of(step: Step) -> str:
-  """Those that step alike."""
-  return first_to_last(step.stages)
-
-
 def first_to_last(names: Sequence[str]) -> str:
-  """'warm', or 'first … last' of several."""
+  """Return 'warm' for one name, or 'first … last' for several."""
   return ' … '.join(dict.fromkeys([names[0], names[-1]]))
 
 
-def table(plans: Sequence[Plan]) -> str:
-  """Markdown, a column per number of devices."""
+def as_table(plans: Sequence[Plan]) -> str:
+  """Return a Markdown table with a column per number of devices."""
   heads = [f'{p.devices} device{"s" * (p.devices > 1)}' for p in plans]
-  rows = [['on each device', 'lies', *heads]]
+  rows = [['on each device', 'placement', *heads]]
   rows += memory_rows(plans) + moved_rows(plans)
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rule = ['-' * width for width in widths[:2]]
@@ -132,53 +132,54 @@ def table(plans: Sequence[Plan]) -> str:
 
 
 def device_counts(texts: Sequence[str]) -> list[int]:
-  """Return the numbers of devices that --devices lists."""
+  """Return the numbers of devices that the flag lists."""
   for text in texts or ['']:
     require(
       text.isdecimal() and 0 < int(text) <= MOST,
       f'`devices`={",".join(texts)}: give a number from 1 to {MOST}, or '
-      'several, as 1,2,4,8',
+      'several numbers, as 1,2,4,8',
     )
   return [int(text) for text in texts]
 
 
 def make_devices(count: int) -> None:
-  """Let this CPU stand for so many devices."""
+  """Split this CPU into virtual devices."""
   given = os.environ.get('XLA_FLAGS', '').split()
-  other = 'xla_force_host_platform_device_count'  # the same by another flag
+  # XLA's flag sets the same number.
+  other = 'xla_force_host_platform_device_count'
   os.environ['XLA_FLAGS'] = ' '.join(x for x in given if other not in x)
-  os.environ['JAX_NUM_CPU_DEVICES'] = str(count)  # `placement` reads it
+  os.environ['JAX_NUM_CPU_DEVICES'] = str(count)  # read by `placement`
   placement.configure_cpu()
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', count)
 
 
 class PlanCommand(main.MethodCommand):
-  """The flags of a method's program, and --method and --devices."""
+  """The command line: --method, --devices and the flags of the method."""
 
   def __init__(self, argv: Sequence[str]):
-    """Define the flags of the method that the arguments name."""
+    """Define the flags of the method that the arguments select."""
     ahead = flags.FlagValues()
     _define_flags(ahead)
     try:
       ahead(list(argv), known_only=True)
     except flags.Error:
-      pass  # Parsing all flags reports it.
-    self.asked = ahead.method
-    super().__init__(self.asked or 'supervised')
+      pass  # Reported when all flags are parsed.
+    self.chosen = ahead['method'].value
+    super().__init__(self.chosen or 'supervised')
     _define_flags(self.values)
 
   def act(self) -> None:
-    """Print the plan that the flags ask for."""
+    """Print the plan of the run that the flags describe."""
     known = ', '.join(registry.METHODS)
-    require(bool(self.asked), f'`method`: give one of {known}')
+    require(bool(self.chosen), f'`method`: give one of {known}')
     counts = device_counts(self.values.devices)
     config = self.config()
     dataset = planning.outline(config)
     make_devices(max(counts))
     planned = planning.subject(config, dataset)
     plans = [planning.make_plan(planned, count) for count in counts]
-    print(f'{title(planned)}\n\n{table(plans)}')
+    print(f'{title(planned)}\n\n{as_table(plans)}')
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -186,13 +187,13 @@ def _define_flags(values: flags.FlagValues) -> None:
     'method',
     None,
     list(registry.METHODS),
-    'Method whose run is planned.',
+    'Method of the planned run.',
     flag_values=values,
   )
   flags.DEFINE_list(
     'devices',
     ['8'],
-    'Number of devices; several as 1,2,4,8.',
+    'Number of devices, or several numbers, as 1,2,4,8.',
     flag_values=values,
   )
 

@@ -1,16 +1,17 @@
-"""Label propagation alone: Table 5 of LLP, on any embeddings.
+"""Compare label propagation methods on given embeddings (Table 5 of LLP).
 
 python experiments/propagate.py
 python experiments/propagate.py --embeddings=FILE.npz --out=table.json
 
-FILE has the arrays `test [N, D]` and `test_labels [N]`, or those of
---part=train, whole numbers from 0 on and -1 for no label; what else it has is
-not looked at. Every method of `ssljax/propagation.py` sees the same subsamples.
+FILE.npz holds the arrays `test [N, D]` and `test_labels [N]`, or `train` and
+`train_labels` with --part=train. Labels are whole numbers from 0 on, and -1 for
+no label. Other arrays are ignored. All methods of
+`ssljax.analysis.propagation` are given the same subsamples.
 """
 
 from collections.abc import Callable
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import zipfile
 import zlib
 
@@ -20,104 +21,109 @@ import scipy
 import sklearn
 import tqdm
 
+from ssljax import signatures
 from ssljax.analysis import propagation
-from ssljax.cli import main as main_lib
-from ssljax.cli import method_flags
+from ssljax.cli import config_flags, main, tool
 from ssljax.core import UNLABELLED
 from ssljax.data import datasets
-from ssljax.distributed import placement
 from ssljax.errors import InputError, non_negative, positive, require
 from ssljax.runs import run_folder, summary
 
-FLAGS = flags.FLAGS
 
-
-class Row(NamedTuple):
-  """A row of Table 5."""
+class Competitor(NamedTuple):
+  """A propagation method, a row of Table 5."""
 
   propagate: Callable  # (embeddings, known, C, *, ...) -> classes
-  paper: str  # of embeddings of LLP's ResNet-50 with 10 % of ImageNet's labels
+  paper: str  # accuracy on embeddings of ResNet-50, 10 % of ImageNet labelled
 
 
-TABLE = {
-  'LS': Row(propagation.label_spreading, '84.6 ± 3.4'),
-  'LP': Row(propagation.label_propagation, '87.7 ± 2.2'),
-  'LP_DMT': Row(propagation.metric_transfer, '88.2 ± 2.3'),
-  'LP_DLP': Row(propagation.deep_propagation, '89.2 ± 2.4'),
-  'LLP': Row(propagation.local_propagation, '88.1 ± 2.3'),
+COMPETITORS = {
+  'LS': Competitor(propagation.label_spreading, '84.6 ± 3.4'),
+  'LP': Competitor(propagation.label_propagation, '87.7 ± 2.2'),
+  'LP_DMT': Competitor(propagation.metric_transfer, '88.2 ± 2.3'),
+  'LP_DLP': Competitor(propagation.deep_propagation, '89.2 ± 2.4'),
+  'LLP': Competitor(propagation.local_propagation, '88.1 ± 2.3'),
 }
-# How the paper draws its images.
+# The subsamples of the paper.
 PROTOCOL = {'classes': 50, 'images': 50, 'labels': 5, 'subsamples': 10}
 
 
-class Embedded(NamedTuple):
-  """Embeddings of images."""
+class Embeddings(NamedTuple):
+  """Embeddings of labelled images."""
 
   name: str
-  embeddings: np.ndarray  # [N, D] float
+  vectors: np.ndarray  # [N, D] float
   labels: np.ndarray  # [N] int32
 
 
 # Loading.
 
 
-def read(path: pathlib.Path, part: str) -> Embedded:
-  """The embeddings of a part in a file."""
-  refused = f'--embeddings={path}: '
-  require(path.is_file(), refused + 'is not there: give an .npz file')
-  require(zipfile.is_zipfile(path), refused + 'is not an .npz file: give one')
+def read_embeddings(path: pathlib.Path, part: str) -> Embeddings:
+  """Return the embeddings in an .npz file.
+
+  Args:
+    path: the file.
+    part: 'train' or 'test'.
+
+  Raises:
+    InputError: the file is missing, damaged or has other arrays.
+  """
+  prefix = f'`embeddings`={path}: '
+  require(path.is_file(), prefix + 'no such file: give an .npz file')
+  require(zipfile.is_zipfile(path), prefix + 'not an .npz file: give one')
   wanted = (part, f'{part}_labels')
   try:
     with np.load(path) as file:
-      there = list(file)
-      arrays = [file[name] for name in wanted if name in there]
+      present = list(file)
+      arrays = [file[name] for name in wanted if name in present]
   except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
     raise InputError(
-      f'{refused}cannot be read ({error}): write it anew'
+      f'{prefix}cannot be read ({error}): write the file again'
     ) from error
   require(
     len(arrays) == 2,
-    f'{refused}has {", ".join(there) or "no array"}, not both '
-    f'{" and ".join(wanted)}: give another file, or another --part',
+    f'{prefix}has {", ".join(present) or "no array"}, not both '
+    f'{" and ".join(wanted)}: give another file, or another `part`',
   )
-  found = Embedded(str(path), *arrays)
-  check_arrays(found, part, refused)
+  found = Embeddings(str(path), *arrays)
+  check_arrays(found, part, prefix)
   return found._replace(labels=found.labels.astype(np.int32))
 
 
-def check_arrays(found: Embedded, part: str, refused: str) -> None:
-  """Refuses arrays that are not embeddings and their labels."""
-  shape, count = found.embeddings.shape, found.labels.shape
+def check_arrays(found: Embeddings, part: str, prefix: str) -> None:
+  """Raise `InputError` for arrays that are not embeddings and their labels."""
+  shape, count = found.vectors.shape, found.labels.shape
   require(
     len(shape) == 2 and count == shape[:1],
-    f'{refused}{part} is {list(shape)}, {part}_labels {list(count)}: give '
+    f'{prefix}{part} is {list(shape)}, {part}_labels {list(count)}: give '
     '[N, D] and [N]',
   )
   require(
     np.issubdtype(found.labels.dtype, np.integer)
-    and np.issubdtype(found.embeddings.dtype, np.floating),
-    f'{refused}{part} is of {found.embeddings.dtype}, {part}_labels of '
+    and np.issubdtype(found.vectors.dtype, np.floating),
+    f'{prefix}{part} is of {found.vectors.dtype}, {part}_labels of '
     f'{found.labels.dtype}: give floats and whole numbers',
   )
   require(
     np.all(found.labels >= UNLABELLED),
-    f'{refused}{part}_labels has {found.labels.min(initial=0)}: give numbers '
+    f'{prefix}{part}_labels has {found.labels.min(initial=0)}: give numbers '
     'from 0 on, or -1 for no label',
   )
-  strange = np.flatnonzero(~np.isfinite(found.embeddings).all(axis=1))
+  not_finite = np.flatnonzero(~np.isfinite(found.vectors).all(axis=1))
   require(
-    not len(strange),
-    f'{refused}row {strange[0] if len(strange) else 0} of {part} is not '
-    'finite: write it anew',
+    not len(not_finite),
+    f'{prefix}row {not_finite[0] if len(not_finite) else 0} of {part} is not '
+    'finite: write the file again',
   )
 
 
-def digits(part: str) -> Embedded:
-  """Pixels of the embedded digits, as if they were embeddings."""
+def digits(part: str) -> Embeddings:
+  """Return the pixels of the embedded digits, used as embeddings."""
   dataset = datasets.load('digits')
   source = getattr(dataset, part)
   pixels = source.read(np.arange(len(source.labels)))
-  return Embedded(
+  return Embeddings(
     "pixels of scikit-learn's digits, as no --embeddings are given",
     pixels.reshape(len(pixels), -1).astype(np.float32),
     source.labels,
@@ -127,70 +133,79 @@ def digits(part: str) -> Embedded:
 # The comparison.
 
 
-def draw(labels) -> list[propagation.Subsample]:
-  """The subsamples that the flags ask for, of images of classes `[N]`."""
+def draw_subsamples(labels, asked: dict[str, Any]) -> list:
+  """Return the subsamples that the flags describe, of images `[N]`."""
+  sizes = asked['classes'], asked['images'], asked['labels']
   return [
-    propagation.draw_subsample(
-      labels, FLAGS.classes, FLAGS.images, FLAGS.labels, FLAGS.seed, number
-    )
-    for number in range(FLAGS.subsamples)
+    propagation.draw_subsample(labels, *sizes, asked['seed'], number)
+    for number in range(asked['subsamples'])
   ]
 
 
-def compare(embeddings, drawn, shared: dict) -> dict[str, list[float]]:
-  """Accuracies in percent by method, one for each subsample.
+def compare(
+  embeddings, subsamples, classes: int, shared: dict[str, Any]
+) -> dict[str, list[float]]:
+  """Return accuracies in percent by method, one for each subsample.
 
   Args:
     embeddings: `[N, D]`.
-    drawn: subsamples of these.
-    shared: values of hyper-parameters, for the methods that have them.
+    subsamples: `propagation.Subsample`s of these rows.
+    classes: C, number of classes of a subsample.
+    shared: hyper-parameters, passed to the methods that have them.
   """
-  accuracies = {name: [] for name in TABLE}
-  for some in tqdm.tqdm(drawn, desc='subsamples', disable=None):
-    hidden = some.known == UNLABELLED
-    for name, row in TABLE.items():
-      own = method_flags.keywords(row.propagate)
-      chosen = {k: value for k, value in shared.items() if k in own}
-      classes = row.propagate(
-        embeddings[some.rows], some.known, FLAGS.classes, **chosen
-      )
-      right = classes[hidden] == some.truth[hidden]
-      accuracies[name].append(100 * float(np.mean(right)))
+  accuracies = {name: [] for name in COMPETITORS}
+  for subsample in tqdm.tqdm(subsamples, desc='subsamples', disable=None):
+    hidden = subsample.known == UNLABELLED
+    vectors = embeddings[subsample.rows]
+    for name, competitor in COMPETITORS.items():
+      chosen = signatures.given(competitor.propagate, shared)
+      found = competitor.propagate(vectors, subsample.known, classes, **chosen)
+      correct = found[hidden] == subsample.truth[hidden]
+      accuracies[name].append(100 * float(np.mean(correct)))
   return accuracies
 
 
-def table(images: str, accuracies: dict[str, list[float]]) -> str:
-  """The methods under each other, beside the paper where it is comparable.
+def as_table(
+  images: str, accuracies: dict[str, list[float]], asked: dict[str, Any]
+) -> str:
+  """Return the methods as lines, with the paper's numbers if comparable.
 
   Args:
-    images: what they are of.
+    images: description of the images.
     accuracies: in percent, by method.
+    asked: values of the flags.
   """
-  of_paper = all(FLAGS[name].value == n for name, n in PROTOCOL.items())
-  paper = ['paper, on ImageNet'] if of_paper else []
-  count = FLAGS.subsamples
+  comparable = all(asked[name] == n for name, n in PROTOCOL.items())
+  paper = ['paper, on ImageNet'] if comparable else []
+  count = asked['subsamples']
   rows = [['method', f'accuracy in %, mean ± std (n={count})', *paper]]
   for name, values in accuracies.items():
-    paper = [TABLE[name].paper] if of_paper else []
+    paper = [COMPETITORS[name].paper] if comparable else []
     rows.append([name, summary.mean_std(values), *paper])
   return '\n'.join(
     [
-      f'{images}, part {FLAGS.part}',
-      f'{count} subsamples of {FLAGS.classes} classes, {FLAGS.images} images '
-      f'each, {FLAGS.labels} of them labelled; accuracy on the others',
+      f'{images}, part {asked["part"]}',
+      f'{count} subsamples of {asked["classes"]} classes, {asked["images"]} '
+      f'images each, {asked["labels"]} of them labelled; accuracy on the '
+      'others',
       *summary.aligned(rows),
     ]
   )
 
 
-def write(path: pathlib.Path, images: str, accuracies, names) -> None:
-  """Keeps every number, and where it comes from.
+def write_result(
+  path: pathlib.Path,
+  images: str,
+  accuracies: dict[str, list[float]],
+  asked: dict[str, Any],
+) -> None:
+  """Write every accuracy, the flags and the provenance as JSON.
 
   Args:
-    path: a new file, or one to replace.
-    images: what they are of.
+    path: file to create or replace.
+    images: description of the images.
     accuracies: in percent, by method.
-    names: of the flags that decided.
+    asked: values of the flags.
   """
   origin = run_folder.provenance(devices=1)
   origin['versions'] |= {
@@ -199,104 +214,106 @@ def write(path: pathlib.Path, images: str, accuracies, names) -> None:
   }
   result = {
     'images': images,
-    'flags': {name: FLAGS[name].value for name in sorted(names)},
+    'flags': dict(sorted(asked.items())),
     'accuracy': accuracies,
   }
-  with main_lib.write_errors(path):
+  with main.write_errors(path):
     run_folder.write_json(path, result | origin)
 
 
-# The binary.
+# The program.
 
 
-def define_flags() -> None:
-  """Defines this program's flags; LLP's own are the shared ones."""
-  flags.DEFINE_string('embeddings', None, 'An .npz file; digits if unset.')
+def define_flags(values: flags.FlagValues) -> None:
+  """Define the flags; the keywords of LLP's propagation are flags too."""
+  flags.DEFINE_string(
+    'embeddings',
+    None,
+    'An .npz file with embeddings; the pixels of digits if unset.',
+    flag_values=values,
+  )
   flags.DEFINE_enum(
     'part',
     'test',
     ['train', 'test'],
-    'Whose images; those of training have been learned from.',
+    'Images that are used; a run was trained on those of train.',
+    flag_values=values,
   )
-  flags.DEFINE_integer('classes', PROTOCOL['classes'], 'Classes drawn.')
-  flags.DEFINE_integer('images', PROTOCOL['images'], 'Images of each.')
-  flags.DEFINE_integer('labels', PROTOCOL['labels'], 'Labelled ones of these.')
-  flags.DEFINE_integer('subsamples', PROTOCOL['subsamples'], 'How many.')
-  flags.DEFINE_integer('seed', 0, 'Of the subsamples.')
-  flags.DEFINE_string('out', None, 'A .json file for every number, if set.')
-  method_flags.define(propagation.local_propagation)
+  flags.DEFINE_integer(
+    'classes',
+    None,
+    f'Classes of a subsample; {PROTOCOL["classes"]} if unset, and all classes '
+    'of the digits.',
+    flag_values=values,
+  )
+  for name, text in {
+    'images': 'Images of each class.',
+    'labels': 'Labelled images of each class.',
+    'subsamples': 'Number of subsamples.',
+  }.items():
+    flags.DEFINE_integer(name, PROTOCOL[name], text, flag_values=values)
+  flags.DEFINE_integer(
+    'seed', 0, 'Random seed of the subsamples.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'out', None, 'A .json file for all numbers, if set.', flag_values=values
+  )
+  config_flags.define_of(values, propagation.local_propagation)
 
 
-def check_flags() -> None:
-  """Refuses, by name, values that no embeddings can have."""
-  for name in (
-    *PROTOCOL,
-    *method_flags.keywords(propagation.local_propagation),
-  ):
-    positive(**{name: FLAGS[name].value})
-  non_negative(seed=FLAGS.seed)
-  require(FLAGS.seed < 2**32, f'--seed={FLAGS.seed}: give one below 2**32')
-  require(FLAGS.classes > 1, '--classes=1: give at least 2')
+def check_flags(asked: dict[str, Any]) -> None:
+  """Raise `InputError` for values that no embeddings can make work."""
+  own = signatures.keywords(propagation.local_propagation)
+  positive(**{name: asked[name] for name in (*PROTOCOL, *own)})
+  non_negative(seed=asked['seed'])
   require(
-    FLAGS.labels < FLAGS.images,
-    f'--labels={FLAGS.labels}: --images={FLAGS.images} are to have others to '
-    'be tested on: give fewer labels',
+    asked['seed'] < 2**32, f'`seed`={asked["seed"]}: give one below 2**32'
   )
-
-
-def check_sizes() -> None:
-  """Refuses, by name, more neighbours than a subsample has."""
-  sizes = {'neighbours': FLAGS.labels, 'density_neighbours': FLAGS.images}
+  require(asked['classes'] > 1, '`classes`=1: give at least 2')
+  require(
+    asked['labels'] < asked['images'],
+    f'`labels`={asked["labels"]}: `images`={asked["images"]} leaves no image '
+    'to test on: give fewer labels',
+  )
+  sizes = {'neighbours': asked['labels'], 'density_neighbours': asked['images']}
   for name, per_class in sizes.items():
-    asked, there = FLAGS[name].value, FLAGS.classes * per_class
+    there = asked['classes'] * per_class
     kind = 'labelled images' if name == 'neighbours' else 'images'
     require(
-      asked <= there,
-      f'--{name}={asked}: a subsample has {there} {kind}, {per_class} of each '
-      f'of {FLAGS.classes} classes: give at most that many',
+      asked[name] <= there,
+      f'`{name}`={asked[name]}: a subsample has {there} {kind}, {per_class} '
+      f'of each of {asked["classes"]} classes: give at most that many',
     )
 
 
-def make_place(path: pathlib.Path) -> None:
-  """Makes the folder of a file, before anything is computed."""
-  require(not path.is_dir(), f'--out={path}: is a folder: give a file in it')
-  with main_lib.write_errors(path):
+def make_parent(path: pathlib.Path) -> None:
+  """Make the folder of a file before anything is computed."""
+  require(not path.is_dir(), f'`out`={path}: is a folder: give a file in it')
+  with main.write_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def propagate(names) -> None:
-  """Compares the methods as the flags say.
-
-  Args:
-    names: of this program's flags.
-  """
-  check_flags()
-  if FLAGS.embeddings is None:
-    images = digits(FLAGS.part)
-    if not FLAGS['classes'].present:
-      FLAGS['classes'].value = len(np.unique(images.labels))
+def act(asked: dict[str, Any]) -> None:
+  """Compare the methods as the flags describe."""
+  if asked['embeddings'] is None:
+    images = digits(asked['part'])
+    default = len(np.unique(images.labels))
   else:
-    images = read(pathlib.Path(FLAGS.embeddings), FLAGS.part)
-  check_sizes()
-  drawn = draw(images.labels)
-  out = pathlib.Path(FLAGS.out) if FLAGS.out else None
+    path = pathlib.Path(asked['embeddings']).expanduser()
+    images = read_embeddings(path, asked['part'])
+    default = PROTOCOL['classes']
+  if asked['classes'] is None:
+    asked = asked | {'classes': default}
+  check_flags(asked)
+  subsamples = draw_subsamples(images.labels, asked)
+  out = pathlib.Path(asked['out']).expanduser() if asked['out'] else None
   if out:
-    make_place(out)
-  shared = method_flags.given(propagation.local_propagation)
-  accuracies = compare(images.embeddings, drawn, shared)
+    make_parent(out)
+  accuracies = compare(images.vectors, subsamples, asked['classes'], asked)
   if out:
-    write(out, images.name, accuracies, names)
-  print(table(images.name, accuracies))
-
-
-def main() -> None:
-  """Compares the methods and exits."""
-  placement.configure_cpu()
-  known = set(FLAGS)
-  define_flags()
-  names = set(FLAGS) - known
-  main_lib.run('propagate', lambda: propagate(names))
+    write_result(out, images.name, accuracies, asked)
+  print(as_table(images.name, accuracies, asked))
 
 
 if __name__ == '__main__':
-  main()
+  tool.start('propagate', define_flags, act)

@@ -1,12 +1,12 @@
-"""Runs what a table of the five papers needs, and sets ours beside the paper's.
+"""Reproduce tables and figures of the five papers.
 
 python experiments/reproduce.py --list
 python experiments/reproduce.py --table=madnn/1 --budget=cpu --data_dir=DIR
 
-A row is a preset with some flags under several label splits, each a run of its
-own. What is not yet run is run, what was interrupted goes on, what is done is
-never run again. A finished run's results are copied to `results/`, and the
-tables are made from those copies alone.
+A row of a table is a preset with flags. It is trained under several label
+splits, each in a run of its own. Finished runs are not repeated and interrupted
+runs are resumed. The results of a finished run are copied to `results/`, and
+the tables are made from these copies alone.
 """
 
 import contextlib
@@ -24,78 +24,81 @@ from typing import Any
 
 from absl import flags
 
-from ssljax.cli import tool
+from ssljax.cli import main, tool
 from ssljax.errors import InputError, positive, require
+from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import readme_tables, runs, tables
 from ssljax.experiments.papers.runs import Run, Store
 from ssljax.runs import run_folder
 from ssljax.runs import summary as summary_lib
 
-HERE = pathlib.Path(__file__).parent
-TIMED = (2, 5)  # steps between which the time is taken: the first are slower
+TIMED = (2, 5)  # steps between which time is measured; the first are slower
 
 
-# Running.
+# Training and measuring.
 
 
 def train(store: Store, run: Run, seed: int, data_dir) -> None:
-  """Runs or resumes a run under a split, and keeps its results.
+  """Train or resume a run under one split, and store its results.
 
   Raises:
-    InputError: it failed; what it did so far stays.
+    InputError: the run failed; it can be resumed.
   """
   folder = store.folder(run, seed)
-  with alone(folder):
+  with lock(folder):
     if not store.is_finished(run, seed):
       command = run.command(seed, folder, data_dir)
-      # Of a preset that has changed since, there is nothing to go on from.
+      # A run of an older version of the preset cannot be resumed.
       command += ['--overwrite'] if store.begin(run, seed) else []
       call(command)
     store.keep(run, seed)
 
 
 @contextlib.contextmanager
-def alone(folder: pathlib.Path):
-  """Waits until no other process is in a run's folder, and keeps them out.
+def lock(folder: pathlib.Path):
+  """Hold the lock of a run's folder; wait while another process holds it.
 
-  A program that is called inherits the lock: it holds as long as that lives.
+  Called programs inherit the lock, so it is held until they end.
   """
-  lock = folder.with_suffix('.lock')
-  lock.parent.mkdir(parents=True, exist_ok=True)
-  with open(lock, 'w') as file:
+  path = folder.with_suffix('.lock')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      print(f'{folder}: another process is at it, waiting', flush=True)
+      print(f'{folder}: waiting for another process', flush=True)
       fcntl.flock(file, fcntl.LOCK_EX)
     os.set_inheritable(file.fileno(), True)
     yield
 
 
-def look_at(store: Store, row: tables.Row, seed: int, data_dir) -> None:
-  """Measures what a row takes from one split of a finished run.
+def measure_row(store: Store, row: tables.Row, seed: int, data_dir) -> None:
+  """Run the measurement of a row on a finished run, and store it.
 
   Raises:
-    InputError: it failed.
+    InputError: a program failed.
   """
   run = runs.run_of(row)
-  train(store, run, seed, data_dir)  # its folder may be gone
+  train(store, run, seed, data_dir)  # The run's folder may be missing.
   with tempfile.TemporaryDirectory() as out:
-    probe = [sys.executable, f'{HERE}/probe.py', f'--seed={seed}', *row.probe]
+    probe = [*runs.program('probe'), f'--seed={seed}', *row.probe]
     where = f'--run={store.folder(run, seed)}', f'--out={out}/probe.npz'
     call([*probe, *where, *runs.data_flag(data_dir)])
     kind = row.look.split(',')[0]
     if kind == 'propagate':
-      # Named from there: what is kept is not to tell where it was made.
+      # Relative names keep local paths out of the stored result.
       files = '--embeddings=probe.npz', '--out=propagate.json'
-      propagate = [sys.executable, f'{HERE}/propagate.py', *row.propagate]
-      call([*propagate, *files], folder=out)
+      call([*runs.program('propagate'), *row.propagate, *files], folder=out)
     found = json.loads((pathlib.Path(out) / f'{kind}.json').read_text())
   store.keep_look(run, seed, row.look, found)
 
 
 def call(command: list[str], folder: str | None = None) -> None:
-  """Runs a program, which ends with this one; one line if it fails."""
+  """Run a program, and end it if this process ends.
+
+  Raises:
+    InputError: the program failed.
+  """
   print(f'$ {" ".join(["python", *command[1:]])}', flush=True)
   process = subprocess.Popen(command, close_fds=False, cwd=folder)
   try:
@@ -107,91 +110,68 @@ def call(command: list[str], folder: str | None = None) -> None:
   require(
     not status,
     f'{pathlib.Path(command[1]).name} ended with status {status}, see above; '
-    'the same command goes on from where it was',
+    'run the same command to resume',
   )
 
 
-def chosen(table: tables.Table, rows: list[str] | None) -> list[int]:
-  """Places of the rows that --rows asks for, by number; all if unset."""
+# Tables.
+
+
+def selected_rows(table: tables.Table, rows: list[str] | None) -> list[int]:
+  """Return the indices of the rows with the given numbers; all if None.
+
+  Raises:
+    InputError: the table has no such row.
+  """
   count = len(table.rows)
   if not rows:
     return list(range(count))
   good = [row.isdecimal() and 1 <= int(row) <= count for row in rows]
   require(
     all(good),
-    f'--rows={",".join(rows)}: give numbers from 1 to {count}, of '
+    f'`rows`={",".join(rows)}: give numbers from 1 to {count}: '
     + ', '.join(f'{i} {row.name}' for i, row in enumerate(table.rows, 1)),
   )
   return [int(row) - 1 for row in rows]
 
 
-def reproduce(asked: dict[str, Any]) -> int:
-  """Runs a table's rows and writes it; how many rows failed."""
+def reproduce_table(asked: dict[str, Any]) -> int:
+  """Run the selected rows of a table and write it; return the failed rows."""
   table = tables.find(asked['table'], tables.known_tables(), 'table')
   store, failed = store_of(asked), 0
-  for number in chosen(table, asked['rows']):
+  for index in selected_rows(table, asked['rows']):
+    row = table.rows[index]
     try:
-      run_row(store, table.rows[number], asked)
-    except InputError as error:  # the other rows can be run all the same
-      name = table.rows[number].name
-      print(f'{table.name}, {name}: {error}', file=sys.stderr)
+      run_row(store, row, asked)
+    except InputError as error:  # The other rows are independent.
+      message = main.as_flags(error)
+      print(f'{table.name}, {row.name}: {message}', file=sys.stderr)
       failed += 1
-  print(written(store, table, asked))
+  print(write_table(store, table, asked))
   return failed
 
 
 def run_row(store: Store, row: tables.Row, asked: dict[str, Any]) -> None:
-  """Runs what is missing of a row of a paper."""
+  """Run what is missing of a row."""
   row, data_dir = row.at(asked['budget']), asked['data_dir']
   if row is None:
     return
   run = runs.run_of(row)
-  absent = runs.absent(run, row.data, data_dir)
-  if absent:
-    print(f'{row.name}: left out, {", ".join(absent)} is not in --data_dir')
+  missing = runs.missing_data(run, row.data, data_dir)
+  if missing:
+    print(f'{row.name}: left out, {", ".join(missing)} is not in --data_dir')
     return
   for seed in runs.seeds_of(row, asked['seeds']):
     if not store.result(run, seed):
       train(store, run, seed, data_dir)
     if not store.is_done(row, seed):
-      look_at(store, row, seed, data_dir)
+      measure_row(store, row, seed, data_dir)
 
 
-def draw(asked: dict[str, Any]) -> None:
-  """Runs what a figure shows, draws it, and keeps the pictures.
-
-  Raises:
-    InputError: it has no such size, or something failed.
-  """
-  figure = tables.find(asked['figure'], tables.all_figures(), 'figure')
-  sized, store = figure.at(asked['budget']), store_of(asked)
-  require(
-    sized is not None,
-    f'--budget={asked["budget"]}: {figure.name} has no such size: leave it out',
-  )
-  count, data_dir = asked['seeds'] or sized.seeds, asked['data_dir']
-  seeds = range(sized.first, sized.first + count)
-  for run in runs.runs_of(sized):
-    for seed in seeds:
-      train(store, run, seed, data_dir)
-  for number, part in enumerate(sized.parts):
-    shown = [Run(preset, tuple(flags)) for preset, *flags in part.runs]
-    folders = [store.folder(run, seed) for run in shown for seed in seeds]
-    picture = store.picture(figure, asked['budget'], number)
-    with tempfile.TemporaryDirectory() as out:
-      command = [sys.executable, f'{HERE}/figures.py', f'--out={out}']
-      command += [f'--figure={part.drawn}', *part.arguments]
-      command += [f'--run={folder}' for folder in folders]
-      call([*command, *runs.data_flag(data_dir)])
-      (drawn,) = pathlib.Path(out).glob('*.png')
-      picture.parent.mkdir(parents=True, exist_ok=True)
-      shutil.copyfile(drawn, picture.with_suffix('.partial'))
-      picture.with_suffix('.partial').rename(picture)
-    print(f'{picture}{sized.note}')
-
-
-def written(store: Store, table: tables.Table, asked: dict[str, Any]) -> str:
-  """Writes a table as Markdown and CSV; what is printed of it."""
+def write_table(
+  store: Store, table: tables.Table, asked: dict[str, Any]
+) -> str:
+  """Write a table as Markdown and CSV; return a text to print."""
   budget = asked['budget']
   found = [runs.ours(store, row, budget, asked['seeds']) for row in table.rows]
   stem = f'{store.results}/{table.name.replace("/", "-")}.{budget}'
@@ -205,97 +185,158 @@ def written(store: Store, table: tables.Table, asked: dict[str, Any]) -> str:
 
 
 def store_of(asked: dict[str, Any]) -> Store:
-  """Where the flags say."""
-  return Store(pathlib.Path(asked['runs']), pathlib.Path(asked['results']))
+  """Return the store in the folders that the flags name."""
+  folder = lambda name: pathlib.Path(asked[name]).expanduser()
+  return Store(folder('runs'), folder('results'))
 
 
-# What there is, and what is to be done.
+# Figures.
 
 
-def state_of(store: Store, row: tables.Row, asked: dict[str, Any]) -> str:
-  """'done', 'partly', 'to run' or 'needs DATA', of a row as a budget has it."""
+def reproduce_figure(asked: dict[str, Any]) -> None:
+  """Run what is missing of a figure, draw it, and store the pictures.
+
+  Raises:
+    InputError: the budget has no such figure, or a program failed.
+  """
+  figure = tables.find(asked['figure'], tables.all_figures(), 'figure')
+  sized, store = figure.at(asked['budget']), store_of(asked)
+  require(
+    sized is not None,
+    f'`budget`={asked["budget"]}: has no {figure.name}: leave it out',
+  )
+  count, data_dir = asked['seeds'] or sized.seeds, asked['data_dir']
+  seeds = range(sized.first, sized.first + count)
+  for run in runs.runs_of(sized):
+    for seed in seeds:
+      train(store, run, seed, data_dir)
+  for number, part in enumerate(sized.parts):
+    shown = [Run(preset, tuple(flags)) for preset, *flags in part.runs]
+    folders = [store.folder(run, seed) for run in shown for seed in seeds]
+    picture = store.picture(figure, asked['budget'], number)
+    draw_part(part, folders, picture, data_dir)
+    print(f'{picture}{sized.note}')
+
+
+def draw_part(
+  part: tables.Part,
+  folders: list[pathlib.Path],
+  picture: pathlib.Path,
+  data_dir,
+) -> None:
+  """Draw a part of a figure.
+
+  Args:
+    part: the part.
+    folders: folders of the runs.
+    picture: PNG file to write.
+    data_dir: folder of prepared data sets, or None.
+  """
+  with tempfile.TemporaryDirectory() as out:
+    command = [*runs.program('figures'), f'--out={out}']
+    command += [f'--figure={part.drawn}', *part.arguments]
+    command += [f'--run={folder}' for folder in folders]
+    call([*command, *runs.data_flag(data_dir)])
+    (drawn,) = pathlib.Path(out).glob('*.png')
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(drawn, picture.with_suffix('.partial'))
+    picture.with_suffix('.partial').rename(picture)
+
+
+# The list of tables and figures.
+
+
+def row_state(store: Store, row: tables.Row, asked: dict[str, Any]) -> str:
+  """Return 'done', 'partly', 'to run' or 'needs DATA' for a row."""
   run, seeds = runs.run_of(row), runs.seeds_of(row, asked['seeds'])
   if all(store.is_done(row, seed) for seed in seeds):
     return 'done'
-  absent = runs.absent(run, row.data, asked['data_dir'])
-  if absent:
-    return f'needs {", ".join(absent)}'
+  missing = runs.missing_data(run, row.data, asked['data_dir'])
+  if missing:
+    return f'needs {", ".join(missing)}'
   begun = any(store.folder(run, seed).exists() for seed in seeds)
   some = any(store.result(run, seed) for seed in seeds)
   return 'partly' if begun or some else 'to run'
 
 
-def summary(store: Store, table: tables.Table, budget: str, asked) -> str:
-  """How far a table is under a budget, and the hours that are left."""
+def table_state(store: Store, table: tables.Table, budget: str, asked) -> str:
+  """Return the number of rows in each state, and the remaining hours."""
   rows = [row.at(budget) for row in table.rows if row.preset]
-  states = [state_of(store, row, asked) if row else 'no size' for row in rows]
-  if set(states) == {'no size'}:
+  states = [
+    row_state(store, row, asked) if row else 'not in this budget'
+    for row in rows
+  ]
+  if set(states) == {'not in this budget'}:
     return '-'
   counts = {state: states.count(state) for state in dict.fromkeys(states)}
   words = [f'{count} {state}' for state, count in counts.items()]
   if len(rows) < len(table.rows):
-    words.append(f'{len(table.rows) - len(rows)} no program')
+    words.append(f'{len(table.rows) - len(rows)} not reproducible')
   hours, unknown = hours_left(store, filter(None, rows), asked)
   if hours:
-    words.append(f'at least {hours:,.1f} h here')
+    words.append(f'at least {hours:,.1f} h on this machine')
   if unknown:
-    words.append(f'{unknown} not measured')
+    words.append(f'{unknown} of unknown time')
   return ', '.join(words)
 
 
 def hours_left(store: Store, rows, asked) -> tuple[float, int]:
-  """Hours on this machine of what can be run, and how many runs are unknown.
+  """Return the hours of all runs that can start, and the untimed runs.
 
   Args:
-    store: has the seconds of a step, of runs that `--measure` has timed.
-    rows: as a budget has them.
-    asked: the flags' values by name.
+    store: has the time of a step, for runs that --measure has timed.
+    rows: rows with the settings of a budget.
+    asked: values of the flags.
+
+  Returns:
+    Hours on this machine, and the number of runs that were not timed.
   """
-  measured, hours, unknown = store.measured(), 0.0, 0
+  timed, hours, unknown = store.step_times(), 0.0, 0
   for run, row in {runs.run_of(row): row for row in rows}.items():
     seeds = runs.seeds_of(row, asked['seeds'])
     left = [seed for seed in seeds if not store.result(run, seed)]
-    if left and not runs.absent(run, row.data, asked['data_dir']):
-      step = measured.get(run.name, {'seconds_per_step': 0, 'steps': 0})
+    if left and not runs.missing_data(run, row.data, asked['data_dir']):
+      step = timed.get(run.name, {'seconds_per_step': 0, 'steps': 0})
       hours += step['seconds_per_step'] * step['steps'] * len(left) / 3600
-      unknown += run.name not in measured
+      unknown += run.name not in timed
   return hours, unknown
 
 
 def figure_state(
   store: Store, figure: tables.Figure, budget: str, asked
 ) -> str:
-  """'drawn', 'to draw', 'needs DATA', or '-' where there is none so small."""
+  """Return 'drawn', 'to draw', 'needs DATA', or '-' if not in the budget."""
   sized = figure.at(budget)
   if sized is None:
     return '-'
-  places = range(len(sized.parts))
-  if all(store.picture(figure, budget, i).exists() for i in places):
+  parts = range(len(sized.parts))
+  if all(store.picture(figure, budget, i).exists() for i in parts):
     return f'drawn{sized.note}'
   needed = {
     name
     for run in runs.runs_of(sized)
-    for name in runs.absent(run, (), asked['data_dir'])
+    for name in runs.missing_data(run, (), asked['data_dir'])
   }
   left = f'needs {", ".join(sorted(needed))}' if needed else 'to draw'
   return f'{left}{sized.note}'
 
 
 def listing(store: Store, asked: dict[str, Any]) -> str:
-  """Every table and figure of the papers, and how far each is."""
+  """Return all tables and figures with their states."""
   budgets = 'paper', 'cpu'
-  rows = [['table', 'shows', 'of the paper', 'of two CPU cores']]
+  heads = ['title', 'budget paper', 'budget cpu']
+  rows = [['table', *heads]]
   rows += [
     [name, table.title]
-    + [summary(store, table, budget, asked) for budget in budgets]
+    + [table_state(store, table, budget, asked) for budget in budgets]
     for name, table in tables.all_tables().items()
   ]
-  own = [['of no paper', 'shows', 'here', '']]
+  own = [['own table', *heads]]
   own += [
-    [name, table.title, summary(store, table, 'paper', asked), '']
+    [name, table.title, table_state(store, table, 'paper', asked), '']
     for name, table in tables.own_tables().items()
   ]
-  drawn = [['figure', 'shows', 'of the paper', 'of two CPU cores']]
+  drawn = [['figure', *heads]]
   drawn += [
     [name, figure.title]
     + [figure_state(store, figure, budget, asked) for budget in budgets]
@@ -305,38 +346,45 @@ def listing(store: Store, asked: dict[str, Any]) -> str:
   return '\n\n'.join('\n'.join(part) for part in parts)
 
 
-def measure(store: Store, asked: dict[str, Any]) -> None:
-  """Times a few steps of every run that is still to be done."""
+# The time of a step.
+
+
+def measure_steps(store: Store, asked: dict[str, Any]) -> None:
+  """Time a few steps of every run that is not done yet."""
   for table in tables.all_tables().values():
     for row in filter(None, (row.at(asked['budget']) for row in table.rows)):
       run = runs.run_of(row)
-      to_do = state_of(store, row, asked) in ('to run', 'partly')
-      if to_do and run.name not in store.measured():
+      to_do = row_state(store, row, asked) in ('to run', 'partly')
+      if to_do and run.name not in store.step_times():
         print(f'{table.name}, {row.name}', flush=True)
-        step = timed(run, asked['data_dir'])
+        step = time_steps(run, asked['data_dir'])
         if step:
-          store.remember(run, step)
+          store.keep_step_time(run, step)
 
 
-def timed(run: Run, data_dir) -> dict[str, float] | None:
-  """Seconds of a step of its first stage, and how many steps all arms have.
+def time_steps(run: Run, data_dir) -> dict[str, float] | None:
+  """Start a run, time its first steps, and stop it.
 
-  Of a run that is given up; None if its length follows from what it learns.
-  What comes between steps (evaluations, sweeps) is not in it.
+  Work between steps, such as evaluations and passes over the data set, is not
+  included.
+
+  Returns:
+    Seconds per step of the first stage, and the number of steps of all trained
+    methods. None if the length depends on the training.
   """
   with tempfile.TemporaryDirectory() as out:
     folder = pathlib.Path(out) / 'run'
     command = [*run.command(0, folder, data_dir), '--record_every=1']
     process = subprocess.Popen(command)
     try:
-      return _watched(process, folder)
+      return _watch_steps(process, folder)
     finally:
       process.kill()
       process.wait()
 
 
-def _watched(process, folder: pathlib.Path) -> dict[str, float] | None:
-  """What `timed` returns, from a run that goes on."""
+def _watch_steps(process, folder: pathlib.Path) -> dict[str, float] | None:
+  """Return the result of `time_steps` from a running process."""
   first, last = TIMED
   while process.poll() is None:
     time.sleep(1)
@@ -351,84 +399,86 @@ def _watched(process, folder: pathlib.Path) -> dict[str, float] | None:
   return None
 
 
-# The command line.
+# The program.
+
+
+def default_folders() -> dict[str, pathlib.Path]:
+  """Return the default folders of runs and results.
+
+  They are in the clone of the repository, or in the current folder if the
+  package is installed without one.
+  """
+  root = FOLDER.parent
+  if (root / 'pyproject.toml').is_file():
+    return {'runs': root / 'runs/reproduce', 'results': FOLDER / 'results'}
+  return {
+    'runs': pathlib.Path('runs/reproduce'),
+    'results': pathlib.Path('runs/results'),
+  }
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  """Defines this program's flags."""
-  flags.DEFINE_string(
-    'table', None, 'Of a paper, as madnn/1; see --list.', flag_values=values
-  )
-  flags.DEFINE_string(
-    'figure', None, 'Of a paper, as r2d2/2; see --list.', flag_values=values
-  )
+  """Define the flags of this program."""
+  folders = default_folders()
+  for name, default, text in (
+    ('table', None, 'Table of a paper to reproduce, as madnn/1; see --list.'),
+    ('figure', None, 'Figure of a paper to reproduce, as r2d2/2; see --list.'),
+    ('data_dir', None, 'Folder of prepared TFDS data sets.'),
+    ('runs', str(folders['runs']), 'Folder of the runs.'),
+    ('results', str(folders['results']), 'Folder of the stored results.'),
+  ):
+    flags.DEFINE_string(name, default, text, flag_values=values)
+  for name, text in {
+    'list': 'List the tables and figures.',
+    'measure': 'Time a few steps of every run that is not done yet.',
+    'pages': 'Generate the tables of the README.md files.',
+  }.items():
+    flags.DEFINE_bool(name, False, text, flag_values=values)
   flags.DEFINE_list(
     'rows',
     None,
-    'Numbers of its rows, from 1; all if unset.',
+    'Numbers of the rows to run, from 1; all if unset.',
     flag_values=values,
   )
   flags.DEFINE_integer(
-    'seeds', None, "Label splits; the row's own if unset.", flag_values=values
+    'seeds',
+    None,
+    "Number of label splits; the row's own if unset.",
+    flag_values=values,
   )
   flags.DEFINE_enum(
     'budget',
     'paper',
     [*tables.BUDGETS, 'paper'],
-    "What a row may cost: the paper's size, or a smaller one, named so.",
-    flag_values=values,
-  )
-  flags.DEFINE_bool(
-    'list', False, 'List the tables and figures, and go.', flag_values=values
-  )
-  flags.DEFINE_bool(
-    'measure',
-    False,
-    'Time a few steps of what is to be run.',
-    flag_values=values,
-  )
-  flags.DEFINE_bool(
-    'pages', False, 'Make the tables of README.md anew.', flag_values=values
-  )
-  flags.DEFINE_string(
-    'data_dir', None, 'Where TFDS data sets are prepared.', flag_values=values
-  )
-  flags.DEFINE_string(
-    'runs',
-    str(HERE.parent / 'runs/reproduce'),
-    'Where the runs are made.',
-    flag_values=values,
-  )
-  flags.DEFINE_string(
-    'results',
-    str(HERE / 'results'),
-    'Where their results stay.',
+    "Size of the runs: the paper's, or reduced settings, listed in the table.",
     flag_values=values,
   )
 
 
 def act(asked: dict[str, Any]) -> None:
-  """Does what the flags, by name, ask for; exit status 1 if rows failed."""
+  """Do what the flags select; exit with status 1 if rows failed."""
   if asked['seeds'] is not None:
     positive(seeds=asked['seeds'])
   if asked['pages']:
-    readme_tables.write(store_of(asked))
+    readme_tables.write_pages(store_of(asked))
     return
   if asked['measure']:
-    measure(store_of(asked), asked)
+    measure_steps(store_of(asked), asked)
   if asked['list']:
     print(listing(store_of(asked), asked))
   elif asked['figure']:
-    draw(asked)
+    reproduce_figure(asked)
   elif asked['table'] or not asked['measure']:
-    require(asked['table'] is not None, '--table: give one; --list has them')
-    failed = reproduce(asked)
+    require(
+      asked['table'] is not None, '`table`: give one; `list=True` lists them'
+    )
+    failed = reproduce_table(asked)
     if failed:
       print(f'{failed} rows failed, see above', file=sys.stderr)
       sys.exit(1)
 
 
 if __name__ == '__main__':
-  # So that what was called is ended too.
+  # Exit normally on SIGTERM, so that called programs are ended too.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   tool.start('reproduce', define_flags, act)

@@ -1,18 +1,19 @@
-"""How fast a training step is, as ratios within one run.
+"""Benchmark training steps and parts of them.
 
-  python experiments/speed.py                 all parts
-  python experiments/speed.py --part=conv     native convolutions, ours, PyTorch
-  python experiments/speed.py --part=madnn    MA-DNN's step beside a supervised
-  python experiments/speed.py --part=association  its step and its losses
-  python experiments/speed.py --part=r2d2     D2's step beside a supervised
-  python experiments/speed.py --part=mc       passes with dropout in one program
-  python experiments/speed.py --part=seeds    seeds at once beside in turn
-  python experiments/speed.py --part=bank     a bank of ImageNet's size
-  python experiments/speed.py --part=stream   decoding and augmenting at 224
+  python experiments/speed.py                     all parts
+  python experiments/speed.py --part=conv         convolutions: XLA, ours, torch
+  python experiments/speed.py --part=madnn        MA-DNN and supervised steps
+  python experiments/speed.py --part=association  association steps and losses
+  python experiments/speed.py --part=r2d2         D2 and supervised steps
+  python experiments/speed.py --part=mc           dropout passes in one program
+  python experiments/speed.py --part=seeds        several seeds in one program
+  python experiments/speed.py --part=bank         a bank of ImageNet's size
+  python experiments/speed.py --part=stream       decoding, augmenting at 224
 
-What is compared is measured in turn, round after round, in one process, and
-the best round counts: a shared machine slows everything down alike, or only
-some rounds. PyTorch, where it is installed, is measured in both memory formats.
+The variants of a part are measured in turn in one process, for several rounds,
+and the best round of each counts, because other programs on a shared machine
+slow down all variants or single rounds. PyTorch is measured in both memory
+formats if it is installed.
 """
 
 from collections.abc import Callable
@@ -21,15 +22,17 @@ import functools
 import importlib.util
 import itertools
 import os
+from typing import Any
 from unittest import mock
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 
 from ssljax import optimizers
 from ssljax.active import acquisition
 from ssljax.augment import preprocess
+from ssljax.cli import tool
 from ssljax.core import BatchSpec, Method, Stage
 from ssljax.data import feeds, sampling, splits
 from ssljax.distributed import placement
@@ -42,7 +45,7 @@ from ssljax.networks import convlarge, deepbass, elu, small
 from ssljax.networks.cpu import conv
 from ssljax.training import compiled as compiled_lib
 
-# name -> (network, image side, channels, batch)
+# Name -> (network, height and width, channels, images of a step).
 NETWORKS = {
   'ConvLarge': (convlarge.convlarge, 32, 3, 64),
   'MNIST network': (small.small, 28, 1, 100),
@@ -50,14 +53,14 @@ NETWORKS = {
 
 
 def show(title: str, measured: dict[str, float], *against: str) -> None:
-  """Prints a row per variant, with its ratio to some of them."""
+  """Print the rate of every variant and its ratio to some of them."""
   print(f'\n{title}')
   for name, rate in measured.items():
     ratios = [f'{rate / measured[a]:5.2f} x {a}' for a in against]
     print(f'  {name:24s}{rate:9.1f} images/s  {"  ".join(ratios)}')
 
 
-def make_step(
+def training_step(
   method: Method,
   net,
   side,
@@ -69,8 +72,19 @@ def make_step(
   labelled=None,
   average=0.9999,
 ) -> Callable:
-  """A training step of a stage on random images, ready to call."""
-  method = method._replace(averaging=optimizers.averaging(average=average))
+  """Return a function that trains one step of a stage on random images.
+
+  Args:
+    method: method to train.
+    net: its network.
+    side: height and width of an image in pixels.
+    channels: channels of an image.
+    seeds: S, number of seeds trained at once.
+    stage: number of the stage.
+    rows: N, number of training images; four batches if None.
+    labelled: number of images with a label; all if None.
+    average: largest decay of the averaged weights; 0 averages nothing.
+  """
   batch_spec = method.stages[stage].batch_spec
   rows = rows or 4 * batch_spec.size
   rng = np.random.default_rng(0)
@@ -110,7 +124,7 @@ def make_step(
 def supervised_on(
   net, batch_spec: BatchSpec, tx=optimizers.optimizer
 ) -> Method:
-  """Cross-entropy alone, on the same images as a method of that draw."""
+  """Return supervised training on the batches that another method uses."""
   stage = Stage(
     name='supervised',
     steps=1000,
@@ -122,7 +136,15 @@ def supervised_on(
 
 
 def torch_step(name: str, batch: int, side: int, channels: int, layout: str):
-  """The same network's step in PyTorch, in one of its memory formats."""
+  """Return a function that trains one step of a network in PyTorch.
+
+  Args:
+    name: name of the network in `NETWORKS`.
+    batch: B, images of a step.
+    side: height and width of an image in pixels.
+    channels: channels of an image.
+    layout: memory format, 'contiguous_format' or 'channels_last'.
+  """
   import torch
   from torch import nn
 
@@ -165,31 +187,31 @@ def torch_step(name: str, batch: int, side: int, channels: int, layout: str):
   return step
 
 
-def part_conv(epochs: int) -> None:
-  """Native, ours and PyTorch, of whole training steps."""
+def part_conv(rounds: int) -> None:
+  """Compare training steps with XLA's, our and PyTorch's convolutions."""
   for name, (make, side, channels, batch) in NETWORKS.items():
     net = make(10)
     method = supervised_on(net, BatchSpec(batch))
     steps = {}
     with conv.native():
-      steps['native'] = make_step(method, net, side, channels)
-      steps['native']()  # traced here, where it is native
-    steps['ours'] = make_step(method, net, side, channels)
+      steps['native'] = training_step(method, net, side, channels)
+      steps['native']()  # Trace while `conv.native` is active.
+    steps['ours'] = training_step(method, net, side, channels)
     against = ['native']
     if importlib.util.find_spec('torch'):
       for layout in ('contiguous_format', 'channels_last'):
         steps[f'PyTorch {layout}'] = torch_step(
           name, batch, side, channels, layout
         )
-    measured = timing.rates(steps, dict.fromkeys(steps, batch), epochs)
+    measured = timing.rates(steps, dict.fromkeys(steps, batch), rounds)
     if len(steps) > 2:
       best = max(list(measured)[2:], key=measured.get)
       against.append(best)
     show(f'{name}, batch {batch}, {side}x{side}x{channels}', measured, *against)
 
 
-def part_madnn(epochs: int) -> None:
-  """What the memory costs: the same images, with and without it."""
+def part_madnn(rounds: int) -> None:
+  """Measure the cost of the memory: a step with and without it."""
   for name, (make, side, channels, batch) in NETWORKS.items():
     net, batch_spec = make(10), BatchSpec(batch // 2, batch // 2)
     tx = optimizers.optimizer
@@ -198,36 +220,45 @@ def part_madnn(epochs: int) -> None:
       'MA-DNN': madnn(net, tx, batch_spec, 1000),
       'MA-DNN, L1 distance': madnn(net, tx, batch_spec, 1000, distance='l1'),
     }
-    steps = {k: make_step(m, net, side, channels) for k, m in methods.items()}
-    measured = timing.rates(steps, dict.fromkeys(steps, batch), epochs)
+    steps = {
+      k: training_step(m, net, side, channels) for k, m in methods.items()
+    }
+    measured = timing.rates(steps, dict.fromkeys(steps, batch), rounds)
     show(
       f'{name}, {batch_spec.labelled} + {batch_spec.unlabelled} images',
       measured,
       'supervised',
     )
     cost = measured['supervised'] / measured['MA-DNN']
-    print(f'  a step of MA-DNN takes {cost:.3f} x a supervised one')
+    print(f'  a step of MA-DNN takes {cost:.3f} x a supervised step')
 
 
-def part_association(epochs: int) -> None:
-  """What association costs: of a step, and alone on large batches."""
+def part_association(rounds: int) -> None:
+  """Measure the cost of association: in a step, and alone on large batches."""
   net, batch_spec = elu.elu(10), BatchSpec(100, 100, classes=10)
   tx = optimizers.optimizer
   steps = {
-    'supervised': make_step(supervised_on(net, batch_spec), net, 28, 1),
-    'association': make_step(
+    'supervised': training_step(supervised_on(net, batch_spec), net, 28, 1),
+    'association': training_step(
       association.association(net, tx, batch_spec, 1000), net, 28, 1
     ),
   }
-  measured = timing.rates(steps, dict.fromkeys(steps, batch_spec.size), epochs)
+  measured = timing.rates(steps, dict.fromkeys(steps, batch_spec.size), rounds)
   show('ELU network, 100 + 100 images, D = 128', measured, 'supervised')
   cost = measured['supervised'] / measured['association']
-  print(f'  a step of association takes {cost:.3f} x a supervised one')
-  association_losses(1000, 10_000, 128, epochs)
+  print(f'  a step of association takes {cost:.3f} x a supervised step')
+  association_losses(1000, 10_000, 128, rounds)
 
 
-def association_losses(na: int, nb: int, dim: int, epochs: int) -> None:
-  """The losses and their slopes: as they are, and keeping all intermediates."""
+def association_losses(na: int, nb: int, dim: int, rounds: int) -> None:
+  """Compare the losses and gradients with and without recomputation.
+
+  Args:
+    na: labelled embeddings.
+    nb: unlabelled embeddings.
+    dim: D, numbers of an embedding.
+    rounds: number of measurements.
+  """
   rng = np.random.default_rng(0)
   a, b = (rng.normal(0, 0.2, (n, dim)).astype(np.float32) for n in (na, nb))
   labels = np.arange(na) % 10
@@ -236,73 +267,76 @@ def association_losses(na: int, nb: int, dim: int, epochs: int) -> None:
     trips = association.associate(a, b, labels)
     return trips.walker + trips.visit
 
-  descend = lambda: jax.jit(jax.value_and_grad(losses, (0, 1)))
-  one = na * nb * 4  # bytes of the similarities
+  gradients = lambda: jax.jit(jax.value_and_grad(losses, (0, 1)))
+  matrix = na * nb * 4  # bytes of the similarities
   steps, memory = {}, {}
-  for name, keep in {'recomputed': False, 'kept': True}.items():
+  for name, store in {'recomputed': False, 'stored': True}.items():
     patch = (
       mock.patch.object(jax, 'checkpoint', lambda f, **_: f)
-      if keep
+      if store
       else contextlib.nullcontext()
     )
     with patch:
-      kept = jax.tree.leaves(jax.vjp(losses, a, b)[1])
-      compiled = descend().lower(a, b).compile()
+      stored = jax.tree.leaves(jax.vjp(losses, a, b)[1])
+      compiled = gradients().lower(a, b).compile()
     steps[name] = lambda f=compiled: jax.block_until_ready(f(a, b))
     temporary = compiled.memory_analysis().temp_size_in_bytes
-    residuals = sum(x.nbytes for x in kept)
-    memory[name] = residuals / one, temporary / one
+    residuals = sum(x.nbytes for x in stored)
+    memory[name] = residuals / matrix, temporary / matrix
   print(f'\nlosses alone, Na = {na}, Nb = {nb}, D = {dim}')
-  measured = timing.rates(steps, dict.fromkeys(steps, 1), epochs)
+  measured = timing.rates(steps, dict.fromkeys(steps, 1), rounds)
   for name, rate in measured.items():
     residuals, temporary = memory[name]
+    ratio = measured['stored'] / rate
     print(
-      f'  {name:12s}{1e3 / rate:8.0f} ms  {measured["kept"] / rate:5.2f} x kept'
-      f'  kept for the backward pass {residuals:5.2f}, at most at once '
-      f'{temporary:5.2f} x (Na x Nb)'
+      f'  {name:12s}{1e3 / rate:8.0f} ms  {ratio:5.2f} x stored  stored for '
+      f'the backward pass {residuals:5.2f}, peak {temporary:5.2f} x (Na x Nb)'
     )
 
 
-def part_r2d2(epochs: int) -> None:
-  """What pseudo-logits cost: the same images, with and without them."""
+def part_r2d2(rounds: int) -> None:
+  """Measure the cost of pseudo-logits: a step with and without them."""
   net, batch_spec, rows = small.small(10), BatchSpec(32, 96), 60_000
-  # As R2-D2 has it: momentum and weight decay, nothing else.
-  tx = functools.partial(optimizers.optimizer, clip=0.0)
+  # As in R2-D2: momentum and weight decay alone.
+  tx = functools.partial(optimizers.optimizer, clip=0.0, average=0.0)
   make = functools.partial(
-    make_step,
-    net=net,
-    side=28,
-    channels=1,
-    rows=rows,
-    labelled=1000,
-    average=0.0,
+    training_step, net=net, side=28, channels=1, rows=rows, labelled=1000
   )
   steps = {
     'supervised': make(supervised_on(net, batch_spec, tx)),
     'D2': make(r2d2(net, tx, batch_spec, 1000), stage=1),
   }
-  measured = timing.rates(steps, dict.fromkeys(steps, batch_spec.size), epochs)
+  measured = timing.rates(steps, dict.fromkeys(steps, batch_spec.size), rounds)
   show(f'MNIST network, 32 + 96 of {rows} images', measured, 'supervised')
   cost = measured['supervised'] / measured['D2']
-  print(f'  a step of D2 takes {cost:.3f} x a supervised one')
+  print(f'  a step of D2 takes {cost:.3f} x a supervised step')
 
 
-def part_mc(epochs: int) -> None:
-  """What T passes with dropout cost beside T calls of one, and of none."""
+def part_mc(rounds: int) -> None:
+  """Compare T dropout passes in one program with T calls of one pass."""
   passes, batch = 10, 512
   for name, make in {
     'MNIST network': small.small,
     "DeepBASS's network": deepbass.deepbass,
   }.items():
     calls, megabytes = dropout_passes(make(10), passes, batch)
-    measured = timing.rates(calls, dict.fromkeys(calls, batch), epochs)
+    measured = timing.rates(calls, dict.fromkeys(calls, batch), rounds)
     show(f'{name}, batch {batch}', measured, *list(calls)[1:])
     for count, size in megabytes.items():
-      print(f'  {count:3d} passes hold {size:8.2f} MiB at a time')
+      print(f'  {count:3d} passes need {size:8.2f} MiB')
 
 
 def dropout_passes(net, passes: int, batch: int) -> tuple[dict, dict]:
-  """Calls that infer so many times, and MiB that 10 and 100 passes hold."""
+  """Return functions that make several passes, and the memory these need.
+
+  Args:
+    net: the network.
+    passes: T, number of passes.
+    batch: B, images.
+
+  Returns:
+    The functions by name, and MiB by number of passes.
+  """
   key = jax.random.key(0)
   image = jax.random.uniform(key, [batch, 28, 28, 1])
   params, stats = jax.jit(net.init)(key, image)
@@ -327,8 +361,8 @@ def dropout_passes(net, passes: int, batch: int) -> tuple[dict, dict]:
   return calls, {passes: size(loop), 100: size(longer)}
 
 
-def part_seeds(epochs: int) -> None:
-  """Images per second of one seed, and of several in one program."""
+def part_seeds(rounds: int) -> None:
+  """Compare one seed with several seeds in one program."""
   for name, (make, side, channels) in {
     'digits network': (
       lambda classes: small.small(classes, widths=(32,), embedding=64),
@@ -340,13 +374,15 @@ def part_seeds(epochs: int) -> None:
     net, batch_spec = make(10), BatchSpec(50, 50)
     method = madnn(net, optimizers.optimizer, batch_spec, 1000)
     steps = {
-      f'{seeds} at once': make_step(method, net, side, channels, seeds=seeds)
+      f'{seeds} at once': training_step(
+        method, net, side, channels, seeds=seeds
+      )
       for seeds in (1, 2, 5)
     }
     images = {k: batch_spec.size * int(k.split()[0]) for k in steps}
     show(
       f'{name}, seeds of MA-DNN',
-      timing.rates(steps, images, epochs),
+      timing.rates(steps, images, rounds),
       '1 at once',
     )
 
@@ -361,20 +397,38 @@ PARTS = {
   'bank': bank_speed.part_bank,
   'stream': stream_speed.part_stream,
 }
-_PART = flags.DEFINE_enum('part', None, list(PARTS), 'One part; all if unset.')
-_ROUNDS = flags.DEFINE_integer('rounds', 8, 'Measurements, the best counts.', 1)
 
 
-def main(argv) -> None:
-  """Runs the parts asked for."""
-  del argv
-  placement.configure_cpu()
+def define_flags(values: flags.FlagValues) -> None:
+  """Define the flags of this program."""
+  flags.DEFINE_enum(
+    'part', None, list(PARTS), 'Part to run; all if unset.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'rounds',
+    8,
+    'Measurements of each variant; the best one counts.',
+    lower_bound=1,
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'bank_plot',
+    None,
+    'Picture file of the cost over the rows of the bank, for --part=bank.',
+    flag_values=values,
+  )
+
+
+def act(asked: dict[str, Any]) -> None:
+  """Run the parts that the flags select."""
   device = jax.devices()[0]
   print(f'{jax.device_count()} x {device.device_kind}, jax {jax.__version__}')
-  for name, part in PARTS.items():
-    if _PART.value in (None, name):
-      part(_ROUNDS.value)
+  plot = asked['bank_plot']
+  with_plot = functools.partial(bank_speed.part_bank, plot=plot)
+  for name, part in (PARTS | {'bank': with_plot}).items():
+    if asked['part'] in (None, name):
+      part(asked['rounds'])
 
 
 if __name__ == '__main__':
-  app.run(main)
+  tool.start('speed', define_flags, act)

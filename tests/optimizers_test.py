@@ -7,10 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from ssljax import optimizers
+from ssljax import optimizers, registry
 from ssljax.core import Averaging
 from ssljax.errors import InputError
-from ssljax import registry
 
 PARAMS = {
   'a': {'kernel': jnp.array([[2.0, -4.0]]), 'bias': jnp.array([1.0])},

@@ -1,1 +1,1 @@
-"""Benchmarks of speed and memory."""
+"""Parts of `experiments/speed.py`."""

@@ -1,8 +1,8 @@
-"""LLP's bank at ImageNet's size: rates, memory, growth, devices.
+"""Benchmark LLP's bank at ImageNet's size: rates, memory, growth, devices.
 
-What is searched or summed is counted in multiply-adds of the products alone,
-and compared with one plain matrix product of the same shapes. D = 128 numbers
-in a row, B = 128 queries.
+Rates count the multiply-adds of the matrix products alone. They are compared
+with one plain matrix product of the same shapes. A row has D = 128 numbers, and
+there are B = 128 queries.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import pathlib
 import subprocess
 import sys
 
-from absl import flags
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -32,14 +31,10 @@ ROWS, LABELLED, DIM, QUERIES, TAU, K = 1_281_167, 128_116, 128, 128, 0.07, 10
 SIZES = tuple(ROWS // n for n in (8, 4, 2, 1))
 DEVICES = (1, 2, 4, 8)
 
-_PLOT = flags.DEFINE_string(
-  'bank_plot', None, 'Picture of the cost over N, for --part=bank.'
-)
-
 
 @functools.cache
 def example(rows: int = ROWS):
-  """A bank `[rows, D]`, its labels, queries `[B, D]`, their labels."""
+  """Return a bank `[rows, D]`, its labels, queries `[B, D]`, their labels."""
   rng = np.random.default_rng(0)
   bank = rng.standard_normal((rows, DIM), np.float32)
   bank /= np.linalg.norm(bank, axis=1, keepdims=True)
@@ -50,13 +45,13 @@ def example(rows: int = ROWS):
 
 @jax.jit
 def product(queries, bank):
-  """What everything is compared with."""
+  """Return the plain matrix product, the reference of all rates."""
   return queries @ bank.T
 
 
 @jax.jit
 def aggregation(v, own, bank, labels):
-  """Eq. 3 with its slope by the queries."""
+  """Return the loss of Eq. 3 and its gradient by the queries."""
   loss = lambda v: jnp.mean(
     neighbours.aggregation_loss(v, own, bank, labels, TAU)
   )
@@ -65,33 +60,40 @@ def aggregation(v, own, bank, labels):
 
 @jax.jit
 def search(queries, bank):
-  """The K nearest of Eq. 8."""
+  """Return the K nearest rows of Eq. 8."""
   return neighbours.nearest(queries, bank, K)
 
 
-def call(f, *args):
-  """`f` of arrays, ready to be timed."""
+def timed_call(f, *args):
+  """Return a function that calls `f(*args)` and waits for the result."""
   return lambda: jax.block_until_ready(f(*args))
 
 
-def part_bank(rounds: int) -> None:
-  """Rates, memory, growth with N, and devices."""
+def part_bank(rounds: int, plot: str | None = None) -> None:
+  """Measure rates, memory, growth with N and the split over devices.
+
+  Args:
+    rounds: number of measurements.
+    plot: picture file of the cost over N, if any.
+  """
   bank, labels, v, own = map(jnp.asarray, example())
   show_rates(bank, labels, v, own, rounds)
   show_memory(bank, labels, v, own)
   show_rounding(bank, labels, v, own)
-  show_growth(bank, labels, v, own, rounds)
+  curves = show_growth(bank, labels, v, own, rounds)
+  if plot:
+    draw_growth(curves, plot)
   show_devices()
 
 
 def show_rates(bank, labels, v, own, rounds: int) -> None:
-  """As fractions of a plain product's rate, and beside faiss."""
+  """Print rates as fractions of a plain product's, and compare with faiss."""
   known = bank[:LABELLED]
   steps = {
-    'product': call(product, v, bank),
-    'aggregation': call(aggregation, v, own, bank, labels),
-    'small product': call(product, v, known),
-    'search': call(search, v, known),
+    'product': timed_call(product, v, bank),
+    'aggregation': timed_call(aggregation, v, own, bank, labels),
+    'small product': timed_call(product, v, known),
+    'search': timed_call(search, v, known),
   }
   if importlib.util.find_spec('faiss'):
     import faiss
@@ -101,24 +103,22 @@ def show_rates(bank, labels, v, own, rounds: int) -> None:
     queries = np.asarray(v)
     steps['faiss'] = lambda: index.search(queries, K)
   taken = timing.seconds(steps, rounds)
-  # Of the loss three products: logits, logits again, and the slope.
+  # The loss has three products: logits, logits again, and the gradient.
   times = {
-    f'aggregation with slope, N = {len(bank)}': (3, 'product', 'aggregation'),
+    f'loss with gradient, N = {len(bank)}': (3, 'product', 'aggregation'),
     f'top {K} of {LABELLED}': (1, 'small product', 'search'),
   }
   flops = 2 * QUERIES * DIM * len(bank) / taken['product']
-  print(
-    f'\nB = {QUERIES}, D = {DIM}; a plain product: {flops / 1e9:.0f} GFLOP/s'
-  )
+  print(f'\nB = {QUERIES}, D = {DIM}; plain product: {flops / 1e9:.0f} GFLOP/s')
   for title, (products, plain, ours) in times.items():
     rate = products * taken[plain] / taken[ours]
-    print(f'  {title}: {1e3 * taken[ours]:.0f} ms, {rate:.2f} x its rate')
+    print(f'  {title}: {1e3 * taken[ours]:.0f} ms, {rate:.2f} x that rate')
   if 'faiss' in taken:
     print(f'  {taken["faiss"] / taken["search"]:.1f} x as fast as faiss')
 
 
 def peak(f) -> int | None:
-  """Bytes by which the process grows at most while `f()` runs; Linux alone."""
+  """Return the growth of the process in bytes while `f()` runs, on Linux."""
   process = pathlib.Path('/proc/self')
   field = lambda name: next(
     1024 * int(line.split()[1])
@@ -126,8 +126,8 @@ def peak(f) -> int | None:
     if line.startswith(name)
   )
   with contextlib.suppress(OSError, AttributeError):
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed counts again
-    (process / 'clear_refs').write_text('5')  # forgets the peak there was
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system
+    (process / 'clear_refs').write_text('5')  # reset the peak
     before = field('VmRSS')
     f()
     return field('VmHWM') - before
@@ -135,7 +135,7 @@ def peak(f) -> int | None:
 
 
 def show_memory(bank, labels, v, own) -> None:
-  """What is held beside the bank, as a share of it."""
+  """Print the memory beside the bank, as a share of the bank."""
   programs = {
     'aggregation': (aggregation, v, own, bank, labels),
     'search': (search, v, bank[:LABELLED]),
@@ -144,35 +144,35 @@ def show_memory(bank, labels, v, own) -> None:
   for name, (f, *args) in programs.items():
     share = lambda size: f'{100 * size / bank.nbytes:.1f} %'
     planned = f.lower(*args).compile().memory_analysis().temp_size_in_bytes
-    grown = peak(call(f, *args))
+    grown = peak(timed_call(f, *args))
     measured = '' if grown is None else f', measured {share(grown)}'
     print(f'  {name:12s} planned {share(planned)}{measured}')
 
 
 def show_rounding(bank, labels, v, own) -> None:
-  """What a bank in bfloat16 changes."""
+  """Compare a bank in bfloat16 with one in float32."""
   rounded = bank.astype(jnp.bfloat16)
-  (exact, slope), (loss, other) = (
+  (exact, gradient), (loss, other) = (
     aggregation(v, own, b, labels) for b in (bank, rounded)
   )
   known = slice(LABELLED)
   same = search(v, bank[known])[1] == search(v, rounded[known])[1]
-  change = jnp.linalg.norm(other - slope) / jnp.linalg.norm(slope)
+  change = jnp.linalg.norm(other - gradient) / jnp.linalg.norm(gradient)
   print(
-    f'\na bank in bfloat16, half the bytes: loss {float(loss):.5f} for '
-    f'{float(exact):.5f}, slope off by {100 * float(change):.2f} %, '
-    f'{100 * float(jnp.mean(same)):.1f} % of the top {K} in the same place'
+    f'\na bank in bfloat16, half the bytes: loss {float(loss):.5f} instead of '
+    f'{float(exact):.5f}, gradient changed by {100 * float(change):.2f} %, '
+    f'{100 * float(jnp.mean(same)):.1f} % of the top {K} unchanged'
   )
 
 
-def show_growth(bank, labels, v, own, rounds: int) -> None:
-  """Milliseconds over N, which should be a straight line."""
+def show_growth(bank, labels, v, own, rounds: int) -> dict[str, list[float]]:
+  """Print and return milliseconds over N; linear growth is expected."""
   steps = {}
   for size in SIZES:
-    steps[f'aggregation {size}'] = call(
+    steps[f'aggregation {size}'] = timed_call(
       aggregation, v, own, bank[:size], labels[:size]
     )
-    steps[f'search {size}'] = call(search, v, bank[:size])
+    steps[f'search {size}'] = timed_call(search, v, bank[:size])
   taken = timing.seconds(steps, rounds)
   print('\nms over N', *(f'{size:>10d}' for size in SIZES))
   curves = {
@@ -182,20 +182,19 @@ def show_growth(bank, labels, v, own, rounds: int) -> None:
   for name, curve in curves.items():
     print(f'  {name:12s}', *(f'{ms:9.1f}' for ms in curve), end='')
     per_row = [ms / size for ms, size in zip(curve, SIZES, strict=True)]
-    print(f'   per row {per_row[-1] / per_row[0]:.2f} x that of the first')
-  if _PLOT.value:
-    draw_growth(curves, _PLOT.value)
+    print(f'   per row {per_row[-1] / per_row[0]:.2f} x the first')
+  return curves
 
 
 def draw_growth(curves: dict[str, list[float]], path: str) -> None:
-  """Saves a picture of milliseconds over N."""
+  """Save a picture of milliseconds over N."""
   with style.style():
     from matplotlib import figure
 
     drawn = figure.Figure(figsize=(3.4, 2.4), layout='constrained')
     axes = drawn.subplots()
     labels = {
-      'aggregation': 'aggregation loss and slope',
+      'aggregation': 'aggregation loss and gradient',
       'search': f'top {K}',
     }
     millions = [size / 1e6 for size in SIZES]
@@ -208,17 +207,19 @@ def draw_growth(curves: dict[str, list[float]], path: str) -> None:
 
 
 def show_devices() -> None:
-  """Bytes on a device, of a bank split over 1, 2, 4, 8."""
-  script = f'import bank_speed; bank_speed.print_devices({ROWS})'
+  """Print the bytes on each device of a bank split over 1, 2, 4, 8 devices."""
+  script = (
+    'from ssljax.experiments.benchmarks import bank_speed\n'
+    f'bank_speed.print_devices({ROWS})'
+  )
   done = subprocess.run(
     [sys.executable, '-c', script],
     capture_output=True,
     text=True,
     check=True,
-    cwd=pathlib.Path(__file__).parent,
     env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'},
   )
-  print('\ndevices   bank, bytes on each   beside it   x 1 device')
+  print('\ndevices   bytes of the bank   temporary   x 1 device')
   first = None
   for line in json.loads(done.stdout.splitlines()[-1]):
     devices, held, temporary = line
@@ -227,13 +228,21 @@ def show_devices() -> None:
 
 
 def print_devices(rows: int) -> None:
-  """`[devices, bytes of the bank, of the program beside it]`, as JSON."""
+  """Print `[devices, bytes of the bank, temporary bytes]` as JSON."""
   placement.configure_cpu()
   print(json.dumps([on_devices(devices, rows) for devices in DEVICES]))
 
 
 def on_devices(devices: int, rows: int) -> tuple[int, int, int]:
-  """What one of some devices holds of a bank, and of the loss's program."""
+  """Return the bytes on each device of a bank and of the loss's program.
+
+  Args:
+    devices: number of devices.
+    rows: N, rows of the bank.
+
+  Returns:
+    The number of devices, bytes of the bank and temporary bytes of the loss.
+  """
   mesh = placement.make_mesh([devices])
   count = rounded_up(rows, placement.row_multiple(mesh))
   split, whole = (NamedSharding(mesh, spec) for spec in (P('data'), P()))

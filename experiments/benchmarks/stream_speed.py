@@ -1,8 +1,7 @@
-"""What ImageNet's feed does, per core: decode, crop, augment at 224."""
+"""Benchmark the input pipeline of ImageNet per core, at 224x224 pixels."""
 
 from collections.abc import Callable
 import io
-import pathlib
 import sys
 import tempfile
 import time
@@ -11,13 +10,18 @@ import jax
 import numpy as np
 import PIL.Image
 
+from ssljax import experiments
 from ssljax.augment import imagenet, standard
 from ssljax.data import datasets, feeds
+from ssljax.errors import require
 from ssljax.experiments.benchmarks import timing
 
 
-def picture(height: int, width: int, rng) -> np.ndarray:
-  """Noise of all wavelengths, uint8 [H, W, 3], as detailed as a photograph."""
+def noise_picture(height: int, width: int, rng) -> np.ndarray:
+  """Return noise of all wavelengths, uint8 `[H, W, 3]`.
+
+  The image is as detailed as a photograph.
+  """
   image = np.zeros((height, width, 3), np.float32)
   for octave in range(1, int(np.log2(max(height, width))) + 1):
     size = 2**octave * height // width + 1, 2**octave + 1
@@ -25,42 +29,66 @@ def picture(height: int, width: int, rng) -> np.ndarray:
     resized = PIL.Image.fromarray(coarse.astype(np.float32)).resize(
       (width, height), PIL.Image.Resampling.BICUBIC
     )
-    # A colour of its own for every wavelength.
+    # Every wavelength has its own colour.
     image += np.asarray(resized)[..., None] * rng.uniform(0.5, 1, 3)
   return np.clip(128 + 50 * image, 0, 255).astype(np.uint8)
 
 
 def jpegs(count: int) -> list[bytes]:
-  """Files of mixed sizes about 500 x 375, a quarter of them upright."""
+  """Return JPEG files of sizes around 500 x 375, a quarter of them upright."""
   rng = np.random.default_rng(0)
   files = []
   for row in range(count):
     sides = np.array([375, 500]) * np.exp(rng.normal(0, 0.25))
     height, width = sides.astype(int)[:: -1 if row % 4 == 0 else 1]
     file = io.BytesIO()
-    pixels = picture(height, width, rng)
+    pixels = noise_picture(height, width, rng)
     PIL.Image.fromarray(pixels).save(file, 'jpeg', quality=95)
     files.append(file.getvalue())
   return files
 
 
 def part_stream(rounds: int, size: int = 224, count: int = 64) -> None:
-  """Images per second of a core: decoded and cropped, then recoloured."""
+  """Measure images per second of a core: decoding, cropping, recolouring.
+
+  Args:
+    rounds: number of measurements.
+    size: height and width in pixels after cropping.
+    count: number of images.
+  """
   files = jpegs(count)
   mean = sum(map(len, files)) / count / 1000
   print(
-    f'\n{count} JPEGs of {mean:.0f} kB to {size}x{size}, a core of the host'
+    f'\n{count} JPEGs of {mean:.0f} kB to {size}x{size}, one core of the host'
   )
   pixels = decoding(files, size, rounds)
   on_cpu = jax.default_backend() == 'cpu'
-  print(f'compiled, {"a core" if on_cpu else "the device"}')
+  print(f'compiled, {"one core" if on_cpu else "the device"}')
   augmenting(pixels, rounds, time.process_time if on_cpu else time.perf_counter)
 
 
 def decoding(files: list[bytes], size: int, rounds: int) -> np.ndarray:
-  """Measures what the stream feed does -> crops uint8 [N, size, size, 3]."""
-  sys.path.append(str(pathlib.Path(__file__).parents[1] / 'tests'))
-  import fake_tfds  # writes the TFDS layout without TensorFlow
+  """Measure the work of the streamed feed.
+
+  Args:
+    files: JPEG files of N images.
+    size: height and width in pixels after cropping.
+    rounds: number of measurements.
+
+  Returns:
+    Crops, uint8 `[N, size, size, 3]`.
+
+  Raises:
+    InputError: the module of the tests that writes data sets is missing.
+  """
+  tests = experiments.FOLDER.parent / 'tests'
+  require(
+    (tests / 'fake_tfds.py').is_file(),
+    '`part`=stream: needs tests/fake_tfds.py: run it in a clone of the '
+    'repository',
+  )
+  sys.path.append(str(tests))
+  import fake_tfds  # Writes TFDS's file layout without TensorFlow.
 
   rows = np.arange(len(files))
   draws = feeds.window_draws(rows, np.array([0, 0, 0]))
@@ -76,14 +104,14 @@ def decoding(files: list[bytes], size: int, rounds: int) -> np.ndarray:
       'read, decoded, cropped': lambda: source.crop(rows, draws),
       'read, decoded, centred': lambda: source.read(rows),
     }
-    # Seconds of all threads: those of a core, whatever else runs.
+    # Processor time of all threads is the time of one core.
     images = dict.fromkeys(steps, len(files))
     per_core(timing.rates(steps, images, rounds, time.process_time))
     return source.crop(rows, draws)
 
 
 def augmenting(pixels: np.ndarray, rounds: int, clock: Callable) -> None:
-  """Measures what the compiled step does to crops uint8 [N, H, W, 3]."""
+  """Measure the augmentations of the compiled step on uint8 `[N, H, W, 3]`."""
   views = standard.chain(imagenet.grey(), imagenet.jitter(), standard.flip)
   batch = jax.jit(jax.vmap(views))
   keys = jax.random.split(jax.random.key(0), len(pixels))
@@ -94,6 +122,6 @@ def augmenting(pixels: np.ndarray, rounds: int, clock: Callable) -> None:
 
 
 def per_core(measured: dict[str, float]) -> None:
-  """Prints images per second, and how many cores 1,000 of them take."""
+  """Print images per second, and the cores needed for 1,000 per second."""
   for name, rate in measured.items():
     print(f'  {name:24s}{rate:9.1f} images/s  {1000 / rate:5.1f} for 1,000/s')

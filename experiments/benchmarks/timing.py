@@ -1,4 +1,4 @@
-"""How long things take beside each other, on a machine that is shared."""
+"""Compare the run time of functions on a shared machine."""
 
 from collections.abc import Callable
 import time
@@ -7,10 +7,17 @@ import time
 def seconds(
   steps: dict[str, Callable], rounds: int, clock: Callable = time.perf_counter
 ) -> dict[str, float]:
-  """What each takes, the best of some rounds in turn."""
+  """Return the shortest time of each function in seconds.
+
+  Args:
+    steps: functions without arguments, by name; each is called once before the
+      measurements, to compile it.
+    rounds: number of measurements; each round calls all functions in turn.
+    clock: returns the time in seconds.
+  """
   best = dict.fromkeys(steps, float('inf'))
   for step in steps.values():
-    step()  # compiles
+    step()
   for _ in range(rounds):
     for name, step in steps.items():
       began = clock()
@@ -25,6 +32,13 @@ def rates(
   rounds: int,
   clock: Callable = time.perf_counter,
 ) -> dict[str, float]:
-  """Images per second of each, measured likewise."""
+  """Return images per second of each function.
+
+  Args:
+    steps: as in `seconds`.
+    images: number of images that a call of each function processes.
+    rounds: as in `seconds`.
+    clock: as in `seconds`.
+  """
   measured = seconds(steps, rounds, clock)
   return {name: images[name] / measured[name] for name in steps}

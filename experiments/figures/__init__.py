@@ -1,1 +1,1 @@
-"""The papers' figures, one file per paper."""
+"""Figures of the papers, and the program `figures`."""

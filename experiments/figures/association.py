@@ -1,14 +1,15 @@
 """Figures 3 and 4 of Learning by Association: mistakes and neighbours.
 
 Haeusser, Mordvintsev, Cremers, CVPR 2017:
-  Figure 3, section 4.1.2  `mistakes`    labelled images, confusions, mistakes
+  Figure 3, section 4.1.2  `mistakes`    labelled images, confusion matrix,
+                                         misclassified images
   Figure 4, section 4.2    `neighbours`  neighbours of unlabelled images
 
-Each takes a `loading.Finished`, computes arrays from it, and hands these to a
+Each function takes a `runs.load.Finished`, computes arrays and passes them to a
 function that draws. Sizes are in inches as printed.
 
-Letters: N training images, M test images, C classes, Q queries, K neighbours, D
-embedding, H x W x c an image.
+Letters: N training images, M test images, U unlabelled images, C classes, Q
+queries, K neighbours, D numbers of an embedding, H x W x c an image.
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ from ssljax.errors import positive, require
 from ssljax.experiments.figures import style
 from ssljax.runs.load import hidden_rows
 
-_QUERIES = 51  # a random stream above those of `splits` and `batches`
+_QUERIES = 51  # random stream, above those of `splits` and `sampling`
 CHUNK = 2**16  # embeddings in memory at a time
 
 
@@ -28,10 +29,13 @@ CHUNK = 2**16  # embeddings in memory at a time
 
 
 def mistakes(finished):
-  """Figure 3: labelled images, confusion matrix, misclassified test images.
+  """Draw Figure 3: labelled images, confusion matrix, misclassified images.
 
   Args:
-    finished: the run.
+    finished: the finished run.
+
+  Returns:
+    The figure, and its data as tables.
   """
   split, dataset = finished.split, finished.dataset
   truth, classes = dataset.test.labels, dataset.classes
@@ -45,7 +49,7 @@ def mistakes(finished):
   )
   wrong = np.flatnonzero(predicted != truth)
   wrong = wrong[np.lexsort((predicted[wrong], truth[wrong]))]
-  few = style.evenly(wrong, most_mistakes(classes))
+  few = style.evenly(wrong, mistakes_capacity(classes))
   name = lambda label: classes[label]
   figure = draw_mistakes(
     (dataset.train.read(shown), split.labels[shown], len(split.labelled)),
@@ -71,21 +75,27 @@ def mistakes(finished):
 
 
 def confusion(truth, predicted, classes: int) -> np.ndarray:
-  """How many `[C, C]` of each true class are taken for each; both `[M]`."""
+  """Count predictions by class: `[C, C]`, a row per true class.
+
+  Args:
+    truth: true labels `[M]`.
+    predicted: predicted labels `[M]`.
+    classes: C.
+  """
   counts = np.zeros((classes, classes), int)
   np.add.at(counts, (truth, predicted), 1)
   return counts
 
 
 def draw_mistakes(labelled, counts, wrong, classes: tuple[str, ...]):
-  """The three parts of Figure 3.
+  """Draw the three parts of Figure 3.
 
   Args:
-    labelled: images `[K, H, W, c]`, their classes `[K]`, and how many labelled
-      images there are in all.
-    counts: `[C, C]` of the test images.
-    wrong: misclassified images `[K, H, W, c]`, true and predicted class `[K]`.
-    classes: names.
+    labelled: images `[K, H, W, c]`, their labels `[K]`, and the number of all
+      labelled images.
+    counts: confusion matrix `[C, C]` of the test images.
+    wrong: misclassified images `[K, H, W, c]`, true and predicted labels `[K]`.
+    classes: names of the classes.
   """
   from matplotlib import figure
 
@@ -97,7 +107,7 @@ def draw_mistakes(labelled, counts, wrong, classes: tuple[str, ...]):
 
 
 def draw_labelled(drawn, images, labels, count: int, classes) -> None:
-  """Labelled images, a row per class; `count` of them there are in all."""
+  """Draw some of `count` labelled images, a row per class."""
   rows, row = np.unique(labels, return_inverse=True)
   axes = style.add_images(
     drawn, 0.25, 0.3, 2.5 / max(10, len(rows)), 10, len(rows)
@@ -106,20 +116,25 @@ def draw_labelled(drawn, images, labels, count: int, classes) -> None:
     for x, image in enumerate(images[row == y]):
       style.place(axes, image, x, y)
     axes.text(-0.7, y, classes[label], ha='right', va='center', size='small')
-  axes.set_title(f'{some_of(len(images), count)} labelled images')
+  axes.set_title(f'{share(len(images), count)} labelled images')
 
 
-def some_of(shown: int, count: int) -> str:
-  """'all 7' or '7 of 20'."""
+def share(shown: int, count: int) -> str:
+  """Return 'all 7' or '7 of 20'."""
   return f'all {count:,}' if shown == count else f'{shown:,} of {count:,}'
 
 
-# The inches that misclassified images have, and one line below them.
+# Inches for the misclassified images, and for a line of text below an image.
 WRONG_WIDTH, WRONG_HEIGHT, LINE = 2.95, 2.65, 0.13
 
 
 def mistakes_grid(count: int, classes) -> tuple[int, int, int]:
-  """Columns, rows, and lines below each, for that many images if they fit."""
+  """Return columns, rows, and lines of text below an image.
+
+  Args:
+    count: number of images; fewer are drawn if they do not fit.
+    classes: names of the classes, which determine the lines of text.
+  """
   short = max(map(len, classes)) <= 2
   lines = 1 if short else 2
   for columns in (6, 8, 10, 12) if short else (5,):
@@ -130,17 +145,17 @@ def mistakes_grid(count: int, classes) -> tuple[int, int, int]:
   return columns, rows, lines
 
 
-def most_mistakes(classes) -> int:
-  """How many misclassified images fit."""
+def mistakes_capacity(classes) -> int:
+  """Return the number of misclassified images that fit."""
   columns, rows, _ = mistakes_grid(10**9, classes)
   return columns * rows
 
 
 def draw_wrong(drawn, images, truth, predicted, count: int, classes) -> None:
-  """Misclassified images, 'true→predicted' below; `count` there are in all."""
+  """Draw some of `count` misclassified images, 'true→predicted' below each."""
   columns, rows, lines = mistakes_grid(len(images), classes)
   pitch = WRONG_WIDTH / columns
-  step = 1 + lines * LINE / pitch  # from row to row
+  step = 1 + lines * LINE / pitch  # distance of two rows
   axes = style.add_images(drawn, 0.05, 3.15, pitch, columns, rows * step)
   for i, image in enumerate(images):
     x, y = i % columns, step * (i // columns)
@@ -148,18 +163,18 @@ def draw_wrong(drawn, images, truth, predicted, count: int, classes) -> None:
     arrow = '→' if lines == 1 else '\n→'
     text = f'{classes[truth[i]]}{arrow}{classes[predicted[i]]}'
     axes.text(x, y + 0.48, text, ha='center', va='top', size='x-small')
-  axes.set_title(f'{some_of(len(images), count)} mistakes, true→predicted')
+  axes.set_title(f'{share(len(images), count)} mistakes, true→predicted')
 
 
 def draw_confusion(drawn, counts: np.ndarray, classes) -> None:
-  """The confusion matrix `[C, C]`, coloured by the mistakes alone."""
+  """Draw the confusion matrix `[C, C]`, coloured by the mistakes alone."""
   from matplotlib import colors
 
   axes = drawn.add_axes((0.55, 0.26, 0.45, 0.45 * 7.2 / 5.8))
   right = np.eye(len(counts), dtype=bool)
   wrong, total = np.ma.array(counts, mask=right), counts.sum()
   axes.set_facecolor('0.92')
-  # A root, or one frequent confusion makes all others pale.
+  # The square root keeps rare confusions visible beside a frequent one.
   most = max(1, wrong.filled(0).max())
   picture = axes.imshow(
     wrong, cmap='Blues', norm=colors.PowerNorm(0.5, vmin=0, vmax=most)
@@ -180,12 +195,12 @@ def draw_confusion(drawn, counts: np.ndarray, classes) -> None:
 
 
 def annotate(axes, counts: np.ndarray, dark: float) -> None:
-  """Writes the counts `[C, C]` into their cells.
+  """Write the counts into the cells of a matrix.
 
   Args:
-    axes: of the matrix.
-    counts: those on the diagonal are written in grey.
-    dark: cells of more mistakes than this are dark.
+    axes: axes of the matrix.
+    counts: `[C, C]`; the diagonal is written in grey.
+    dark: counts above this number are written in white.
   """
   for (i, j), count in np.ndenumerate(counts):
     color = '0.55' if i == j else 'w' if count > dark else 'k'
@@ -197,19 +212,25 @@ def annotate(axes, counts: np.ndarray, dark: float) -> None:
 
 
 def neighbours(finished, *, queries: int = 7, nearest: int = 5):
-  """Figure 4: the nearest unlabelled images of some, by cosine similarity.
+  """Draw Figure 4: nearest neighbours by cosine similarity.
 
   Args:
-    finished: the run.
-    queries: how many images; half of them without a known class, if there
-      are such.
-    nearest: how many neighbours of each.
+    finished: the finished run.
+    queries: number of query images; half of them of unknown class, if the data
+      set has such images.
+    nearest: number of neighbours of each query.
+
+  Returns:
+    The figure, and its data as tables.
+
+  Raises:
+    InputError: the run has too few unlabelled images.
   """
   dataset, rows = finished.dataset, hidden_rows(finished.split)
   positive(queries=queries, nearest=nearest)
   require(
     queries <= len(rows) and nearest < len(rows),
-    f'--queries={queries}, --nearest={nearest}: there are {len(rows)} '
+    f'`queries`={queries}, `nearest`={nearest}: there are {len(rows)} '
     'unlabelled images: give smaller numbers',
   )
   truth, feed = dataset.train.labels, finished.program.data.train
@@ -223,7 +244,7 @@ def neighbours(finished, *, queries: int = 7, nearest: int = 5):
     truth[rows[shown]],
     cosines,
     dataset.classes,
-    f'nearest of {len(rows):,} unlabelled images, {finished.steps:,} steps',
+    f'nearest of {len(rows):,} unlabelled images, step {finished.steps:,}',
   )
   name = lambda row: name_of(truth[row], dataset.classes)
   table = [('query_row', 'class', 'rank', 'row', 'row_class', 'cosine')]
@@ -236,34 +257,34 @@ def neighbours(finished, *, queries: int = 7, nearest: int = 5):
 
 
 def name_of(label: int, classes: tuple[str, ...]) -> str:
-  """A class's name, '?' where it is not known."""
+  """Return the name of a class, '?' for UNLABELLED."""
   return '?' if label == UNLABELLED else classes[label]
 
 
 def choose_queries(truth: np.ndarray, count: int, seed: int) -> np.ndarray:
-  """Random positions `[Q]`: of a known class, then of an unknown one.
+  """Return random positions `[Q]`, images of known class first.
 
-  Images of classes that a run was not told of (STL-10) have no known one.
+  The class is unknown for images without a true label (in STL-10).
 
   Args:
-    truth: `[U]` of the unlabelled images.
+    truth: `[U]` true labels of the unlabelled images.
     count: Q.
-    seed: of the split.
+    seed: number of the split.
   """
   order = generator(seed, _QUERIES).permutation(len(truth))
   known = truth[order] != UNLABELLED
-  strange = min(count // 2, np.count_nonzero(~known))
-  of_known = order[known][: count - strange]
+  unknown = min(count // 2, np.count_nonzero(~known))
+  of_known = order[known][: count - unknown]
   return np.concatenate([of_known, order[~known][: count - len(of_known)]])
 
 
 def cosines_to(embed, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
-  """Cosine similarities `[Q, U]` of the rows `of [Q]` to `rows [U]`.
+  """Return the cosine similarities `[Q, U]` of queries to all images.
 
   Args:
-    embed: `rows [B] -> [B, D]`.
-    rows: of the images, whose embeddings are not kept.
-    of: rows of the queries.
+    embed: `rows [B] -> embeddings [B, D]`.
+    rows: `[U]` rows of the images; CHUNK embeddings are in memory at a time.
+    of: `[Q]` rows of the queries.
   """
   queries = l2_normalize(embed(of))
   chunks = np.split(rows, range(CHUNK, len(rows), CHUNK))
@@ -273,11 +294,11 @@ def cosines_to(embed, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 
 def nearest_of(cosines: np.ndarray, own: np.ndarray, count: int):
-  """The most similar ones, each query itself left out.
+  """Return the most similar images, without the query itself.
 
   Args:
-    cosines: `[Q, U]`.
-    own: positions `[Q]` of the queries themselves.
+    cosines: `[Q, U]` cosine similarities.
+    own: `[Q]` positions of the queries.
     count: K.
 
   Returns:
@@ -290,27 +311,27 @@ def nearest_of(cosines: np.ndarray, own: np.ndarray, count: int):
 
 
 def draw_neighbours(images, labels, cosines, classes, title: str):
-  """A row per query: it, and its neighbours with their similarities.
+  """Draw a row per query: the query, and its neighbours with similarities.
 
   Args:
-    images: Q times `[1 + K, H, W, c]`, a query first.
-    labels: `[Q, 1 + K]`, UNLABELLED where the class is not known.
-    cosines: `[Q, K]` of the neighbours.
-    classes: names.
-    title: of the figure.
+    images: Q arrays `[1 + K, H, W, c]`, the query first.
+    labels: `[Q, 1 + K]`, UNLABELLED where the class is unknown.
+    cosines: `[Q, K]` similarities of the neighbours.
+    classes: names of the classes.
+    title: title of the figure.
   """
   from matplotlib import figure
 
-  step, gap = 1.3, 0.4  # rows have names below, queries stand apart
+  step, gap = 1.3, 0.4  # room for names below a row and beside the query
   height, width = step * len(images), labels.shape[1] + gap
   pitch = 3.4 / width
   size = 'small' if max(map(len, classes)) <= 7 else 'x-small'
-  digits = 2 if cosines.max() < 0.995 else 3  # 1.00 says little
+  digits = 2 if cosines.max() < 0.995 else 3  # 1.00 tells little
   drawn = figure.Figure(figsize=(3.4, pitch * height + 0.6))
   axes = style.add_images(drawn, 0, 0.3, pitch, width, height)
   for (q, k), label in np.ndenumerate(labels):
     x, y = k + gap * (k > 0), step * q
-    frame = agreement(label, labels[q, 0]) if k else None
+    frame = frame_colour(label, labels[q, 0]) if k else None
     style.place(axes, images[q][k], x, y, frame=frame)
     name = name_of(label, classes)
     axes.text(x, y + 0.5, name, ha='center', va='top', size=size)
@@ -321,19 +342,19 @@ def draw_neighbours(images, labels, cosines, classes, title: str):
       )
   axes.set_title(title)
   if (labels != UNLABELLED).any():
-    draw_agreement(drawn)
+    draw_frame_legend(drawn)
   return drawn
 
 
-def draw_agreement(drawn) -> None:
-  """What the frames mean."""
+def draw_frame_legend(drawn) -> None:
+  """Add a legend of the frames' colours."""
   from matplotlib import lines
 
   handles = [
     lines.Line2D([], [], color=color, label=label)
     for color, label in (
-      (style.BLUE, 'of the same class as the left one'),
-      (style.RED, 'of another'),
+      (style.BLUE, 'same class as the left image'),
+      (style.RED, 'another class'),
     )
   ]
   drawn.legend(
@@ -346,8 +367,8 @@ def draw_agreement(drawn) -> None:
   )
 
 
-def agreement(label: int, query: int) -> str | None:
-  """The colour of a neighbour's frame, none where a class is not known."""
+def frame_colour(label: int, query: int) -> str | None:
+  """Return the colour of a neighbour's frame; None for an unknown class."""
   if UNLABELLED in (label, query):
     return None
   return style.BLUE if label == query else style.RED

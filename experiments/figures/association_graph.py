@@ -1,11 +1,11 @@
 """Figure 2 of Learning by Association: associations early and late.
 
 Haeusser, Mordvintsev, Cremers, CVPR 2017, section 4.1.1. `evolution` takes a
-`loading.Finished`, computes arrays from it, and hands these to a function that
-draws. Sizes are in inches as printed.
+`runs.load.Finished`, computes arrays and passes them to a function that draws.
+Sizes are in inches as printed.
 
-Letters: Na labelled images, Nb others, N training images, C classes, H x W x c
-an image.
+Letters: A the labelled images, Na of them; B the unlabelled images, Nb of them;
+N training images, C classes, H x W x c an image.
 """
 
 from collections.abc import Sequence
@@ -21,28 +21,28 @@ from ssljax.experiments.figures import style
 from ssljax.methods import association
 from ssljax.runs.load import hidden_rows
 
-_OTHERS = 50  # a random stream above those of `splits` and `batches`
+_OTHERS = 50  # random stream, above those of `splits` and `sampling`
 
 
 class Walks(NamedTuple):
-  """Round trips from labelled images to others, after some steps."""
+  """Round trips from labelled to unlabelled images and back."""
 
-  steps: int
+  steps: int  # of training
   p_ab: np.ndarray  # [Na, Nb] Eq. 2
   p_ba: np.ndarray  # [Nb, Na]
   visits: np.ndarray  # [Nb] Eq. 9
-  correct: float  # Eq. 4
+  correct: float  # Eq. 4, probability of returning to the same class
 
 
 def walk(a, b, labels, steps: int, kind: association.Similarity) -> Walks:
-  """Eq. 1–4 and 9.
+  """Compute Eq. 1-4 and 9.
 
   Args:
     a: `[Na, D]` embeddings of labelled images.
-    b: `[Nb, D]` of others.
-    labels: `[Na]` of the labelled ones.
-    steps: after which the embeddings are such.
-    kind: the similarity of Eq. 1.
+    b: `[Nb, D]` embeddings of unlabelled images.
+    labels: `[Na]` labels of the labelled images.
+    steps: training steps after which the embeddings were computed.
+    kind: similarity of Eq. 1.
   """
   a, b, labels = map(jnp.asarray, (a, b, labels))
   p_ab, p_ba = association.transitions(association.similarities(a, b, kind))
@@ -52,24 +52,27 @@ def walk(a, b, labels, steps: int, kind: association.Similarity) -> Walks:
 
 
 def evolution(finished, *, early_steps: int = 10, others: int = 28):
-  """Figure 2: associations after a few steps, and at the end.
+  """Draw Figure 2: associations after a few steps and at the end.
 
   Args:
-    finished: the run.
-    early_steps: after which the upper graph is drawn.
-    others: how many unlabelled images are drawn, at random.
+    finished: the finished run.
+    early_steps: number of training steps before the upper graph.
+    others: number of unlabelled images, chosen at random.
+
+  Returns:
+    The figure, and its data as tables.
   """
   split, dataset = finished.split, finished.dataset
   first = finished.program.method.stages[0]
   non_negative(early_steps=early_steps)
   require(
     early_steps <= first.steps,
-    f'--early_steps={early_steps}: the first stage of this run has only '
-    f'{first.steps}: give at most that many',
+    f'`early_steps`={early_steps}: the first stage of this run has only '
+    f'{first.steps} steps: give at most that many',
   )
   positive(others=others)
-  rows_a = labelled_of_evolution(split, len(dataset.classes))
-  rows_b = others_of_evolution(split, dataset.train.labels, others)
+  rows_a = choose_labelled(split, len(dataset.classes))
+  rows_b = choose_others(split, dataset.train.labels, others)
 
   def walk_after(state) -> Walks:
     rows = np.concatenate([rows_a, rows_b])
@@ -83,21 +86,32 @@ def evolution(finished, *, early_steps: int = 10, others: int = 28):
   images = map(dataset.train.read, (rows_a, rows_b))
   truth = dataset.train.labels[rows_b]
   absent = [
-    dataset.classes[label] for label in absent_from(truth, split.labels[rows_a])
+    dataset.classes[label]
+    for label in absent_classes(truth, split.labels[rows_a])
   ]
   figure = draw_evolution(*images, names, both, absent)
   return figure, evolution_tables(rows_a, rows_b, both)
 
 
-def absent_from(truth: np.ndarray, labels: np.ndarray) -> list[int]:
-  """Classes of A, `labels [Na]`, that no image of B has, `truth [Nb]`."""
+def absent_classes(truth: np.ndarray, labels: np.ndarray) -> list[int]:
+  """Return the classes of A that no image of B has; [] if some are unknown.
+
+  Args:
+    truth: `[Nb]` true labels of B.
+    labels: `[Na]` labels of A.
+  """
   if UNLABELLED in truth:
     return []
   return np.setdiff1d(labels, truth).tolist()
 
 
-def labelled_of_evolution(split: Split, classes: int) -> np.ndarray:
-  """Rows `[Na]`, by class: all labelled ones if at most 20, else 2 of each."""
+def choose_labelled(split: Split, classes: int) -> np.ndarray:
+  """Return rows `[Na]` by class: all labelled ones up to 20, else 2 of each.
+
+  Args:
+    split: the label split.
+    classes: C.
+  """
   few = len(split.labelled) <= 20
   each = len(split.labels) if few else 2
   return style.some_of_each(
@@ -105,15 +119,23 @@ def labelled_of_evolution(split: Split, classes: int) -> np.ndarray:
   )
 
 
-def others_of_evolution(split: Split, truth, count: int) -> np.ndarray:
-  """Random rows `[Nb]`, by class where it is known: so walks run downwards."""
+def choose_others(split: Split, truth, count: int) -> np.ndarray:
+  """Return random unlabelled rows `[Nb]`, sorted by class where it is known.
+
+  In this order correct walks run about straight down.
+
+  Args:
+    split: the label split.
+    truth: `[N]` true labels.
+    count: Nb.
+  """
   rows = generator(split.seed, _OTHERS).permutation(hidden_rows(split))[:count]
   known = truth[rows] != UNLABELLED
   return rows[np.lexsort((rows, truth[rows], ~known))]
 
 
 def evolution_tables(rows_a, rows_b, both: Sequence[Walks]) -> dict:
-  """The numbers of Figure 2, by row of the training images."""
+  """Return the numbers of Figure 2 by row of the training images."""
   transitions = [('steps', 'transition', 'from_row', 'to_row', 'probability')]
   visits = [('steps', 'row', 'visit_probability')]
   correct = [('steps', 'correct_walk_probability')]
@@ -133,27 +155,27 @@ def evolution_tables(rows_a, rows_b, both: Sequence[Walks]) -> dict:
   return {'transitions': transitions, 'visits': visits, 'walks': correct}
 
 
-# Where the parts of a graph of Figure 2 lie.
+# Vertical positions of the parts of a graph.
 A_ABOVE, B_MIDDLE, BARS, A_BELOW = 0.0, 4.5, 6.8, 11.3
 
 
 def draw_evolution(a, b, names: Sequence[str], both: Sequence[Walks], absent):
-  """The association graphs, one below the other.
+  """Draw the association graphs, one below the other.
 
   Args:
-    a: `[Na, H, W, c]` labelled images, by class.
-    b: `[Nb, H, W, c]` others.
-    names: `[Na]` classes of the labelled ones.
-    both: graphs of these images.
-    absent: names of classes that are not among the others.
+    a: `[Na, H, W, c]` labelled images by class.
+    b: `[Nb, H, W, c]` unlabelled images.
+    names: `[Na]` class names of the labelled images.
+    both: walks between these images.
+    absent: names of classes that no unlabelled image has.
   """
   from matplotlib import figure
 
   width = max(len(a), len(b))
   pitch = 7.0 / width
-  each = (A_BELOW + 1) * pitch + 0.5  # inches, with its title
-  x_a, x_b = spread(len(a), width), spread(len(b), width)
-  # Bars of one scale: at first few of the images are visited.
+  each = (A_BELOW + 1) * pitch + 0.5  # inches of a graph with its title
+  x_a, x_b = centres_of(len(a), width), centres_of(len(b), width)
+  # Both graphs share one scale; early in training few images are visited.
   most = max(graph.visits.max() for graph in both)
   drawn = figure.Figure(figsize=(7.0, each * len(both) + 0.3))
   for i, graph in enumerate(both):
@@ -169,35 +191,35 @@ def draw_evolution(a, b, names: Sequence[str], both: Sequence[Walks], absent):
       f'after {graph.steps:,} steps: P(correct walk) = {graph.correct:.2f}',
       pad=12,
     )
-  draw_key(drawn, absent)
+  draw_legend(drawn, absent)
   return drawn
 
 
-def spread(count: int, width: int) -> np.ndarray:
-  """Centres `[count]` of images that fill a width."""
+def centres_of(count: int, width: int) -> np.ndarray:
+  """Return the evenly spaced centres `[count]` of images in a width."""
   return (np.arange(count) + 0.5) * width / count - 0.5
 
 
 def draw_row(axes, images, centres, y: float, tint: str) -> None:
-  """A row of images `[K, H, W, c]`."""
+  """Draw a row of images `[K, H, W, c]`."""
   for image, x in zip(images, centres, strict=True):
     style.place(axes, image, x, y, ink=tint, frame=tint)
 
 
 def shade(p: np.ndarray) -> np.ndarray:
-  """Black `[..., 4]` that is opaque from a probability `[...]` of 1/2 on."""
+  """Return black `[..., 4]`, opaque where the probability is 1/2 or more."""
   colours = np.zeros((*p.shape, 4))
   colours[..., 3] = np.minimum(2 * p, 1)
   return colours
 
 
 def draw_lines(axes, above, below, p: np.ndarray) -> None:
-  """Lines from one row of images to the next, darker the more probable.
+  """Draw lines from a row of images to the next, darker for larger `p`.
 
   Args:
-    axes: of images.
-    above: centres `[F]` where lines begin, and y.
-    below: centres `[T]` where they end, and y.
+    axes: an axes of images.
+    above: x `[F]` and y of the lines' starts.
+    below: x `[T]` and y of the lines' ends.
     p: `[F, T]` probabilities.
   """
   from matplotlib import collections
@@ -206,8 +228,8 @@ def draw_lines(axes, above, below, p: np.ndarray) -> None:
   ends = np.empty((*p.shape, 2, 2))
   ends[:, :, 0, 0], ends[:, :, 0, 1] = x_from[:, None], y_from
   ends[:, :, 1, 0], ends[:, :, 1, 1] = x_to[None], y_to
-  seen = p > 0.01  # hundreds of others cannot be seen
-  order = np.argsort(p[seen])  # dark ones on top
+  seen = p > 0.01  # Hundreds of fainter lines are invisible.
+  order = np.argsort(p[seen])  # Dark lines are drawn last, on top.
   lines = collections.LineCollection(
     ends[seen][order], colors=shade(p[seen][order]), linewidths=0.9
   )
@@ -215,7 +237,7 @@ def draw_lines(axes, above, below, p: np.ndarray) -> None:
 
 
 def draw_visits(axes, centres, visits: np.ndarray, most: float) -> None:
-  """Bars of P^visit `[Nb]` and their numbers in percent, below the images."""
+  """Draw bars of P^visit `[Nb]` below the images, with numbers in percent."""
   top, floor = B_MIDDLE + 0.6, BARS - 0.7
   heights = visits / most * (floor - top)
   axes.bar(centres, -heights, 0.6, bottom=floor, color=style.RED)
@@ -234,7 +256,7 @@ def draw_visits(axes, centres, visits: np.ndarray, most: float) -> None:
 
 
 def draw_names(axes, centres, names: Sequence[str]) -> None:
-  """The name of a class above the middle of its images."""
+  """Write the name of each class above the middle of its images."""
   for name in dict.fromkeys(names):
     mine = [x for x, other in zip(centres, names, strict=True) if other == name]
     axes.text(
@@ -242,8 +264,8 @@ def draw_names(axes, centres, names: Sequence[str]) -> None:
     )
 
 
-def draw_key(drawn, absent: Sequence[str]) -> None:
-  """What the colours and the darkness mean, and what B is without."""
+def draw_legend(drawn, absent: Sequence[str]) -> None:
+  """Add a legend of colours and darkness, and the classes that B lacks."""
   from matplotlib import lines
 
   named = ', '.join(absent) if len(absent) <= 3 else f'{len(absent)} classes'
@@ -253,7 +275,7 @@ def draw_key(drawn, absent: Sequence[str]) -> None:
     lines.Line2D([], [], color=color, marker='s', linestyle='', label=label)
     for color, label in (
       (style.GREEN, 'A, labelled'),
-      (style.RED, f'B, unlabelled{without}; below it P(visit) in %'),
+      (style.RED, f'B, unlabelled{without}; below: P(visit) in %'),
     )
   ]
   handles += [

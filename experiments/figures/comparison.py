@@ -1,4 +1,4 @@
-"""Which runs and steps a figure shows, and how runs are told apart."""
+"""Selection of the runs and steps of a figure, and names of runs."""
 
 from collections.abc import Sequence
 import itertools
@@ -15,26 +15,25 @@ from ssljax.runs.load import Finished
 PANELS = 5  # steps that a figure shows by default
 
 
-def chosen_steps(finished, steps: Sequence[int]) -> list[int]:
-  """The given steps, in order; of all that the run has kept if there are none.
+def choose_steps(finished: Finished, steps: Sequence[int]) -> list[int]:
+  """Return the given steps in order, or up to five of the kept steps if empty.
 
-  Args:
-    finished: the run.
-    steps: of those it has kept.
+  Raises:
+    InputError: the run kept no checkpoint of a given step.
   """
   kept = finished.kept
-  strange = [step for step in steps if step not in kept]
+  missing = [step for step in steps if step not in kept]
   require(
-    not strange,
-    f'`steps`={",".join(map(str, steps))}: the run has kept '
-    f'{", ".join(map(str, kept))}: give some of them',
+    not missing,
+    f'`steps`={",".join(map(str, steps))}: the run kept the checkpoints of '
+    f'steps {", ".join(map(str, kept))}: give some of these',
   )
   found = style.evenly(np.array(kept or [finished.steps]), PANELS)
   return sorted(set(steps)) or found.tolist()
 
 
-def names_of(runs) -> list[str]:
-  """What tells runs apart: the parts in which their folders' paths differ."""
+def names_of(runs: Sequence[Finished]) -> list[str]:
+  """Return names of runs: the parts in which their folders' paths differ."""
   paths = [run.folder.parts for run in runs]
   names = [path[-1] for path in paths]
   if len(set(names)) == len(names):
@@ -45,8 +44,10 @@ def names_of(runs) -> list[str]:
   return ['/'.join(itertools.compress(path, differ)) for path in paths]
 
 
-def by_settings(folders: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
-  """Folders of runs, those together that differ in their splits alone."""
+def group_by_settings(
+  folders: Sequence[pathlib.Path],
+) -> list[list[pathlib.Path]]:
+  """Group the folders of runs that differ in their splits alone."""
   groups = {}
   for folder in folders:
     lines = config.to_flags(run_folder.read_config(folder))
@@ -55,9 +56,10 @@ def by_settings(folders: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
   return list(groups.values())
 
 
-def alike(runs: Sequence[Finished]) -> list[list[Finished]]:
-  """Runs, those together that differ in their splits alone."""
+def group_runs(runs: Sequence[Finished]) -> list[list[Finished]]:
+  """Group the runs that differ in their splits alone."""
   by_folder = {run.folder: run for run in runs}
   return [
-    [by_folder[f] for f in group] for group in by_settings(list(by_folder))
+    [by_folder[folder] for folder in group]
+    for group in group_by_settings(list(by_folder))
   ]

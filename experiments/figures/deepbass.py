@@ -1,12 +1,13 @@
 """Figures 1 to 3 of DeepBASS.
 
 Rottmann, Kahl, Gottschalk, 2018:
-  Figures 1 and 2  `maps`    what classes are predicted where, of points
+  Figures 1 and 2  `maps`    predicted classes over the plane
   Figure 3         `curves`  accuracy over the iterations
 
-Each takes `loading.Finished` runs. Figure 2 is Figure 1 of another --seed.
+Each function takes one or more `runs.load.Finished`. Figure 2 is Figure 1 for
+another label split (--seed).
 
-Letters: N training points, G×G places of a map, S seeds, I iterations.
+Letters: N training points, G x G points of a map's grid, S seeds, I iterations.
 """
 
 import textwrap
@@ -19,14 +20,14 @@ from ssljax.errors import require
 from ssljax.experiments.figures import comparison, style
 from ssljax.training import metrics_writer
 
-GRID = 121  # places of a map along each side
-MARGIN = 0.15  # of a map, beyond its outermost points
+GRID = 121  # G
+MARGIN = 0.15  # distance from the outermost points to the edge of a map
 
 
 # Figures 1 and 2.
 
-# In the paper's order: whether a run goes on after its first stage without
-# asking, asks alone, or does both.
+# In the paper's order: the first stage alone; then pseudo-labels, acquired
+# labels, or both.
 PANELS = (
   'initial model',
   'semi-supervised',
@@ -36,75 +37,91 @@ PANELS = (
 
 
 def maps(*runs):
-  """Figures 1 and 2: the class predicted at every place of the plane.
+  """Draw Figures 1 and 2: the predicted class over the plane.
 
   Args:
-    *runs: a panel each, in the paper's order; on the same points.
+    *runs: finished runs on the same points, a panel each; they are drawn in the
+      paper's order.
+
+  Returns:
+    The figure, and its data as tables.
+
+  Raises:
+    InputError: a run has no map, or the label splits differ.
   """
-  refuse_images(runs)
+  check_runs(runs)
   runs = sorted(runs, key=lambda run: PANELS.index(kind(run)))
   dataset, axes = runs[0].dataset, axes_of(runs[0])
   places = np.stack(np.meshgrid(*axes), axis=-1)  # [G, G, 2], rows along y
   panels = [
-    (title(run), probability(run, places), is_labelled(run)) for run in runs
+    (panel_title(run), class_probability(run, places), is_labelled(run))
+    for run in runs
   ]
   figure = draw_maps(panels, axes, points_of(runs[0]), dataset.train.labels)
   return figure, maps_tables(runs, panels, places)
 
 
-def refuse_images(runs) -> None:
-  """Refuses runs of which there is no such map, or no common one."""
+def check_runs(runs) -> None:
+  """Raise `InputError` unless all runs are on the same points in the plane."""
   for run in runs:
     shape, classes = run.dataset.train.shape, len(run.dataset.classes)
     require(
       shape == (1, 2, 1) and classes == 2,
-      f'--run={run.folder}: is not of two classes in the plane: train one '
-      'with --dataset=yin-yang',
+      f'`run`={run.folder}: is not on two classes of points in the plane: '
+      'train one with `dataset`=yin-yang',
     )
     require(
       run.split.seed == runs[0].split.seed,
-      f'--run={run.folder}: begins with seed {run.split.seed}, the first '
-      f'--run with {runs[0].split.seed}: give --seed',
+      f'`run`={run.folder}: its first seed is {run.split.seed}, but that of '
+      f'`run`={runs[0].folder} is {runs[0].split.seed}: give `seed`',
     )
 
 
 def is_labelled(run) -> np.ndarray:
-  """Points `[N]` bool whose class a run knew at its end."""
+  """Return `[N]` bool, the points whose label the run knew at its end."""
   state = run.state
   return np.asarray(state.labels)[0, : state.images] != UNLABELLED
 
 
 def kind(run) -> str:
-  """Which of the `PANELS` a run is."""
-  asked = is_labelled(run).sum() > len(run.split.labelled)
-  guessed = run.settings['iterations'] and run.settings['membership'] != 'none'
-  return PANELS[2 * bool(asked) + bool(guessed)]
+  """Return the one of `PANELS` that a run is."""
+  acquired = is_labelled(run).sum() > len(run.split.labelled)
+  pseudo = run.settings['iterations'] and run.settings['membership'] != 'none'
+  return PANELS[2 * bool(acquired) + bool(pseudo)]
 
 
 def points_of(run) -> np.ndarray:
-  """The training points `[N, 2]` of a run."""
+  """Return the training points `[N, 2]` of a run."""
   train = run.dataset.train
   return train.read(np.arange(len(train.labels))).reshape(-1, 2)
 
 
 def axes_of(run) -> tuple[np.ndarray, np.ndarray]:
-  """The x `[G]` and the y `[G]` of a map of a run's points."""
+  """Return the coordinates x `[G]` and y `[G]` of a map of a run's points."""
   points = points_of(run)
   low, high = points.min(axis=0) - MARGIN, points.max(axis=0) + MARGIN
   return tuple(np.linspace(*ends, GRID) for ends in zip(low, high, strict=True))
 
 
-def probability(run, places) -> np.ndarray:
-  """Of the second class `[G, G]` at places `[G, G, 2]`, without dropout."""
+def class_probability(run, places) -> np.ndarray:
+  """Return the probability of the second class, without dropout.
+
+  Args:
+    run: the finished run.
+    places: `[G, G, 2]` points of the plane.
+
+  Returns:
+    `[G, G]` probabilities.
+  """
   images = places.reshape(-1, 1, 2, 1).astype(np.float32)
   feed = feeds.resident(images, run.program.place)
   logits = run.infer(run.state, feed, np.arange(len(images))).logits
-  first_less_second = (logits[:, 0] - logits[:, 1]).astype(float)
-  return (1 / (1 + np.exp(first_less_second))).reshape(places.shape[:2])
+  difference = (logits[:, 0] - logits[:, 1]).astype(float)
+  return (1 / (1 + np.exp(difference))).reshape(places.shape[:2])
 
 
-def title(run) -> str:
-  """What stands above a panel."""
+def panel_title(run) -> str:
+  """Return the kind of a run, its number of labels and its test error."""
   feed, truth = run.program.data.test, run.dataset.test.labels
   logits = run.infer(run.state, feed, np.arange(feed.size)).logits
   error = 100 * np.mean(logits.argmax(axis=-1) != truth)
@@ -113,14 +130,14 @@ def title(run) -> str:
 
 
 def draw_maps(panels, axes, points, truth):
-  """The panels side by side.
+  """Draw the panels side by side.
 
   Args:
-    panels: of each its title, the probability `[G, G]` of the second class, and
-      which points are labelled `[N]` bool.
-    axes: x `[G]` and y `[G]` of a map.
+    panels: for each panel its title, the probability `[G, G]` of the second
+      class, and `[N]` bool, the labelled points.
+    axes: coordinates x `[G]` and y `[G]` of a map.
     points: `[N, 2]`.
-    truth: classes `[N]`.
+    truth: true labels `[N]`.
   """
   from matplotlib import colors, figure
 
@@ -142,7 +159,7 @@ def draw_maps(panels, axes, points, truth):
       cmap=tints,
       vmin=0,
       vmax=1,
-      alpha=0.6,  # so that a point of the same colour is seen
+      alpha=0.6,  # Points of the same colour stay visible.
     )
     for label, ink in enumerate(inks):
       mine = points[truth == label]
@@ -153,11 +170,11 @@ def draw_maps(panels, axes, points, truth):
 
 
 def maps_tables(runs, panels, places) -> dict:
-  """The points of every panel, and the maps.
+  """Return the points with their labelled marks, and the maps, as tables.
 
   Args:
-    runs: in the order of the panels.
-    panels: as of `draw_maps`.
+    runs: finished runs in the order of the panels.
+    panels: as in `draw_maps`.
     places: `[G, G, 2]`.
   """
   names = comparison.names_of(runs)
@@ -188,13 +205,16 @@ def maps_tables(runs, panels, places) -> dict:
 
 
 def curves(*runs):
-  """Figure 3: accuracy on the test images over the iterations.
+  """Draw Figure 3: test accuracy over the iterations.
 
   Args:
-    *runs: a line each, the mean over all its seeds; those that differ in their
-      seeds alone share one.
+    *runs: finished runs, a line each: the mean over all seeds. Runs that differ
+      in their label splits alone share a line.
+
+  Returns:
+    The figure, and its data as a table.
   """
-  groups = comparison.alike(runs)
+  groups = comparison.group_runs(runs)
   names = comparison.names_of([group[0] for group in groups])
   lines = {
     name: np.concatenate([accuracies(run.folder) for run in group])
@@ -205,17 +225,23 @@ def curves(*runs):
     (name, iteration, len(line), mean, deviation)
     for name, line in lines.items()
     for iteration, (mean, deviation) in enumerate(
-      zip(line.mean(axis=0), spread(line), strict=True)
+      zip(line.mean(axis=0), style.deviation(line), strict=True)
     )
   ]
-  return draw_curves(lines), {'accuracy': table}
+  return draw_accuracies(lines), {'accuracy': table}
 
 
 def accuracies(folder) -> np.ndarray:
-  """Accuracy in percent `[S, I + 1]` of a run after its first stage, and on.
+  """Return the test accuracy in percent after the first stage and iterations.
 
   Args:
-    folder: of the run; all of its seeds are read.
+    folder: folder of the run; all its seeds are read.
+
+  Returns:
+    `[S, I + 1]` accuracies.
+
+  Raises:
+    InputError: the run has no iterations.
   """
   measured = [
     line
@@ -226,44 +252,35 @@ def accuracies(folder) -> np.ndarray:
   for line in measured:
     found = of_seed.setdefault(line['seed'], [None])
     if line['stage'] == 'labelled':
-      found[0] = line['test_error_last']  # the last of them stays
+      found[0] = line['test_error_last']  # The last evaluation counts.
     else:
       found.append(line['test_error_last'])
   lengths = {len(found) for found in of_seed.values()}
   require(
     len(lengths) == 1 and lengths != {1},
-    f'--run={folder}: its metrics.jsonl has no iterations: give one trained '
-    'with --iterations above 0',
+    f'`run`={folder}: its metrics.jsonl has no iterations: give a run with '
+    '`iterations` above 0',
   )
   return 100 - np.array(list(of_seed.values()))
 
 
-def spread(line: np.ndarray) -> np.ndarray:
-  """Standard deviation `[I + 1]` over the seeds of a line `[S, I + 1]`."""
-  return line.std(axis=0, ddof=1) if len(line) > 1 else np.zeros(line.shape[1])
-
-
-def draw_curves(lines):
-  """A line per run, in a band of one standard deviation.
+def draw_accuracies(lines):
+  """Draw a line per run in a band of one standard deviation.
 
   Args:
-    lines: accuracy `[S, I + 1]` by name.
+    lines: accuracies `[S, I + 1]` by name of the run.
   """
   from matplotlib import figure
 
   drawn = figure.Figure(figsize=(3.4, 2.7), layout='constrained')
   axes = drawn.subplots()
   for number, (name, line) in enumerate(lines.items()):
-    mean, deviation = line.mean(axis=0), spread(line)
-    look = {'color': f'C{number}', 'linewidth': 1}
-    axes.plot(mean, label=name, **look)
-    ends = mean - deviation, mean + deviation
-    axes.fill_between(
-      np.arange(len(mean)), *ends, color=f'C{number}', alpha=0.2, linewidth=0
-    )
+    mean, deviation = line.mean(axis=0), style.deviation(line)
+    iterations = np.arange(len(mean))
+    style.plot_band(axes, iterations, mean, deviation, f'C{number}', label=name)
   axes.margins(x=0.01)
   axes.set(xlabel='iteration', ylabel='test accuracy in %')
-  # Names of folders may be long: below the picture, in lines of its width.
+  # Folder names may be long: put them below the axes and wrap them.
   wrapped = [textwrap.fill(name.replace(',', ', '), 48) for name in lines]
   drawn.legend(
     axes.lines, wrapped, frameon=False, loc='outside lower left', fontsize=6

@@ -1,13 +1,15 @@
 """Figures 2a and 2e to 2g of LLP: embeddings in two dimensions.
 
 Zhuang, Ding, Murli, Yamins, 2019, section 5:
-  2a    `evolution`   a few classes, over training
-  2e-g  `categories`  one class at the end, and examples of it
+  2a    `over_training`  a few classes over training
+  2e-g  `categories`     single classes at the end, with examples
 
-Each takes a `loading.Finished`. Two dimensions are by metric MDS. The classes
-are the true ones, whether or not the run knew an image's.
+Each function takes a `runs.load.Finished`. Embeddings are mapped to two
+dimensions by metric multidimensional scaling (MDS). Classes are true labels,
+including those of images whose label was hidden from the run.
 
-Letters: M drawn training images, C classes, D embedding, E examples.
+Letters: M drawn training images, C classes, D numbers of an embedding, E
+examples.
 """
 
 from collections.abc import Sequence
@@ -21,56 +23,64 @@ from ssljax.data.splits import generator
 from ssljax.errors import positive, require
 from ssljax.experiments.figures import comparison, llp_norms, style
 
-# Random streams above those of `splits` and `batches`.
+# Random streams, above those of `splits` and `sampling`.
 _CLASSES, _IMAGES = 52, 53
 PANELS = 5  # classes in 2a
 EXAMPLES = 6  # images of a class in 2e-g
 
 
-def scaled(v: np.ndarray) -> np.ndarray:
-  """Metric MDS `[M, 2]` of embeddings `[M, D]`, by their distances.
+def metric_mds(v: np.ndarray) -> np.ndarray:
+  """Return the metric MDS `[M, 2]` of embeddings `[M, D]`, centred.
 
-  From the principal components on: a function of v alone, and centred.
+  It starts from the principal components, so the result depends on `v` alone.
   """
-  from sklearn import decomposition, manifold, metrics  # slow to import
+  from sklearn import decomposition, manifold, metrics  # Slow to import.
 
   start = decomposition.PCA(2, random_state=0).fit_transform(v)
   distances = metrics.euclidean_distances(v.astype(float))
   return manifold.smacof(distances, init=start, n_init=1, random_state=0)[0]
 
 
-def turned(xy: np.ndarray, onto: np.ndarray) -> np.ndarray:
-  """Points `[M, 2]` turned or mirrored as near as can be to others."""
+def align(xy: np.ndarray, onto: np.ndarray) -> np.ndarray:
+  """Rotate or mirror points `[M, 2]` as close as possible to others."""
   from scipy import linalg
 
   return xy @ linalg.orthogonal_procrustes(xy, onto)[0]
 
 
-def named(classes: str, names: Sequence[str]) -> np.ndarray:
-  """The numbers of the classes in 'name,name'."""
+def parse_classes(classes: str, names: Sequence[str]) -> np.ndarray:
+  """Return the labels of the classes in 'name,name'.
+
+  Raises:
+    InputError: a name is unknown or occurs twice.
+  """
   given = classes.split(',')
-  strange = [name for name in given if name not in names]
+  unknown = [name for name in given if name not in names]
   some = ', '.join(names[: style.MANY_CLASSES])
   require(
-    not strange and len(set(given)) == len(given),
-    f'--classes={classes}: give different names, as of {some}'
+    not unknown and len(set(given)) == len(given),
+    f'`classes`={classes}: give different names of {some}'
     + (', ...' if len(names) > style.MANY_CLASSES else ''),
   )
   return np.array([names.index(name) for name in given])
 
 
-def some_images(finished, label: int, count: int) -> np.ndarray:
-  """Random rows of a class, at most `count`, in order.
+def sample_images(finished, label: int, count: int) -> np.ndarray:
+  """Return at most `count` random rows of a class, in order.
 
-  A tenth of them are labelled, as of the paper's: of few labels none would be
-  among them by chance.
+  A tenth of the rows are labelled, as in the paper. Without this rule a sample
+  would hardly contain any of a few labelled images.
+
+  Raises:
+    InputError: fewer than 3 images would be drawn.
   """
   rows, labels = finished.known_rows, finished.split.labels
   mine = rows[finished.dataset.train.labels[rows] == label]
   require(
     len(mine) > 2 and count > 2,
-    f'--classes, --points: class {finished.dataset.classes[label]} has '
-    f'{len(mine)} images, {count} may be drawn: at least 3 are needed',
+    f'`classes`, `points`: class {finished.dataset.classes[label]} has '
+    f'{len(mine)} images, of which at most {count} are drawn: give classes '
+    'and points so that at least 3 are',
   )
   mine = generator(finished.split.seed, _IMAGES, label).permutation(mine)
   known = mine[labels[mine] != UNLABELLED][: max(1, count // 10)]
@@ -79,7 +89,15 @@ def some_images(finished, label: int, count: int) -> np.ndarray:
 
 
 def draw_points(axes, xy, truth, labelled, size: float) -> None:
-  """Points `[M, 2]` of classes `[M]`, the `labelled [M]` with a black edge."""
+  """Draw points in the colours of their classes.
+
+  Args:
+    axes: matplotlib axes.
+    xy: points `[M, 2]`.
+    truth: classes `[M]`.
+    labelled: `[M]` bool, points drawn larger with a black edge.
+    size: area of an unlabelled point.
+  """
   colours = np.array([style.class_colour(c) for c in truth])
   hidden = {'s': size, 'c': colours[~labelled], 'linewidths': 0}
   known = {'s': 4 * size, 'c': colours[labelled], 'linewidths': 0.6}
@@ -90,64 +108,71 @@ def draw_points(axes, xy, truth, labelled, size: float) -> None:
 # Figure 2a.
 
 
-def evolution(
+def over_training(
   finished, *, classes: str = '', points: int = 500, steps: Sequence[int] = ()
 ):
-  """Figure 2a: images of a few classes after several steps.
+  """Draw Figure 2a: images of a few classes after several steps.
 
   Args:
-    finished: the run.
-    classes: names of those that are drawn, as a,b; random ones if empty.
-    points: images that are drawn; MDS takes their square.
-    steps: after which, of those the run has kept; up to five of them if empty.
+    finished: the finished run.
+    classes: names of the drawn classes, as a,b; random classes if empty.
+    points: number of drawn images; the cost of MDS grows with its square.
+    steps: steps of kept checkpoints; up to five of all kept steps if empty.
+
+  Returns:
+    The figure, and its data as a table.
   """
   positive(points=points)
-  steps = comparison.chosen_steps(finished, steps)
+  steps = comparison.choose_steps(finished, steps)
   names = finished.dataset.classes
-  labels = named(classes, names) if classes else random_classes(finished)
+  labels = (
+    parse_classes(classes, names) if classes else random_classes(finished)
+  )
   each = points // len(labels)
-  parts = [some_images(finished, label, each) for label in labels]
+  parts = [sample_images(finished, label, each) for label in labels]
   rows = np.concatenate(parts)
   labelled = finished.split.labels[rows] != UNLABELLED
-  maps = [scaled(llp_norms.embeddings(finished, step, rows)) for step in steps]
+  maps = [
+    metric_mds(llp_norms.embed_after(finished, step, rows)) for step in steps
+  ]
   for before, now in itertools.pairwise(maps):
-    now[:] = turned(now, before)
+    now[:] = align(now, before)
   truth = np.repeat(np.arange(len(labels)), [len(part) for part in parts])
   shown = [names[label] for label in labels]
-  titles = [title_of(finished, step) for step in steps]
+  titles = [step_title(finished, step) for step in steps]
   table = [('step', 'train_row', 'class', 'labelled', 'x', 'y')]
   table += [
     (step, row, shown[c], int(known), *point)
     for step, xy in zip(steps, maps, strict=True)
     for row, c, known, point in zip(rows, truth, labelled, xy, strict=True)
   ]
-  figure = draw_evolution(maps, truth, labelled, shown, titles)
+  figure = draw_classes(maps, truth, labelled, shown, titles)
   return figure, {'embeddings': table}
 
 
-def title_of(finished, step: int) -> str:
-  """'step 100 (warm)': a step and the stage it belongs to."""
+def step_title(finished, step: int) -> str:
+  """Return 'step 100 (warm)': a step and its stage."""
   ends = finished.stage_ends.items()
   stage = next(name for name, end in ends if step <= end)
   return f'step {step:,} ({stage})'
 
 
 def random_classes(finished) -> np.ndarray:
-  """A few classes, in order."""
+  """Return the labels of a few random classes, in order."""
   there = np.unique(finished.dataset.train.labels[finished.known_rows])
   draws = generator(finished.split.seed, _CLASSES)
   return np.sort(draws.permutation(there)[:PANELS])
 
 
-def draw_evolution(maps, truth, labelled, names, titles):
-  """Panels in a row.
+def draw_classes(maps, truth, labelled, names, titles):
+  """Draw panels in a row.
 
   Args:
     maps: points `[M, 2]` of each panel.
-    truth: `[M]`, places among the names.
+    truth: `[M]` indices into `names`.
     labelled: `[M]` bool.
-    names: of the classes that are drawn.
-    titles: of the panels.
+    names: names of the drawn classes.
+    titles: titles of the panels.
   """
   from matplotlib import figure, lines
 
@@ -173,24 +198,28 @@ def draw_evolution(maps, truth, labelled, names, titles):
 
 
 def categories(finished, *, classes: str = '', points: int = 700):
-  """Figures 2e to 2g: images of one class each, at the end.
+  """Draw Figures 2e to 2g: images of one class each, at the end.
 
   Args:
-    finished: the run.
-    classes: names of those that are drawn, as a,b; if empty those that lie
-      together the most closely, the least, and in the middle.
-    points: images of a class that are drawn; MDS takes their square.
+    finished: the finished run.
+    classes: names of the drawn classes, as a,b; if empty, the classes with the
+      largest, the smallest and the median aggregation.
+    points: number of drawn images of a class; the cost of MDS grows with its
+      square.
+
+  Returns:
+    The figure, and its data as a table.
   """
   positive(points=points)
   names = finished.dataset.classes
   norms = llp_norms.norms_after(finished, finished.steps)
-  labels = named(classes, names) if classes else typical(norms)
+  labels = parse_classes(classes, names) if classes else typical(norms)
   panels, table = [], []
   for label in labels:
-    rows = some_images(finished, label, points)
-    xy = scaled(llp_norms.embeddings(finished, finished.steps, rows))
+    rows = sample_images(finished, label, points)
+    xy = metric_mds(llp_norms.embed_after(finished, finished.steps, rows))
     labelled = finished.split.labels[rows] != UNLABELLED
-    examples = spread(xy, EXAMPLES)
+    examples = central_points(xy, EXAMPLES)
     images = finished.dataset.train.read(rows[examples])
     counts = f'{len(rows)} images, {labelled.sum()} labelled'
     title = f'{names[label]}: norm {norms[label]:.2f}, {counts}'
@@ -207,13 +236,21 @@ def categories(finished, *, classes: str = '', points: int = 700):
 
 
 def typical(norms: np.ndarray) -> np.ndarray:
-  """The classes of the largest, the least and the median norm of `[C]`."""
+  """Return the classes of the largest, smallest and median norm of `[C]`.
+
+  Classes without images have the norm nan and are left out.
+  """
   order = np.argsort(-norms)[: np.count_nonzero(~np.isnan(norms))]
   return order[list(dict.fromkeys([0, len(order) - 1, len(order) // 2]))]
 
 
-def spread(xy: np.ndarray, count: int) -> np.ndarray:
-  """Points of `[M, 2]`, each the nearest to the centre of a cluster of them."""
+def central_points(xy: np.ndarray, count: int) -> np.ndarray:
+  """Return the indices of the points nearest to the centres of clusters.
+
+  Args:
+    xy: points `[M, 2]`.
+    count: number of clusters.
+  """
   from sklearn import cluster, metrics
 
   means = cluster.KMeans(min(count, len(xy)), n_init=4, random_state=0).fit(xy)
@@ -221,16 +258,16 @@ def spread(xy: np.ndarray, count: int) -> np.ndarray:
   return np.unique(nearest)
 
 
-# Inches: of a map, about it, and of the line above.
+# Inches: side of a map, gap between maps, and height of a title.
 MAP, GAP, LINE = 2.2, 0.24, 0.25
 
 
 def draw_categories(panels):
-  """A map per class, three in a row, with its examples below.
+  """Draw a map per class, three in a row, with examples below each.
 
   Args:
-    panels: of each its title, points `[M, 2]`, which are labelled `[M]`, which
-      are examples `[E]`, and images `[E, H, W, c]` of these.
+    panels: for each class its title, points `[M, 2]`, `[M]` bool of labelled
+      points, indices `[E]` of examples, and their images `[E, H, W, c]`.
   """
   from matplotlib import figure
 

@@ -1,47 +1,56 @@
-"""Figures 2b to 2d of LLP: how closely the images of a class lie together.
+"""Figures 2b to 2d of LLP: aggregation of the images of a class.
 
 Zhuang, Ding, Murli, Yamins, 2019, section 5, "Emerging clusters":
-  2b    `trajectories`  the mean over classes, over training
-  2c-d  `norms`         each class, at the end
+  2b    `trajectories`  mean over classes, over training
+  2c-d  `norms`         each class at the end
 
-Each takes `loading.Finished` runs. A class is measured by the norm of its mean
-embedding, 1 where all are the same. The classes are the true ones, whether or
-not the run knew an image's.
+Each function takes one or more `runs.load.Finished`. The aggregation of a class
+is the norm of its mean embedding; it is 1 if all embeddings are equal. Classes
+are true labels, including those of images whose label was hidden from the run.
 
-Letters: M training images, C classes, D embedding.
+Letters: M training images, C classes, D numbers of an embedding.
 """
 
 import numpy as np
 
-from ssljax.analysis import embeddings as embeddings_lib
+from ssljax.analysis import embeddings
 from ssljax.errors import require
 from ssljax.experiments.figures import comparison, style
 
 NORM = "norm of a class's mean embedding"
 
 
-def embeddings(finished, step: int, rows) -> np.ndarray:
-  """Embeddings `[M, D]` of length 1 of training rows `[M]` after a step."""
+def embed_after(finished, step: int, rows) -> np.ndarray:
+  """Return embeddings `[M, D]` of length 1 after a step.
+
+  Args:
+    finished: the finished run.
+    step: step of a kept checkpoint.
+    rows: `[M]` rows of training images.
+  """
   state, feed = finished.after(step), finished.program.data.train
   return finished.embed(state, feed, rows)
 
 
 def norms_after(finished, step: int) -> np.ndarray:
-  """Norms `[C]` of the mean embedding of every class after a step."""
+  """Return the aggregation `[C]` of every class after a step."""
   rows, dataset = finished.known_rows, finished.dataset
-  v = embeddings(finished, step, rows)
+  v = embed_after(finished, step, rows)
   truth = dataset.train.labels[rows]
-  return embeddings_lib.class_norms(v, truth, len(dataset.classes))
+  return embeddings.class_norms(v, truth, len(dataset.classes))
 
 
 # Figure 2b.
 
 
 def trajectories(*runs):
-  """Figure 2b: the mean over classes of the norm of their mean embedding.
+  """Draw Figure 2b: mean aggregation over classes, over training.
 
   Args:
-    *runs: a line each.
+    *runs: finished runs, a line each.
+
+  Returns:
+    The figure, and its data as a table.
   """
   lines = {
     name: [
@@ -51,26 +60,26 @@ def trajectories(*runs):
   }
   table = [('run', 'step', 'aggregation')]
   table += [(name, *point) for name, line in lines.items() for point in line]
-  begins = list(runs[0].stage_ends.values())[:-1]
-  return draw_trajectories(lines, begins), {'aggregation': table}
+  starts = list(runs[0].stage_ends.values())[:-1]
+  return draw_trajectories(lines, starts), {'aggregation': table}
 
 
-def draw_trajectories(lines, begins):
-  """A line per run.
+def draw_trajectories(lines, starts):
+  """Draw a line per run.
 
   Args:
-    lines: (step, value) pairs by name.
-    begins: steps at which another stage begins.
+    lines: (step, value) pairs by name of the run.
+    starts: steps at which a later stage starts.
   """
   from matplotlib import figure
 
   drawn = figure.Figure(figsize=(3.4, 2.7), layout='constrained')
   axes = drawn.subplots()
-  for step in begins:
+  for step in starts:
     axes.axvline(step, color='0.7', linewidth=0.6, linestyle=':')
   for name, line in lines.items():
     axes.plot(*zip(*line, strict=True), marker='o', markersize=3, label=name)
-  axes.set_xlabel('step' + (' (dotted: a stage ends)' if begins else ''))
+  axes.set_xlabel('step' + (' (dotted: a stage ends)' if starts else ''))
   axes.set_ylabel(f'mean {NORM}')
   if len(lines) > 1:
     axes.legend(frameon=False)
@@ -81,17 +90,24 @@ def draw_trajectories(lines, begins):
 
 
 def norms(*runs):
-  """Figures 2c and 2d: the norm of each class's mean embedding.
+  """Draw Figures 2c and 2d: the aggregation of each class.
 
   Args:
-    *runs: two, at their ends; or one, at its first kept checkpoint and its end.
+    *runs: two finished runs, compared at their ends; or one, compared at its
+      first kept checkpoint and its end.
+
+  Returns:
+    The figure, and its data as a table.
+
+  Raises:
+    InputError: a single run kept one checkpoint, or the classes differ.
   """
   run, other = runs[0], runs[-1]
   if len(runs) == 1:
     require(
       len(run.kept) > 1,
-      '--run: it has kept its last checkpoint alone: train one with '
-      '--keep_stages, or give a second --run to compare it with',
+      f'`run`={run.folder}: kept its last checkpoint alone: train it with '
+      '`keep_stages=True`, or give a second `run` to compare with',
     )
     sides = {f'step {step:,}': (run, step) for step in (run.kept[0], run.steps)}
   else:
@@ -100,23 +116,23 @@ def norms(*runs):
   classes = run.dataset.classes
   require(
     classes == other.dataset.classes,
-    '--run: the two runs have different classes: give runs on one data set',
+    '`run`: the two runs have different classes: give runs on one data set',
   )
   values = {name: norms_after(*side) for name, side in sides.items()}
-  there = ~np.isnan(list(values.values())).any(axis=0)  # classes with images
-  values = {name: value[there] for name, value in values.items()}
-  classes = [name for name, some in zip(classes, there, strict=True) if some]
+  present = ~np.isnan(list(values.values())).any(axis=0)  # have images
+  values = {name: value[present] for name, value in values.items()}
+  classes = [name for name, has in zip(classes, present, strict=True) if has]
   table = [('class', *values)]
   table += zip(classes, *values.values(), strict=True)
   return draw_norms(values, classes), {'norms': table}
 
 
 def draw_norms(values, classes):
-  """A histogram, and one of two against the other.
+  """Draw a histogram of both sides, and one side over the other.
 
   Args:
-    values: norms `[C]` by the name of each of the two.
-    classes: names.
+    values: norms `[C]` by the name of each side.
+    classes: names of the classes.
   """
   from matplotlib import figure
 

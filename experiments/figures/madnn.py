@@ -1,14 +1,15 @@
 """Figures 3 to 6 of MA-DNN.
 
 Chen, Zhu, Gong, ECCV 2018, sections 4.2 and 4.3:
-  3  `robustness`   the error by the number of labelled images
-  4  `keys`         key embeddings among features of images, over training
-  5  `values`       value embeddings, over training
-  6  `predictions`  what the memory says of a few unlabelled images, likewise
+  3  `robustness`   test error by number of labelled images
+  4  `keys`         features of images and key embeddings over training
+  5  `values`       value embeddings over training
+  6  `predictions`  the memory's predictions for a few unlabelled images over
+                    training
 
-Each takes a `loading.Finished` whose run has kept steps (`--keep_every`), the
-first several runs. Features are those of the weights as trained, which the keys
-are means of, not of their average.
+`robustness` takes one or more `runs.load.Finished`, the others one, of a run
+that kept checkpoints (`--keep_every`). Features are computed with the weights
+as trained, not with averaged weights, because the keys are means of the former.
 
 Letters: P steps, M images of a part, C classes, D numbers of a feature.
 """
@@ -25,21 +26,24 @@ from ssljax.experiments.figures import comparison, style
 from ssljax.methods import madnn
 from ssljax.runs import summary
 
-# Random streams above those of the other figures.
+# Random streams, above those of the other figures.
 _POINTS, _IMAGES = 54, 55
 PARTS = ('labelled', 'unlabelled', 'test')
-PERPLEXITY = 30.0  # van der Maaten and Hinton's; at most a third of the points
+PERPLEXITY = 30.0  # of t-SNE (van der Maaten and Hinton), at most points / 3
 
 
 # Figure 3.
 
 
 def robustness(*runs):
-  """Figure 3: the error of every arm by how many images are labelled.
+  """Draw Figure 3: test error by number of labelled images.
 
   Args:
-    *runs: of as many labels each, or of other splits; a line is an arm, the
-      mean over all splits.
+    *runs: finished runs with different numbers of labels or other label splits.
+      Every trained method is a line, the mean over all splits.
+
+  Returns:
+    The figure, and its data as a table.
   """
   found, table = {}, [('arm', 'labelled', 'seed', 'error')]
   for run in runs:
@@ -57,10 +61,10 @@ def robustness(*runs):
 
 
 def draw_robustness(lines):
-  """A line per arm with a standard deviation up and down.
+  """Draw a line per trained method, with bars of one standard deviation.
 
   Args:
-    lines: by arm, of every run how many images are labelled, and its errors.
+    lines: by method, pairs of a number of labelled images and test errors.
   """
   from matplotlib import figure
 
@@ -70,10 +74,7 @@ def draw_robustness(lines):
   for (arm, found), (marker, dashes) in zip(lines.items(), looks, strict=False):
     counts, errors = zip(*found, strict=True)
     means = [np.mean(of_seeds) for of_seeds in errors]
-    deviations = [
-      np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else 0
-      for of_seeds in errors
-    ]
+    deviations = [style.deviation(of_seeds) for of_seeds in errors]
     axes.errorbar(
       counts,
       means,
@@ -102,17 +103,20 @@ def draw_robustness(lines):
 
 
 def keys(finished, *, points: int = 300, steps: Sequence[int] = ()):
-  """Figure 4: features of three kinds of images, and the keys among them.
+  """Draw Figure 4: features of images of three parts, and the keys.
 
   Args:
-    finished: the run.
-    points: images of each kind, at most.
-    steps: after which, of those the run has kept; up to five of them if empty.
+    finished: the finished run.
+    points: largest number of images of each part.
+    steps: steps of kept checkpoints; up to five of all kept steps if empty.
+
+  Returns:
+    The figure, and its data as a table.
   """
   positive(points=points)
-  steps = comparison.chosen_steps(finished, steps)
-  parts, truth = drawn_parts(finished, points)
-  maps = [flat(finished, step, parts) for step in steps]
+  steps = comparison.choose_steps(finished, steps)
+  parts, truth = sample_parts(finished, points)
+  maps = [tsne(finished, step, parts) for step in steps]
   names, classes = finished.dataset.classes, len(finished.dataset.classes)
   labels = [*truth, np.arange(classes)]
   table = [('step', 'part', 'row', 'class', 'x', 'y')]
@@ -128,8 +132,11 @@ def keys(finished, *, points: int = 300, steps: Sequence[int] = ()):
   return draw_keys(maps, truth, steps, names), {'features': table}
 
 
-def drawn_parts(finished, points: int) -> tuple[list, list]:
-  """Rows `[M]` of each of `PARTS`, and their classes `[M]`; the same always."""
+def sample_parts(finished, points: int) -> tuple[list, list]:
+  """Return rows `[M]` of each of `PARTS`, and their true labels `[M]`.
+
+  The sample is a function of the split and of `points`.
+  """
   split, dataset = finished.split, finished.dataset
   hidden = finished.hidden
   pools = split.labelled, hidden, np.arange(len(dataset.test.labels))
@@ -141,15 +148,18 @@ def drawn_parts(finished, points: int) -> tuple[list, list]:
   return parts, [of[rows] for of, rows in zip(truth, parts, strict=True)]
 
 
-def flat(finished, step: int, parts) -> list[np.ndarray]:
-  """t-SNE `[M, 2]` of each part and, last, `[C, 2]` of the keys, after a step.
+def tsne(finished, step: int, parts) -> list[np.ndarray]:
+  """Return the t-SNE map of the features and keys after a step.
 
   Args:
-    finished: the run.
-    step: that it has kept.
+    finished: the finished run.
+    step: step of a kept checkpoint.
     parts: rows of each of `PARTS`.
+
+  Returns:
+    Points `[M, 2]` of each part and, last, `[C, 2]` of the keys.
   """
-  from sklearn import manifold  # slow to import
+  from sklearn import manifold  # Slow to import.
 
   state, data = finished.after(step), finished.program.data
   feeds = data.train, data.train, data.test
@@ -168,13 +178,13 @@ def flat(finished, step: int, parts) -> list[np.ndarray]:
 
 
 def draw_keys(maps, truth, steps, names):
-  """A row of panels per part, a column per step.
+  """Draw a row of panels per part and a column per step.
 
   Args:
-    maps: of every step points of `PARTS` and of the keys.
-    truth: classes of the parts.
-    steps: of the columns.
-    names: of the classes.
+    maps: for every step the points of `PARTS` and of the keys.
+    truth: true labels of the parts.
+    steps: steps of the columns.
+    names: names of the classes.
   """
   from matplotlib import figure, lines
 
@@ -183,21 +193,14 @@ def draw_keys(maps, truth, steps, names):
     figsize=(max(3.4, side * len(maps)), 3 * side + 0.6), layout='constrained'
   )
   panels = drawn.subplots(len(PARTS), len(maps), squeeze=False)
+  cross = {'s': 30, 'marker': 'X', 'linewidths': 0.5, 'zorder': 3}
   for column, (*parts, slots) in enumerate(maps):
     across, up = limits_of(np.concatenate([*parts, slots]))
     for place, (xy, mine) in enumerate(zip(parts, truth, strict=True)):
       axes = panels[place, column]
       colours = [style.class_colour(c) for c in mine]
       axes.scatter(*xy.T, s=4, c=colours, linewidths=0, rasterized=True)
-      axes.scatter(
-        *slots.T,
-        s=30,
-        c='k',
-        marker='X',
-        edgecolors='w',
-        linewidths=0.5,
-        zorder=3,
-      )
+      axes.scatter(*slots.T, c='k', edgecolors='w', **cross)
       axes.set(xticks=[], yticks=[], xlim=across, ylim=up)
     panels[0, column].set_title(f'step {steps[column]:,}')
   for axes, part in zip(panels[:, 0], PARTS, strict=True):
@@ -216,7 +219,7 @@ def draw_keys(maps, truth, steps, names):
 
 
 def limits_of(xy: np.ndarray) -> list[tuple[float, float]]:
-  """Limits of both axes that leave room about points `[M, 2]`."""
+  """Return limits of both axes that leave a margin around points `[M, 2]`."""
   low, high = xy.min(axis=0), xy.max(axis=0)
   room = 0.05 * (high - low)
   return list(zip(low - room, high + room, strict=True))
@@ -226,13 +229,16 @@ def limits_of(xy: np.ndarray) -> list[tuple[float, float]]:
 
 
 def values(finished, *, steps: Sequence[int] = ()):
-  """Figure 5: the value embedding of every class.
+  """Draw Figure 5: the value embedding of every class.
 
   Args:
-    finished: the run.
-    steps: after which, of those the run has kept; up to five of them if empty.
+    finished: the finished run.
+    steps: steps of kept checkpoints; up to five of all kept steps if empty.
+
+  Returns:
+    The figure, and its data as a table.
   """
-  steps = comparison.chosen_steps(finished, steps)
+  steps = comparison.choose_steps(finished, steps)
   names = finished.dataset.classes
   found = [np.asarray(finished.after(step).memory.values[0]) for step in steps]
   table = [('step', 'class', *names)]
@@ -245,7 +251,7 @@ def values(finished, *, steps: Sequence[int] = ()):
 
 
 def draw_values(found, steps, names):
-  """A panel of `[C, C]` probabilities per step."""
+  """Draw a panel of `[C, C]` probabilities per step."""
   from matplotlib import figure
 
   side = min(1.6, 7.0 / len(found))
@@ -266,15 +272,18 @@ def draw_values(found, steps, names):
 
 
 def predictions(finished, *, images: int = 5, steps: Sequence[int] = ()):
-  """Figure 6: what the memory says of a few images whose class is hidden.
+  """Draw Figure 6: the memory's predictions for images with hidden labels.
 
   Args:
-    finished: the run.
-    images: how many are drawn, at random.
-    steps: after which, of those the run has kept; up to five of them if empty.
+    finished: the finished run.
+    images: number of images, chosen at random.
+    steps: steps of kept checkpoints; up to five of all kept steps if empty.
+
+  Returns:
+    The figure, and its data as a table.
   """
   positive(images=images)
-  steps = comparison.chosen_steps(finished, steps)
+  steps = comparison.choose_steps(finished, steps)
   split, dataset = finished.split, finished.dataset
   hidden = finished.hidden
   rows = np.sort(generator(split.seed, _IMAGES).permutation(hidden)[:images])
@@ -292,27 +301,37 @@ def predictions(finished, *, images: int = 5, steps: Sequence[int] = ()):
 
 
 def predicted(finished, state, rows) -> np.ndarray:
-  """p̂ `[M, C]` of training rows `[M]` by a state of the run, Eq. 4 and 6."""
+  """Return p̂ `[M, C]` of training rows `[M]`, Eq. 4 and 6.
+
+  Args:
+    finished: the finished run.
+    state: a state of the run.
+    rows: `[M]` rows of training images.
+  """
   x = finished.as_trained(state, finished.program.data.train, rows)
   slots = madnn.Slots(state.memory.keys[0], state.memory.values[0])
   unlabelled = np.full(len(rows), UNLABELLED)
-  asked = finished.settings
+  settings = finished.settings
   return np.asarray(
     madnn.assimilate(
-      slots, x, unlabelled, kind=asked['distance'], values=asked['values']
+      slots,
+      x,
+      unlabelled,
+      kind=settings['distance'],
+      values=settings['values'],
     )
   )
 
 
 def draw_predictions(images, truth, found, steps, names):
-  """An image a line, and beside it the bars of every step.
+  """Draw a row per image: the image, and a bar chart per step.
 
   Args:
     images: `[M, H, W, c]`.
-    truth: classes `[M]`, whose bars stand out.
+    truth: true labels `[M]`, whose bars are highlighted.
     found: p̂ `[M, C]` of every step.
-    steps: of the columns.
-    names: of the classes.
+    steps: steps of the columns.
+    names: names of the classes.
   """
   from matplotlib import figure
 

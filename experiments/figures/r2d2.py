@@ -1,10 +1,12 @@
-"""Figure 2 of R2-D2, and what its theorems say of a run.
+"""Figure 2 of R2-D2, and its theorems measured in a run.
 
 Wang, Wu, AAAI 2021:
   Figure 2, "A toy example"  `features`  2-d features before and after D2
-  Theorems 1, 2, Eq. 13      `theorems`  what was measured of them in training
+  Theorems 1, 2, Eq. 13      `theorems`  measurements during training
 
-Each takes a `loading.Finished`. N training images, C classes.
+Each function takes a `runs.load.Finished`.
+
+Letters: M drawn training images, C classes.
 """
 
 import numpy as np
@@ -19,19 +21,25 @@ BEFORE = 'supervised'
 
 
 def features(finished, *, stage: str = 'decipher', points: int = 10_000):
-  """Figure 2: features of labelled and of all images, before and after a stage.
+  """Draw Figure 2: features of labelled and of all images before and after D2.
 
   Args:
-    finished: the run.
-    stage: after which stage the second row is drawn; the first is of the
-      supervised stage's end.
-    points: images drawn in the panels of all images, at most.
+    finished: the finished run.
+    stage: stage at whose end the second row of panels is drawn; the first row
+      is drawn at the end of the supervised stage.
+    points: largest number of images in the panels of all images.
+
+  Returns:
+    The figure, and its data as a table.
+
+  Raises:
+    InputError: the run has no such stage, or its features are not 2-d.
   """
   positive(points=points)
   ends = finished.stage_ends
   require(
     stage in ends,
-    f'--stage={stage}: the run has {", ".join(ends)}: give one of them',
+    f'`stage`={stage}: the run has {", ".join(ends)}: give one of them',
   )
   split, dataset = finished.split, finished.dataset
   seen = np.union1d(split.labelled, split.unlabelled)
@@ -40,7 +48,8 @@ def features(finished, *, stage: str = 'decipher', points: int = 10_000):
   truth = dataset.train.labels[rows]
   labelled = np.isin(rows, split.labelled)
   panels = [
-    (name, *look(finished, ends[name], rows)) for name in (BEFORE, stage)
+    (name, *features_after(finished, ends[name], rows))
+    for name in (BEFORE, stage)
   ]
   figure = draw_features(
     panels, truth, labelled, np.isin(rows, some), len(seen), dataset.classes
@@ -60,20 +69,23 @@ def features(finished, *, stage: str = 'decipher', points: int = 10_000):
   }
 
 
-def look(finished, step: int, rows) -> tuple[np.ndarray, float]:
-  """Features `[M, 2]` of training rows `[M]` after a step, and the test error.
+def features_after(finished, step: int, rows) -> tuple[np.ndarray, float]:
+  """Return features `[M, 2]` after a step, and the test error in percent.
 
   Args:
-    finished: the run.
-    step: whose state it has kept.
-    rows: of the training images.
+    finished: the finished run.
+    step: step of a kept checkpoint.
+    rows: `[M]` rows of training images.
+
+  Raises:
+    InputError: the features are not 2-d.
   """
   state, data = finished.after(step), finished.program.data
   feature = finished.infer(state, data.train, rows).embedding
   require(
     feature.shape[1] == 2,
-    f'--run: its network has {feature.shape[1]} features, which cannot be '
-    'drawn as they are: train one with --network=lenet',
+    f'`run`={finished.folder}: its network has {feature.shape[1]} features, '
+    'but two are needed to draw them: train it with `network`=lenet',
   )
   tested = finished.infer(state, data.test, np.arange(data.test.size))
   wrong = tested.logits.argmax(axis=-1) != finished.dataset.test.labels
@@ -81,15 +93,15 @@ def look(finished, step: int, rows) -> tuple[np.ndarray, float]:
 
 
 def draw_features(panels, truth, labelled, some, count: int, classes):
-  """Four panels: labelled and all images, a row per stage.
+  """Draw panels of the labelled and of all images, a row per stage.
 
   Args:
-    panels: of each stage its name, features `[M, 2]`, and test error.
-    truth: classes `[M]`.
+    panels: for each stage its name, features `[M, 2]`, and test error.
+    truth: true labels `[M]`.
     labelled: `[M]` bool.
-    some: `[M]` bool, what is drawn of all images.
-    count: how many images there are in all.
-    classes: names.
+    some: `[M]` bool, images that are drawn in the panel of all images.
+    count: number of all images.
+    classes: names of the classes.
   """
   from matplotlib import figure
 
@@ -107,7 +119,7 @@ def draw_features(panels, truth, labelled, some, count: int, classes):
 
 
 def scatter(axes, feature, truth, classes, size: float) -> None:
-  """Points `[M, 2]` in the colour of their class, named at its median."""
+  """Draw points `[M, 2]` coloured by class, with names at the medians."""
   from matplotlib import patheffects
 
   halo = [patheffects.withStroke(linewidth=2, foreground='w')]
@@ -116,7 +128,7 @@ def scatter(axes, feature, truth, classes, size: float) -> None:
     s=size,
     c=[style.class_colour(c) for c in truth],
     linewidths=0,
-    rasterized=True,  # thousands of points would fill a PDF
+    rasterized=True,  # Thousands of vector points make a large PDF.
   )
   for c in np.unique(truth):
     axes.text(
@@ -134,7 +146,8 @@ def scatter(axes, feature, truth, classes, size: float) -> None:
 
 # Theorems 1 and 2, Eq. 13.
 
-# Per panel: y axis, and what is drawn of the unlabelled images of a batch.
+# Label of the y axis and lines of each panel: means over the unlabelled images
+# of a batch.
 PANELS = (
   ('mean entropy in nats', {'pseudo_entropy': 'p̃', 'predicted_entropy': 'p̂'}),
   ('mean drift of a sum', {'sum_drift': '|Σ ỹ − Σ ỹ as predicted|, Eq. 13: 0'}),
@@ -143,13 +156,23 @@ PANELS = (
 
 
 def theorems(finished):
-  """Theorems 1 and 2 and Eq. 13 as they were measured in training.
+  """Draw the quantities of Theorems 1 and 2 and Eq. 13 over training.
 
   Args:
-    finished: the run.
+    finished: the finished run.
+
+  Returns:
+    The figure, and its data as a table.
+
+  Raises:
+    InputError: `metrics.jsonl` is missing or has other metrics.
   """
   measured = [m for m in finished.measured if 'link_gap' in m]
-  require(bool(measured), '--run: its metrics.jsonl is gone or has other terms')
+  require(
+    bool(measured),
+    '`run`: its metrics.jsonl is missing or has other metrics: give another '
+    'run',
+  )
   ends = finished.stage_ends
   starts = dict(zip(ends, [0, *ends.values()], strict=False))
   reached = {m['stage'] for m in measured}
@@ -168,10 +191,10 @@ def theorems(finished):
 
 
 def draw_theorems(measured, predicted):
-  """Three panels over the steps.
+  """Draw three panels over the steps.
 
   Args:
-    measured: of each measurement its step and its numbers by name.
+    measured: measurements, each with its step and numbers by name.
     predicted: steps after which the pseudo-logits were predicted.
   """
   from matplotlib import figure
@@ -188,7 +211,7 @@ def draw_theorems(measured, predicted):
     axes.set_ylabel(label)
     axes.margins(x=0.01)
     axes.set_ylim(bottom=0)
-    # Above the panel: inside there is no place without a line.
+    # The legend is above the panel, where no line is covered.
     axes.legend(
       frameon=False, ncols=2, loc='lower right', bbox_to_anchor=(1, 1)
     )

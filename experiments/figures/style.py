@@ -1,6 +1,7 @@
-"""How every figure looks, and how it is saved.
+"""Common look of all figures, and helpers to draw and save them.
 
-In an axes of images the unit is the distance of two images, and y points down.
+In an axes of images (`add_images`) the unit of length is the distance between
+the centres of two neighbouring images, and y points down.
 """
 
 import contextlib
@@ -12,8 +13,8 @@ import PIL.Image
 
 from ssljax.errors import InputError
 
-# For pages and columns of a paper: widths are stated in inches, as printed.
-# Colours are Okabe and Ito's, told apart by the colour-blind:
+# Widths are in inches as printed, for pages and columns of a paper.
+# Colours are those of Okabe and Ito, which colour-blind readers distinguish:
 # C0 blue, C1 vermilion, C2 green, C3 orange, C4 pink, C5 sky blue.
 STYLE = {
   'font.family': 'sans-serif',
@@ -29,12 +30,12 @@ STYLE = {
   'savefig.bbox': 'tight',
   'savefig.pad_inches': 0.03,
   'savefig.dpi': 140,
-  'svg.hashsalt': 'ssljax',  # the same names every time
-  'pdf.fonttype': 42,  # letters that can be edited and searched for
+  'svg.hashsalt': 'ssljax',  # reproducible identifiers
+  'pdf.fonttype': 42,  # text that can be edited and searched
 }
 LARGE_PNG = 200_000  # bytes
 COLOURS = ('0072B2', 'D55E00', '009E73', 'E69F00', 'CC79A7', '56B4E9')
-CLASS_COLOURS = (  # Paul Tol's muted ones, for the colour-blind, and black
+CLASS_COLOURS = (  # Paul Tol's muted palette for the colour-blind, and black
   '332288',
   'CC6677',
   '117733',
@@ -47,18 +48,18 @@ CLASS_COLOURS = (  # Paul Tol's muted ones, for the colour-blind, and black
   '000000',
 )
 GREEN, RED, BLUE = 'C2', 'C1', 'C0'
-MANY_CLASSES = 20  # of more, only the first are shown one by one
+MANY_CLASSES = 20  # with more classes, only this many are shown singly
 
 
 def class_colour(label: int) -> str:
-  """The colour of a class; after ten they come again."""
+  """Return the colour of a class; colours repeat after ten classes."""
   return f'#{CLASS_COLOURS[label % len(CLASS_COLOURS)]}'
 
 
 @contextlib.contextmanager
 def style():
-  """The look that all figures share."""
-  import matplotlib  # slow to import, and an extra
+  """Apply the common look to the figures drawn in this context."""
+  import matplotlib  # Slow to import, and an optional dependency.
 
   colours = matplotlib.cycler(color=[f'#{colour}' for colour in COLOURS])
   with matplotlib.rc_context(STYLE | {'axes.prop_cycle': colours}):
@@ -66,28 +67,31 @@ def style():
 
 
 def check_matplotlib() -> None:
-  """Refuses to begin where nothing can be drawn."""
+  """Raise `InputError` if matplotlib is not installed."""
   try:
     import matplotlib
   except ImportError as error:
     raise InputError(
-      "--figure: needs matplotlib: pip install 'ssljax[figures]'"
+      "matplotlib is not installed: run pip install 'ssljax[figures]'"
     ) from error
-  matplotlib.use('Agg')  # needs no display
+  matplotlib.use('Agg')  # Works without a display.
 
 
 def save(stem: pathlib.Path, figure, tables: dict) -> list[pathlib.Path]:
-  """Writes a figure and its data, and says where.
+  """Write a figure as PNG and PDF, and its data as CSV.
 
   Args:
-    stem: path of all files, up to their ending.
+    stem: common start of the files' paths.
     figure: a matplotlib `Figure`.
-    tables: name -> rows, the first of them the header.
+    tables: name -> rows, the first one the header.
+
+  Returns:
+    The paths of all files.
   """
   paths = [stem.with_name(f'{stem.name}.{kind}') for kind in ('png', 'pdf')]
   png, pdf = paths
   save_png(png, figure)
-  figure.savefig(pdf, metadata={'CreationDate': None})  # the same every time
+  figure.savefig(pdf, metadata={'CreationDate': None})  # reproducible
   for name, rows in tables.items():
     paths.append(stem.with_name(f'{stem.name}.{name}.csv'))
     with open(paths[-1], 'w', newline='', encoding='utf-8') as file:
@@ -96,7 +100,10 @@ def save(stem: pathlib.Path, figure, tables: dict) -> list[pathlib.Path]:
 
 
 def save_png(path: pathlib.Path, figure) -> None:
-  """Writes a PNG; a large one with fewer colours, the PDF has them all."""
+  """Write a PNG file, with fewer colours if it is larger than LARGE_PNG.
+
+  The PDF file keeps all colours.
+  """
   figure.savefig(path, pil_kwargs={'optimize': True})
   with PIL.Image.open(path) as image:
     whole = image.convert('RGB')
@@ -106,29 +113,47 @@ def save_png(path: pathlib.Path, figure) -> None:
 
 
 def some_of_each(labels: np.ndarray, each: int, classes: int) -> np.ndarray:
-  """The first `each` rows of each of the first classes; `labels [N]`."""
+  """Return the first `each` rows of each of the first classes of `[N]`."""
   return np.concatenate(
     [np.flatnonzero(labels == c)[:each] for c in range(classes)]
   )
 
 
 def evenly(values: np.ndarray, count: int) -> np.ndarray:
-  """At most `count` of the values `[M, ...]`, in order."""
+  """Return at most `count` evenly spaced values of `[M, ...]`, in order."""
   if len(values) <= count:
     return values
   return values[np.linspace(0, len(values) - 1, count).round().astype(int)]
 
 
+def deviation(values) -> np.ndarray:
+  """Return the sample standard deviation `[...]` over the seeds of `[S, ...]`.
+
+  It is 0 for a single seed.
+  """
+  values = np.asarray(values)
+  if len(values) == 1:
+    return np.zeros(values.shape[1:])
+  return values.std(axis=0, ddof=1)
+
+
+def plot_band(axes, x, mean, deviations, colour: str, **look) -> None:
+  """Plot a line in a band of one standard deviation on each side."""
+  axes.plot(x, mean, color=colour, linewidth=1, **look)
+  ends = mean - deviations, mean + deviations
+  axes.fill_between(x, *ends, color=colour, alpha=0.2, linewidth=0)
+
+
 def add_images(drawn, left, top, pitch, width, height):
-  """Adds an axes of images: at unit (x, y) lies the centre of one.
+  """Add an axes of images, whose centres have integer coordinates (x, y).
 
   Args:
     drawn: the figure.
-    left: inches from its left.
-    top: inches from its top.
-    pitch: inches from one image to the next.
-    width: of the axes, in images.
-    height: of the axes, in images.
+    left: distance from the figure's left side in inches.
+    top: distance from the figure's top in inches.
+    pitch: distance between the centres of two images in inches.
+    width: width of the axes in images.
+    height: height of the axes in images.
   """
   whole_width, whole_height = drawn.get_size_inches()
   axes = drawn.add_axes(
@@ -145,15 +170,15 @@ def add_images(drawn, left, top, pitch, width, height):
 
 
 def place(axes, image, x: float, y: float, *, ink='k', frame=None) -> None:
-  """Draws an image `[H, W, c]` uint8 about (x, y).
+  """Draw an image with its centre at (x, y).
 
   Args:
-    axes: of images.
-    image: a grey one is drawn dark on white, as ink on paper.
-    x: of its centre.
-    y: of its centre.
-    ink: colour of what is dark.
-    frame: colour of a frame about it; faint if None.
+    axes: an axes of images.
+    image: `[H, W, c]` uint8; a grey image is drawn inverted, dark on white.
+    x: coordinate of the centre.
+    y: coordinate of the centre.
+    ink: colour of the dark parts of a grey image.
+    frame: colour of the frame; a faint grey if None.
   """
   from matplotlib import colors, patches
 
@@ -165,7 +190,7 @@ def place(axes, image, x: float, y: float, *, ink='k', frame=None) -> None:
   if image.shape[-1] == 1:
     tints = colors.LinearSegmentedColormap.from_list('', ['w', ink])
     image, look = image[..., 0], {'cmap': tints, 'vmin': 0, 'vmax': 255}
-  limits = axes.axis()  # which `imshow` changes
+  limits = axes.axis()  # `imshow` changes them.
   axes.imshow(image, extent=extent, aspect='auto', zorder=3, **look)
   axes.axis(limits)
   edge = {'edgecolor': frame or '0.8', 'linewidth': 1.2 if frame else 0.3}
@@ -175,7 +200,7 @@ def place(axes, image, x: float, y: float, *, ink='k', frame=None) -> None:
 
 
 def legend_below(drawn, handles) -> None:
-  """A legend of points under a figure whose layout is constrained."""
+  """Add a legend below a figure with a constrained layout."""
   drawn.legend(
     handles=handles,
     loc='outside lower center',
@@ -188,7 +213,7 @@ def legend_below(drawn, handles) -> None:
 
 
 def outlined(axes, x: float, y: float, text: str, **look):
-  """Text that can be read on an image."""
+  """Write text with a white outline, readable on an image."""
   from matplotlib import patheffects
 
   written = axes.text(x, y, text, zorder=6, **look)

@@ -1,1 +1,1 @@
-"""The papers' tables, and the runs that fill them."""
+"""Tables of the papers, and the runs that fill them."""

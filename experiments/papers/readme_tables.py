@@ -1,19 +1,18 @@
-"""The tables in the two README.md, made from the results that are kept.
+"""Generated tables of the two README.md files.
 
-Between `<!-- results: TABLE BUDGET -->` and `<!-- end -->` stand the rows of a
-table that there are results of; between `<!-- presets -->` and `<!-- end -->`
-every preset, with the paper's numbers and ours.
+The text between `<!-- results: TABLE BUDGET -->` and `<!-- end -->` holds the
+rows of a table that have stored results. The text between `<!-- presets -->`
+and `<!-- end -->` lists every preset with the paper's numbers and ours.
 """
 
-import pathlib
 import re
 
 from ssljax.errors import require
+from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import runs, tables
 from ssljax.runs import run_folder
 
-HERE = pathlib.Path(__file__).parent
-PAGES = (HERE.parent / 'README.md', HERE / 'README.md')
+PAGES = (FOLDER.parent / 'README.md', FOLDER / 'README.md')
 MARKS = re.compile(
   r'(?P<begin><!-- (?:results: (?P<table>\S+) (?P<budget>\S+)|presets) -->)\n'
   r'(?:(?!<!-- (?:results|presets)).)*?<!-- end -->',
@@ -22,52 +21,68 @@ MARKS = re.compile(
 BUDGETS = ('paper', *tables.BUDGETS)
 
 
-def write(store: runs.Store) -> None:
-  """Makes the tables of both pages anew."""
+def write_pages(store: runs.Store) -> None:
+  """Generate the tables of both pages.
+
+  Raises:
+    InputError: the pages are missing, or a mark names no table or budget.
+  """
+  for page in PAGES:
+    require(
+      page.is_file(),
+      f'`pages`: {page} is missing: run it in a clone of the repository',
+    )
   for page in PAGES:
     run_folder.write_atomically(page, with_tables(page.read_text(), store))
 
 
 def with_tables(text: str, store: runs.Store) -> str:
-  """A page with its tables made anew.
+  """Return a page with newly generated tables.
+
+  Args:
+    text: the page.
+    store: the store of the results.
 
   Raises:
-    InputError: a mark names no table, or no budget.
+    InputError: a mark names no table or budget.
   """
 
-  def made(match) -> str:
+  def generate(match) -> str:
     body = (
-      results(match['table'], match['budget'], store)
+      results_table(match['table'], match['budget'], store)
       if match['table']
-      else presets(store)
+      else presets_table(store)
     )
     return f'{match["begin"]}\n{body}<!-- end -->'
 
-  return MARKS.sub(made, text)
+  return MARKS.sub(generate, text)
 
 
-def results(name: str, budget: str, store: runs.Store) -> str:
-  """The rows of a table that there are results of."""
+def results_table(name: str, budget: str, store: runs.Store) -> str:
+  """Return the rows of a table that have results, as Markdown."""
   table = tables.find(name, tables.known_tables(), 'table')
-  require(budget in BUDGETS, f'{name}: has no budget {budget}')
+  require(
+    budget in BUDGETS,
+    f'{name}: there is no budget {budget}: give one of {", ".join(BUDGETS)}',
+  )
   found = [runs.ours(store, row, budget) for row in table.rows]
   return tables.markdown(table, found, budget, brief=True)
 
 
-def presets(store: runs.Store) -> str:
-  """Every preset: the paper's numbers, ours, on what and how long."""
-  header = 'preset', 'tables', 'paper', 'ours', 'device', 'seconds a split'
-  lines, made = [header, ['---'] * len(header)], rows_by_preset()
-  for path in sorted((HERE / 'presets').glob('*.flags')):
-    cells = _cells(made.get(path.stem, {}), store)
+def presets_table(store: runs.Store) -> str:
+  """Return all presets with numbers, device and seconds, as Markdown."""
+  header = 'preset', 'tables', 'paper', 'ours', 'device', 'seconds per split'
+  lines, by_preset = [header, ['---'] * len(header)], rows_by_preset()
+  for path in sorted((FOLDER / 'presets').glob('*.flags')):
+    cells = preset_cells(by_preset.get(path.stem, {}), store)
     lines.append([f'`{path.stem}`', *cells])
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
 def rows_by_preset() -> dict[str, dict]:
-  """By preset, and by what is run and taken: (table, row, budget) of each row.
+  """Return preset -> (run, take, look) -> its rows as (table, row, budget).
 
-  Several rows may be one number: a table's first row may be another's last.
+  Several rows may share a number, for example in two tables of a paper.
   """
   found = {}
   for table in tables.known_tables().values():
@@ -81,12 +96,18 @@ def rows_by_preset() -> dict[str, dict]:
   return found
 
 
-def _cells(numbers: dict[tuple, list], store: runs.Store) -> list[str]:
-  """What tables say of a preset's runs, in their order, no number twice."""
+def preset_cells(numbers: dict[tuple, list], store: runs.Store) -> list[str]:
+  """Return the cells of a preset, in the order of its tables.
+
+  Args:
+    numbers: rows of the preset by number, as in `rows_by_preset`; a number that
+      several rows share is listed once.
+    store: the store of the results.
+  """
   names = dict.fromkeys(t.name for rows in numbers.values() for t, _, _ in rows)
   rows = [rows[0] for rows in numbers.values()]
   papers = {
-    (table.name, row.name): tables.spread(row.paper, row.std)
+    (table.name, row.name): tables.with_std(row.paper, row.std)
     for table, row, _ in rows
     if row.paper is not None
   }
@@ -96,8 +117,7 @@ def _cells(numbers: dict[tuple, list], store: runs.Store) -> list[str]:
     if (mine := runs.ours(store, row, budget)).values
   ]
   ours = [
-    f'{row.name}: {tables.spread(*tables.centre(table, mine.values))} '
-    f'({len(mine.values)})'
+    f'{row.name}: {tables.our_number(table, mine)} ({len(mine.values)})'
     for table, row, mine in there
   ]
   devices = sorted({mine.device for _, _, mine in there})

@@ -1,12 +1,13 @@
-"""Runs that the papers' tables are made from, and where their results lie.
+"""Runs behind the papers' tables, and the store of their results.
 
-RUNS/NAME/seed-K/      a run's folder under one split, as its program leaves it
-RUNS/NAME/seed-K.flags the flags it was begun with
-RESULTS/NAME/seed-K/   what stays of a finished one: run.flags, metrics.jsonl,
-                       LOOK.json of what looked at it, result.json (the last)
+RUNS/NAME/seed-K/       folder of a run under one split
+RUNS/NAME/seed-K.flags  flags that the run was started with
+RESULTS/NAME/seed-K/    results of a finished run: run.flags, metrics.jsonl,
+                        a LOOK.json for each measurement, and result.json, which
+                        is written last
 
-NAME is the preset and the flags after it, `run.flags` what these stood for: a
-result whose preset has changed since counts for nothing.
+NAME is the preset and the flags after it. `run.flags` holds all flags, those of
+the preset included. A result is ignored if the preset has changed since.
 """
 
 import json
@@ -16,55 +17,54 @@ import sys
 from typing import NamedTuple
 
 from ssljax.errors import require
+from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import tables
 from ssljax.runs import run_folder
 
-HERE = pathlib.Path(__file__).parent
-EMBEDDED = ('digits', 'yin-yang')  # data sets that are never missing
-LINES = 200  # of metrics.jsonl that stay, beside all evaluations
+EMBEDDED = ('digits', 'yin-yang')  # data sets that need no files
+LINES = 200  # lines of metrics.jsonl that are kept, beside all evaluations
 
 
 class Run(NamedTuple):
-  """What one or more rows are made from: a preset with flags."""
+  """A run of a table: a preset with flags."""
 
   preset: str
-  flags: tuple[str, ...]  # after the preset
+  flags: tuple[str, ...]  # flags after the preset
 
   @property
   def name(self) -> str:
-    """Of its folder: the preset and the flags."""
+    """Name of the folder: the preset and the flags."""
     name = ','.join([self.preset, *(flag.lstrip('-') for flag in self.flags)])
     return name.replace('/', '_')
 
   @property
   def lines(self) -> list[str]:
-    """The flags it is defined by: all but how many splits there are."""
+    """All flags but the number of splits."""
     return [line for line in self._all if not line.startswith('--seeds=')]
 
   @property
   def seeds(self) -> int:
-    """How many splits it has."""
+    """Number of splits."""
     given = [line for line in self._all if line.startswith('--seeds=')]
     return int(given[-1].split('=')[1]) if given else 1
 
   @property
   def data(self) -> list[str]:
-    """Data sets that it is trained or tested on."""
+    """Names of the data sets to train and test on."""
     kinds = '--dataset=', '--source=', '--target='
     return [x.split('=')[1] for x in self._all if x.startswith(kinds)]
 
   @property
   def _all(self) -> list[str]:
-    """The lines of its preset, then its own flags."""
-    text = (HERE / f'presets/{self.preset}.flags').read_text().splitlines()
+    """Flags of the preset, then the run's own."""
+    text = (FOLDER / f'presets/{self.preset}.flags').read_text().splitlines()
     return [x for x in text if x and not x.startswith('#')] + list(self.flags)
 
   def command(self, seed: int, folder, data_dir) -> list[str]:
-    """Runs it under one split."""
+    """Return the command that trains the run under one split."""
     return [
-      sys.executable,
-      f'{HERE}/{self.preset.split(".")[0]}.py',
-      f'--flagfile={HERE}/presets/{self.preset}.flags',
+      *program(self.preset.split('.')[0]),
+      f'--flagfile={FOLDER}/presets/{self.preset}.flags',
       *self.flags,
       f'--seed={seed}',
       '--seeds=1',
@@ -73,72 +73,89 @@ class Run(NamedTuple):
     ]
 
 
+def program(name: str) -> list[str]:
+  """Return the command of a program of this package."""
+  return [sys.executable, f'{FOLDER}/{name}.py']
+
+
 def data_flag(data_dir) -> list[str]:
-  """`--data_dir`, if there is one."""
+  """Return the flag --data_dir, [] if `data_dir` is None."""
   return [f'--data_dir={data_dir}'] if data_dir else []
 
 
 def run_of(row: tables.Row) -> Run:
-  """The run that a row, as a budget has it, is made from."""
+  """Return the run of a row; the row has the settings of a budget."""
   return Run(row.preset, row.flags)
 
 
 def runs_of(figure: tables.Figure) -> dict[Run, None]:
-  """The runs that a figure, as a budget has it, shows, each once."""
+  """Return the runs of a figure with the settings of a budget, each once."""
   runs = [run for part in figure.parts for run in part.runs]
   return dict.fromkeys(Run(preset, tuple(flags)) for preset, *flags in runs)
 
 
 def seeds_of(row: tables.Row, asked: int | None) -> range:
-  """The splits of a row, if not as many as are asked for."""
+  """Return the splits of a row: the `asked` number, or the row's own."""
   return range(asked or row.seeds or run_of(row).seeds)
 
 
-def absent(run: Run, more, data_dir) -> list[str]:
-  """Data sets of a run, and others, that are not under --data_dir."""
+def missing_data(run: Run, more, data_dir) -> list[str]:
+  """Return the data sets that are not in `data_dir`.
+
+  Args:
+    run: the run, which needs its own data sets.
+    more: names of other data sets.
+    data_dir: folder of prepared data sets, or None.
+  """
   there = lambda name: (
     name in EMBEDDED
-    or (bool(data_dir) and (pathlib.Path(data_dir) / name).is_dir())
+    or (data_dir and (pathlib.Path(data_dir).expanduser() / name).is_dir())
   )
   return sorted({name for name in (*run.data, *more) if not there(name)})
 
 
 class Store(NamedTuple):
-  """Where runs are made, and where their results stay."""
+  """The folder of the runs, and the folder of their results."""
 
   runs: pathlib.Path
   results: pathlib.Path
 
   def folder(self, run: Run, seed: int) -> pathlib.Path:
-    """Where a run is made under a split."""
+    """Return the folder of a run under a split."""
     return self.runs / run.name / f'seed-{seed}'
 
   def kept(self, run: Run, seed: int) -> pathlib.Path:
-    """Where its results stay."""
+    """Return the folder of a run's results under a split."""
     return self.results / run.name / f'seed-{seed}'
 
   def result(self, run: Run, seed: int) -> dict | None:
-    """What stays of a finished run under a split."""
+    """Return the stored `result.json`; None if missing or out of date."""
     folder = self.kept(run, seed)
     lines = folder / 'run.flags'
     same = lines.exists() and lines.read_text().splitlines() == run.lines
     return run_folder.read_result(folder) if same else None
 
   def look(self, run: Run, seed: int, look: str) -> dict | None:
-    """What looked at it wrote."""
+    """Return a stored measurement of a finished run, None if missing.
+
+    Args:
+      run: the run.
+      seed: number of the split.
+      look: name of the measurement, `Row.look`.
+    """
     path = self.kept(run, seed) / f'{look}.json'
     there = look and self.result(run, seed) and path.exists()
     return json.loads(path.read_text()) if there else None
 
   def is_done(self, row: tables.Row, seed: int) -> bool:
-    """Whether there is all that a row, as a budget has it, needs of a split."""
+    """Return True if the results of a row under a split are complete."""
     run = run_of(row)
     if self.result(run, seed) is None:
       return False
     return not row.look or self.look(run, seed, row.look) is not None
 
   def is_finished(self, run: Run, seed: int) -> bool:
-    """Whether its own folder is there, and finished."""
+    """Return True if the folder of the run holds this run, complete."""
     folder = self.folder(run, seed)
     note = folder.with_suffix('.flags')
     result = run_folder.read_result(folder)
@@ -146,7 +163,7 @@ class Store(NamedTuple):
     return same and bool(result) and result['complete']
 
   def begin(self, run: Run, seed: int) -> bool:
-    """Notes what a run is begun with; whether its folder was another one's."""
+    """Write the flags of a run; return True if its folder has other flags."""
     note = self.folder(run, seed).with_suffix('.flags')
     note.parent.mkdir(parents=True, exist_ok=True)
     text = '\n'.join(run.lines) + '\n'
@@ -155,10 +172,10 @@ class Store(NamedTuple):
     return other
 
   def keep(self, run: Run, seed: int) -> None:
-    """Copies what stays of a finished run; until the end, there is none.
+    """Copy the results of a finished run; `result.json` is copied last.
 
     Raises:
-      InputError: it is not finished.
+      InputError: the run is not finished.
     """
     if self.result(run, seed):
       return
@@ -166,7 +183,7 @@ class Store(NamedTuple):
     result = run_folder.read_result(folder)
     require(
       self.is_finished(run, seed),
-      f'{folder}: was stopped before its end: the same command goes on',
+      f'{folder}: the run is not finished: run the same command to resume',
     )
     (kept / 'result.json').unlink(missing_ok=True)
     shutil.rmtree(kept, ignore_errors=True)
@@ -177,50 +194,57 @@ class Store(NamedTuple):
     run_folder.write_json(kept / 'result.json', without_command(result))
 
   def keep_look(self, run: Run, seed: int, look: str, found: dict) -> None:
-    """Adds what looked at a finished run."""
+    """Store a measurement of a finished run."""
     path = self.kept(run, seed) / f'{look}.json'
     run_folder.write_json(path, without_command(found))
 
   def picture(self, figure: tables.Figure, budget: str, part: int):
-    """Where the picture of a figure's part stays."""
+    """Return the file of a part of a figure."""
     name = f'{figure.name.replace("/", "-")}.{budget}.{part}.png'
     return self.results / 'figures' / name
 
-  def measured(self) -> dict[str, dict]:
-    """By run, what a step of it takes on this machine."""
+  def step_times(self) -> dict[str, dict]:
+    """Return the time of a step and the number of steps by name of the run."""
     path = self.runs / 'steps.json'
     return json.loads(path.read_text()) if path.exists() else {}
 
-  def remember(self, run: Run, step: dict) -> None:
-    """Adds to what was measured."""
+  def keep_step_time(self, run: Run, step: dict) -> None:
+    """Store the measured time of a step of a run."""
     self.runs.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(
-      self.runs / 'steps.json', self.measured() | {run.name: step}
+      self.runs / 'steps.json', self.step_times() | {run.name: step}
     )
 
 
 def without_command(result: dict) -> dict:
-  """A result but for its command, which names folders of its machine."""
+  """Return a result without its command, which contains local paths."""
   return {key: value for key, value in result.items() if key != 'command'}
 
 
 def thinned(metrics: list[str]) -> list[str]:
-  """All evaluations of metrics.jsonl, and some two hundred other lines."""
+  """Return all evaluations of metrics.jsonl, and about LINES other lines."""
   others = [line for line in metrics if 'test_error' not in line]
   every = -(-len(others) // LINES) or 1
-  stay = set(others[::every])
-  return [line for line in metrics if 'test_error' in line or line in stay]
+  chosen = set(others[::every])
+  return [line for line in metrics if 'test_error' in line or line in chosen]
 
 
 def ours(
   store: Store, row: tables.Row, budget: str, asked: int | None = None
 ) -> tables.Ours:
-  """What there is of a row of a paper under a budget, of all splits."""
+  """Return our stored results of a row.
+
+  Args:
+    store: the store of the results.
+    row: a row of a table.
+    budget: 'paper', or one of `tables.BUDGETS`.
+    asked: number of splits, if not the row's own.
+  """
   if row.missing:
     return tables.Ours(state=row.missing)
   row = row.at(budget)
   if row is None:
-    return tables.Ours(state='not of this size')
+    return tables.Ours(state='not in this budget')
   wanted, run = seeds_of(row, asked), run_of(row)
   there = sorted(
     int(folder.name.split('-')[1])
@@ -232,11 +256,12 @@ def ours(
   results = [store.result(run, seed) for seed in seeds]
   looks = [store.look(run, seed, row.look) for seed in seeds]
   taken = [
-    tables.taken(result, look, row.take)
+    tables.our_values(result, look, row.take)
     for result, look in zip(results, looks, strict=True)
   ]
   entries = [result['arms'][row.arm or result['method']] for result in results]
-  whole = not row.take.startswith('after:')  # to the end of its last stage
+  # Steps and seconds are those of the complete run.
+  whole = not row.take.startswith('after:')
   left = len(set(wanted) - set(seeds))
   joined = lambda key: ', '.join(sorted({result[key] for result in results}))
   return tables.Ours(

@@ -1,16 +1,17 @@
-"""The papers' tables: what is printed there, and ours beside it.
+"""Tables of the papers: their numbers beside ours, with a comparison.
 
-`tables/METHOD.toml` holds a paper's tables and figures as data: of every number
-what the paper has, the preset and flags of the run that is to reproduce it, and
-where in the run's result ours is.
+`tables/METHOD.toml` holds a paper's tables and figures as data. Every row has
+the paper's number, the preset and flags of the run that reproduces it, and the
+place of our number in the result of that run.
 
-A row of ours is compared with the paper's by what the paper printed:
+The comparison depends on the paper's statistic:
 
-  means      ours − paper's and its 95 % interval: Welch's, of two samples with
-             their standard deviations and sizes; where the paper does not give
-             both, that of our mean alone (Student's)
-  medians    how many of our splits are below the paper's, and the probability
-             of a split as uneven if its median were ours (a sign test)
+  means      our mean minus the paper's, with a 95 % confidence interval:
+             Welch's interval for two samples if the paper gives a standard
+             deviation and a number of splits, else Student's interval of our
+             mean alone
+  medians    our median minus the paper's, the number of our splits below the
+             paper's median, and the p-value of a two-sided sign test
 """
 
 import csv
@@ -18,41 +19,45 @@ import functools
 import io
 import math
 import operator
-import pathlib
 import statistics
 import tomllib
 from typing import Any, NamedTuple
 
 from scipy import stats
 
+from ssljax import experiments
 from ssljax.errors import InputError
 
-FOLDER = pathlib.Path(__file__).parent / 'tables'
+FOLDER = experiments.FOLDER / 'tables'
 PAPERS = ('madnn', 'association', 'r2d2', 'llp', 'deepbass')
-BUDGETS = ('cpu', 'gpu')  # that may make a row smaller; 'paper' does not
+NONE = '–'  # an empty cell
+BUDGETS = ('cpu', 'gpu')  # may reduce the settings of a row; 'paper' does not
 
 
 class Row(NamedTuple):
-  """A number that stands in a table."""
+  """A number in a table."""
 
   name: str
-  paper: float | None = None  # in % of error
-  std: float | None = None
-  n: int | None = None  # splits behind it
-  preset: str | None = None  # None: the paper quotes it, or no program has it
-  flags: tuple[str, ...] = ()  # after the preset
-  take: str = 'last'  # where our number is, see `taken`
-  probe: tuple[str, ...] = ()  # flags of probe.py, where that measures it
-  propagate: tuple[str, ...] = ()  # and of propagate.py
-  data: tuple[str, ...] = ()  # data sets on disk, beside those of the run
-  missing: str = ''  # why no program has it
-  seeds: int | None = None  # splits of ours, if not the preset's
-  smaller: str = ''  # than the paper's: what is
+  paper: float | None = None  # the paper's error in percent
+  std: float | None = None  # standard deviation of the paper's number
+  n: int | None = None  # number of splits of the paper's number
+  preset: str | None = None  # None: quoted by the paper, or not reproducible
+  flags: tuple[str, ...] = ()  # flags after the preset
+  take: str = 'last'  # place of our number, see `our_values`
+  probe: tuple[str, ...] = ()  # flags of probe.py, if it measures the number
+  propagate: tuple[str, ...] = ()  # flags of propagate.py, likewise
+  data: tuple[str, ...] = ()  # data sets needed beside those of the run
+  missing: str = ''  # reason why the row is not reproducible
+  seeds: int | None = None  # number of our splits, if not the preset's
+  smaller: str = ''  # settings that are reduced compared with the paper's
   sizes: dict[str, dict] = {}  # noqa: RUF012  fields that a budget changes
 
   @property
   def look(self) -> str:
-    """What looks at a finished run for it, with its flags; '' if nothing."""
+    """Name of the measurement of the finished run, '' if there is none.
+
+    It is the program with its flags, as 'probe,step=4'.
+    """
     kind = self.take.split(':')[0]
     own = {'probe': self.probe, 'propagate': self.propagate}.get(kind)
     if own is None:
@@ -61,16 +66,16 @@ class Row(NamedTuple):
 
   @property
   def arm(self) -> str | None:
-    """The arm of a run that it is of, if not the run's own method."""
+    """Name of the trained method, None for the run's own method."""
     kind, _, rest = self.take.partition(':')
     return rest.split(':')[0] if kind == 'arm' else None
 
   def at(self, budget: str) -> 'Row | None':
-    """The row as a budget runs it, if it does."""
+    """Return the row with the settings of a budget; None if it has none."""
     if self.preset is None or (budget == 'cpu' and 'cpu' not in self.sizes):
       return None
     changed = dict(self.sizes.get(budget, {}))
-    # With another preset they are its own, else they come after the row's.
+    # Flags of another preset replace the row's, else they follow them.
     own = () if 'preset' in changed and 'flags' in changed else self.flags
     flags = own + changed.pop('flags', ())
     return self._replace(flags=flags, **changed)
@@ -80,61 +85,61 @@ class Table(NamedTuple):
   """A table of a paper."""
 
   name: str  # METHOD/NUMBER
-  source: str  # the paper
+  source: str  # title and authors of the paper
   title: str
-  statistic: str  # what the paper's numbers are
-  measure: str  # what ours are
+  statistic: str  # meaning of the paper's numbers
+  measure: str  # meaning of our numbers
   centre: str  # 'mean' or 'median'
-  rows: tuple[Row, ...]  # that the paper ran itself
-  quoted: tuple[Row, ...]  # of other papers
+  rows: tuple[Row, ...]  # results of the paper itself
+  quoted: tuple[Row, ...]  # results that the paper quotes from others
 
 
 class Part(NamedTuple):
   """A picture of a figure."""
 
-  drawn: str  # among `figures.FIGURES`
-  runs: tuple[tuple[str, ...], ...]  # that it shows: presets, and flags after
-  arguments: tuple[str, ...] = ()  # of figures.py
+  drawn: str  # key of `catalogue.FIGURES`
+  runs: tuple[tuple[str, ...], ...]  # preset and flags of each run shown
+  arguments: tuple[str, ...] = ()  # flags of figures.py
 
 
 class Figure(NamedTuple):
-  """A figure of a paper that is of data, not a scheme."""
+  """A figure of a paper that shows data."""
 
   name: str  # METHOD/NUMBER
   title: str
   parts: tuple[Part, ...]
-  first: int = 0  # of the splits that are shown
-  seeds: int = 1  # how many of them
-  smaller: str = ''  # than the paper's: what is
+  first: int = 0  # seed of the first split shown
+  seeds: int = 1  # number of splits shown
+  smaller: str = ''  # settings that are reduced compared with the paper's
   sizes: dict[str, dict] = {}  # noqa: RUF012  fields that a budget changes
 
   @property
   def note(self) -> str:
-    """' (what is smaller than the paper's)', if anything is."""
+    """The reduced settings in parentheses, '' if there are none."""
     return f' ({self.smaller})' if self.smaller else ''
 
   def at(self, budget: str) -> 'Figure | None':
-    """The figure as a budget has it, if it does."""
+    """Return the figure with the settings of a budget; None if it has none."""
     if budget == 'cpu' and 'cpu' not in self.sizes:
       return None
     return self._replace(**self.sizes.get(budget, {}))
 
 
 class Ours(NamedTuple):
-  """What we have of a row."""
+  """Our results of a row."""
 
-  values: tuple[float, ...] = ()  # of every split, or of its subsamples
-  seeds: tuple[int, ...] = ()  # the splits
-  steps: int | None = None  # of one, at most
-  seconds: float | None = None  # in compiled steps of one, on average
+  values: tuple[float, ...] = ()  # one per split, or one per subsample
+  seeds: tuple[int, ...] = ()  # numbers of the splits
+  steps: int | None = None  # largest number of steps of a split
+  seconds: float | None = None  # in compiled steps, mean over the splits
   device: str = ''
   commit: str = ''
-  smaller: str = ''  # than the paper's
-  state: str = ''  # why there is none, or what is missing
+  smaller: str = ''  # settings that are reduced compared with the paper's
+  state: str = ''  # reason why results are missing or incomplete
 
 
-def read(paper: str) -> tuple[list[Table], list[Figure]]:
-  """The tables and figures of a paper, in its order."""
+def read_paper(paper: str) -> tuple[list[Table], list[Figure]]:
+  """Return the tables and figures of a paper, in its order."""
   content = tomllib.loads((FOLDER / f'{paper}.toml').read_text())
   tables = [
     Table(
@@ -153,15 +158,15 @@ def read(paper: str) -> tuple[list[Table], list[Figure]]:
   return tables, figures
 
 
-def _fixed(entry: Any) -> Any:
-  """Lists as tuples, through and through."""
+def _as_tuples(entry: Any) -> Any:
+  """Return nested data with tuples instead of lists."""
   if isinstance(entry, dict):
-    return {key: _fixed(value) for key, value in entry.items()}
-  return tuple(map(_fixed, entry)) if isinstance(entry, list) else entry
+    return {key: _as_tuples(value) for key, value in entry.items()}
+  return tuple(map(_as_tuples, entry)) if isinstance(entry, list) else entry
 
 
 def _row(entry: dict[str, Any]) -> Row:
-  entry = _fixed(entry)
+  entry = _as_tuples(entry)
   sizes = {b: entry.pop(b) for b in BUDGETS if b in entry}
   return Row(**entry, sizes=sizes)
 
@@ -171,7 +176,7 @@ def _figure(paper: str, entry: dict[str, Any]) -> Figure:
     'parts' if k == 'part' else k: _parts(v) if k == 'part' else v
     for k, v in fields.items()
   }
-  entry = _fixed(entry)
+  entry = _as_tuples(entry)
   sizes = {b: parts(entry.pop(b)) for b in BUDGETS if b in entry}
   name = f'{paper}/{entry.pop("number")}'
   return Figure(name, **parts(entry), sizes=sizes)
@@ -182,35 +187,37 @@ def _parts(entries) -> tuple[Part, ...]:
 
 
 def all_tables() -> dict[str, Table]:
-  """Every table by its name."""
-  return {table.name: table for paper in PAPERS for table in read(paper)[0]}
+  """Return the papers' tables by name."""
+  tables = [table for paper in PAPERS for table in read_paper(paper)[0]]
+  return {table.name: table for table in tables}
 
 
 def own_tables() -> dict[str, Table]:
-  """The tables that no paper has, by their names."""
-  return {table.name: table for table in read('own')[0]}
+  """Return our own tables, which no paper has, by name."""
+  return {table.name: table for table in read_paper('own')[0]}
 
 
 def known_tables() -> dict[str, Table]:
-  """The papers' and those that no paper has."""
+  """Return the papers' and our own tables by name."""
   return all_tables() | own_tables()
 
 
 def all_figures() -> dict[str, Figure]:
-  """Every figure by its name."""
-  return {figure.name: figure for paper in PAPERS for figure in read(paper)[1]}
+  """Return the papers' figures by name."""
+  figures = [figure for paper in PAPERS for figure in read_paper(paper)[1]]
+  return {figure.name: figure for figure in figures}
 
 
-def taken(result: dict, look: dict | None, take: str) -> list[float]:
-  """Our numbers of one split: one, or one of every subsample.
+def our_values(result: dict, look: dict | None, take: str) -> list[float]:
+  """Return our numbers of one split: one, or one per subsample.
 
   Args:
-    result: its run's `result.json`.
-    look: what the program wrote that looked at the run, if one did.
-    take: 'last', 'averaged', 'median_last' or 'minimum' of the run's errors;
-      'after:STAGE', the error at a stage's end; 'arm:NAME:last' of another arm;
-      'probe:KEY', with dots for keys within keys; 'propagate:NAME', the errors
-      of every subsample.
+    result: `result.json` of the run.
+    look: content of `probe.json` or `propagate.json`, if the row needs it.
+    take: 'last', 'averaged', 'median_last' or 'minimum', an error of the run's
+      method; 'after:STAGE', the error at the end of a stage; 'arm:NAME:last',
+      an error of another trained method; 'probe:KEY', with dots between nested
+      keys; 'propagate:NAME', the errors of all subsamples.
   """
   kind, _, rest = take.partition(':')
   if kind == 'propagate':
@@ -226,19 +233,30 @@ def taken(result: dict, look: dict | None, take: str) -> list[float]:
 
 
 class Difference(NamedTuple):
-  """Ours less the paper's."""
+  """Our number minus the paper's."""
 
   value: float
-  low: float | None = None  # of its 95 % interval
+  low: float | None = None  # bounds of the 95 % confidence interval
   high: float | None = None
-  alone: bool = False  # whether the interval is that of our mean alone
-  below: int | None = None  # of our splits, for a sign test
-  apart: int | None = None  # splits that are not equal to the paper's
-  probability: float | None = None
+  alone: bool = False  # the interval is that of our mean alone
+  below: int | None = None  # sign test: our splits below the paper's number
+  apart: int | None = None  # our splits that differ from the paper's number
+  probability: float | None = None  # p-value
 
 
-def interval(values, paper: float, std: float | None, n: int | None):
-  """Mean of `values` − `paper`, and its 95 % interval where there is one."""
+def compare_means(
+  values, paper: float, std: float | None, n: int | None
+) -> Difference:
+  """Return our mean minus the paper's, with a 95 % confidence interval.
+
+  A single split or equal splits have no interval.
+
+  Args:
+    values: errors of our splits.
+    paper: the paper's mean.
+    std: the paper's standard deviation, if known.
+    n: the paper's number of splits, if known.
+  """
   value = statistics.fmean(values) - paper
   if len(values) < 2 or len(set(values)) < 2:
     return Difference(value)
@@ -253,8 +271,13 @@ def interval(values, paper: float, std: float | None, n: int | None):
   return Difference(value, value - half, value + half, alone)
 
 
-def signs(values, paper: float) -> Difference:
-  """Median of `values` − `paper`, and a two-sided sign test."""
+def compare_medians(values, paper: float) -> Difference:
+  """Return our median minus the paper's, with a two-sided sign test.
+
+  Args:
+    values: errors of our splits.
+    paper: the paper's median.
+  """
   apart = [value for value in values if value != paper]
   below = sum(value < paper for value in apart)
   test = stats.binomtest(below, len(apart)).pvalue if apart else 1.0
@@ -264,32 +287,37 @@ def signs(values, paper: float) -> Difference:
   )
 
 
-def difference(table: Table, row: Row, values) -> Difference | None:
-  """Ours − the paper's, as the paper's statistic asks for."""
+def compare(table: Table, row: Row, values) -> Difference | None:
+  """Compare our splits with the paper's number by the paper's statistic."""
   if row.paper is None or not values:
     return None
   if table.centre == 'median':
-    return signs(values, row.paper)
-  return interval(values, row.paper, row.std, row.n)
+    return compare_medians(values, row.paper)
+  return compare_means(values, row.paper, row.std, row.n)
 
 
-def spread(centre: float | None, std: float | None) -> str:
-  """'4.12 ± 0.30', or as much of it as there is."""
+def with_std(centre: float | None, std: float | None) -> str:
+  """Return '4.12 ± 0.30', '4.12' without `std`, or '–' without `centre`."""
   if centre is None:
-    return '–'
+    return NONE
   return f'{centre:.2f}' + (f' ± {std:.2f}' if std is not None else '')
 
 
-def centre(table: Table, values) -> tuple[float, float | None]:
-  """Mean or median, as the paper's, and the standard deviation."""
+def centre_and_std(table: Table, values) -> tuple[float, float | None]:
+  """Return the mean or median, as in the paper, and the standard deviation."""
   middle = statistics.median if table.centre == 'median' else statistics.fmean
   return middle(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def in_words(found: Difference | None) -> str:
-  """'+1.20 [+0.30, +2.10]', or '+1.20, 3 of 10 below (p 0.34)'."""
+def our_number(table: Table, mine: Ours) -> str:
+  """Return our mean or median with the standard deviation, as '4.12 ± 0.30'."""
+  return with_std(*centre_and_std(table, mine.values))
+
+
+def as_text(found: Difference | None) -> str:
+  """Return '+1.20 [+0.30, +2.10]', or '+1.20, 3 of 10 below (p 0.34)'."""
   if found is None:
-    return '–'
+    return NONE
   if found.below is not None:
     return (
       f'{found.value:+.2f}, {found.below} of {found.apart} below '
@@ -301,6 +329,7 @@ def in_words(found: Difference | None) -> str:
   return f'{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]{star}'
 
 
+QUOTED = 'quoted by the paper'
 HEADER = (
   'row',
   'paper',
@@ -308,18 +337,17 @@ HEADER = (
   'n',
   'ours − paper',
   'steps',
-  'seconds a split',
+  'seconds per split',
   'device',
-  'smaller than the paper',
+  'reduced settings',
 )
-NONE = '–'
 
 
-def lines(table: Table, ours: list[Ours]) -> list[list[str]]:
-  """The cells of a table, rows of the paper first, what it quotes last."""
+def cells_of(table: Table, ours: list[Ours]) -> list[list[str]]:
+  """Return the cells of a table: the paper's own rows, then quoted rows."""
   cells = []
   for row, mine in zip(table.rows, ours, strict=True):
-    paper = spread(row.paper, row.std)
+    paper = with_std(row.paper, row.std)
     if not mine.values:
       cells.append([row.name, paper, mine.state, *[NONE] * 6])
       continue
@@ -328,9 +356,9 @@ def lines(table: Table, ours: list[Ours]) -> list[list[str]]:
       [
         row.name,
         paper,
-        spread(*centre(table, mine.values)) + state,
+        our_number(table, mine) + state,
         str(len(mine.values)),
-        in_words(difference(table, row, mine.values)),
+        as_text(compare(table, row, mine.values)),
         NONE if mine.steps is None else f'{mine.steps:,}',
         NONE if mine.seconds is None else f'{mine.seconds:,.0f}',
         mine.device,
@@ -338,7 +366,7 @@ def lines(table: Table, ours: list[Ours]) -> list[list[str]]:
       ]
     )
   return cells + [
-    [row.name, spread(row.paper, row.std), 'quoted there', *[NONE] * 6]
+    [row.name, with_std(row.paper, row.std), QUOTED, *[NONE] * 6]
     for row in table.quoted
   ]
 
@@ -346,21 +374,21 @@ def lines(table: Table, ours: list[Ours]) -> list[list[str]]:
 def markdown(
   table: Table, ours: list[Ours], budget: str, brief: bool = False
 ) -> str:
-  """A table as Markdown: what it is, its rows, and how they were made.
+  """Return a table as Markdown: a heading, the rows, and the command.
 
   Args:
     table: the table.
-    ours: of its rows.
-    budget: under which they are.
-    brief: leaves out rows that there is nothing of ours of, and says how many.
+    ours: our results of its rows.
+    budget: budget of these results.
+    brief: leave out rows without our results, and state their number.
   """
-  cells = lines(table, ours)
+  cells = cells_of(table, ours)
   if brief:
     cells = [
       line for line, mine in zip(cells, ours, strict=False) if mine.values
     ]
-  told = lambda i: any(line[i] != NONE for line in cells)
-  used = [i for i in range(len(HEADER)) if i == 0 or told(i)]
+  filled = lambda i: any(line[i] != NONE for line in cells)
+  used = [i for i in range(len(HEADER)) if i == 0 or filled(i)]
   rows = [HEADER, ['---'] * len(HEADER), *cells]
   body = ''.join(f'| {" | ".join(row[i] for i in used)} |\n' for row in rows)
   body = body if cells else 'not yet run\n'
@@ -369,11 +397,11 @@ def markdown(
   command += f' --budget={budget}' if budget != 'paper' else ''
   notes = [f'`{command}`']
   left = len(table.rows) + len(table.quoted) - len(cells)
-  notes += [f'{left} other rows are not run or not ours'] if left else []
+  notes += [f'{left} rows without our results are left out'] if left else []
   commits = sorted({c for mine in ours for c in mine.commit.split(', ') if c})
   notes += [f'commits {", ".join(commits)}'] if commits else []
   if '*' in body:
-    notes.append('* the interval of our mean alone')
+    notes.append('* confidence interval of our mean alone')
   heading = f'{table.title}; {table.measure}'
   if paper != 'own':
     heading = f'{table.source}, Table {number}: {heading}'
@@ -381,7 +409,7 @@ def markdown(
   return f'{heading}\n\n{body}\n{"; ".join(notes)}\n'
 
 
-# Of the CSV; the numbers of every split last.
+# Columns of the CSV file; `values` are the numbers of all splits.
 COLUMNS = (
   *('table', 'row', 'paper', 'paper_std', 'paper_n', 'ours', 'ours_std', 'n'),
   *('difference', 'low', 'high', 'alone', 'below', 'apart', 'probability'),
@@ -391,16 +419,18 @@ COLUMNS = (
 
 
 def as_csv(table: Table, ours: list[Ours]) -> str:
-  """A table as CSV: numbers on their own, and every split's."""
+  """Return a table as CSV, with a column for each number."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(COLUMNS)
   for row, mine in zip(table.rows, ours, strict=True):
-    middle = centre(table, mine.values) if mine.values else (None, None)
-    found = difference(table, row, mine.values)
+    centre = (None, None)
+    if mine.values:
+      centre = centre_and_std(table, mine.values)
+    found = compare(table, row, mine.values)
     writer.writerow(
       [
-        *(table.name, row.name, row.paper, row.std, row.n, *middle),
+        *(table.name, row.name, row.paper, row.std, row.n, *centre),
         *(len(mine.values), *(found or [None] * len(Difference._fields))),
         *(mine.steps, mine.seconds, mine.device, mine.commit, mine.smaller),
         *(mine.state, ' '.join(map(str, mine.seeds))),
@@ -410,12 +440,16 @@ def as_csv(table: Table, ours: list[Ours]) -> str:
   for row in table.quoted:
     cells = [table.name, row.name, row.paper, row.std, row.n]
     empty = [''] * (len(COLUMNS) - len(cells) - 3)
-    writer.writerow([*cells, *empty, 'quoted there', '', ''])
+    writer.writerow([*cells, *empty, QUOTED, '', ''])
   return text.getvalue()
 
 
-def find(name: str, known: dict[str, Any], flag: str):
-  """The table or figure of a name; one line if there is none."""
+def find(name: str, known: dict[str, Any], setting: str):
+  """Return the table or figure of a name.
+
+  Raises:
+    InputError: there is none; the message names the setting.
+  """
   if name in known:
     return known[name]
-  raise InputError(f'--{flag}={name}: give one of {", ".join(known)}')
+  raise InputError(f'`{setting}`={name}: give one of {", ".join(known)}')

@@ -32,4 +32,5 @@ def main() -> None:
     print(f'ssljax: {name}: give one of {", ".join(names)}', file=sys.stderr)
     sys.exit(2)
   sys.argv = [f'ssljax {name}', *sys.argv[2:]]
-  runpy.run_module(f'ssljax.experiments.{name}', run_name='__main__')
+  module = f'ssljax.experiments.{name}'
+  runpy.run_module(module, run_name='__main__', alter_sys=True)

@@ -1,7 +1,8 @@
-"""What a run would take of each device, from shapes alone.
+"""Memory and communication of a run on each device, from shapes alone.
 
-No image is read, and nothing is put on a device: a data set is an outline, a
-state its shapes, and the train steps are compiled for the devices there are.
+No image is read and no array is put on a device: the data set is an outline
+(`data.catalog`) and the state a tree of shapes. The train steps are compiled
+for the devices of this process.
 """
 
 from collections.abc import Sequence
@@ -27,58 +28,58 @@ from ssljax.training import compiled as compiled_lib
 
 
 class Subject(NamedTuple):
-  """The run that is planned, without its data."""
+  """The planned run, without its data."""
 
   config: Config
   dataset: datasets.Dataset  # an outline
   net: network.Network
-  methods: list[core.Method]  # as of `assembly.Run`
-  labelled: int  # rows with a label
+  methods: list[core.Method]  # baselines first, the config's method last
+  labelled: int  # number of rows with a label
 
   @property
   def method(self) -> core.Method:
-    """The one whose binary it is."""
+    """The method that is planned."""
     return self.methods[-1]
 
   @property
   def is_streamed(self) -> bool:
-    """Whether the images are decoded during the training."""
+    """True if the images are decoded during training."""
     return build.is_streamed(self.dataset, self.config.run.feed)
 
 
 class Step(NamedTuple):
-  """A compiled train step, on each device."""
+  """Memory and communication of a compiled train step on each device."""
 
-  stages: tuple[str, ...]  # that take it
-  parts: dict[str, footprint.Part]  # what it is given and what else is there
-  activations: int  # bytes, at most at once, that are gone after the step
-  observed: int  # bytes of what a refresh between epochs is given
+  stages: tuple[str, ...]  # names of the stages that use this step
+  parts: dict[str, footprint.Part]  # permanent memory
+  activations: int  # peak of the temporary memory in bytes
+  mapped: int  # bytes of the outputs that an epoch update takes
   moved: list[collectives.Collective]
 
   @property
   def total(self) -> int:
-    """Bytes at most at once."""
+    """Peak memory in bytes."""
     permanent = sum(part.bytes for part in self.parts.values())
-    return permanent + max(self.activations, self.observed)
+    return permanent + max(self.activations, self.mapped)
 
 
 class Plan(NamedTuple):
-  """All steps of a method over so many devices."""
+  """All train steps of a method on a number of devices."""
 
   devices: int
   steps: list[Step]
 
   @property
   def fullest(self) -> Step:
-    """The step that takes most."""
+    """The step with the largest peak memory."""
     return max(self.steps, key=lambda step: step.total)
 
 
-# What is planned.
+# The planned run.
 
 
 def outline(config: Config) -> datasets.Dataset:
-  """Return the outline of the data set, or the two, that a config names."""
+  """Return the outline of a config's data set, or of its source and target."""
   data = config.data
   how = dict(
     data_dir=data.data_dir,
@@ -98,10 +99,10 @@ def outline(config: Config) -> datasets.Dataset:
 
 
 def count_rows(config: Config, dataset: datasets.Dataset) -> tuple[int, int]:
-  """Return the labelled rows, and those seen unlabelled, of a split.
+  """Return the numbers of labelled and of unlabelled rows of a split.
 
-  Every image of a data set is taken to have a label, and classes to be of equal
-  size.
+  Assumes that every image of the data set has a label and that all classes have
+  equally many images.
   """
   split = config.split
   per_class = config_lib.number('labels', split.labels, 'all')
@@ -111,8 +112,8 @@ def count_rows(config: Config, dataset: datasets.Dataset) -> tuple[int, int]:
   most = known // len(dataset.classes)
   require(
     per_class == 'all' or 0 < per_class <= most,
-    f'`labels`={per_class}: a class has about {most} training images: give 1 '
-    'to as many, or all',
+    f'`labels`={per_class}: a class has about {most} training images: give a '
+    'number from 1 to that, or all',
   )
   labelled = known
   if per_class != 'all':
@@ -125,10 +126,14 @@ def count_rows(config: Config, dataset: datasets.Dataset) -> tuple[int, int]:
 
 
 def subject(config: Config, dataset: datasets.Dataset) -> Subject:
-  """Return what a config plans of a data set.
+  """Return the planned run of a config.
+
+  Args:
+    config: everything the run depends on.
+    dataset: outline of the data set.
 
   Raises:
-    InputError: a setting cannot work.
+    InputError: a setting cannot work with this data set.
   """
   labelled, others = count_rows(config, dataset)
   rows = len(dataset.train.labels)
@@ -143,11 +148,11 @@ def subject(config: Config, dataset: datasets.Dataset) -> Subject:
   return Subject(config, dataset, net, methods, labelled)
 
 
-# What is compiled, from shapes alone.
+# Compilation from shapes.
 
 
 def abstract_placer(mesh):
-  """As `parallel.Placer`, of shapes."""
+  """Return a `placement.Placer` for shapes instead of arrays."""
 
   def place(array, axis: int | None) -> jax.ShapeDtypeStruct:
     spec = P() if axis is None else P(*[None] * axis, 'data')
@@ -158,13 +163,19 @@ def abstract_placer(mesh):
 
 
 def images_of(source: datasets.Source) -> jax.ShapeDtypeStruct:
-  """All images of a source, `[N, H, W, c]`."""
+  """Return the shape `[N, H, W, c]` of all images of a source."""
   shape = (len(source.labels), *source.shape)
   return jax.ShapeDtypeStruct(shape, source.dtype)
 
 
 def make_program(planned: Subject, mesh, seeds: int) -> compiled_lib.Program:
-  """The run's program; its preprocessing is not fitted, nor its truth known."""
+  """Return the program of a run, without fitted preprocessing or true labels.
+
+  Args:
+    planned: the planned run.
+    mesh: the devices.
+    seeds: S, number of seeds trained at once.
+  """
   dataset, place = planned.dataset, abstract_placer(mesh)
   feed = lambda source: (
     feeds.stream(source, place)
@@ -199,9 +210,14 @@ def make_program(planned: Subject, mesh, seeds: int) -> compiled_lib.Program:
 
 
 def make_plan(planned: Subject, devices: int) -> Plan:
-  """Compiles every step of a method for so many devices.
+  """Compile every train step of a method for a number of devices.
 
-  A run takes fewer if they do not divide its batches; so does the plan.
+  Like a run, the plan uses fewer devices if their number does not divide the
+  batches.
+
+  Args:
+    planned: the planned run.
+    devices: number of devices, at most those of this process.
   """
   dataset = planned.dataset
   mesh = placement.make_mesh(
@@ -210,7 +226,7 @@ def make_plan(planned: Subject, devices: int) -> Plan:
   )
   config = planned.config
   seeds = min(config.split.seeds, config.run.seeds_at_once)
-  made = make_program(planned, mesh, seeds)
+  program = make_program(planned, mesh, seeds)
   states = footprint.stage_shapes(
     planned.method,
     planned.net,
@@ -218,19 +234,24 @@ def make_plan(planned: Subject, devices: int) -> Plan:
     len(dataset.train.labels),
     labelled=planned.labelled,
     multiple=placement.row_multiple(mesh),
-    extra=made.extra,
+    extra=program.extra,
     seeds=seeds,
   )
   with conv.native():
     steps = [
-      compile_step(planned, made, numbers, states[numbers[0]])
-      for numbers in alike(planned.method.stages, states)
+      compile_step(planned, program, numbers, states[numbers[0]])
+      for numbers in group_stages(planned.method.stages, states)
     ]
   return Plan(mesh.size, steps)
 
 
-def alike(stages: Sequence[core.Stage], states) -> list[list[int]]:
-  """Numbers of the stages, those together that differ in their rates alone."""
+def group_stages(stages: Sequence[core.Stage], states) -> list[list[int]]:
+  """Group the numbers of stages that differ in length and learning rate alone.
+
+  Args:
+    stages: the stages.
+    states: shapes of the state in each stage.
+  """
   groups = {}
   for number, (stage, state) in enumerate(zip(stages, states, strict=True)):
     shapes = jax.tree.structure(state.opt_state)
@@ -242,26 +263,26 @@ def alike(stages: Sequence[core.Stage], states) -> list[list[int]]:
   return list(groups.values())
 
 
-def compile_step(planned: Subject, made, numbers, state) -> Step:
-  """Compiles the step of some stages.
+def compile_step(planned: Subject, program, numbers, state) -> Step:
+  """Compile the train step that some stages share.
 
   Args:
-    planned: what is planned.
-    made: its `Program`.
-    numbers: of the stages.
-    state: its shapes in them.
+    planned: the planned run.
+    program: its `compiled.Program`.
+    numbers: numbers of the stages.
+    state: shapes of the state in these stages.
   """
   stages = [planned.method.stages[number] for number in numbers]
-  pixels, fitted, rows = step_inputs(planned, made, stages[0].batch_spec.size)
-  first = jax.ShapeDtypeStruct((), np.int32, sharding=made.whole)
-  state = checkpoint.abstract(state, made.sharding)
+  size = stages[0].batch_spec.size
+  pixels, fitted, rows = step_inputs(planned, program, size)
+  state = checkpoint.abstract(state, program.sharding)
   compiled = (
-    made.steps[numbers[0]].lower(state, (pixels, fitted), rows, first).compile()
+    program.steps[numbers[0]].lower(state, (pixels, fitted), rows).compile()
   )
-  parts = footprint.parts(state, made.sharding)
+  parts = footprint.parts(state, program.sharding)
   parts['images of a step' if planned.is_streamed else 'images'] = _part(pixels)
   if not planned.is_streamed:
-    place = abstract_placer(made.mesh)
+    place = abstract_placer(program.mesh)
     parts['test images'] = _part(place(images_of(planned.dataset.test), None))
   if fitted:
     parts['preprocessing'] = _part(fitted)
@@ -269,13 +290,13 @@ def compile_step(planned: Subject, made, numbers, state) -> Step:
     tuple(stage.name for stage in stages),
     parts,
     compiled.memory_analysis().temp_size_in_bytes,
-    max(observed(planned, made, stage, state) for stage in stages),
+    max(mapped_bytes(planned, program, stage, state) for stage in stages),
     collectives.find_collectives(compiled.as_text()),
   )
 
 
 def _part(placed) -> footprint.Part:
-  """What a tree of shapes with shardings takes."""
+  """Return the memory of a tree of shapes with shardings."""
   shardings = jax.tree.map(lambda x: x.sharding, placed)
   return footprint.Part(
     placement.bytes_per_device(placed, shardings),
@@ -283,37 +304,48 @@ def _part(placed) -> footprint.Part:
   )
 
 
-def observed(planned: Subject, made, stage: core.Stage, state) -> int:
-  """Bytes on a device of what is observed of all images before a refresh."""
+def mapped_bytes(planned: Subject, program, stage: core.Stage, state) -> int:
+  """Return the bytes on a device of a stage's outputs for all training images.
+
+  Args:
+    planned: the planned run.
+    program: its `compiled.Program`.
+    stage: stage whose `per_example` and `per_labelled_example` are mapped.
+    state: shapes of the state in this stage.
+  """
   first = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
   image = jax.ShapeDtypeStruct((1, *planned.dataset.train.shape), np.float32)
   state = jax.tree.map(first, state)
   rows = core.rounded_up(
-    len(planned.dataset.train.labels), placement.row_multiple(made.mesh)
+    len(planned.dataset.train.labels), placement.row_multiple(program.mesh)
   )
-  of_row = 0
+  row_bytes = 0
   for per_example in filter(
     None, (stage.per_example, stage.per_labelled_example)
   ):
-    seen = jax.eval_shape(per_example, state, image, jax.random.key(0))
-    of_row += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(seen))
-  return made.seeds * rows // made.mesh.size * of_row
+    outputs = jax.eval_shape(per_example, state, image, jax.random.key(0))
+    leaves = jax.tree.leaves(outputs)
+    row_bytes += sum(x.size * x.dtype.itemsize for x in leaves)
+  return program.seeds * rows // program.mesh.size * row_bytes
 
 
-def step_inputs(planned: Subject, made, size: int):
-  """Shapes of a step's images, what the preprocessing has fitted, and rows.
+def step_inputs(planned: Subject, program, size: int):
+  """Return the shapes of a step's inputs.
 
   Args:
-    planned: what is planned.
-    made: its `Program`.
+    planned: the planned run.
+    program: its `compiled.Program`.
     size: B, images of the step.
+
+  Returns:
+    Images, values fitted by the preprocessing, and rows.
   """
-  place, source = abstract_placer(made.mesh), planned.dataset.train
-  shape = made.seeds, size
+  place, source = abstract_placer(program.mesh), planned.dataset.train
+  shape = program.seeds, size
   rows = place(jax.ShapeDtypeStruct(shape, np.int32), 1)
   pixels = place(images_of(source), None)
   if planned.is_streamed:
     shape = *shape, *source.shape
     pixels = place(jax.ShapeDtypeStruct(shape, source.dtype), 1)
-  fitted = made.data.preprocess.shapes(source.shape)
+  fitted = program.data.preprocess.shapes(source.shape)
   return pixels, jax.tree.map(lambda x: place(x, None), fitted), rows

@@ -1,4 +1,4 @@
-"""What `probe.py` and LLP's figures say of one tiny run."""
+"""`probe.py` and LLP's figures on one tiny run."""
 
 import csv
 import json
@@ -15,9 +15,10 @@ import PIL.Image
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssljax.experiments.figures import llp_maps
+from ssljax import config, registry
+from ssljax.experiments.figures import comparison, llp_maps
 from ssljax.networks import network
-from ssljax.runs import build, load
+from ssljax.runs import load
 
 RUN = (
   '--network=lenet',
@@ -55,7 +56,7 @@ class Headed(nn.Module):
 def headed():
   """`--network=lenet` is `Headed` here."""
   make = lambda classes: network.from_linen(Headed(classes))
-  with mock.patch.dict(build.NETWORKS, lenet=make):
+  with mock.patch.dict(registry.NETWORKS, lenet=make):
     yield
 
 
@@ -117,7 +118,7 @@ def test_the_embeddings_are_of_all_images_but_those_held_out(probed, folder):
 
 @pytest.mark.slow
 def test_a_run_that_asked_for_labels_is_probed_with_what_it_was_told(tmp_path):
-  # Beyond 256, of which the length of a table is a multiple.
+  # More labels than 256: tables are padded to a multiple of it.
   asks = '--acquire=random', '--query_size=300', '--budget=300'
   run = train(tmp_path, *asks)
   assert binary.run(f'--run={run}', binary='probe') == 0
@@ -315,12 +316,12 @@ def test_scaling_keeps_the_distances_that_two_dimensions_can_hold():
   rng = np.random.default_rng(0)
   flat = rng.normal(size=(12, 2))
   basis, _ = np.linalg.qr(rng.normal(size=(5, 2)))
-  xy = llp_maps.scaled(flat @ basis.T)  # in five dimensions, on a plane
+  xy = llp_maps.metric_mds(flat @ basis.T)  # in five dimensions, on a plane
   between = lambda p: np.linalg.norm(p[:, None] - p[None], axis=-1)
   np.testing.assert_allclose(between(xy), between(flat), atol=1e-2)
   # And turned back it is what it was, about its mean.
   centred = flat - flat.mean(axis=0)
-  np.testing.assert_allclose(llp_maps.turned(xy, centred), centred, atol=1e-2)
+  np.testing.assert_allclose(llp_maps.align(xy, centred), centred, atol=1e-2)
 
 
 def test_typical_classes_leave_out_those_without_images():
@@ -332,21 +333,29 @@ def test_typical_classes_leave_out_those_without_images():
 
 def test_runs_are_called_by_their_folders_where_these_differ():
   run = lambda path: mock.Mock(folder=pathlib.Path(path))
-  assert load.names_of([run('a/x'), run('a/y')]) == ['x', 'y']
-  assert load.names_of([run('r/a/x'), run('r/b/x')]) == ['a', 'b']
-  assert load.names_of([run('a/x'), run('x')]) == ['a/x', 'x']
+  names_of = comparison.names_of
+  assert names_of([run('a/x'), run('a/y')]) == ['x', 'y']
+  assert names_of([run('r/a/x'), run('r/b/x')]) == ['a', 'b']
+  assert names_of([run('a/x'), run('x')]) == ['a/x', 'x']
 
 
 def test_runs_of_other_splits_are_alike_and_those_of_other_flags_are_not(
   tmp_path,
 ):
-  lines = {'a': 'x=1 --seed=0', 'b': 'x=2 --seed=0', 'c': 'x=1 --seed=3'}
-  folders = [tmp_path / name for name in lines]
-  for folder, text in zip(folders, lines.values(), strict=True):
+  # Folders of version 0.1: their method is in result.json alone.
+  settings = {
+    'a': {'steps': 1, 'seed': 0},
+    'b': {'steps': 2, 'seed': 0},
+    'c': {'steps': 1, 'seed': 3},
+  }
+  folders = [tmp_path / name for name in settings]
+  for folder, values in zip(folders, settings.values(), strict=True):
     folder.mkdir()
-    (folder / 'flags.txt').write_text('\n'.join(f'--{text}'.split()) + '\n')
+    lines = config.to_flags(config.from_values('madnn', values))
+    (folder / 'flags.txt').write_text('\n'.join(lines) + '\n')
+    (folder / 'result.json').write_text('{"method": "madnn"}')
   a, b, c = folders
-  assert load.by_flags(folders) == [[a, c], [b]]
+  assert comparison.group_by_settings(folders) == [[a, c], [b]]
 
 
 BAD = {

@@ -48,7 +48,7 @@ def test_every_method_is_compared_on_a_file(tmp_path, capsys):
   printed = capsys.readouterr().out
   result = json.loads(out.read_text())
   methods = ['LS', 'LP', 'LP_DMT', 'LP_DLP', 'LLP']
-  # Cones are told apart by everyone.
+  # Every method separates the cones.
   assert result['accuracy'] == {name: [100.0, 100.0] for name in methods}
   for name in methods:
     assert f'{name:6}  100.00 ± 0.00' in printed
@@ -94,7 +94,7 @@ def test_the_papers_numbers_stand_beside_its_protocol(
   path = save(
     tmp_path, train=np.eye(50, dtype=np.float32)[labels], train_labels=labels
   )
-  # What is compared is no matter here, and global methods take their time.
+  # The compared methods do not matter here, and the global ones are slow.
   first = lambda embeddings, known, count: np.zeros(len(known))
   for name in ('spreading', 'propagation'):
     monkeypatch.setattr(propagation, f'label_{name}', first)
@@ -169,10 +169,10 @@ def test_bad_files_are_one_line(tmp_path, capsys):
   refused = lambda *args: binary.refused(
     capsys, *args, *SMALL, binary='propagate'
   )
-  assert 'is not there' in refused(f'--embeddings={tmp_path}/none.npz')
+  assert 'no such file' in refused(f'--embeddings={tmp_path}/none.npz')
   text = tmp_path / 'text.npz'
   text.write_text('no embeddings')
-  assert 'is not an .npz file' in refused(f'--embeddings={text}')
+  assert 'not an .npz file' in refused(f'--embeddings={text}')
   path = save(tmp_path)
   whole = path.read_bytes()
   path.write_bytes(whole[:200] + bytes(100) + whole[300:])

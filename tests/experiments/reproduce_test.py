@@ -17,6 +17,7 @@ import binary
 import PIL.Image
 import pytest
 
+from ssljax import experiments
 from ssljax.distributed import preemption
 from ssljax.errors import InputError, require
 from ssljax.experiments import reproduce
@@ -24,7 +25,7 @@ from ssljax.experiments.papers import readme_tables, runs, tables
 from ssljax.training import loop
 
 ENVIRONMENT = os.environ | {
-  'PYTHONPATH': os.pathsep.join([str(reproduce.HERE), *sys.path])
+  'PYTHONPATH': os.pathsep.join([str(experiments.FOLDER), *sys.path])
 }
 
 TOML = """
@@ -119,7 +120,6 @@ def asked(tmp_path):
   def call(command):
     made.append(command)
     program = pathlib.Path(command[1]).stem
-    # `binary.run` gives the flags of this program back.
     status = binary.run(*command[2:], binary=program)
     require(not status, f'status {status}')
 
@@ -131,22 +131,15 @@ def asked(tmp_path):
       mock.patch.object(tables, 'FOLDER', tmp_path),
       mock.patch.object(tables, 'PAPERS', ('supervised',)),
     ):
-      # As a module: `binary.run` would run a copy, whose `call` is real.
+      # `binary.run` would run a copy of the module, whose `call` is real.
       return main('--table=supervised/1', '--budget=cpu', *where, *more)
 
   def main(*args):
-    known = set(flags.FLAGS)
-    reproduce.define_flags()
-    own = set(flags.FLAGS) - known
-    try:
-      flags.FLAGS(['reproduce', *args])
-      given = {name: flags.FLAGS[name].value for name in own}
-    finally:
-      for name in own:
-        delattr(flags.FLAGS, name)
-      flags.FLAGS.unparse_flags()
+    values = flags.FlagValues()
+    reproduce.define_flags(values)
+    values(['reproduce', *args])
     with mock.patch.object(reproduce, 'call', call):
-      reproduce.act(given)
+      reproduce.act(values.flag_values_dict())
 
   run.made, run.results = made, tmp_path / 'results'
   return run
@@ -179,7 +172,7 @@ def test_a_table_is_run_once_and_extended_by_seeds(asked, capsys):
   assert found['its twin']['n'] == '2'
   assert found['far']['state'] == 'not yet run'
   assert found['never']['state'] == 'no such method'
-  assert found['theirs']['state'] == 'quoted there'
+  assert found['theirs']['state'] == 'quoted by the paper'
   out = capsys.readouterr().out
   assert 'far: left out, svhn_cropped is not in --data_dir' in out
   assert '| one | 50.00 ± 2.00 |' in out
@@ -295,8 +288,8 @@ def test_the_list_says_how_far_each_is(asked, capsys):
   words = next(
     line for line in lines if line.startswith('supervised/1  digits')
   )
-  assert '2 to run, 1 needs svhn_cropped, 1 no program' in words
-  assert words.endswith('2 done, 1 needs svhn_cropped, 1 no program')
+  assert '2 to run, 1 needs svhn_cropped, 1 not reproducible' in words
+  assert words.endswith('2 done, 1 needs svhn_cropped, 1 not reproducible')
   assert any(re.search(r'curves  to draw +to draw$', line) for line in lines)
 
 
@@ -338,7 +331,7 @@ def test_a_page_has_the_rows_of_the_results_that_are_kept(asked, tmp_path):
   assert (
     'far' not in text
     and 'its twin' in text
-    and '3 other rows are not run or not ours' in text
+    and '3 rows without our results are left out' in text
   )
   assert asked.made == []
 
@@ -349,7 +342,7 @@ def test_a_page_has_every_preset_with_the_papers_numbers_and_ours(
   text = made_anew(asked, tmp_path, '<!-- presets -->\n<!-- end -->\n')
   lines = [line.strip('| ').split(' | ') for line in text.splitlines()[3:-1]]
   by_preset = {line[0].strip('`'): line[1:] for line in lines}
-  files = (reproduce.HERE / 'presets').glob('*.flags')
+  files = (experiments.FOLDER / 'presets').glob('*.flags')
   assert set(by_preset) == {path.stem for path in files}
   assert by_preset['madnn.digits'] == ['–', '–', 'not yet run', '–', '–']
   # A row at the paper's size and at that of two cores, its twin, our own.
@@ -365,7 +358,7 @@ def test_a_page_has_every_preset_with_the_papers_numbers_and_ours(
 def test_rows_of_two_tables_that_have_one_name_keep_their_own_numbers():
   rows = readme_tables.rows_by_preset()['llp.imagenet-130-resnet50']
   store = runs.Store(pathlib.Path('none'), pathlib.Path('none'))
-  named, papers, *_ = readme_tables._cells(rows, store)
+  named, papers, *_ = readme_tables.preset_cells(rows, store)
   assert named == 'llp/2, llp/4, llp/5'
   assert papers.startswith('11.47; 49.60; ')
 
@@ -381,7 +374,7 @@ def test_a_table_of_no_paper_has_no_columns_of_one(asked, tmp_path):
   mine = tables.Ours((4.0, 6.0), (0, 1), 2, 5.0, '1 x cpu', 'abc')
   assert tables.markdown(table, [mine], 'paper') == (
     'of no paper; test error in %\n\n'
-    '| row | ours | n | steps | seconds a split | device |\n'
+    '| row | ours | n | steps | seconds per split | device |\n'
     '| --- | --- | --- | --- | --- | --- |\n'
     '| the baseline | 5.00 ± 1.41 | 2 | 2 | 5 | 1 x cpu |\n\n'
     '`python experiments/reproduce.py --table=own/mine`; commits abc\n'
@@ -389,7 +382,7 @@ def test_a_table_of_no_paper_has_no_columns_of_one(asked, tmp_path):
 
 
 def test_the_pages_have_the_tables_of_the_results_that_are_there():
-  store = runs.Store(pathlib.Path('none'), reproduce.HERE / 'results')
+  store = runs.Store(pathlib.Path('none'), experiments.FOLDER / 'results')
   for page in readme_tables.PAGES:
     assert (
       readme_tables.with_tables(page.read_text(), store) == page.read_text()
@@ -415,7 +408,7 @@ def test_a_program_that_is_called_ends_with_the_one_that_calls(tmp_path):
   parent = (
     'import signal, sys, reproduce\n'
     'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
-    f'with reproduce.alone(__import__("pathlib").Path("{tmp_path}/seed-0")):\n'
+    f'with reproduce.lock(__import__("pathlib").Path("{tmp_path}/seed-0")):\n'
     f'  reproduce.call([sys.executable, "{script}"])\n'
   )
   process = subprocess.Popen([sys.executable, '-c', parent], env=ENVIRONMENT)
@@ -430,10 +423,10 @@ def test_a_program_that_is_called_ends_with_the_one_that_calls(tmp_path):
 
 @pytest.mark.parametrize('rows', ['0', '5', 'one'])
 def test_a_row_that_is_not_there_is_refused_by_number(asked, rows):
-  with pytest.raises(InputError, match=rf'--rows={rows}: .*1 one'):
+  with pytest.raises(InputError, match=rf'^rows={rows}: .*1 one'):
     asked(f'--rows={rows}')
 
 
 def test_what_is_kept_names_no_folder_of_the_machine_that_made_it():
-  for path in (reproduce.HERE / 'results').rglob('*.json'):
+  for path in (experiments.FOLDER / 'results').rglob('*.json'):
     assert not re.search(r'["\s=]/\w', path.read_text()), path

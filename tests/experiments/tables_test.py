@@ -98,7 +98,7 @@ def test_a_figure_is_of_runs_that_its_drawing_can_compare(name):
 def test_the_interval_of_a_mean_is_students_where_the_paper_has_no_deviation():
   # Mean 2, variance 2, so a standard error of 1; t of 1 degree, 97.5 %: tan(π
   # 0.475).
-  found = tables.interval([1, 3], 1, None, 10)
+  found = tables.compare_means([1, 3], 1, None, 10)
   t = math.tan(math.pi * 0.475)
   assert found[:3] == pytest.approx((1, 1 - t, 1 + t))
 
@@ -106,28 +106,28 @@ def test_the_interval_of_a_mean_is_students_where_the_paper_has_no_deviation():
 def test_the_interval_of_two_means_is_welchs():
   # Squared standard errors 1 and 4/4: together √2, with 4 / (1 + 1/3) = 3
   # degrees; t of 3 degrees, 97.5 %: 3.182446 (any table).
-  found = tables.interval([4, 6], 2, 2, 4)
+  found = tables.compare_means([4, 6], 2, 2, 4)
   half = 3.182446 * math.sqrt(2)
   assert found[:3] == pytest.approx((3, 3 - half, 3 + half), rel=1e-6)
 
 
 def test_one_split_and_equal_ones_have_no_interval():
-  assert tables.interval([4], 1, 0.5, 10) == tables.Difference(3)
-  assert tables.interval([4, 4], 1, None, None) == tables.Difference(3)
+  assert tables.compare_means([4], 1, 0.5, 10) == tables.Difference(3)
+  assert tables.compare_means([4, 4], 1, None, None) == tables.Difference(3)
 
 
 def test_medians_are_compared_by_signs():
   # Three of four below: (C(4,0) + C(4,1)) / 2⁴ on either side.
-  found = tables.signs([1, 2, 3, 9], 5)
+  found = tables.compare_medians([1, 2, 3, 9], 5)
   assert found == tables.Difference(
     -2.5, below=3, apart=4, probability=2 * 5 / 16
   )
-  assert tables.in_words(found) == '-2.50, 3 of 4 below (p 0.62)'
+  assert tables.as_text(found) == '-2.50, 3 of 4 below (p 0.62)'
   # What is equal counts for neither.
-  assert tables.signs([5, 4], 5)[4:] == (1, 1, 1.0)
+  assert tables.compare_medians([5, 4], 5)[4:] == (1, 1, 1.0)
   row = tables.Row('', 5.0, 1.0, 10, 'madnn.digits')
-  assert tables.difference(MEDIANS, row, [1, 2, 3, 9]) == found
-  assert tables.difference(TABLE, row, [1, 2, 3, 9]).below is None
+  assert tables.compare(MEDIANS, row, [1, 2, 3, 9]) == found
+  assert tables.compare(TABLE, row, [1, 2, 3, 9]).below is None
 
 
 def test_a_worse_row_is_shown_as_worse():
@@ -135,8 +135,8 @@ def test_a_worse_row_is_shown_as_worse():
   mine = tables.Ours(
     (4.0, 6.0), (0, 1), 120, 34.5, '1 x cpu', 'abc', 'fewer images'
   )
-  cells = tables.lines(TABLE._replace(rows=(row,)), [mine])[0]
-  low, high = tables.interval([4, 6], 2, 0.5, 4)[1:3]
+  cells = tables.cells_of(TABLE._replace(rows=(row,)), [mine])[0]
+  low, high = tables.compare_means([4, 6], 2, 0.5, 4)[1:3]
   assert cells == [
     'hard',
     '2.00 ± 0.50',
@@ -158,7 +158,7 @@ def test_an_interval_of_ours_alone_is_marked_and_explained():
   assert text.startswith('a paper, Table 1: it; test error in %; paper: mean')
   assert text.endswith(
     '`python experiments/reproduce.py --table=madnn/1 --budget=cpu`; commits '
-    'abc; * the interval of our mean alone\n'
+    'abc; * confidence interval of our mean alone\n'
   )
 
 
@@ -168,7 +168,7 @@ def test_what_is_taken_is_where_the_row_says():
     'test_error_after': {'labelled': [9]},
     'arms': {'supervised': {'test_error': {'last': [7]}}},
   }
-  taken = lambda take, look=None: tables.taken(result, look, take)
+  taken = lambda take, look=None: tables.our_values(result, look, take)
   assert taken('last') == [4]
   assert taken('averaged') == [3]
   assert taken('after:labelled') == [9]
@@ -188,5 +188,5 @@ def test_a_smaller_size_has_flags_after_the_rows_or_with_a_preset_its_own():
 
 
 def test_an_unknown_table_is_refused_by_name():
-  with pytest.raises(InputError, match=r'--table=madnn/9: .*madnn/2'):
+  with pytest.raises(InputError, match=r'^table=madnn/9: .*madnn/2'):
     tables.find('madnn/9', tables.all_tables(), 'table')

@@ -345,7 +345,7 @@ def train_tiny(folder, net, method, seeds):
   data, mesh = tiny.make_data()
   program = compiled.Program(method, net, data, mesh, seeds=len(seeds), batch=8)
   job = loop.Job('nnx', program, tiny.make_splits(seeds))
-  recorder = metrics_writer.Recorder(folder)
+  recorder = metrics_writer.MetricsWriter(folder)
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
   with contextlib.closing(checkpoints), contextlib.closing(recorder):
     options = loop.Options(evaluate_every=20, record_every=2)

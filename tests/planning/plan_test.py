@@ -1,11 +1,11 @@
+"""Planned memory and communication, and `plan.py` from the command line."""
+
 import contextlib
 import functools
-import os
 import subprocess
 import sys
 from unittest import mock
 
-from absl import flags
 import binary
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,17 @@ import optax
 import pytest
 import tiny
 
-from ssljax import errors
-from ssljax.cli import main
+from ssljax import errors, registry
 from ssljax.data import catalog
 from ssljax.distributed import placement
-from ssljax.experiments import plan
+from ssljax.experiments import plan as program
 from ssljax.networks import network
 from ssljax.planning import plan
-from ssljax.runs import build
 from ssljax.training import footprint
 
 
 def leaf_bytes(tree):
-  """What the first device holds of a tree of arrays."""
+  """Bytes of a tree of arrays on the first device."""
   is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
   return sum(
     (jax.random.key_data(x) if is_key(x) else x)
@@ -36,7 +34,7 @@ def leaf_bytes(tree):
 
 
 def shapes(name, devices, rows=tiny.ROWS):
-  """The state of a tiny method before its first step, and where it lies."""
+  """Shapes and sharding of a tiny method's state before its first step."""
   mesh = placement.make_mesh([devices], devices)
   method = tiny.METHODS[name](lambda *_, **__: optax.sgd(0.1, 0.9), 6)
   states = footprint.stage_shapes(
@@ -53,7 +51,7 @@ def shapes(name, devices, rows=tiny.ROWS):
 
 
 @pytest.mark.parametrize('name', ['llp', 'r2d2'])
-def test_a_state_that_is_made_takes_what_was_said(name):
+def test_a_state_is_as_large_as_planned(name):
   job = tiny.make_job(name, devices=8)
   state, _ = tiny.initial(job)
   told = footprint.parts(*shapes(name, 8))
@@ -65,14 +63,14 @@ def test_a_state_that_is_made_takes_what_was_said(name):
 
 
 @pytest.mark.parametrize('name', tiny.METHODS)
-def test_what_is_split_is_divided_by_the_devices_and_nothing_else(name):
+def test_sharded_parts_are_divided_by_the_devices_and_no_others(name):
   alone, over8 = (footprint.parts(*shapes(name, n)) for n in (1, 8))
   for part, (size, split) in over8.items():
     assert alone[part] == (size * 8 if split else size, split)
 
 
-def test_what_grows_with_the_images_is_split():
-  # Both are multiples of 256: nothing is rounded up.
+def test_parts_that_grow_with_the_images_are_sharded():
+  # Both are multiples of 256: no padding.
   for name in tiny.METHODS:
     few, many = (
       footprint.parts(*shapes(name, 8, rows)) for rows in (2**12, 2**13)
@@ -84,31 +82,27 @@ def test_what_grows_with_the_images_is_split():
 
 @contextlib.contextmanager
 def planned(*args):
-  """What plan.py would plan of these arguments, with `Flat` networks."""
-  known, planner = set(flags.FLAGS), plan.Planner()
+  """The command line of plan.py with these arguments, and `Flat` networks."""
   flat = lambda classes, *, dropout=0.0: network.from_linen(
     binary.Flat(classes)
   )
-  try:
-    with mock.patch.dict(build.NETWORKS, digits_heads=flat, digits=flat):
-      planner.parse(['plan.py', *args])
-      main.check_flags()
-      yield planner
-  finally:
-    for name in set(flags.FLAGS) - known:
-      delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
+  with mock.patch.dict(registry.NETWORKS, digits_heads=flat, digits=flat):
+    argv = ['plan.py', *args]
+    command = program.PlanCommand(argv)
+    command.parse(argv)
+    yield command
 
 
 LLP = '--method=llp', '--warm=0', '--preprocess=standardize'
 
 
-def subject(planner):
-  return plan.subject(planner.arms, plan.outline())
+def subject(command):
+  config = command.config()
+  return plan.subject(config, plan.outline(config))
 
 
 def resident(rows):
-  """A data set, by TFDS's word, of so many images of a pixel."""
+  """A data set 'made' in TFDS's catalogue, of images of one pixel."""
   return mock.patch.dict(
     catalog.KNOWN, made=(10, (1, 1, 3), {'train': rows, 'test': 64})
   )
@@ -116,18 +110,17 @@ def resident(rows):
 
 @functools.cache
 def plan_of(rows, devices=4):
-  """Of LLP on so many images of a pixel."""
+  """The plan of LLP on images of one pixel."""
   with planned(*LLP, '--dataset=made') as planner, resident(rows):
     return plan.make_plan(subject(planner), devices)
 
 
 def test_only_memory_labels_and_images_depend_on_how_many_images_there_are():
-  # On each of four devices a multiple of the 8,192 rows that are looked at in
-  # one go.
+  # Each of four devices has a multiple of the 8,192 rows of a chunk.
   few, many = plan_of(2**17), plan_of(2**18)
   (before,), (after,) = few.steps, many.steps
   assert sorted(after.moved) == sorted(before.moved) != []
-  # One in a loop would be repeated, and on CPUs have no order beside others.
+  # Exchanges in a loop would be repeated, and unordered on CPUs.
   assert all(exchange.times == 1 for exchange in before.moved)
   # The step copies a device's own pseudo-labels or confidences, no more.
   copied = after.activations - before.activations
@@ -137,8 +130,8 @@ def test_only_memory_labels_and_images_depend_on_how_many_images_there_are():
     for name, part in before.parts.items()
     if after.parts[name].bytes != part.bytes
   }
-  # 2¹⁷ more: rows of D = 8, labels and a confidence on one of four devices; all
-  # images, of three bytes, on each.
+  # 2¹⁷ more rows of D = 8, labels and confidences are split over four devices;
+  # all images, of three bytes, are on each device.
   assert more == {
     'memory, rows': 2**17 * 8 * 4 // 4,
     'memory, labels': 2**17 * 4 // 4,
@@ -168,12 +161,12 @@ def test_the_parts_are_what_the_compiled_step_is_given():
   assert sizes.argument_size_in_bytes == given + rows
   assert step.activations == sizes.temp_size_in_bytes
   assert step.moved == exchanges(compiled[-1].as_text())
-  # What goes out lies where it came in, but for a few metrics.
+  # The outputs reuse the memory of the inputs, except a few metrics.
   assert sizes.output_size_in_bytes - sizes.alias_size_in_bytes < 1024
 
 
-def test_nothing_of_the_size_of_the_data_is_made():
-  # 2³⁰ images would be 4 GiB of labels alone.
+def test_no_array_of_the_size_of_the_data_is_allocated():
+  # The labels of 2³⁰ images alone would be 4 GiB.
   with planned('--method=r2d2', '--dataset=made') as planner, resident(2**30):
     made = subject(planner)
     assert plan.images_of(made.dataset.train).shape == (2**30, 1, 1, 3)
@@ -193,12 +186,12 @@ def test_nothing_of_the_size_of_the_data_is_made():
     assert parts['memory, logits'].bytes == 2**30 * 10 * 4 // 8
 
 
-def test_what_a_refresh_observes_is_counted():
-  # R2-D2's are logits: C = 10 of 1,297 images, 1,536 in use or not, over two.
+def test_the_outputs_for_all_images_are_counted():
+  # R2-D2 maps 1,297 images, padded to 1,536, to C = 10 logits on two devices.
   with planned('--method=r2d2') as planner:
     made = subject(planner)
     mesh = placement.make_mesh([2], 2)
-    program = plan.make_program(made, mesh, 1)
+    compiled = plan.make_program(made, mesh, 1)
     states = footprint.stage_shapes(
       made.method,
       made.net,
@@ -210,7 +203,7 @@ def test_what_a_refresh_observes_is_counted():
       seeds=1,
     )
     seen = [
-      plan.observed(made, program, stage, state)
+      plan.mapped_bytes(made, compiled, stage, state)
       for stage, state in zip(made.method.stages, states, strict=True)
     ]
   assert seen[:2] == [0, 1536 * 10 * 4 // 2]
@@ -222,7 +215,7 @@ def test_stages_that_differ_in_their_rates_alone_are_compiled_once():
   names = [stage.name for stage in stages]
   assert names == ['supervised', 'decipher', 'repeat 1', 'repeat 2', 'finetune']
   states = [mock.Mock(opt_state=stage.tx.init({})) for stage in stages]
-  assert plan.alike(stages, states) == [[0], [1, 2, 3], [4]]
+  assert plan.group_stages(stages, states) == [[0], [1, 2, 3], [4]]
 
 
 @pytest.mark.parametrize(
@@ -237,8 +230,9 @@ def test_stages_that_differ_in_their_rates_alone_are_compiled_once():
   ],
 )
 def test_rows_are_counted_as_a_split_has_them(args, expected):
-  with planned('--method=llp', *args):
-    assert plan.count_rows(plan.outline()) == expected
+  with planned('--method=llp', *args) as planner:
+    config = planner.config()
+    assert plan.count_rows(config, plan.outline(config)) == expected
 
 
 def test_a_state_that_does_not_fit_is_refused_with_its_largest_part():
@@ -273,7 +267,7 @@ def test_bad_input_is_one_line(args, expected, capsys):
 
 def test_too_many_labels_are_refused():
   with planned('--method=llp', '--labels=130') as planner:
-    with pytest.raises(errors.InputError, match='--labels=130: a class has'):
+    with pytest.raises(errors.InputError, match=r'^labels=130: a class has'):
       subject(planner)
 
 
@@ -289,23 +283,24 @@ def test_too_many_labels_are_refused():
   ],
 )
 def test_sizes_are_short(count, expected):
-  assert plan.size(count) == expected
+  assert program.as_size(count) == expected
 
 
 def test_several_numbers_of_devices_stand_side_by_side(capsys):
   few = '--method=supervised', '--devices=1,2', '--batch_labelled=8'
   with planned(*few) as planner:
-    # There are eight already.
-    with mock.patch.object(plan, 'make_devices', lambda count: None):
+    # This process has eight devices already.
+    with mock.patch.object(program, 'make_devices', lambda count: None):
       planner.act()
   title, _, head, rule, *rows = capsys.readouterr().out.rstrip().split('\n')
   assert title.startswith('supervised with digits on digits: 1,297 images of')
   cells = lambda line: [cell.strip() for cell in line.strip('|').split('|')]
-  assert cells(head) == ['on each device', 'lies', '1 device', '2 devices']
+  head_cells = ['on each device', 'placement', '1 device', '2 devices']
+  assert cells(head) == head_cells
   assert len({len(line) for line in (head, rule, *rows)}) == 1
   table = {cells(row)[0]: cells(row)[1:] for row in rows}
   # Dense layers 64 → 8 → 10.
-  weights = plan.size(4 * (64 * 8 + 8 + 8 * 10 + 10))
+  weights = program.as_size(4 * (64 * 8 + 8 + 8 * 10 + 10))
   assert table['parameters'] == ['whole', weights, weights]
   assert table['all-reduce: supervised'][1] == '0'
   assert table['sent in a step: supervised'][1] == '0 B'
@@ -313,15 +308,12 @@ def test_several_numbers_of_devices_stand_side_by_side(capsys):
 
 def test_more_devices_than_this_machine_has_are_planned_for():
   script = (
-    'import plan, jax\n'
+    'import jax\n'
+    'from ssljax.experiments import plan\n'
     'plan.make_devices(24)\n'
     'assert jax.device_count() == 24, jax.devices()\n'
   )
   done = subprocess.run(
-    [sys.executable, '-c', script],
-    cwd=binary.EXPERIMENTS,
-    env=os.environ | {'PYTHONPATH': str(binary.EXPERIMENTS.parent)},
-    capture_output=True,
-    text=True,
+    [sys.executable, '-c', script], capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr

@@ -196,8 +196,8 @@ def numbers(state):
 
 
 def test_a_run_replayed_begins_and_ends_as_it_did(finished):
-  draw = finished.program.method.stages[0].draw
-  rows = sampling.Sampler(draw, finished.split).rows(0)
+  batch_spec = finished.program.method.stages[0].batch_spec
+  rows = sampling.Sampler(batch_spec, finished.split).rows(0)
   initial = finished.program.initial([finished.split], rows[None])
   chex.assert_trees_all_equal(numbers(finished.replay(0)), numbers(initial))
   # It was trained beside another seed, which rounds otherwise.
@@ -250,9 +250,9 @@ def test_labelled_images_are_hidden_ones_only_where_all_are_labelled():
   labels = np.array([0, UNLABELLED, 1, UNLABELLED], np.int32)
   admitted = np.array([True, True, True, False])
   some = Split(0, labels, admitted, np.array([], np.int32))
-  assert style.hidden_rows(some).tolist() == [1]
+  assert load.hidden_rows(some).tolist() == [1]
   every = some._replace(labels=np.zeros(4, np.int32))
-  assert style.hidden_rows(every).tolist() == [0, 1, 2]
+  assert load.hidden_rows(every).tolist() == [0, 1, 2]
 
 
 def long_names(count):
@@ -298,7 +298,7 @@ BAD = {
   '--figure=association/3 --run={madnn}': ('--figure', 'madnn'),
   '--figure=association/3 --run={run} --seed=7': ('--seed=7', '[0, 1]'),
   '--figure=association/3 --run={run} --out={file}': ('--out',),
-  '--figure=association/3 --run={old}': ('--run', 'another version'),
+  '--figure=association/3 --run={old}': ('--run', 'cannot be read', '--gone'),
   '--figure=association/3 --run={moved}': ('--run', '--data_dir'),
   '--figure=association/3 --run={bare}': ('--run', '--overwrite'),
   '--figure=association/2 --run={run} --early_steps=7': ('--early_steps=7',),
@@ -351,4 +351,5 @@ def test_the_list_names_every_figure(capsys):
   assert binary.run('--list', binary='figures') == 0
   listed = capsys.readouterr().out
   for name, drawing in catalogue.FIGURES.items():
-    assert f'{name}  {drawing.shows}\n' in listed
+    (line,) = [x for x in listed.splitlines() if x.startswith(f'{name}  ')]
+    assert drawing.shows in line and drawing.needs in line

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from ssljax.experiments.figures import deepbass as deepbass_figures
+from ssljax.experiments.figures import style
 from ssljax.runs import load
 from ssljax.training import metrics_writer
 
@@ -119,7 +120,7 @@ def test_the_title_has_the_error_that_the_run_reports(folders):
   finished = load.load(folders / 'both', 1)
   result = json.loads((folders / 'both/result.json').read_text())
   error = result['test_error']['last'][1]
-  title = deepbass_figures.title(finished)
+  title = deepbass_figures.panel_title(finished)
   assert title == f'active semi-supervised\n12 labels, test error {error:.1f} %'
 
 
@@ -162,8 +163,8 @@ def test_a_line_is_read_in_the_order_of_the_iterations(tmp_path):
   line = deepbass_figures.accuracies(tmp_path)
   np.testing.assert_array_equal(line, [[60, 70, 80, 90], [40, 50, 60, 70]])
   # Of two numbers 20 apart: √(10² + 10²).
-  np.testing.assert_allclose(deepbass_figures.spread(line), [200**0.5] * 4)
-  np.testing.assert_array_equal(deepbass_figures.spread(line[:1]), [0] * 4)
+  np.testing.assert_allclose(style.deviation(line), [200**0.5] * 4)
+  np.testing.assert_array_equal(style.deviation(line[:1]), [0] * 4)
   assert len(metrics_writer.read(tmp_path, 'deepbass')) == 20
 
 

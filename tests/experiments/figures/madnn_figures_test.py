@@ -189,16 +189,16 @@ def test_a_report_says_what_was_run_and_how_well(page, folder):
   last = result['test_error']['last']
   assert ' '.join(f'{error:.2f}' for error in last) in page.cells
   assert [h for h in page.headings if h.startswith('madnn/')] == [
-    'madnn/4: keys among features over training',
+    'madnn/4: features and keys over training',
     'madnn/5: value embeddings over training',
-    'madnn/6: what the memory says of a few images over training',
+    "madnn/6: the memory's predictions for a few images over training",
   ]
 
 
 def test_a_report_has_the_errors_of_labels_nobody_gave(page, finished):
-  at = page.cells.index('the classifier')
+  at = page.cells.index('classifier')
   assert page.cells[at - 1 : at + 4] == [
-    *('step', 'the classifier', 'of images', 'the memory', 'of images')
+    *('step', 'classifier', 'images', 'memory', 'images')
   ]
   rows = np.setdiff1d(finished.split.unlabelled, finished.split.labelled)
   truth = finished.dataset.train.labels[rows]

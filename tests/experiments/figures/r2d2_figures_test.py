@@ -11,10 +11,10 @@ import PIL.Image
 import pytest
 import tiny
 
+from ssljax import registry
 from ssljax.experiments.figures import r2d2 as r2d2_figures
 from ssljax.methods.r2d2 import r2d2
 from ssljax.networks import network
-from ssljax.runs import build
 from ssljax.training import metrics_writer
 from ssljax.training.loop import stage_ends
 
@@ -42,7 +42,7 @@ def flat(classes):
 @pytest.fixture(scope='module', autouse=True)
 def small_lenet():
   """`--network=lenet` is `flat` here."""
-  with mock.patch.dict(build.NETWORKS, lenet=flat):
+  with mock.patch.dict(registry.NETWORKS, lenet=flat):
     yield
 
 
