@@ -14,14 +14,14 @@ N, D, B = 1000, 16, 8
 TAU = 0.07
 
 
-def unit(x):
+def of_length_1(x):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def example(seed=0):
   """A bank, queries, labels of five classes, the queries' own."""
   rng = np.random.default_rng(seed)
-  bank, v = (unit(rng.normal(size=(n, D))) for n in (N, B))
+  bank, v = (of_length_1(rng.normal(size=(n, D))) for n in (N, B))
   labels = rng.integers(0, 5, N).astype(np.int32)
   labels[-3:] = -1  # not there
   return bank, v, labels, rng.integers(0, 5, B).astype(np.int32)
@@ -53,6 +53,12 @@ def rows_on(mesh, *arrays):
   """Arrays split over a mesh by rows."""
   split = NamedSharding(mesh, P('data'))
   return [jax.device_put(array, split) for array in arrays]
+
+
+def test_rows_get_length_1_and_a_row_of_zeros_stays():
+  v = neighbours.l2_normalize(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
+  np.testing.assert_allclose(v, [[0.6, 0.8], [0, 0]], rtol=1e-6)
+  assert v.dtype == np.float32
 
 
 @pytest.mark.parametrize('chunk', [7, 125, 4096])

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 
-from ssljax.core import Averaging, Method, Stage, TrainState
+from ssljax.core import Averaging, BatchSpec, Method, Stage, TrainState
 from ssljax.distributed import preemption
 from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError
@@ -245,6 +245,55 @@ def two_stages(**more):
 
   job = tiny.make_job('madnn', tx=optax.sgd(0.1, 0.9), **more)
   return with_method(job, change)
+
+
+def counting(**more):
+  """Three stages whose metrics have `batch.step`; the second has two epochs."""
+
+  def count(params, state, batch, key):
+    loss, (state, metrics) = plain(params, state, batch, key)
+    at = jnp.asarray(batch.step, jnp.float32)
+    return loss, (state, metrics | {'at': at})
+
+  job = tiny.make_job('supervised', **more)
+  plain = job.program.method.stages[0].loss
+
+  def change(method):
+    first = method.stages[0]._replace(loss=count)
+    epochs = first._replace(
+      name='epochs',
+      steps=0,
+      epochs=2,
+      batch_spec=BatchSpec(0, 8, include_labelled=True),
+      multiplicity=lambda state: (state.labels >= 0).astype(jnp.int32),
+    )
+    last = first._replace(name='last', keep_optimizer=True)
+    return method._replace(stages=(first, epochs, last))
+
+  return with_method(job, change)
+
+
+@pytest.mark.parametrize('per_call', [1, 2])
+def test_every_stage_counts_its_own_steps_also_when_it_resumes(
+  tmp_path, monkeypatch, per_call
+):
+  job = counting(steps=4, seeds=(0, 1))
+  options = loop.Options(
+    evaluate_every=2,
+    record_every=per_call,
+    checkpoint_seconds=0.0,
+    steps_per_call=per_call,
+  )
+  for at in (2, 7, 12):  # in each stage
+    fit_until(at, monkeypatch, tmp_path, '', options, job)
+  _, progress = fit(tmp_path, '', options, job)
+  # 24 labelled rows are three steps of eight, twice; before and after: four.
+  assert progress.ends == (4, 10, 14)
+  starts = {'supervised': 0, 'epochs': 4, 'last': 10}
+  found = [m for m in lines(tmp_path) if 'at' in m]
+  assert len({m['step'] for m in found}) == (14 if per_call == 1 else 8)
+  for m in found:
+    assert m['at'] == m['step'] - 1 - starts[m['stage']]
 
 
 # R2-D2's stages begin after 6, 12 and 14 steps, all but the first and the
