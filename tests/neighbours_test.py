@@ -23,7 +23,7 @@ def example(seed=0):
   rng = np.random.default_rng(seed)
   bank, v = (of_length_1(rng.normal(size=(n, D))) for n in (N, B))
   labels = rng.integers(0, 5, N).astype(np.int32)
-  labels[-3:] = -1  # not there
+  labels[-3:] = -1  # excluded
   return bank, v, labels, rng.integers(0, 5, B).astype(np.int32)
 
 
@@ -163,7 +163,7 @@ def test_a_split_bank_stays_where_it_is():
 
   text = on(mesh, both).lower(jnp.float32(v), *banks).compile().as_text()
   moved = collectives.exchanges(text)
-  # Values, and rows, of ten of each device and query.
+  # Ten values and ten rows per device and query.
   assert 0 < max(exchange.bytes for exchange in moved) <= 2 * 4 * B * 8 * 10
 
 
@@ -191,5 +191,6 @@ def test_a_bfloat16_bank_is_near():
     jnp.float32(v), own, bank, labels, TAU
   )
   exact, near = loss(jnp.float32(bank)), loss(jnp.bfloat16(bank))
-  # 8 bits: products to 2⁻⁹ of their terms, over τ.
+  # bfloat16 has 8 bits: products are rounded by at most 2⁻⁹ of their terms,
+  # and are divided by τ.
   np.testing.assert_allclose(near, exact, atol=2**-8 / TAU)
