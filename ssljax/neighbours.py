@@ -22,7 +22,7 @@ GROUP = 64  # rows of which only the best one enters the first search
 EPSILON = 1e-7  # in the logarithm of a probability, as in LLP's code
 
 
-def normalize(x) -> jax.Array:
+def l2_normalize(x) -> jax.Array:
   """Scale rows `[..., D]` to length 1; a row of zeros stays 0."""
   square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))

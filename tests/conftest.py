@@ -78,7 +78,7 @@ SLOW = (
   r'main_test.py::test_points_are_trained_on.*\[stream\]',
   r'reproduce_test.py::test_killed_at_any.*\[(before|while) it is kept\]',
   r'loop_test.py::test_a_run_resumes_in_any_stage.*stops[12]',
-  r'loop_test.py::test_a_run_that_is_asked_to_go.*\[deepbass',
+  r'loop_test.py::test_a_preempted_run.*\[deepbass',
   r'catalogue_test.py::.*\[association/2\]',
   rf'presets_test.py::test_every_preset_takes.*\[(?!({_QUICK})\])',
   r'standard_test.py::test_a_row_does_not_depend.*\[(lba_stl10|madnn)\]',

@@ -1,4 +1,4 @@
-"""What every method must do: one table."""
+"""Requirements on every method: one table of tests."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def fit(folder, name, options=OPTIONS, job=None, **more):
 
 
 def comparable(state):
-  # Of tables split over devices, the rows that fill up are no one's.
+  # The padding of sharded tables depends on the number of devices.
   some = lambda x: x[:, : tiny.ROWS] if x.ndim > 1 else x
   labels, memory = jax.tree.map(some, (state.labels, state.memory))
   key = jax.random.key_data(state.key)
@@ -82,7 +82,7 @@ def test_each_stage_compiles_once_for_all_seeds(name):
   for seed in (0, 1):
     job = job._replace(splits=tiny.make_splits((seed,)))
     state, _ = tiny.initial(job)
-    # Several epochs: rows change, shapes do not.
+    # Over several epochs the rows change, but the shapes do not.
     calls = [(i, i + 1) for i in range(20)]
     for source, rows in tiny.sources(job, tiny.samplers(job), calls):
       state, _ = program.steps[0](state, source, rows, FIRST)
@@ -139,7 +139,7 @@ def test_many_steps_per_call_equal_one(name, tmp_path):
 
 
 class StoppedError(Exception):
-  """Stands in for whatever ends a process."""
+  """Simulates the end of a process."""
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_longer_or_shorter_tables_resumes(
   )
 
 
-def test_images_of_a_step_are_split_whatever_the_compiler_would_do():
+def test_images_of_a_step_are_sharded_whatever_the_compiler_would_do():
   mesh = placement.make_mesh([8], 4)
   rows = jax.device_put(np.arange(8), NamedSharding(mesh, P()))  # on each
   read = lambda rows: jnp.arange(16.0)[rows]

@@ -14,16 +14,16 @@ N, D, B = 1000, 16, 8
 TAU = 0.07
 
 
-def unit(x):
+def of_length_1(x):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def example(seed=0):
   """A bank, queries, labels of five classes, the queries' own."""
   rng = np.random.default_rng(seed)
-  bank, v = (unit(rng.normal(size=(n, D))) for n in (N, B))
+  bank, v = (of_length_1(rng.normal(size=(n, D))) for n in (N, B))
   labels = rng.integers(0, 5, N).astype(np.int32)
-  labels[-3:] = -1  # not there
+  labels[-3:] = -1  # excluded
   return bank, v, labels, rng.integers(0, 5, B).astype(np.int32)
 
 
@@ -53,6 +53,12 @@ def rows_on(mesh, *arrays):
   """Arrays split over a mesh by rows."""
   split = NamedSharding(mesh, P('data'))
   return [jax.device_put(array, split) for array in arrays]
+
+
+def test_rows_get_length_1_and_a_row_of_zeros_stays():
+  v = neighbours.l2_normalize(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
+  np.testing.assert_allclose(v, [[0.6, 0.8], [0, 0]], rtol=1e-6)
+  assert v.dtype == np.float32
 
 
 @pytest.mark.parametrize('chunk', [7, 125, 4096])
@@ -157,7 +163,7 @@ def test_a_split_bank_stays_where_it_is():
 
   text = on(mesh, both).lower(jnp.float32(v), *banks).compile().as_text()
   moved = collectives.find_collectives(text)
-  # Values, and rows, of ten of each device and query.
+  # Ten values and ten rows per device and query.
   assert 0 < max(exchange.bytes for exchange in moved) <= 2 * 4 * B * 8 * 10
 
 
@@ -185,5 +191,6 @@ def test_a_bfloat16_bank_is_near():
     jnp.float32(v), own, bank, labels, TAU
   )
   exact, near = loss(jnp.float32(bank)), loss(jnp.bfloat16(bank))
-  # 8 bits: products to 2⁻⁹ of their terms, over τ.
+  # bfloat16 has 8 bits: products are rounded by at most 2⁻⁹ of their terms,
+  # and are divided by τ.
   np.testing.assert_allclose(near, exact, atol=2**-8 / TAU)

@@ -1,4 +1,4 @@
-"""A tiny problem that every test of training shares: seconds to compile."""
+"""A tiny problem that compiles in seconds, shared by all tests of training."""
 
 import functools
 
@@ -137,7 +137,7 @@ def make_program(name, steps, seeds, tx, extra=0, **where):
   return Program(method, NET, data, mesh, seeds=seeds, batch=8, extra=extra)
 
 
-# What a test takes is compilation: those that want the same program share it.
+# Compilation dominates the time of a test, so tests share programs.
 shared_program = functools.cache(make_program)
 
 
@@ -166,7 +166,7 @@ def sources(job, sampler, calls):
 
 
 def samplers(job, stage=0):
-  """The order of a job's stage, for every seed."""
+  """The samplers of a job's stage, one per seed."""
   batch_spec = job.program.method.stages[stage].batch_spec
   return [sampling.Sampler(batch_spec, split) for split in job.splits]
 

@@ -8,7 +8,7 @@ for labelled images. Every step draws a batch from all images, and
   1. minimises  mean c·(L_C + L_A)                                      Eq. 4
        L_C = CE(y, softmax ŷ), L_A = −log P(A|v), A = {i: y_i = y}      Eq. 3
        P(i|v) = exp(v̄_i·v/τ) / Σ_j exp(v̄_j·v/τ)                         Eq. 1
-  2. updates v̄ ← normalize(m v̄ + (1−m) v)
+  2. updates v̄ ← l2_normalize(m v̄ + (1−m) v)
   3. propagates labels from the labelled rows of the bank before 2:
        ω_i = exp(v̄_i·v/τ) / ρ_i for the K rows with the largest value   Eq. 7
        w_j = Σ_{y_i = j} ω_i, y ← argmax w, c ← max w / Σ w          Eq. 6, 8
@@ -152,7 +152,7 @@ def write(memory: Bank, rows, v, labels, confidence, momentum: float) -> Bank:
     momentum: m, the share of the old row.
   """
   old = memory.rows[rows].astype(v.dtype)
-  new = neighbours.normalize(momentum * old + (1 - momentum) * v)
+  new = neighbours.l2_normalize(momentum * old + (1 - momentum) * v)
   new = new.astype(memory.rows.dtype)
   first = first_of_each(rows)
   place = jnp.where(first, rows, len(memory.rows))
@@ -223,7 +223,7 @@ def llp_loss(net, settings: Settings) -> Loss:
 
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
-    v, memory = neighbours.normalize(outputs.embedding), state.memory
+    v, memory = neighbours.l2_normalize(outputs.embedding), state.memory
     own, sure = memory.labels[batch.rows], memory.confidence[batch.rows]
     of_class = own < outputs.logits.shape[-1]
     known = jnp.where(of_class, own, UNLABELLED)
@@ -266,7 +266,7 @@ def instance_loss(net, settings: Settings, kind: str, negatives: int) -> Loss:
   def loss(params, state, batch, key):
     net_key, negative_key = jax.random.split(key)
     outputs, stats = net.train(params, state.stats, batch.image, net_key)
-    v, memory = neighbours.normalize(outputs.embedding), state.memory
+    v, memory = neighbours.l2_normalize(outputs.embedding), state.memory
     tau = settings.temperature
     own = memory.labels[batch.rows]
     if kind == 'softmax':

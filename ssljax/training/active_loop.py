@@ -24,7 +24,7 @@ _CHOICE = 0x61736B20  # folded into the random keys of acquisition functions
 
 
 class Policy(NamedTuple):
-  """When to query the oracle, about which images and how many."""
+  """Settings of the queries: their times, sizes and choice of images."""
 
   acquire: str  # name in `acquisition.ACQUISITIONS`
   every: int  # epochs between queries

@@ -18,13 +18,13 @@ from ssljax.training.compiled import Program
 N, C = tiny.ROWS, tiny.CLASSES
 
 
-def make(steps=4, **arms):
+def make(steps=4, **arguments):
   tx = lambda _: optax.sgd(lambda count: 0.1)
-  return m.deepbass(tiny.NET, tx, tiny.DRAW, steps, **arms)
+  return m.deepbass(tiny.NET, tx, tiny.DRAW, steps, **arguments)
 
 
 def bare_state(labels, memory):
-  """A state of nothing but labels and a memory, which may be longer."""
+  """A state with only labels and a memory, whose tables may be longer."""
   none, images = jnp.zeros([]), len(labels)
   table = np.full(len(memory.labels), UNLABELLED)
   table[:images] = labels
@@ -41,7 +41,7 @@ def bare_state(labels, memory):
 
 
 def sampled(p):
-  """`Sampled` of p̃ `[N, C]`; the rest is not looked at."""
+  """`Sampled` with p̃ `[N, C]`; its other fields are not used."""
   p = jnp.asarray(p, jnp.float32)
   return Sampled(p, jnp.zeros(len(p)), p, p)
 
@@ -58,7 +58,7 @@ def draws(seed, rows=12, spread=0.5):
 def test_membership_and_threshold_are_a_simulation_of_algorithm_3_1():
   labels = np.full(8, UNLABELLED)
   labels[[1, 4, 6]] = [0, 2, 1]
-  # Twelve rows of a table for eight images; after them there is no one.
+  # Tables of twelve rows for eight images; the rest is padding.
   memory = m.PseudoLabels(
     jnp.zeros(12, int), jnp.zeros(12), jnp.zeros(12, bool), jnp.zeros([])
   )
@@ -82,7 +82,7 @@ def test_membership_and_threshold_are_a_simulation_of_algorithm_3_1():
     np.testing.assert_array_equal(
       m.multiplicity(state, 20), [*often, 0, 0, 0, 0]
     )
-  assert 0 < grew[0] < grew[-1] < 8  # or the test has shown nothing
+  assert 0 < grew[0] < grew[-1] < 8  # D has grown, and is not everything
 
 
 def test_all_data_are_learned_from_at_once_and_none_in_active_learning():
@@ -126,7 +126,7 @@ def test_the_loss_is_the_mean_over_truth_and_pseudo_labels():
     assert float(metrics[name]) == pytest.approx(want, rel=1e-5)
 
 
-def test_an_epoch_has_every_copy_and_fills_up_its_last_step():
+def test_an_epoch_has_every_copy_and_completes_its_last_step():
   split = tiny.make_splits()[0]
   multiplicity = np.where(split.labels >= 0, 3, 1)
   batch_spec = BatchSpec(0, 10, include_labelled=True)
@@ -139,7 +139,7 @@ def test_an_epoch_has_every_copy_and_fills_up_its_last_step():
   times = np.bincount(rows, minlength=N)
   assert (times >= multiplicity).all() and times.sum() == 110
   assert times[split.labels < 0].max() <= 2
-  # Another epoch is another shuffle; the same is the same.
+  # Every epoch has its own shuffle, which is reproducible.
   again = sampling.Sampler(
     batch_spec, split, multiplicity=multiplicity, epoch=2
   )
@@ -161,13 +161,13 @@ def test_rows_that_the_run_does_not_admit_are_in_no_epoch():
   assert seen == set(range(N)) - set(split.validation)
 
 
-def job_of(**arms):
+def job_of(**arguments):
   data, mesh = tiny.make_data()
-  program = Program(make(**arms), tiny.NET, data, mesh, batch=8)
+  program = Program(make(**arguments), tiny.NET, data, mesh, batch=8)
   return loop.Job('deepbass', program, tiny.make_splits())
 
 
-def test_the_optimiser_goes_on_through_both_stages(tmp_path):
+def test_the_optimiser_continues_through_both_stages(tmp_path):
   job = job_of(iterations=2, passes=2, upsample=2)
   state, progress = fit(tmp_path, 'deepbass', job=job)
   count = optax.tree_utils.tree_get(state.opt_state, 'count')
@@ -183,7 +183,7 @@ def test_nothing_is_compiled_again_as_epochs_grow(tmp_path):
   lengths = np.diff([e['step'] for e in progress.evaluations[1:]])
   assert len(set(lengths)) > 1
   first, second = job.program.steps
-  assert first is second  # nor as the second stage begins
+  assert first is second  # both stages share one step
   for compiled in (first, job.program.multiplicity[1]):
     assert compiled._cache_size() == 1
 
@@ -205,7 +205,7 @@ def test_a_run_resumes_in_any_round_bit_for_bit(tmp_path, monkeypatch):
   whole, progress = fit(tmp_path / 'whole', 'deepbass', often, job)
   save = loop._Loop.save
   ends = [e['step'] for e in progress.evaluations]
-  # In the first stage, at its end, within a round, and as one ends.
+  # In the first stage, at its end, within a round, and at a round's end.
   for at in (3, 4, 7, ends[3]):
 
     def stop(self, at=at):
@@ -234,6 +234,6 @@ def test_a_run_resumes_in_any_round_bit_for_bit(tmp_path, monkeypatch):
     (dict(upsample=0), 'upsample'),
   ],
 )
-def test_what_cannot_work_is_refused_by_name(arguments, flag):
+def test_invalid_settings_are_refused_by_name(arguments, flag):
   with pytest.raises(InputError, match=flag):
     make(**arguments)

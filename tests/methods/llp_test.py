@@ -25,7 +25,7 @@ def make(steps=1, **arguments):
 
 
 def example(method, seed=0):
-  """A state whose bank has seen something, and a batch with a row twice."""
+  """A state with a random bank, and a batch with a row twice."""
   images, truth = tiny.images()
   table = np.full(N, UNLABELLED, np.int32)
   table[::4] = truth[::4]
@@ -113,7 +113,7 @@ def test_a_step_equals_a_numpy_loop():
   np.testing.assert_allclose(after.memory.rows, bank, atol=1e-6)
   np.testing.assert_array_equal(after.memory.labels, labels)
   np.testing.assert_allclose(after.memory.confidence, sure, rtol=1e-4)
-  # The copies of labelled rows are still copies.
+  # The copies of labelled rows are updated too.
   known = np.asarray(state.memory.known_rows)
   chex.assert_trees_all_equal(after.memory.known, after.memory.rows[known])
 
@@ -146,7 +146,7 @@ def test_until_something_is_propagated_every_image_is_its_own_class():
   labels = np.asarray(state.memory.labels)
   np.testing.assert_array_equal(labels[:N], 3 + np.arange(N))
   assert (labels[N:] == m.ABSENT).all()
-  # What fills up stands after the labelled rows, and has no vote.
+  # Padding follows the labelled rows and has no vote.
   known = np.asarray(state.memory.known_rows)
   np.testing.assert_array_equal(known, [*range(N), 64, 64, 64])
   assert (np.asarray(m.known_classes(state))[N:] == UNLABELLED).all()
@@ -164,7 +164,7 @@ def test_until_something_is_propagated_every_image_is_its_own_class():
     (dict(negatives=0), 'negatives'),
   ],
 )
-def test_what_cannot_work_is_refused_by_name(arguments, flag):
+def test_invalid_settings_are_refused_by_name(arguments, flag):
   with pytest.raises(InputError, match=flag):
     make(**arguments)
 
@@ -182,7 +182,7 @@ def imagenet():
 
 
 def check_no_bank_is_gathered(compiled, banks):
-  """Reads a compiled program that takes, and gives, the bank."""
+  """Check a compiled program whose input and output contain the bank."""
   rows = re.findall(r'f32\[(?:1,)?(\d+),(?:1,)?128\]', compiled.as_text())
   # Nothing with a column per number of an embedding has more rows than a
   # device's eighth of the bank.

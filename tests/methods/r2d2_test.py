@@ -416,7 +416,7 @@ def test_cutout_is_in_the_first_and_the_last_stage_alone():
     (dict(batch_spec=BatchSpec(4, 0)), 'batch_unlabelled'),
   ],
 )
-def test_what_cannot_work_is_refused_by_name(arguments, flag):
+def test_invalid_settings_are_refused_by_name(arguments, flag):
   with pytest.raises(InputError, match=flag):
     make(**arguments)
 
@@ -447,7 +447,7 @@ EIGHTH = 160_160 * 1000 * 4  # bytes of the pseudo-logits on a device
 
 
 def check_nothing_whole_is_made(compiled):
-  """Reads a compiled program that takes, and gives, the pseudo-logits."""
+  """Check a compiled program with pseudo-logits as input and output."""
   # Whatever has a column per class has an eighth of the memory's rows, or no
   # more rows than the batch.
   columns = re.findall(r'f32\[(?:1,)?(\d+),(?:1,)?1000\]', compiled.as_text())

@@ -26,8 +26,8 @@ def name(request):
   forget_programs()
 
 
-class Told:
-  """An oracle for which another may stand in: what is compiled is shared."""
+class Replaceable:
+  """An oracle that can be replaced, so that compiled programs are shared."""
 
   other = oracle.Simulation(tiny.truth())
 
@@ -37,10 +37,11 @@ class Told:
 
 @functools.cache
 def shared(name, seeds):
-  """(program, asking, its oracle) of a method and a number of seeds."""
+  """(program, active learning, oracle) of a method and a number of seeds."""
   program = tiny.make_program(name, 16, seeds, None, extra=10)
-  told, among = Told(), np.ones(tiny.ROWS, bool)
-  return program, active_loop.ActiveLearning(POLICY, program, told, among), told
+  answers, among = Replaceable(), np.ones(tiny.ROWS, bool)
+  active = active_loop.ActiveLearning(POLICY, program, answers, among)
+  return program, active, answers
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -50,9 +51,9 @@ def unshared():
 
 
 def make_job(name, truth=None, seeds=(0,)):
-  program, asks, told = shared(name, len(seeds))
-  told.other = oracle.Simulation(tiny.truth() if truth is None else truth)
-  return loop_lib.Job(name, program, tiny.make_splits(seeds), asks)
+  program, active, answers = shared(name, len(seeds))
+  answers.other = oracle.Simulation(tiny.truth() if truth is None else truth)
+  return loop_lib.Job(name, program, tiny.make_splits(seeds), active)
 
 
 def asked_rows(progress, seed=0):
@@ -74,7 +75,7 @@ def test_labels_come_once_each_and_never_more_than_the_budget(name, tmp_path):
   assert (state.labels[0, len(want) :] == UNLABELLED).all()
   counts = [m['asked'] for m in lines(tmp_path) if 'asked' in m]
   assert counts == [4, 8, 10]
-  # Before the first step there is nothing to be unsure with.
+  # No query before the first step: the network has learned nothing yet.
   assert progress.asked[0]['step'] > 0
 
 
@@ -84,28 +85,28 @@ def test_what_is_learned_is_a_function_of_what_was_asked_for(name, tmp_path):
   rows = asked_rows(progress)
   known = tiny.make_splits()[0].labels >= 0
   known[rows] = True
-  # Every other label is another one: nowhere in the state is there a trace.
+  # Every other label is changed: the state must not depend on it.
   other = np.where(known, truth, (truth + 1) % tiny.CLASSES).astype(np.int32)
   job = make_job(name, other)
   again, _ = fit(tmp_path / '2', name, job=job)
   chex.assert_trees_all_equal(comparable(again), comparable(state))
   assert lines(tmp_path / '1') == lines(tmp_path / '2')
-  # And as to the labels themselves:
-  told = np.asarray(state.labels[0])[: len(known)]
-  assert (told[~known] == UNLABELLED).all()
+  # Nor are those labels in the table.
+  table = np.asarray(state.labels[0])[: len(known)]
+  assert (table[~known] == UNLABELLED).all()
 
 
 def test_an_acquired_label_is_learned_from(name, tmp_path):
-  """Two runs of which one is told other labels part ways."""
+  # Two runs that get different answers diverge.
   truth = tiny.truth()
   state, _ = fit(tmp_path / '1', name, job=make_job(name))
   lies = ((truth + 1) % tiny.CLASSES).astype(np.int32)
-  told, _ = fit(tmp_path / '2', name, job=make_job(name, lies))
+  misled, _ = fit(tmp_path / '2', name, job=make_job(name, lies))
   with pytest.raises(AssertionError):
-    chex.assert_trees_all_close(told.params, state.params, rtol=1e-3)
+    chex.assert_trees_all_close(misled.params, state.params, rtol=1e-3)
 
 
-def test_asked_to_go_while_it_chooses_it_loses_no_step_and_ends_the_same(
+def test_preempted_while_it_chooses_it_loses_no_step_and_ends_the_same(
   name, tmp_path, monkeypatch
 ):
   job, chooses = make_job(name), []
@@ -116,10 +117,10 @@ def test_asked_to_go_while_it_chooses_it_loses_no_step_and_ends_the_same(
     chooses.append(True)
     return rows(*args, **how)
 
-  told = OFTEN._replace(preempted=lambda: bool(chooses))
+  notice = OFTEN._replace(preempted=lambda: bool(chooses))
   with monkeypatch.context() as patch, pytest.raises(PreemptedError) as error:
     patch.setattr(active_loop.ActiveLearning, 'choose', note)
-    fit(tmp_path / 'parts', name, told, job)
+    fit(tmp_path / 'parts', name, notice, job)
   assert any(entry.name == 'map_rows' for entry in error.traceback)
   assert f'step {progress.asked[0]["step"]}:' in str(error.value)
   resumed, _ = fit(tmp_path / 'parts', name, OFTEN, job)
@@ -149,7 +150,7 @@ def test_killed_about_an_acquisition_it_ends_the_same(
     raise KeyboardInterrupt
 
   parts = tmp_path / 'parts'
-  # As the question is due; with the answer there, but nothing saved; and later.
+  # When the query is due; with the answer there, but nothing saved; and later.
   for patched in (
     stop_at(at),
     (active_loop.ActiveLearning, 'query', stop_within),
@@ -181,7 +182,7 @@ def test_the_labelled_part_of_a_step_draws_from_new_labels_too(tmp_path):
   assert set(asked_rows(progress)) < seen
 
 
-def test_the_unlabelled_part_leaves_out_what_has_become_labelled(tmp_path):
+def test_the_unlabelled_part_leaves_out_images_that_have_got_a_label(tmp_path):
   split = tiny.make_splits()[0]
   labels = split.labels.copy()
   row = int(np.flatnonzero(labels < 0)[0])

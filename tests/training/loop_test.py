@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 
-from ssljax.core import Averaging, Method, Stage, TrainState
+from ssljax.core import Averaging, BatchSpec, Method, Stage, TrainState
 from ssljax.distributed import preemption
 from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError
@@ -34,7 +34,7 @@ from ssljax.training.compiled import Program
 
 def test_stops_are_multiples_of_each_period_and_the_end():
   assert list(rounds.stops(0, 10, [4, 5])) == [4, 5, 8, 10]
-  # From a resumed step the same stops follow.
+  # The same stops follow when a run resumes.
   assert list(rounds.stops(5, 10, [4, 5])) == [8, 10]
   assert list(rounds.stops(0, 3, [10])) == [3]
 
@@ -44,7 +44,7 @@ def test_calls_cover_a_span_without_overlap():
   assert list(rounds.calls(0, 2, 1)) == [(0, 1), (1, 2)]
 
 
-def test_checkpoints_stay_at_the_ends_of_stages_and_every_so_often():
+def test_checkpoints_are_permanent_at_ends_of_stages_and_every_so_often():
   stages = [tiny.METHODS['supervised'](lambda *_: None, n) for n in (5, 4)]
   stages = [m.stages[0]._replace(name=str(m.stages[0].steps)) for m in stages]
   method = Method(name='two', stages=tuple(stages))
@@ -54,10 +54,10 @@ def test_checkpoints_stay_at_the_ends_of_stages_and_every_so_often():
   assert loop.permanent(method, False, 6) == []
 
 
-def test_a_checkpoint_that_is_to_stay_is_saved_on_its_step(tmp_path):
+def test_a_permanent_checkpoint_is_saved_at_its_step(tmp_path):
   options = OPTIONS._replace(keep_every=1, record_every=6, evaluate_every=6)
   fit(tmp_path, 'supervised', steps=3, options=options)
-  # Without `permanent` the newest two are left.
+  # `Checkpoints` itself keeps only the newest two.
   saved = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
   assert {'2', '3'} <= saved and '1' not in saved
 
@@ -174,7 +174,7 @@ def test_a_summary_takes_the_last_step_and_the_median_of_five():
     'median_last': [3.0, 0.0],  # of 5 1 2 8 3
     'averaged': [4.0, 1.0],
   }
-  # The least error over training is a choice made on the test set: asked for.
+  # The least error over training is a choice made on the test set: optional.
   summary = evaluate.summarize(evaluations, minimum=True)
   assert summary['minimum'] == [1.0, 0.0]
 
@@ -247,8 +247,57 @@ def two_stages(**more):
   return with_method(job, change)
 
 
-# R2-D2's stages begin after 6, 12 and 14 steps, all but the first and the
-# last with a prediction of the pseudo-logits.
+def counting(**more):
+  """Three stages whose metrics have `batch.step`; the second has two epochs."""
+
+  def count(params, state, batch, key):
+    loss, (state, metrics) = plain(params, state, batch, key)
+    at = jnp.asarray(batch.step, jnp.float32)
+    return loss, (state, metrics | {'at': at})
+
+  job = tiny.make_job('supervised', **more)
+  plain = job.program.method.stages[0].loss
+
+  def change(method):
+    first = method.stages[0]._replace(loss=count)
+    epochs = first._replace(
+      name='epochs',
+      steps=0,
+      epochs=2,
+      batch_spec=BatchSpec(0, 8, include_labelled=True),
+      multiplicity=lambda state: (state.labels >= 0).astype(jnp.int32),
+    )
+    last = first._replace(name='last', keep_optimizer=True)
+    return method._replace(stages=(first, epochs, last))
+
+  return with_method(job, change)
+
+
+@pytest.mark.parametrize('per_call', [1, 2])
+def test_every_stage_counts_its_own_steps_also_when_it_resumes(
+  tmp_path, monkeypatch, per_call
+):
+  job = counting(steps=4, seeds=(0, 1))
+  options = loop.Options(
+    evaluate_every=2,
+    record_every=per_call,
+    checkpoint_seconds=0.0,
+    steps_per_call=per_call,
+  )
+  for at in (2, 7, 12):  # in each stage
+    fit_until(at, monkeypatch, tmp_path, '', options, job)
+  _, progress = fit(tmp_path, '', options, job)
+  # 24 labelled rows are three steps of eight, twice; before and after: four.
+  assert progress.ends == (4, 10, 14)
+  starts = {'supervised': 0, 'epochs': 4, 'last': 10}
+  found = [m for m in lines(tmp_path) if 'at' in m]
+  assert len({m['step'] for m in found}) == (14 if per_call == 1 else 8)
+  for m in found:
+    assert m['at'] == m['step'] - 1 - starts[m['stage']]
+
+
+# R2-D2's stages begin after 6, 12 and 14 steps; all but the first and the last
+# begin with a prediction of the pseudo-logits.
 @pytest.mark.parametrize(
   ('make', 'stops'),
   [
@@ -285,44 +334,48 @@ def test_a_run_resumes_in_any_stage_bit_for_bit(
   assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
 
 
-class Told:
-  """A notice that comes after so many looks at it.
+class PreemptedAfter:
+  """A notice of preemption that comes after so many checks.
 
-  There is one after every call, one after every stop, and one before every
-  batch of a sweep.
+  The loop checks after every call, after every stop, and before every batch of
+  a pass over the data set.
   """
 
-  def __init__(self, looks):
-    self.looks = looks
+  def __init__(self, checks):
+    self.checks = checks
 
   def __call__(self):
-    self.looks -= 1
-    return self.looks < 0
+    self.checks -= 1
+    return self.checks < 0
 
 
 @pytest.mark.parametrize(
-  ('name', 'looks', 'second'),  # of its sweeps is before the step after it
+  # `checks` are so many that the run is in its second pass over the data set,
+  # which comes after step `second`.
+  ('name', 'checks', 'second'),
   [('r2d2', 20, 12), ('deepbass', 28, 17)],
 )
-def test_a_run_that_is_asked_to_go_loses_no_step_and_ends_the_same(
-  tmp_path, name, looks, second
+def test_a_preempted_run_loses_no_step_and_ends_the_same(
+  tmp_path, name, checks, second
 ):
   job = tiny.make_job(name)
   run = lambda folder, options: fit(tmp_path / folder, name, options, job)
   whole, _ = run('whole', OPTIONS)
-  steps, sweeps = [], set()
-  for later in (0, 1, 2, 3, 5, looks):  # on its steps, between them, in sweeps
-    told = OPTIONS._replace(preempted=Told(later))
-    with pytest.raises(PreemptedError, match=f'{name}.*the same command') as e:
-      run('parts', told)
+  steps, passes = [], set()
+  for later in (0, 1, 2, 3, 5, checks):  # in steps, between them, in passes
+    notice = OPTIONS._replace(preempted=PreemptedAfter(later))
+    with pytest.raises(
+      PreemptedError, match=f'{name}.*the same command to resume'
+    ) as e:
+      run('parts', notice)
     steps.append(int(re.search(r'saved step (\d+)', str(e.value))[1]))
     saved = {p.name for p in (tmp_path / 'parts/checkpoints').iterdir()}
     assert str(steps[-1]) in saved
     if any(entry.name == 'map_rows' for entry in e.traceback):
-      sweeps.add(steps[-1])
+      passes.add(steps[-1])
   assert steps[0] == 1 and (np.diff(steps[:4]) > 0).all()
   assert steps == sorted(steps)
-  assert sweeps == {6, second}
+  assert passes == {6, second}
   resumed, _ = run('parts', OPTIONS)
   chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
   assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')

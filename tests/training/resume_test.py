@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as if it never had been."""
+"""A run that is killed several times ends like an uninterrupted one."""
 
 import json
 import pathlib
@@ -14,8 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-# R2-D2 has all there is to resume: stages, a memory, and repredictions after
-# 40, 80 and 100 steps.
+# R2-D2 has stages, a memory, and repredictions after 40, 80 and 100 steps.
 SCRIPT = binary.EXPERIMENTS / 'r2d2.py'
 STEPS = 160
 FLAGS = (
@@ -37,7 +36,7 @@ CHECKPOINTS = pathlib.Path('checkpoints', 'r2d2', 'seed-0')
 
 
 def start(folder):
-  """The run as a process; what it says goes to a file beside its folder."""
+  """Start the run as a process that writes a log beside its folder."""
   with open(f'{folder}.log', 'a') as log:
     return subprocess.Popen(
       [sys.executable, SCRIPT, *FLAGS, f'--workdir={folder}'],
@@ -48,7 +47,7 @@ def start(folder):
 
 
 def finish(folder):
-  """Lets the run come to its end; everything that it has said so far."""
+  """Run to the end, and return the whole log."""
   status = start(folder).wait(timeout=300)
   said = pathlib.Path(f'{folder}.log').read_text()
   assert status == 0, said
@@ -61,12 +60,12 @@ def saved_steps(folder):
 
 
 def kill_after_checkpoint(folder, step, wait):
-  """SIGKILLs the run some time after it has a checkpoint beyond a step."""
+  """Send SIGKILL some time after there is a checkpoint beyond a step."""
   process = start(folder)
   deadline = time.monotonic() + 120
   while max(saved_steps(folder), default=-1) <= step:
     if process.poll() is not None:
-      break  # it has reached its end
+      break  # the run has ended
     assert time.monotonic() < deadline, 'no checkpoint within two minutes'
     time.sleep(0.01)
   time.sleep(wait)
@@ -74,8 +73,8 @@ def kill_after_checkpoint(folder, step, wait):
   return process.wait()
 
 
-def ask_to_go_after_checkpoint(folder, step):
-  """SIGTERMs the run once it has a checkpoint beyond a step; its status."""
+def preempt_after_checkpoint(folder, step):
+  """Send SIGTERM once there is a checkpoint beyond a step, and wait."""
   process = start(folder)
   while max(saved_steps(folder), default=-1) <= step:
     assert process.poll() is None
@@ -85,7 +84,7 @@ def ask_to_go_after_checkpoint(folder, step):
 
 
 def arrays(folder):
-  """Every array of the last checkpoint, as it lies on disk."""
+  """Return every array of the last checkpoint on disk."""
   newest = folder / CHECKPOINTS / str(STEPS) / 'state'
   return ocp.StandardCheckpointer().restore(newest.absolute())
 
@@ -96,15 +95,15 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
   moments = random.Random(int(time.time()))
   wait = moments.uniform(0.0, 0.3)
   assert kill_after_checkpoint(folder, 48, wait) == -signal.SIGKILL
-  # In another stage. Asked, it goes of itself, and says where it is.
-  assert ask_to_go_after_checkpoint(folder, 88) == 0
+  # In another stage, by SIGTERM: the run saves, reports its step and exits.
+  assert preempt_after_checkpoint(folder, 88) == 0
   said = pathlib.Path(f'{folder}.log').read_text()
   newest = max(saved_steps(folder))
   assert f'saved step {newest}: run the same command to resume' in said
   result = json.loads((folder / 'result.json').read_text())
   assert not result['complete']
 
-  # The newest checkpoint is truncated too: the one before it is taken.
+  # With the newest checkpoint truncated, the one before it is restored.
   newest = max(saved_steps(folder))
   assert newest < STEPS and len(saved_steps(folder)) > 1
   where = folder / CHECKPOINTS
