@@ -276,9 +276,9 @@ def compile_step(planned: Subject, program, numbers, state) -> Step:
   size = stages[0].batch_spec.size
   pixels, fitted, rows = step_inputs(planned, program, size)
   state = checkpoint.abstract(state, program.sharding)
-  compiled = (
-    program.steps[numbers[0]].lower(state, (pixels, fitted), rows).compile()
-  )
+  first = jax.ShapeDtypeStruct((), np.int32, sharding=program.whole)
+  step = program.steps[numbers[0]]
+  compiled = step.lower(state, (pixels, fitted), rows, first).compile()
   parts = footprint.parts(state, program.sharding)
   parts['images of a step' if planned.is_streamed else 'images'] = _part(pixels)
   if not planned.is_streamed:
