@@ -112,7 +112,7 @@ def train(
     recorder = _Observed(recorder, on_measurement)
   with (
     contextlib.closing(recorder),
-    preemption.Notice().listen() as preempted,
+    _notice(folder) as preempted,
   ):
     jobs = _Jobs(run, folder, recorder, preempted, result, on_finish)
     jobs.progress = progress
@@ -123,6 +123,13 @@ def train(
   result['goodput'] = round(jobs.stepping / wall, 3)
   keep_result(folder, result)
   return result
+
+
+def _notice(folder: pathlib.Path | None):
+  """Listen to SIGTERM, if there is a folder in which a state can be saved."""
+  if folder is None:
+    return contextlib.nullcontext(lambda: False)
+  return preemption.Notice().listen()
 
 
 class _Jobs:
