@@ -82,8 +82,8 @@ def presets_table(store: runs.Store) -> str:
 def rows_by_preset() -> dict[str, dict]:
   """Return preset -> number -> its rows as (table, row, budget).
 
-  A number is identified by (run, take, measurement). Several rows may share one,
-  for example in two tables of a paper.
+  A number is identified by (run, take, measurement). Several rows may share
+  one, for example in two tables of a paper.
   """
   found = {}
   for table in tables.known_tables().values():

@@ -121,7 +121,7 @@ def test_only_memory_labels_and_images_depend_on_how_many_images_there_are():
   assert sorted(after.moved) == sorted(before.moved) != []
   # Exchanges in a loop would be repeated, and unordered on CPUs.
   assert all(exchange.times == 1 for exchange in before.moved)
-  # The step copies a device's own pseudo-labels or confidences, no more.
+  # The step copies at most a device's own pseudo-labels or confidences.
   copied = after.activations - before.activations
   assert 0 <= copied < 2 * 4 * 2**17 // 4
   more = {
@@ -156,7 +156,7 @@ def test_the_parts_are_what_the_compiled_step_is_given():
   sizes = compiled[-1].memory_analysis()
   given = sum(part.bytes for name, part in step.parts.items())
   given -= step.parts['test images'].bytes
-  rows = 128 * 4 // 4  # of the batch, on one of four devices
+  rows = 128 * 4 // 4  # bytes of the batch's rows on one of four devices
   assert sizes.argument_size_in_bytes == given + rows
   assert step.activations == sizes.temp_size_in_bytes
   assert step.moved == exchanges(compiled[-1].as_text())
@@ -305,7 +305,7 @@ def test_several_numbers_of_devices_stand_side_by_side(capsys):
   assert table['sent in a step: supervised'][1] == '0 B'
 
 
-def test_more_devices_than_this_machine_has_are_planned_for():
+def test_more_devices_than_this_machine_has_can_be_planned_for():
   script = (
     'import jax\n'
     'from ssljax.experiments import plan\n'
