@@ -1,4 +1,4 @@
-"""Learning by Association beside the supervised baseline.
+"""Train Learning by Association and the supervised baseline.
 
 python experiments/association.py
 python experiments/association.py \

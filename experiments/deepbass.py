@@ -1,4 +1,4 @@
-"""DeepBASS; its first stage is the supervised baseline.
+"""Train DeepBASS; its first stage is the supervised baseline.
 
 python experiments/deepbass.py
 python experiments/deepbass.py \

@@ -1,4 +1,4 @@
-"""LLP beside the supervised baseline.
+"""Train LLP and the supervised baseline.
 
 python experiments/llp.py
 python experiments/llp.py --flagfile=experiments/presets/llp.cifar10-4000.flags

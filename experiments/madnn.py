@@ -1,4 +1,4 @@
-"""MA-DNN beside the supervised baseline.
+"""Train MA-DNN and the supervised baseline.
 
 python experiments/madnn.py
 python experiments/madnn.py --flagfile=experiments/presets/madnn.mnist-100.flags

@@ -175,7 +175,7 @@ class PlanCommand(main.MethodCommand):
     require(bool(self.chosen), f'`method`: give one of {known}')
     counts = device_counts(self.values.devices)
     config = self.config()
-    dataset = planning.outline(config)
+    dataset = planning.outline_of(config)
     make_devices(max(counts))
     planned = planning.subject(config, dataset)
     plans = [planning.make_plan(planned, count) for count in counts]

@@ -136,7 +136,7 @@ def report(
     **probing.measure(embedded, logits, dataset.classes),
   }
   if asked['readout']:
-    result['readout'] = probing.fit_readout(
+    result['readout'] = probing.evaluate_readout(
       finished,
       state,
       on=open_readout(finished, asked),

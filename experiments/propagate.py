@@ -142,7 +142,7 @@ def draw_subsamples(labels, asked: dict[str, Any]) -> list:
   ]
 
 
-def compare(
+def measure_accuracies(
   embeddings, subsamples, classes: int, shared: dict[str, Any]
 ) -> dict[str, list[float]]:
   """Return accuracies in percent by method, one for each subsample.
@@ -309,7 +309,9 @@ def act(asked: dict[str, Any]) -> None:
   out = pathlib.Path(asked['out']).expanduser() if asked['out'] else None
   if out:
     make_parent(out)
-  accuracies = compare(images.vectors, subsamples, asked['classes'], asked)
+  accuracies = measure_accuracies(
+    images.vectors, subsamples, asked['classes'], asked
+  )
   if out:
     write_result(out, images.name, accuracies, asked)
   print(as_table(images.name, accuracies, asked))

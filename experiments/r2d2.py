@@ -1,4 +1,4 @@
-"""R2-D2; its first stage is the supervised baseline.
+"""Train R2-D2; its first stage is the supervised baseline.
 
 python experiments/r2d2.py
 python experiments/r2d2.py \

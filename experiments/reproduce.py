@@ -28,7 +28,7 @@ from ssljax.cli import main, tool
 from ssljax.errors import InputError, positive, require
 from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import readme_tables, runs, tables
-from ssljax.experiments.papers.runs import Run, Store
+from ssljax.experiments.papers.runs import PresetRun, Store
 from ssljax.runs import run_folder
 from ssljax.runs import summary as summary_lib
 
@@ -38,7 +38,7 @@ TIMED = (2, 5)  # steps between which time is measured; the first are slower
 # Training and measuring.
 
 
-def train(store: Store, run: Run, seed: int, data_dir) -> None:
+def train_run(store: Store, run: PresetRun, seed: int, data_dir) -> None:
   """Train or resume a run under one split, and store its results.
 
   Raises:
@@ -79,18 +79,18 @@ def measure_row(store: Store, row: tables.Row, seed: int, data_dir) -> None:
     InputError: a program failed.
   """
   run = runs.run_of(row)
-  train(store, run, seed, data_dir)  # The run's folder may be missing.
+  train_run(store, run, seed, data_dir)  # The run's folder may be missing.
   with tempfile.TemporaryDirectory() as out:
     probe = [*runs.program('probe'), f'--seed={seed}', *row.probe]
     where = f'--run={store.folder(run, seed)}', f'--out={out}/probe.npz'
     call([*probe, *where, *runs.data_flag(data_dir)])
-    kind = row.look.split(',')[0]
+    kind = row.measurement.split(',')[0]
     if kind == 'propagate':
       # Relative names keep local paths out of the stored result.
       files = '--embeddings=probe.npz', '--out=propagate.json'
       call([*runs.program('propagate'), *row.propagate, *files], folder=out)
     found = json.loads((pathlib.Path(out) / f'{kind}.json').read_text())
-  store.keep_look(run, seed, row.look, found)
+  store.keep_measurement(run, seed, row.measurement, found)
 
 
 def call(command: list[str], folder: str | None = None) -> None:
@@ -163,7 +163,7 @@ def run_row(store: Store, row: tables.Row, asked: dict[str, Any]) -> None:
     return
   for seed in runs.seeds_of(row, asked['seeds']):
     if not store.result(run, seed):
-      train(store, run, seed, data_dir)
+      train_run(store, run, seed, data_dir)
     if not store.is_done(row, seed):
       measure_row(store, row, seed, data_dir)
 
@@ -209,32 +209,32 @@ def reproduce_figure(asked: dict[str, Any]) -> None:
   seeds = range(sized.first, sized.first + count)
   for run in runs.runs_of(sized):
     for seed in seeds:
-      train(store, run, seed, data_dir)
-  for number, part in enumerate(sized.parts):
-    shown = [Run(preset, tuple(flags)) for preset, *flags in part.runs]
+      train_run(store, run, seed, data_dir)
+  for number, panel in enumerate(sized.parts):
+    shown = [PresetRun(preset, tuple(flags)) for preset, *flags in panel.runs]
     folders = [store.folder(run, seed) for run in shown for seed in seeds]
     picture = store.picture(figure, asked['budget'], number)
-    draw_part(part, folders, picture, data_dir)
+    draw_panel(panel, folders, picture, data_dir)
     print(f'{picture}{sized.note}')
 
 
-def draw_part(
-  part: tables.Part,
+def draw_panel(
+  panel: tables.Panel,
   folders: list[pathlib.Path],
   picture: pathlib.Path,
   data_dir,
 ) -> None:
-  """Draw a part of a figure.
+  """Draw a panel of a figure.
 
   Args:
-    part: the part.
+    panel: the panel.
     folders: folders of the runs.
     picture: PNG file to write.
     data_dir: folder of prepared data sets, or None.
   """
   with tempfile.TemporaryDirectory() as out:
     command = [*runs.program('figures'), f'--out={out}']
-    command += [f'--figure={part.drawn}', *part.arguments]
+    command += [f'--figure={panel.drawn}', *panel.arguments]
     command += [f'--run={folder}' for folder in folders]
     call([*command, *runs.data_flag(data_dir)])
     (drawn,) = pathlib.Path(out).glob('*.png')
@@ -362,7 +362,7 @@ def measure_steps(store: Store, asked: dict[str, Any]) -> None:
           store.keep_step_time(run, step)
 
 
-def time_steps(run: Run, data_dir) -> dict[str, float] | None:
+def time_steps(run: PresetRun, data_dir) -> dict[str, float] | None:
   """Start a run, time its first steps, and stop it.
 
   Work between steps, such as evaluations and passes over the data set, is not

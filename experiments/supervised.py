@@ -1,4 +1,4 @@
-"""Supervised training on the labelled images alone.
+"""Train on the labelled images alone.
 
 python experiments/supervised.py
 python experiments/supervised.py --labels=all

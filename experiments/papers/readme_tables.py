@@ -80,9 +80,10 @@ def presets_table(store: runs.Store) -> str:
 
 
 def rows_by_preset() -> dict[str, dict]:
-  """Return preset -> (run, take, look) -> its rows as (table, row, budget).
+  """Return preset -> number -> its rows as (table, row, budget).
 
-  Several rows may share a number, for example in two tables of a paper.
+  A number is identified by (run, take, measurement). Several rows may share
+  one, for example in two tables of a paper.
   """
   found = {}
   for table in tables.known_tables().values():
@@ -90,7 +91,7 @@ def rows_by_preset() -> dict[str, dict]:
       for budget in BUDGETS:
         sized = row.at(budget)
         if sized:
-          number = runs.run_of(sized), sized.take, sized.look
+          number = runs.run_of(sized), sized.take, sized.measurement
           rows = found.setdefault(sized.preset, {}).setdefault(number, [])
           rows.append((table, row, budget))
   return found

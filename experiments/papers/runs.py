@@ -3,8 +3,8 @@
 RUNS/NAME/seed-K/       folder of a run under one split
 RUNS/NAME/seed-K.flags  flags that the run was started with
 RESULTS/NAME/seed-K/    results of a finished run: run.flags, metrics.jsonl,
-                        a LOOK.json for each measurement, and result.json, which
-                        is written last
+                        a JSON file for each measurement, and result.json,
+                        which is written last
 
 NAME is the preset and the flags after it. `run.flags` holds all flags, those of
 the preset included. A result is ignored if the preset has changed since.
@@ -25,7 +25,7 @@ EMBEDDED = ('digits', 'yin-yang')  # data sets that need no files
 LINES = 200  # lines of metrics.jsonl that are kept, beside all evaluations
 
 
-class Run(NamedTuple):
+class PresetRun(NamedTuple):
   """A run of a table: a preset with flags."""
 
   preset: str
@@ -83,15 +83,17 @@ def data_flag(data_dir) -> list[str]:
   return [f'--data_dir={data_dir}'] if data_dir else []
 
 
-def run_of(row: tables.Row) -> Run:
+def run_of(row: tables.Row) -> PresetRun:
   """Return the run of a row; the row has the settings of a budget."""
-  return Run(row.preset, row.flags)
+  return PresetRun(row.preset, row.flags)
 
 
-def runs_of(figure: tables.Figure) -> dict[Run, None]:
+def runs_of(figure: tables.Figure) -> dict[PresetRun, None]:
   """Return the runs of a figure with the settings of a budget, each once."""
   runs = [run for part in figure.parts for run in part.runs]
-  return dict.fromkeys(Run(preset, tuple(flags)) for preset, *flags in runs)
+  return dict.fromkeys(
+    PresetRun(preset, tuple(flags)) for preset, *flags in runs
+  )
 
 
 def seeds_of(row: tables.Row, asked: int | None) -> range:
@@ -99,7 +101,7 @@ def seeds_of(row: tables.Row, asked: int | None) -> range:
   return range(asked or row.seeds or run_of(row).seeds)
 
 
-def missing_data(run: Run, more, data_dir) -> list[str]:
+def missing_data(run: PresetRun, more, data_dir) -> list[str]:
   """Return the data sets that are not in `data_dir`.
 
   Args:
@@ -120,31 +122,31 @@ class Store(NamedTuple):
   runs: pathlib.Path
   results: pathlib.Path
 
-  def folder(self, run: Run, seed: int) -> pathlib.Path:
+  def folder(self, run: PresetRun, seed: int) -> pathlib.Path:
     """Return the folder of a run under a split."""
     return self.runs / run.name / f'seed-{seed}'
 
-  def kept(self, run: Run, seed: int) -> pathlib.Path:
+  def result_folder(self, run: PresetRun, seed: int) -> pathlib.Path:
     """Return the folder of a run's results under a split."""
     return self.results / run.name / f'seed-{seed}'
 
-  def result(self, run: Run, seed: int) -> dict | None:
+  def result(self, run: PresetRun, seed: int) -> dict | None:
     """Return the stored `result.json`; None if missing or out of date."""
-    folder = self.kept(run, seed)
+    folder = self.result_folder(run, seed)
     lines = folder / 'run.flags'
     same = lines.exists() and lines.read_text().splitlines() == run.lines
     return run_folder.read_result(folder) if same else None
 
-  def look(self, run: Run, seed: int, look: str) -> dict | None:
+  def measurement(self, run: PresetRun, seed: int, name: str) -> dict | None:
     """Return a stored measurement of a finished run, None if missing.
 
     Args:
       run: the run.
       seed: number of the split.
-      look: name of the measurement, `Row.look`.
+      name: name of the measurement, `Row.measurement`.
     """
-    path = self.kept(run, seed) / f'{look}.json'
-    there = look and self.result(run, seed) and path.exists()
+    path = self.result_folder(run, seed) / f'{name}.json'
+    there = name and self.result(run, seed) and path.exists()
     return json.loads(path.read_text()) if there else None
 
   def is_done(self, row: tables.Row, seed: int) -> bool:
@@ -152,9 +154,12 @@ class Store(NamedTuple):
     run = run_of(row)
     if self.result(run, seed) is None:
       return False
-    return not row.look or self.look(run, seed, row.look) is not None
+    return (
+      not row.measurement
+      or self.measurement(run, seed, row.measurement) is not None
+    )
 
-  def is_finished(self, run: Run, seed: int) -> bool:
+  def is_finished(self, run: PresetRun, seed: int) -> bool:
     """Return True if the folder of the run holds this run, complete."""
     folder = self.folder(run, seed)
     note = folder.with_suffix('.flags')
@@ -162,7 +167,7 @@ class Store(NamedTuple):
     same = note.exists() and note.read_text().splitlines() == run.lines
     return same and bool(result) and result['complete']
 
-  def begin(self, run: Run, seed: int) -> bool:
+  def begin(self, run: PresetRun, seed: int) -> bool:
     """Write the flags of a run; return True if its folder has other flags."""
     note = self.folder(run, seed).with_suffix('.flags')
     note.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +176,7 @@ class Store(NamedTuple):
     run_folder.write_atomically(note, text)
     return other
 
-  def keep(self, run: Run, seed: int) -> None:
+  def keep(self, run: PresetRun, seed: int) -> None:
     """Copy the results of a finished run; `result.json` is copied last.
 
     Raises:
@@ -179,7 +184,7 @@ class Store(NamedTuple):
     """
     if self.result(run, seed):
       return
-    folder, kept = self.folder(run, seed), self.kept(run, seed)
+    folder, kept = self.folder(run, seed), self.result_folder(run, seed)
     result = run_folder.read_result(folder)
     require(
       self.is_finished(run, seed),
@@ -193,9 +198,11 @@ class Store(NamedTuple):
     (kept / 'metrics.jsonl').write_text('\n'.join(thinned(metrics)) + '\n')
     run_folder.write_json(kept / 'result.json', without_command(result))
 
-  def keep_look(self, run: Run, seed: int, look: str, found: dict) -> None:
+  def keep_measurement(
+    self, run: PresetRun, seed: int, name: str, found: dict
+  ) -> None:
     """Store a measurement of a finished run."""
-    path = self.kept(run, seed) / f'{look}.json'
+    path = self.result_folder(run, seed) / f'{name}.json'
     run_folder.write_json(path, without_command(found))
 
   def picture(self, figure: tables.Figure, budget: str, part: int):
@@ -208,7 +215,7 @@ class Store(NamedTuple):
     path = self.runs / 'steps.json'
     return json.loads(path.read_text()) if path.exists() else {}
 
-  def keep_step_time(self, run: Run, step: dict) -> None:
+  def keep_step_time(self, run: PresetRun, step: dict) -> None:
     """Store the measured time of a step of a run."""
     self.runs.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(
@@ -254,10 +261,10 @@ def ours(
   if not seeds:
     return tables.Ours(state='not yet run')
   results = [store.result(run, seed) for seed in seeds]
-  looks = [store.look(run, seed, row.look) for seed in seeds]
+  measured = [store.measurement(run, seed, row.measurement) for seed in seeds]
   taken = [
-    tables.our_values(result, look, row.take)
-    for result, look in zip(results, looks, strict=True)
+    tables.our_values(result, measurement, row.take)
+    for result, measurement in zip(results, measured, strict=True)
   ]
   entries = [result['arms'][row.arm or result['method']] for result in results]
   # Steps and seconds are those of the complete run.

@@ -53,7 +53,7 @@ class Row(NamedTuple):
   sizes: dict[str, dict] = {}  # noqa: RUF012  fields that a budget changes
 
   @property
-  def look(self) -> str:
+  def measurement(self) -> str:
     """Name of the measurement of the finished run, '' if there is none.
 
     It is the program with its flags, as 'probe,step=4'.
@@ -94,7 +94,7 @@ class Table(NamedTuple):
   quoted: tuple[Row, ...]  # results that the paper quotes from others
 
 
-class Part(NamedTuple):
+class Panel(NamedTuple):
   """A picture of a figure."""
 
   drawn: str  # key of `catalogue.FIGURES`
@@ -107,7 +107,7 @@ class Figure(NamedTuple):
 
   name: str  # METHOD/NUMBER
   title: str
-  parts: tuple[Part, ...]
+  parts: tuple[Panel, ...]
   first: int = 0  # seed of the first split shown
   seeds: int = 1  # number of splits shown
   smaller: str = ''  # settings that are reduced compared with the paper's
@@ -182,8 +182,8 @@ def _figure(paper: str, entry: dict[str, Any]) -> Figure:
   return Figure(name, **parts(entry), sizes=sizes)
 
 
-def _parts(entries) -> tuple[Part, ...]:
-  return tuple(Part(**entry) for entry in entries)
+def _parts(entries) -> tuple[Panel, ...]:
+  return tuple(Panel(**entry) for entry in entries)
 
 
 def all_tables() -> dict[str, Table]:
@@ -208,12 +208,14 @@ def all_figures() -> dict[str, Figure]:
   return {figure.name: figure for figure in figures}
 
 
-def our_values(result: dict, look: dict | None, take: str) -> list[float]:
+def our_values(
+  result: dict, measurement: dict | None, take: str
+) -> list[float]:
   """Return our numbers of one split: one, or one per subsample.
 
   Args:
     result: `result.json` of the run.
-    look: content of `probe.json` or `propagate.json`, if the row needs it.
+    measurement: content of `probe.json` or `propagate.json`, if needed.
     take: 'last', 'averaged', 'median_last' or 'minimum', an error of the run's
       method; 'after:STAGE', the error at the end of a stage; 'arm:NAME:last',
       an error of another trained method; 'probe:KEY', with dots between nested
@@ -221,9 +223,9 @@ def our_values(result: dict, look: dict | None, take: str) -> list[float]:
   """
   kind, _, rest = take.partition(':')
   if kind == 'propagate':
-    return [100 - accuracy for accuracy in look['accuracy'][rest]]
+    return [100 - accuracy for accuracy in measurement['accuracy'][rest]]
   if kind == 'probe':
-    return [functools.reduce(operator.getitem, rest.split('.'), look)]
+    return [functools.reduce(operator.getitem, rest.split('.'), measurement)]
   if kind == 'after':
     return result['test_error_after'][rest]
   if kind == 'arm':

@@ -2,8 +2,8 @@
 
 `measure` reports the error of the nearest training image's label (Table 6 of
 LLP), the classifier's error, and how closely the images of a class lie together
-(LLP, Figure 2b-d). `fit_readout` reports the error of a softmax layer on frozen
-features (LLP, Table 4).
+(LLP, Figure 2b-d). `evaluate_readout` reports the error of a softmax layer on
+frozen features (LLP, Table 4).
 
 LLP is Zhuang, Ding, Murli, Yamins, "Local Label Propagation for Large-Scale
 Semi-Supervised Learning", 2019. A finished run is a `runs.load.Finished`.
@@ -135,7 +135,7 @@ def _nearest_error(embedded: Embedded, chosen: np.ndarray) -> float:
 # The readout.
 
 
-def fit_readout(
+def evaluate_readout(
   finished,
   state: TrainState,
   *,

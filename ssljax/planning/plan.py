@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 # The planned run.
 
 
-def outline(config: Config) -> datasets.Dataset:
+def outline_of(config: Config) -> datasets.Dataset:
   """Return the outline of a config's data set, or of its source and target."""
   data = config.data
   how = dict(

@@ -1,4 +1,4 @@
-"""Questions from the command line: a person's folder, and what is refused."""
+"""Active learning from the command line, with people as the oracle."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from ssljax.training import active_loop
 
 
 def content(folder):
-  """Every file under a folder, and what is in it."""
+  """The content of every file under a folder."""
   return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 
@@ -37,7 +37,7 @@ def test_a_person_is_asked_answers_and_the_run_goes_on_to_its_end(
   begun = json.loads((folder / 'result.json').read_text())
   assert not begun['complete'] and not begun['arms']
 
-  # Nothing filled in: the same question, and nothing else has happened.
+  # Nothing filled in: the same query, and no file has changed.
   before = first.read_bytes()
   line = binary_line(folder, capsys, 3)
   assert line.startswith(f'deepbass: {first}: ')
@@ -48,7 +48,7 @@ def test_a_person_is_asked_answers_and_the_run_goes_on_to_its_end(
   second = answers(folder, 1)
   assert line.startswith(f'deepbass: {second}: ')
 
-  # A slip is refused by line, and what was typed is kept.
+  # An invalid answer is refused by line, and the file is not changed.
   fill_in(second, lambda place, label: 'eleven' if place == 1 else label)
   kept = content(folder / 'questions'), content(folder / 'checkpoints')
   line = binary_line(folder, capsys, 2)
@@ -74,7 +74,7 @@ def test_a_person_is_asked_answers_and_the_run_goes_on_to_its_end(
 
 
 def binary_line(folder, capsys, expected):
-  """What the run says last, without a process of its own."""
+  """Run in this process; the last line of the messages."""
   status = binary.run(*command(folder, '--oracle=people'), binary='deepbass')
   error = capsys.readouterr().err
   assert status == expected, error
@@ -100,7 +100,7 @@ def test_a_person_who_tells_the_truth_is_as_good_as_the_data_set(
 
 
 @pytest.mark.slow
-def test_what_chooses_is_compiled_once_for_all_seeds(tmp_path, monkeypatch):
+def test_the_acquisition_is_compiled_once_for_all_seeds(tmp_path, monkeypatch):
   made, init = [], active_loop.ActiveLearning.__init__
 
   def count(self, *args):
@@ -165,9 +165,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('arguments', BAD)
-def test_questions_that_cannot_be_asked_are_refused_by_name(
-  arguments, tmp_path, capsys
-):
+def test_impossible_queries_are_refused_by_name(arguments, tmp_path, capsys):
   folder = tmp_path / 'run'
   args = command(folder, *arguments.split())
   line = binary.refused(capsys, *args, binary='deepbass')
@@ -175,7 +173,7 @@ def test_questions_that_cannot_be_asked_are_refused_by_name(
   assert not folder.exists()
 
 
-def test_without_dropout_one_can_ask_for_what_lies_far_apart(tmp_path):
+def test_k_centre_needs_no_dropout(tmp_path):
   args = command(tmp_path / 'run', '--dropout=0', '--acquire=k_centre')
   assert binary.run(*args, binary='deepbass') == 0
   result = json.loads((tmp_path / 'run/result.json').read_text())
@@ -183,7 +181,7 @@ def test_without_dropout_one_can_ask_for_what_lies_far_apart(tmp_path):
 
 
 @pytest.mark.slow
-def test_answers_outlast_a_run_that_is_started_anew(tmp_path, capsys):
+def test_answers_are_kept_when_a_run_is_restarted(tmp_path, capsys):
   folder = tmp_path / 'run'
   binary_line(folder, capsys, 3)
   fill_in(answers(folder, 0))
@@ -217,7 +215,7 @@ def test_no_one_is_asked_about_points(tmp_path, capsys):
 
 
 def test_labels_are_asked_for_in_the_middle_of_another_method(tmp_path):
-  # 64 images a step of 1,287: an epoch is 20 steps.
+  # 64 of 1,287 images per step: an epoch has 20 steps.
   (tmp_path / 'none.flags').touch()
   args = (
     f'--flagfile={tmp_path}/none.flags',

@@ -1,3 +1,5 @@
+"""Every preset is a valid run of its method."""
+
 import json
 import re
 from unittest import mock
@@ -8,7 +10,7 @@ import pytest
 from ssljax.runs import execute
 
 PRESETS = sorted((binary.EXPERIMENTS / 'presets').glob('*.flags'))
-# So that a preset's stages are short, and its classes have labels enough.
+# Flags that shorten the stages of a preset and need few labels per class.
 SHORT = {
   'association': (
     '--batch_unlabelled=8',
@@ -18,7 +20,7 @@ SHORT = {
     '--evaluate_every=2',
     '--nobaseline',
   ),
-  # Nothing is dropped that one could be unsure with.
+  # The small network has no dropout, which acquisition needs.
   'deepbass': (
     '--batch_unlabelled=8',
     '--iterations=0',
@@ -49,7 +51,7 @@ SHORT = {
 
 def start(preset, sets, folder, *more):
   name = preset.stem.split('.')[0]
-  # ConvLarge is compiled in its own test.
+  # ConvLarge has its own test.
   size = ('--image_size=16',) if 'imagenet' in preset.stem else ()
   return binary.run(
     f'--flagfile={preset}',
@@ -70,7 +72,7 @@ def shortened(preset):
 
 
 def put_together(preset, sets, folder, *more):
-  """The methods of a run that is about to start."""
+  """The methods of a run that is stopped before training."""
   made = []
 
   def stop(run, folder, **more):
@@ -84,9 +86,9 @@ def put_together(preset, sets, folder, *more):
 
 
 @pytest.mark.parametrize('preset', PRESETS, ids=lambda p: p.stem)
-def test_every_preset_is_put_together(preset, sets, tmp_path):
+def test_a_run_can_be_built_from_every_preset(preset, sets, tmp_path):
   header = preset.read_text()
-  # Its header says what the paper has and what was measured here.
+  # The header states the paper's number and ours.
   assert re.search(r'^# +paper:', header, re.M), preset
   assert re.search(r'^# +ours:', header, re.M), preset
   methods = put_together(preset, sets, tmp_path / 'run', *shortened(preset))
@@ -108,7 +110,7 @@ OF_R2D2 = [preset for preset in PRESETS if preset.stem.startswith('r2d2.')]
 
 @pytest.mark.parametrize('preset', OF_R2D2, ids=lambda p: p.stem)
 def test_a_preset_of_r2d2_has_the_stages_of_its_column(preset, sets, tmp_path):
-  # The sets are small; the stages are as long as they are.
+  # The data sets are small, but the stages keep their lengths.
   small = '--batch_labelled=8', '--batch_unlabelled=8', '--pretrain_batch=8'
   made = put_together(
     preset, sets, tmp_path / 'run', '--unlabelled=rest', *small
@@ -119,20 +121,20 @@ def test_a_preset_of_r2d2_has_the_stages_of_its_column(preset, sets, tmp_path):
   assert len(repeated) == {'a': 0, 'b': 1}.get(column, 4)
   predicted = [stages[name].per_example is not None for name in repeated]
   assert predicted == [column not in 'bd'] * len(repeated)
-  # Those of the paper's size repeat for as long as they deciphered.
+  # In the paper's size the repetitions are as long as the decipher stage.
   ours = {'r2d2.digits', 'r2d2.mnist-1000', 'r2d2.cifar10-4000-cpu'}
   if repeated and preset.stem not in ours:
     length = sum(stages[name].steps for name in repeated)
     assert length == stages['decipher'].steps
 
 
-# Those of the paper; the digits are our own.
+# Presets of the paper; the one on digits is our own.
 OF_DEEPBASS = [
   preset
   for preset in PRESETS
   if re.match(r'deepbass\.(mnist|yin)', preset.stem)
 ]
-# Labels a run ends with.
+# Number of labels at the end of a run.
 ENDS_WITH = {'yin-yang-8': 80, 'mnist-100': 300, 'mnist-1000': 1000}
 
 
@@ -143,7 +145,7 @@ def test_a_preset_of_deepbass_has_the_schedule_of_its_paper(preset):
   number = lambda name: int(given[name])
   name = preset.stem.removeprefix('deepbass.')
   labels = number('labels') * (2 if name.startswith('yin') else 10)
-  # A hundred epochs of twenty copies, in whole batches of 256.
+  # A hundred epochs of twenty copies, in full batches of 256.
   assert number('steps') == 100 * -(-labels * 20 // 256)
   if number('iterations'):
     questions = -(-number('iterations') // number('query_every'))

@@ -70,14 +70,14 @@ def train(base, *more):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A finished run that has kept some checkpoints."""
+  """A finished run with several kept checkpoints."""
   base = tmp_path_factory.mktemp('llp')
   return train(base, '--keep_stages', '--keep_every=2')
 
 
 @pytest.fixture(scope='module')
 def bare(tmp_path_factory):
-  """A finished run that has kept its last checkpoint alone."""
+  """A finished run with its last checkpoint alone."""
   run = train(tmp_path_factory.mktemp('bare'), '--seed=1')
   shutil.rmtree(run / 'checkpoints/llp/seed-1/2')
   return run
@@ -117,7 +117,7 @@ def test_the_embeddings_are_of_all_images_but_those_held_out(probed, folder):
 
 
 @pytest.mark.slow
-def test_a_run_that_asked_for_labels_is_probed_with_what_it_was_told(tmp_path):
+def test_labels_acquired_during_training_count_as_labelled(tmp_path):
   # More labels than 256: tables are padded to a multiple of it.
   asks = '--acquire=random', '--query_size=300', '--budget=300'
   run = train(tmp_path, *asks)
@@ -138,7 +138,7 @@ def test_the_nearest_neighbours_are_scikit_learns(probed):
     oracle, labels = KNeighborsClassifier(1), arrays['train_labels'][rows]
     oracle.fit(arrays['train'][rows], labels)
     share = oracle.score(arrays['test'], arrays['test_labels'])
-    # Where two are as near but for rounding, each may be the nearest.
+    # With two equally near neighbours up to rounding, either may be found.
     (apart, near) = oracle.kneighbors(arrays['test'], 2)
     ties = (np.diff(apart)[:, 0] < 1e-5) & (np.diff(labels[near])[:, 0] != 0)
     assert ties.sum() < 5
@@ -183,7 +183,7 @@ def test_a_readout_learns_from_the_features(folder, capsys):
   read = json.loads((folder / 'probe.json').read_text())['readout']
   assert read['feature'] == 8 and read['dataset'] == 'digits'
   assert read['train_images'] == 1197 and read['test_images'] == 500
-  # All labels on a linear layer, against 7 steps on 20 of them.
+  # A linear layer on all labels, against 7 steps on 20 labels.
   written = json.loads((folder / 'probe.json').read_text())['test_error']
   error = read['test_error']['softmax']
   assert error < written['softmax'] - 10
@@ -203,7 +203,7 @@ def test_another_data_set_is_read_out_at_the_runs_size(folder, sets):
   assert read['dataset'] == 'mnist' and read['feature'] == 8
 
 
-def test_features_are_what_stands_before_the_heads(finished):
+def test_features_are_the_inputs_of_the_heads(finished):
   feed, rows = finished.program.data.train, np.arange(5)
   outputs = finished.infer(finished.state, feed, rows)
   features = finished.features(finished.state, feed, rows)
@@ -227,7 +227,7 @@ def test_chunks_change_nothing(finished, monkeypatch):
 
 @pytest.fixture(scope='module')
 def drawn(folder, tmp_path_factory):
-  """Where all figures have been drawn."""
+  """The folder with all figures."""
   out = tmp_path_factory.mktemp('drawn')
   for name, more in FIGURES.items():
     asked = f'--figure=llp/{name}', f'--run={folder}', f'--out={out}', *more
@@ -286,7 +286,7 @@ def test_two_runs_are_compared_at_their_ends(folder, bare, tmp_path, drawn):
   for name in ('2b', '2cd'):
     status = binary.run(f'--figure=llp/{name}', *both, binary='figures')
     assert status == 0
-  # Both folders are called 'run': what they lie in tells them apart.
+  # Both folders are called 'run'; the names of their parents differ.
   one, other = folder.parent.name, bare.parent.name
   rows = table(tmp_path, '2cd.seed-0.norms')
   assert list(rows[0]) == ['class', one, other]
@@ -319,7 +319,7 @@ def test_scaling_keeps_the_distances_that_two_dimensions_can_hold():
   xy = llp_maps.metric_mds(flat @ basis.T)  # in five dimensions, on a plane
   between = lambda p: np.linalg.norm(p[:, None] - p[None], axis=-1)
   np.testing.assert_allclose(between(xy), between(flat), atol=1e-2)
-  # And turned back it is what it was, about its mean.
+  # Rotated back, the points equal the original ones around their mean.
   centred = flat - flat.mean(axis=0)
   np.testing.assert_allclose(llp_maps.align(xy, centred), centred, atol=1e-2)
 
@@ -331,7 +331,7 @@ def test_typical_classes_leave_out_those_without_images():
   assert llp_maps.typical(np.array([np.nan, 0.3])).tolist() == [1]
 
 
-def test_runs_are_called_by_their_folders_where_these_differ():
+def test_runs_are_named_by_the_differing_parts_of_their_folders():
   run = lambda path: mock.Mock(folder=pathlib.Path(path))
   names_of = comparison.names_of
   assert names_of([run('a/x'), run('a/y')]) == ['x', 'y']
@@ -339,7 +339,7 @@ def test_runs_are_called_by_their_folders_where_these_differ():
   assert names_of([run('a/x'), run('x')]) == ['a/x', 'x']
 
 
-def test_runs_of_other_splits_are_alike_and_those_of_other_flags_are_not(
+def test_runs_that_differ_in_their_splits_alone_are_one_group(
   tmp_path,
 ):
   # Folders of version 0.1: their method is in result.json alone.

@@ -1,3 +1,5 @@
+"""`propagate.py` from the command line, on tiny files."""
+
 import json
 
 import binary
@@ -19,7 +21,7 @@ COUNT = 60  # images of five classes
 
 
 def arrays():
-  """A test part whose classes are narrow cones, and something else."""
+  """A test part whose classes are narrow cones, and an array to ignore."""
   rng = np.random.default_rng(0)
   labels = np.arange(COUNT) % 5
   cones = 2 * np.eye(5)[labels] + 0.2 * rng.normal(size=(COUNT, 5))
@@ -31,7 +33,7 @@ def arrays():
 
 
 def save(folder, **changes):
-  """A file of `arrays`, some of them changed or, where None, left out."""
+  """Write `arrays` with some changed, or left out where None."""
   path = folder / 'embeddings.npz'
   kept = {k: v for k, v in (arrays() | changes).items() if v is not None}
   np.savez(path, **kept)
@@ -84,7 +86,7 @@ def test_without_a_file_it_compares_on_digits_and_says_so(capsys):
   assert "pixels of scikit-learn's digits" in printed
   assert '1 subsamples of 10 classes, 50 images each, 5 of them' in printed
   numbers = [float(line.split()[1]) for line in printed.splitlines()[3:]]
-  assert len(numbers) == 5 and min(numbers) > 40  # of 10 by chance
+  assert len(numbers) == 5 and min(numbers) > 40  # 10 by chance
 
 
 def test_the_papers_numbers_stand_beside_its_protocol(

@@ -113,7 +113,7 @@ seeds = 2
 
 @pytest.fixture
 def asked(tmp_path):
-  """Runs `reproduce.py` on that table; its exit status."""
+  """Run `reproduce.py` on the table; returns its exit status."""
   (tmp_path / 'supervised.toml').write_text(TOML)
   made = []
 
@@ -166,7 +166,7 @@ def test_a_table_is_run_once_and_extended_by_seeds(asked, capsys):
   found = cells(asked)
   assert found['one']['n'] == '2'
   assert found['one']['smaller'] == 'one label'
-  # Nothing that is kept names a folder of this machine.
+  # Stored results contain no local paths.
   kept = asked.results.glob('*/*/*')
   assert not any(str(asked.results.parent) in x.read_text() for x in kept)
   assert found['its twin']['n'] == '2'
@@ -187,7 +187,6 @@ def test_a_table_is_run_once_and_extended_by_seeds(asked, capsys):
   assert now['one']['values'].startswith(found['one']['values'])
 
 
-# Where a kill leaves what: (what is called before, what is gone after it).
 @pytest.mark.parametrize(
   'moment', ['in the run', 'before it is kept', 'while it is kept']
 )
@@ -222,7 +221,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(
   assert same(cells(asked)) == same(whole)
 
 
-def test_a_run_that_was_asked_to_go_is_not_kept(asked, monkeypatch):
+def test_the_results_of_an_interrupted_run_are_not_stored(asked, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(preemption.Notice, '__call__', lambda self: True)
     with pytest.raises(SystemExit):
@@ -232,16 +231,14 @@ def test_a_run_that_was_asked_to_go_is_not_kept(asked, monkeypatch):
   assert cells(asked)['one']['n'] == '2'
 
 
-def test_results_of_a_preset_that_has_changed_count_for_nothing(
-  asked, tmp_path
-):
+def test_results_of_a_changed_preset_are_ignored(asked, tmp_path):
   asked('--rows=1', '--seeds=1')
   text = tmp_path / 'supervised.toml'
   text.write_text(text.read_text().replace('--labels=1"', '--labels=2"'))
   asked('--rows=1', '--seeds=1')
   assert len(asked.made) == 2  # under another name
   flags = next(asked.results.glob('*labels=2*/seed-0/run.flags'))
-  # As if the preset had read otherwise then.
+  # As if the preset had been different at that time.
   lines = flags.read_text()
   flags.write_text(lines.replace('--steps=2', '--steps=3'))
   note = next((tmp_path / 'runs').glob('*labels=2*/seed-0.flags'))
@@ -251,8 +248,8 @@ def test_results_of_a_preset_that_has_changed_count_for_nothing(
   assert flags.read_text() == lines
 
 
-def test_a_row_that_fails_is_one_line_and_the_others_stand(asked, capsys):
-  # Its folder holds something else.
+def test_a_failed_row_is_one_line_and_the_other_rows_are_kept(asked, capsys):
+  # The run's folder holds other files.
   folder = asked.results.parent / 'runs/supervised.svhn-1000,steps=2/seed-0'
   (folder / 'mine').mkdir(parents=True)
   (asked.results.parent / 'data/svhn_cropped').mkdir(parents=True)
@@ -265,7 +262,7 @@ def test_a_row_that_fails_is_one_line_and_the_others_stand(asked, capsys):
 
 
 @pytest.mark.slow
-def test_a_figure_is_of_runs_that_are_made_for_it_and_may_be_a_tables(asked):
+def test_a_figure_is_drawn_from_runs_of_its_own_or_of_a_table(asked):
   asked('--figure=supervised/1')
   (picture,) = (asked.results / 'figures').glob('*')
   assert picture.name == 'supervised-1.cpu.0.png'
@@ -280,7 +277,7 @@ def test_a_figure_is_of_runs_that_are_made_for_it_and_may_be_a_tables(asked):
   assert len(asked.made) == 4  # drawn once more, from the same runs
 
 
-def test_the_list_says_how_far_each_is(asked, capsys):
+def test_the_list_shows_the_state_of_each_table_and_figure(asked, capsys):
   asked('--rows=1')
   capsys.readouterr()
   asked('--list', '--data_dir=.')
@@ -294,7 +291,7 @@ def test_the_list_says_how_far_each_is(asked, capsys):
 
 
 def made_anew(asked, tmp_path, text):
-  """A page after `--pages`, of two splits' results of the first row."""
+  """Return a page after `--pages`, with results of two splits of a row."""
   with (
     mock.patch.object(tables, 'FOLDER', tmp_path),
     mock.patch.object(tables, 'PAPERS', ('supervised',)),
@@ -320,7 +317,7 @@ def made_anew(asked, tmp_path, text):
   return once
 
 
-def test_a_page_has_the_rows_of_the_results_that_are_kept(asked, tmp_path):
+def test_a_page_has_the_rows_with_stored_results(asked, tmp_path):
   begin = '<!-- results: supervised/1 cpu -->'
   text = made_anew(
     asked, tmp_path, f'before\n{begin}\nold\n<!-- end -->\nafter\n'
@@ -345,7 +342,7 @@ def test_a_page_has_every_preset_with_the_papers_numbers_and_ours(
   files = (experiments.FOLDER / 'presets').glob('*.flags')
   assert set(by_preset) == {path.stem for path in files}
   assert by_preset['madnn.digits'] == ['–', '–', 'not yet run', '–', '–']
-  # A row at the paper's size and at that of two cores, its twin, our own.
+  # A row in two budgets, its twin, and our own row.
   assert by_preset['supervised.digits'] == [
     'supervised/1, own/mine',
     '50.00 ± 2.00; 40.00',
@@ -355,7 +352,7 @@ def test_a_page_has_every_preset_with_the_papers_numbers_and_ours(
   ]
 
 
-def test_rows_of_two_tables_that_have_one_name_keep_their_own_numbers():
+def test_rows_of_the_same_name_in_two_tables_keep_their_own_numbers():
   rows = readme_tables.rows_by_preset()['llp.imagenet-130-resnet50']
   store = runs.Store(pathlib.Path('none'), pathlib.Path('none'))
   named, papers, *_ = readme_tables.preset_cells(rows, store)
@@ -363,12 +360,12 @@ def test_rows_of_two_tables_that_have_one_name_keep_their_own_numbers():
   assert papers.startswith('11.47; 49.60; ')
 
 
-def test_a_page_says_of_a_table_without_results_that_it_is_not_yet_run():
+def test_a_table_without_results_is_shown_as_not_yet_run():
   text = tables.markdown(TABLE, [tables.Ours()], 'paper', brief=True)
   assert '|' not in text and '\n\nnot yet run\n' in text
 
 
-def test_a_table_of_no_paper_has_no_columns_of_one(asked, tmp_path):
+def test_our_own_table_has_no_columns_of_a_paper(asked, tmp_path):
   with mock.patch.object(tables, 'FOLDER', tmp_path):
     (table,) = tables.own_tables().values()
   mine = tables.Ours((4.0, 6.0), (0, 1), 2, 5.0, '1 x cpu', 'abc')
@@ -381,7 +378,7 @@ def test_a_table_of_no_paper_has_no_columns_of_one(asked, tmp_path):
   )
 
 
-def test_the_pages_have_the_tables_of_the_results_that_are_there():
+def test_the_pages_are_up_to_date_with_the_stored_results():
   store = runs.Store(pathlib.Path('none'), experiments.FOLDER / 'results')
   for page in readme_tables.PAGES:
     assert (
@@ -389,7 +386,7 @@ def test_the_pages_have_the_tables_of_the_results_that_are_there():
     )
 
 
-def test_metrics_stay_with_all_evaluations_and_some_of_the_rest():
+def test_all_evaluations_and_some_other_metrics_are_stored():
   lines = [f'{{"step": {i}, "loss": 1.0}}' for i in range(1000)]
   lines.insert(7, '{"step": 7, "test_error_last": 5.0}')
   kept = runs.thinned(lines)
@@ -398,7 +395,7 @@ def test_metrics_stay_with_all_evaluations_and_some_of_the_rest():
   assert runs.thinned(lines[:9]) == lines[:9]
 
 
-def test_a_program_that_is_called_ends_with_the_one_that_calls(tmp_path):
+def test_a_called_program_ends_with_its_caller(tmp_path):
   script = tmp_path / 'child.py'
   script.write_text(
     'import pathlib, time\n'
@@ -416,17 +413,17 @@ def test_a_program_that_is_called_ends_with_the_one_that_calls(tmp_path):
     time.sleep(0.1)
   process.terminate()
   assert process.wait(timeout=30) == 143
-  # The child has let go of the lock.
+  # The child has released the lock.
   with open(tmp_path / 'seed-0.lock') as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize('rows', ['0', '5', 'one'])
-def test_a_row_that_is_not_there_is_refused_by_number(asked, rows):
+def test_an_unknown_row_is_refused_by_number(asked, rows):
   with pytest.raises(InputError, match=rf'^rows={rows}: .*1 one'):
     asked(f'--rows={rows}')
 
 
-def test_what_is_kept_names_no_folder_of_the_machine_that_made_it():
+def test_stored_results_contain_no_local_paths():
   for path in (experiments.FOLDER / 'results').rglob('*.json'):
     assert not re.search(r'["\s=]/\w', path.read_text()), path

@@ -1,4 +1,4 @@
-"""The papers' tables as data, and what ours are compared with."""
+"""The papers' tables as data, and the comparison with our results."""
 
 import math
 
@@ -9,7 +9,7 @@ from ssljax.errors import InputError
 from ssljax.experiments.figures import catalogue
 from ssljax.experiments.papers import runs, tables
 
-# The papers' own headings: tables, and figures that are of data.
+# Numbers in the papers: tables, and figures that show data.
 HEADINGS = {
   'madnn': ((1, 2), (3, 4, 5, 6)),
   'association': ((1, 2, 3, 4, 5), (2, 3, 4)),
@@ -36,7 +36,7 @@ def test_all_tables_and_figures_of_the_papers_are_there_and_no_others():
 
 
 @pytest.mark.parametrize('name', tables.all_tables())
-def test_a_table_is_of_presets_and_has_the_papers_numbers(name):
+def test_a_table_has_presets_and_the_papers_numbers(name):
   table = tables.all_tables()[name]
   assert table.rows
   names = [row.name for row in (*table.rows, *table.quoted)]
@@ -55,7 +55,7 @@ def test_a_table_is_of_presets_and_has_the_papers_numbers(name):
 
 
 def check_flags(run):
-  """The preset is there, and its binary has every flag."""
+  """The preset exists, and its program has every flag."""
   name = run.preset.split('.')[0]
   known = binary.flag_names(name)
   for line in run.lines:
@@ -64,7 +64,7 @@ def check_flags(run):
 
 
 def check_take(row):
-  """The stage or the arm that a row takes its number from is there."""
+  """The stage or method that a row takes its number from exists."""
   method = row.preset.split('.')[0]
   kind, _, rest = row.take.partition(':')
   if kind == 'after':
@@ -82,7 +82,7 @@ def check_take(row):
 
 
 @pytest.mark.parametrize('name', tables.all_figures())
-def test_a_figure_is_of_runs_that_its_drawing_can_compare(name):
+def test_a_figure_has_as_many_runs_as_its_drawing_compares(name):
   figure = tables.all_figures()[name]
   for budget in ('paper', *tables.BUDGETS):
     sized = figure.at(budget)
@@ -95,7 +95,7 @@ def test_a_figure_is_of_runs_that_its_drawing_can_compare(name):
       assert run.preset.split('.')[0] == name.split('/')[0]
 
 
-def test_the_interval_of_a_mean_is_students_where_the_paper_has_no_deviation():
+def test_the_interval_is_students_if_the_paper_gives_no_deviation():
   # Mean 2, variance 2, so a standard error of 1; t of 1 degree, 97.5 %: tan(π
   # 0.475).
   found = tables.compare_means([1, 3], 1, None, 10)
@@ -123,7 +123,7 @@ def test_medians_are_compared_by_signs():
     -2.5, below=3, apart=4, probability=2 * 5 / 16
   )
   assert tables.as_text(found) == '-2.50, 3 of 4 below (p 0.62)'
-  # What is equal counts for neither.
+  # Equal values are not counted.
   assert tables.compare_medians([5, 4], 5)[4:] == (1, 1, 1.0)
   row = tables.Row('', 5.0, 1.0, 10, 'madnn.digits')
   assert tables.compare(MEDIANS, row, [1, 2, 3, 9]) == found
@@ -162,7 +162,7 @@ def test_an_interval_of_ours_alone_is_marked_and_explained():
   )
 
 
-def test_what_is_taken_is_where_the_row_says():
+def test_our_number_is_taken_from_the_place_in_the_row():
   result = {
     'test_error': {'last': [4], 'averaged': [3]},
     'test_error_after': {'labelled': [9]},
@@ -178,7 +178,7 @@ def test_what_is_taken_is_where_the_row_says():
   assert taken('propagate:LS', {'accuracy': {'LS': [90, 80]}}) == [10, 20]
 
 
-def test_a_smaller_size_has_flags_after_the_rows_or_with_a_preset_its_own():
+def test_a_budgets_flags_follow_the_rows_or_replace_them_with_a_preset():
   row = tables.Row('', 1.0, preset='a.b', flags=('--x=1',))
   size = lambda **fields: row._replace(sizes={'cpu': fields}).at('cpu')
   assert row.at('cpu') is None and row.at('paper') == row

@@ -98,7 +98,7 @@ LLP = '--method=llp', '--warm=0', '--preprocess=standardize'
 
 def subject(command):
   config = command.config()
-  return plan.subject(config, plan.outline(config))
+  return plan.subject(config, plan.outline_of(config))
 
 
 def resident(rows):
@@ -122,7 +122,7 @@ def test_only_memory_labels_and_images_depend_on_how_many_images_there_are():
   assert sorted(after.moved) == sorted(before.moved) != []
   # Exchanges in a loop would be repeated, and unordered on CPUs.
   assert all(exchange.times == 1 for exchange in before.moved)
-  # The step copies a device's own pseudo-labels or confidences, no more.
+  # The step copies at most a device's own pseudo-labels or confidences.
   copied = after.activations - before.activations
   assert 0 <= copied < 2 * 4 * 2**17 // 4
   more = {
@@ -157,7 +157,7 @@ def test_the_parts_are_what_the_compiled_step_is_given():
   sizes = compiled[-1].memory_analysis()
   given = sum(part.bytes for name, part in step.parts.items())
   given -= step.parts['test images'].bytes
-  rows = 128 * 4 // 4  # of the batch, on one of four devices
+  rows = 128 * 4 // 4  # bytes of the batch's rows on one of four devices
   assert sizes.argument_size_in_bytes == given + rows
   assert step.activations == sizes.temp_size_in_bytes
   assert step.moved == exchanges(compiled[-1].as_text())
@@ -232,7 +232,7 @@ def test_stages_that_differ_in_their_rates_alone_are_compiled_once():
 def test_rows_are_counted_as_a_split_has_them(args, expected):
   with planned('--method=llp', *args) as planner:
     config = planner.config()
-    assert plan.count_rows(config, plan.outline(config)) == expected
+    assert plan.count_rows(config, plan.outline_of(config)) == expected
 
 
 def test_a_state_that_does_not_fit_is_refused_with_its_largest_part():
@@ -306,7 +306,7 @@ def test_several_numbers_of_devices_stand_side_by_side(capsys):
   assert table['sent in a step: supervised'][1] == '0 B'
 
 
-def test_more_devices_than_this_machine_has_are_planned_for():
+def test_more_devices_than_this_machine_has_can_be_planned_for():
   script = (
     'import jax\n'
     'from ssljax.experiments import plan\n'

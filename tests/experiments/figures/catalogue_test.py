@@ -1,3 +1,5 @@
+"""The program `figures`, and association's figures of a tiny run."""
+
 import csv
 import io
 import json
@@ -51,7 +53,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def out(folder):
-  """Where all figures of it have been drawn."""
+  """The folder with all figures of the run."""
   for name in OF_ASSOCIATION:
     status = binary.run(
       f'--figure={name}',
@@ -66,7 +68,7 @@ def out(folder):
 
 @pytest.fixture(scope='module')
 def finished(folder):
-  """The run as a figure gets it."""
+  """The loaded run."""
   with binary.small():
     return load.load(folder, SEED)
 
@@ -97,7 +99,7 @@ def test_the_confusions_are_of_the_reported_error(folder, out):
   result = json.loads((folder / 'result.json').read_text())
   error = 100 * (1 - counts.trace() / 500)
   assert error == pytest.approx(result['test_error']['last'][SEED])
-  # Every mistake is named once.
+  # Every mistake is listed once.
   mistakes = table(out, f'association-3.seed-{SEED}.mistakes')
   assert len({row['test_row'] for row in mistakes}) == 500 - counts.trace()
   assert all(row['true'] != row['predicted'] for row in mistakes)
@@ -142,7 +144,7 @@ def test_transitions_are_distributions_that_walk_as_reported(
   ]
   np.testing.assert_allclose(visits, ab.mean(axis=0), rtol=1e-5)
 
-  # Eq. 4 as it is written.
+  # Eq. 4 with explicit sums.
   split = json.loads((folder / 'split.json').read_text())['splits'][SEED]
   assert set(labelled) == set(split['labelled'])
   assert not set(others) & set(labelled)
@@ -179,7 +181,7 @@ def test_neighbours_are_those_of_a_search_through_all_images(finished, out):
     values = [float(row['cosine']) for row in mine]
     assert query not in found and len(set(found)) == NEAREST
     assert values == sorted(values, reverse=True)
-    # Rows that are equally near to the sixth digit may change places.
+    # Rows with equal similarities up to 1e-6 may be swapped.
     everywhere = sorted(
       (cosine(query, other) for other in hidden if other != query),
       reverse=True,
@@ -191,7 +193,7 @@ def test_neighbours_are_those_of_a_search_through_all_images(finished, out):
 
 
 def numbers(state):
-  """A state with its random key as numbers."""
+  """The state with the random key as numbers."""
   return state.replace(key=jax.random.key_data(state.key))
 
 
@@ -200,7 +202,7 @@ def test_a_run_replayed_begins_and_ends_as_it_did(finished):
   rows = sampling.Sampler(batch_spec, finished.split).rows(0)
   initial = finished.program.initial([finished.split], rows[None])
   chex.assert_trees_all_equal(numbers(finished.replay(0)), numbers(initial))
-  # It was trained beside another seed, which rounds otherwise.
+  # It was trained together with another seed, with different rounding.
   assert finished.steps == STEPS
   chex.assert_trees_all_close(
     numbers(finished.replay(STEPS)), numbers(finished.state), atol=1e-3
@@ -215,12 +217,12 @@ def test_the_nearest_are_in_falling_order_without_the_query_itself():
   np.testing.assert_array_equal(values, [[0.9, 0.5], [0.3, 0.3]])
 
 
-def test_half_of_the_queries_are_of_unknown_class_where_there_are_such():
+def test_half_of_the_queries_are_of_unknown_class_if_possible():
   truth = np.array([0, 1, 2, 0, 1, 2] + [UNLABELLED] * 4)
   chosen = association_figures.choose_queries(truth, 6, seed=0)
   assert len(set(chosen.tolist())) == 6
   assert (truth[chosen] == UNLABELLED).sum() == 3
-  # All of one kind.
+  # All of known class, or all of unknown class.
   assert len(association_figures.choose_queries(truth[:6], 5, 0)) == 5
   assert len(association_figures.choose_queries(truth[6:], 4, 0)) == 4
 
@@ -228,7 +230,7 @@ def test_half_of_the_queries_are_of_unknown_class_where_there_are_such():
 def test_chunks_change_no_cosine(monkeypatch):
   rng = np.random.default_rng(0)
   vectors = rng.normal(size=(20, 4))
-  vectors[7] = 0  # is similar to nothing
+  vectors[7] = 0  # similarity 0 to all
   embed = lambda rows: vectors[rows]
   rows, queries = np.arange(3, 20), np.array([5, 9])
   whole = association_figures.cosines_to(embed, rows, queries)
@@ -246,7 +248,7 @@ def test_a_confusion_is_counted_in_the_row_of_the_truth():
   np.testing.assert_array_equal(counts, [[1, 0, 1], [0, 0, 1], [0, 0, 1]])
 
 
-def test_labelled_images_are_hidden_ones_only_where_all_are_labelled():
+def test_labelled_images_are_hidden_only_if_all_are_labelled():
   labels = np.array([0, UNLABELLED, 1, UNLABELLED], np.int32)
   admitted = np.array([True, True, True, False])
   some = Split(0, labels, admitted, np.array([], np.int32))
@@ -260,7 +262,7 @@ def long_names(count):
 
 
 def drawn_to_the_end(figure):
-  """Whether a figure can be saved."""
+  """True if the figure can be saved."""
   file = io.BytesIO()
   figure.savefig(file, format='svg')
   return b'</svg>' in file.getvalue()
@@ -280,7 +282,7 @@ def test_colour_images_of_many_classes_with_long_names_can_be_drawn():
           names,
         )
       )
-    # Where no class is known nothing is said of it.
+    # Without known classes there is no legend of them.
     for labels in (np.full((2, 3), UNLABELLED), np.array([[0, 0, 1]] * 2)):
       figure = association_figures.draw_neighbours(
         images[:6].reshape(2, 3, 8, 8, 3), labels, np.ones((2, 2)), names, ''
@@ -311,7 +313,7 @@ BAD = {
 
 @pytest.fixture(scope='module')
 def folders(folder, tmp_path_factory):
-  """Folders of runs with something the matter."""
+  """Folders of invalid runs."""
   base = tmp_path_factory.mktemp('bad')
   result = json.loads((folder / 'result.json').read_text())
   changes = {
@@ -339,7 +341,7 @@ def test_bad_input_is_one_line_that_names_the_flag(arguments, folders, capsys):
   assert not (folders['bare'] / 'checkpoints').exists()
 
 
-def test_without_matplotlib_it_says_what_to_install(folder, capsys):
+def test_without_matplotlib_the_message_tells_what_to_install(folder, capsys):
   with mock.patch.dict(sys.modules, matplotlib=None):
     line = binary.refused(
       capsys, '--figure=association/3', f'--run={folder}', binary='figures'

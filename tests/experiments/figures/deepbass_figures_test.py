@@ -29,7 +29,7 @@ RUN = (
   '--seeds=2',
   '--evaluate_every=1',
 )
-# In another order than the paper's.
+# Not in the paper's order.
 RUNS = {
   'both': ('--membership=all',),
   'first': ('--iterations=0', '--acquire=none'),
@@ -51,7 +51,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def out(folders, tmp_path_factory):
-  """Where both figures have been drawn."""
+  """The folder with both figures."""
   out = tmp_path_factory.mktemp('drawn')
   for figure, names in (('1', RUNS), ('3', ('both', 'active', 'semi'))):
     runs = [f'--run={folders}/{name}' for name in names]
@@ -81,9 +81,7 @@ def test_the_panels_stand_in_the_papers_order(out):
   assert columns[2:] == ['red first', 'red semi', 'red active', 'red both']
 
 
-def test_the_points_are_crossed_out_whose_label_was_given_or_asked_for(
-  folders, out
-):
+def test_initial_and_acquired_labels_are_marked(folders, out):
   rows = table(out, '1.seed-1.points')
   assert len(rows) == 1000
   for name in RUNS:
@@ -124,8 +122,8 @@ def test_the_title_has_the_error_that_the_run_reports(folders):
   assert title == f'active semi-supervised\n12 labels, test error {error:.1f} %'
 
 
-def test_a_stage_of_rounds_ends_with_its_last_checkpoint(folders):
-  # 8 labels, 20 copies of each: a step an epoch until they are 256.
+def test_a_stage_of_epochs_ends_at_its_last_checkpoint(folders):
+  # 8 labels in 20 copies are fewer than 256: one step per epoch.
   finished = load.load(folders / 'active', 0)
   assert finished.stage_ends == {'labelled': 3, 'iterations': 7}
   assert finished.steps == 7 and int(finished.state.step[0]) == 7
@@ -150,8 +148,8 @@ def test_a_line_is_the_mean_over_all_seeds_and_begins_after_the_first_stage(
 
 
 def test_a_line_is_read_in_the_order_of_the_iterations(tmp_path):
-  # Two seeds, three iterations; the errors within the first stage but the last
-  # are left out, as is what measures something else.
+  # Two seeds, three iterations. Of the first stage the last error counts; lines
+  # without an error are skipped.
   errors = {0: [90, 40, 30, 20, 10], 1: [80, 60, 50, 40, 30]}
   with open(tmp_path / 'metrics.jsonl', 'w', encoding='utf-8') as file:
     for seed, found in errors.items():
@@ -162,13 +160,13 @@ def test_a_line_is_read_in_the_order_of_the_iterations(tmp_path):
           file.write(json.dumps(where | values) + '\n')
   line = deepbass_figures.accuracies(tmp_path)
   np.testing.assert_array_equal(line, [[60, 70, 80, 90], [40, 50, 60, 70]])
-  # Of two numbers 20 apart: √(10² + 10²).
+  # Two numbers that differ by 20: √(10² + 10²).
   np.testing.assert_allclose(style.deviation(line), [200**0.5] * 4)
   np.testing.assert_array_equal(style.deviation(line[:1]), [0] * 4)
   assert len(metrics_writer.read(tmp_path, 'deepbass')) == 20
 
 
-def test_which_panel_a_run_is_of_is_seen_from_what_it_did():
+def test_the_panel_of_a_run_follows_from_its_labels_and_settings():
   def run(known, **settings):
     labels = np.full((1, 20), -1)
     labels[0, :known] = 0

@@ -1,4 +1,4 @@
-"""Figures 3 to 6 of MA-DNN, and a run's report, from a tiny run."""
+"""Figures 3 to 6 of MA-DNN and the HTML report, from a tiny run."""
 
 import base64
 import csv
@@ -53,7 +53,7 @@ def finished(folder):
 
 @pytest.fixture(scope='module')
 def drawn(folder, finished):
-  """Where its figures are."""
+  """The folder with its figures."""
   out = folder / 'figures'
   out.mkdir()
   with style.style():
@@ -146,7 +146,7 @@ def test_figure_6_is_equations_4_and_6_of_images_without_a_label(
 
 
 class Page(html.parser.HTMLParser):
-  """Headings, cells of tables, and where pictures and links come from."""
+  """Headings, cells of tables, and sources of pictures and links."""
 
   def __init__(self, text):
     super().__init__()
@@ -172,7 +172,7 @@ def page(folder):
   return Page((folder / 'report.html').read_text())
 
 
-def test_a_report_needs_nothing_beside_itself(page, folder):
+def test_a_report_is_one_self_contained_file(page, folder):
   assert len(page.sources) > 4
   for source in page.sources:
     kind, data = source.split(',', 1)
@@ -182,7 +182,7 @@ def test_a_report_needs_nothing_beside_itself(page, folder):
   assert not re.search(r'<(script|link|iframe)', text)
 
 
-def test_a_report_says_what_was_run_and_how_well(page, folder):
+def test_a_report_has_the_settings_and_errors(page, folder):
   result = json.loads((folder / 'result.json').read_text())
   for value in (result['commit'], result['device'], 'supervised', 'madnn'):
     assert value in page.cells
@@ -195,7 +195,7 @@ def test_a_report_says_what_was_run_and_how_well(page, folder):
   ]
 
 
-def test_a_report_has_the_errors_of_labels_nobody_gave(page, finished):
+def test_a_report_has_the_errors_of_predicted_labels(page, finished):
   at = page.cells.index('classifier')
   assert page.cells[at - 1 : at + 4] == [
     *('step', 'classifier', 'images', 'memory', 'images')
@@ -207,7 +207,7 @@ def test_a_report_has_the_errors_of_labels_nobody_gave(page, finished):
     state, data = finished.after(step), finished.program.data
     net = finished.program.net
     image = finished.dataset.train.read(rows)
-    # By hand: the network of the averaged weights; the values of near keys.
+    # Computed directly: the network with averaged weights, and the memory.
     weights = finished.program.method.weights(jax.tree.map(first, state))
     logits = net.infer(*weights, image / np.float32(255)).logits
     error = 100 * np.mean(np.argmax(logits, axis=-1) != truth)
@@ -240,7 +240,7 @@ def test_a_report_is_drawn_by_a_browser(folder, tmp_path):
   )
   with PIL.Image.open(picture) as image:
     pixels = np.asarray(image.convert('L'))
-  # Something is drawn all the way down, not a page of text alone.
+  # There is content in all parts of the page.
   filled = (pixels < 200).any(axis=1)
   assert all(part.any() for part in np.split(filled, 10))
 

@@ -1,3 +1,5 @@
+"""Figure 2 and the theorems of R2-D2, from a tiny run."""
+
 import csv
 import json
 import shutil
@@ -35,7 +37,7 @@ RUN = (
 
 
 def flat(classes):
-  """A network of two features that compiles in a moment."""
+  """A network with two features that compiles quickly."""
   return network.from_linen(binary.Flat(classes, embedding=2))
 
 
@@ -87,7 +89,7 @@ def test_the_features_are_of_all_labelled_and_some_of_all_images(folder):
   labelled = {row['train_row'] for row in rows if row['labelled'] == '1'}
   assert labelled == set(split['labelled'])
   assert 300 <= len(rows) <= 320
-  # Training has moved them.
+  # Training has changed the features.
   moved = [abs(float(r['decipher_x']) - float(r['supervised_x'])) for r in rows]
   assert min(moved) > 0
 
@@ -141,5 +143,5 @@ def test_what_cannot_be_drawn_is_one_line(folder, tmp_path, capsys):
   run = train(tmp_path, '--network=digits', '--keep_stages')
   line = refused(run)
   assert 'has 8 features' in line and '--network=lenet' in line
-  shutil.rmtree(run / 'checkpoints/r2d2/seed-0/3')  # as if it had not been kept
+  shutil.rmtree(run / 'checkpoints/r2d2/seed-0/3')  # as if not kept
   assert '--keep_stages' in refused(run)
