@@ -12,11 +12,11 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
 import pathlib
 import re
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -26,6 +26,7 @@ from ssljax.core import Average, TrainState
 from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
 
+_LOG = logging.getLogger(__name__)
 _FIELDS = tuple(
   field.name
   for field in dataclasses.fields(TrainState)
@@ -245,7 +246,7 @@ class Checkpoints:
         found = self._read(step, like)
       except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).split('\n')[0]
-        logging.warning(
+        _LOG.warning(
           'Checkpoint %s of step %d cannot be read (%s): trying the one '
           'before it.',
           self.folder,

@@ -306,14 +306,16 @@ class Program:
   ) -> dict[str, dict[str, list[float]]]:
     """Return errors in percent, as {'test': {'last': [S], ...}, ...}.
 
-    'validation' is there if there are validation images.
+    'test' and 'validation' are there if there are such images.
 
     Args:
       state: state with a leading axis [S].
       held_out: rows `[V]` of the training images for validation; may be empty.
     """
     data = self.data
-    sets = {'test': (data.test, np.arange(data.test.size), data.truth)}
+    sets = {}
+    if data.test.size:
+      sets['test'] = data.test, np.arange(data.test.size), data.truth
     if len(held_out):
       sets['validation'] = (data.train, held_out, data.validation_truth)
     errors = {}

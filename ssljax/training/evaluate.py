@@ -39,43 +39,54 @@ def error(predicted: np.ndarray, truth: np.ndarray) -> list[float]:
 
 
 def summarize(
-  evaluations: list[dict], last: int = 5, minimum: bool = False
+  evaluations: list[dict],
+  last: int = 5,
+  minimum: bool = False,
+  prefix: str = '',
 ) -> dict:
   """Return the errors of a run for `result.json`.
 
   Args:
     evaluations: evaluations of the last stage in order, each {'step': int,
-      'last': [S] percent}, and 'averaged' where the method averages weights.
+      'last': [S] percent}, and 'averaged' where the method averages weights;
+      names of errors on validation images begin with 'validation_'.
     last: number of evaluations in the median.
-    minimum: also report the smallest test error over training, for papers whose
-      protocol it is: it is a choice made on the test set.
+    minimum: also report the smallest error over training, for papers whose
+      protocol it is: on test images it is a choice made on the test set.
+    prefix: 'validation_' for the errors on validation images.
 
   Returns:
     {'last', 'median_last'}, and 'averaged' and 'minimum' where they apply:
     lists over seeds. 'last' and 'averaged' are errors at the last step,
     'median_last' is the median of the last evaluations of the trained weights.
+    Empty if there are no such images.
   """
+  last_name, averaged = f'{prefix}last', f'{prefix}averaged'
+  evaluations = [e for e in evaluations if last_name in e]
+  if not evaluations:
+    return {}
   final = evaluations[-1]
-  history = np.array([e['last'] for e in evaluations[-last:]])
+  history = np.array([e[last_name] for e in evaluations[-last:]])
   summary = {
-    'last': final['last'],
+    'last': final[last_name],
     'median_last': np.median(history, axis=0).tolist(),
   }
-  if 'averaged' in final:
-    summary['averaged'] = final['averaged']
+  if averaged in final:
+    summary['averaged'] = final[averaged]
   if minimum:
-    summary['minimum'] = np.min([e['last'] for e in evaluations], 0).tolist()
+    all_errors = [e[last_name] for e in evaluations]
+    summary['minimum'] = np.min(all_errors, 0).tolist()
   return summary
 
 
 def by_stage(
   evaluations: list[dict], ends: dict[str, int]
 ) -> dict[str, list[float]]:
-  """Return the error `[S]` of the trained weights at the end of each stage.
+  """Return the test error `[S]` at the end of each stage, by its name.
 
   Args:
     evaluations: all evaluations of a run.
     ends: last step of each stage by its name.
   """
-  errors = {e['step']: e['last'] for e in evaluations}
-  return {name: errors[end] for name, end in ends.items()}
+  errors = {e['step']: e['last'] for e in evaluations if 'last' in e}
+  return {name: errors[end] for name, end in ends.items() if end in errors}

@@ -20,6 +20,7 @@ class Options(NamedTuple):
   # True once the run has to save and exit; called on all processes at the same
   # points of the program.
   preempted: Callable[[], bool] = lambda: False
+  progress: bool = True  # show a progress bar
 
 
 class Job(NamedTuple):
@@ -39,7 +40,8 @@ class Progress(NamedTuple):
 
   stage: int = 0  # number of the current stage
   step: int = 0  # over all stages
-  evaluations: tuple = ()  # {'step', 'last': [S], ...} on the test images
+  # {'step', 'last': [S], ...}, on validation images 'validation_last' etc.
+  evaluations: tuple = ()
   seconds: float = 0.0  # in compiled steps, summed over interrupted runs
   compiling: float = 0.0  # part of `seconds` in first calls, which compile
   metrics_bytes: int = 0  # length of metrics.jsonl

@@ -104,7 +104,9 @@ def fit(
   loop = _Loop(job, options, writer, checkpoints)
   loop.begin(metrics_start)
   total = total_steps(job.program.method)
-  with metrics_writer.progress_bar(job.name, loop.progress.step, total) as bar:
+  with metrics_writer.progress_bar(
+    job.name, loop.progress.step, total, options.progress
+  ) as bar:
     for number in range(loop.progress.stage, len(loop.stages)):
       loop.run_stage(number, bar)
   checkpoints.wait()
@@ -296,7 +298,12 @@ class _Loop:
     held_out = self.job.splits[0].validation
     errors = self.program.evaluate(self.state, held_out)
     self.report.write_errors(stage, self.progress, errors)
-    evaluation = {'step': self.progress.step} | errors['test']
+    validation = errors.get('validation', {})
+    evaluation = (
+      {'step': self.progress.step}
+      | errors.get('test', {})
+      | {f'validation_{name}': validation[name] for name in validation}
+    )
     self.progress = self.progress._replace(
       evaluations=(*self.progress.evaluations, evaluation)
     )

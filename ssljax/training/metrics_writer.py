@@ -94,13 +94,16 @@ def read(folder: pathlib.Path, job: str) -> list[dict]:
   return [m for m in measured if m['job'] == job]
 
 
-def progress_bar(name: str, done: int, total: int | None) -> tqdm.tqdm:
+def progress_bar(
+  name: str, done: int, total: int | None, shown: bool = True
+) -> tqdm.tqdm:
   """Return a progress bar, shown by the first process only.
 
   Args:
     name: description of the bar.
     done: steps that are finished already.
     total: steps in total, if known.
+    shown: False shows nothing.
   """
   return tqdm.tqdm(
     desc=name,
@@ -108,5 +111,5 @@ def progress_bar(name: str, done: int, total: int | None) -> tqdm.tqdm:
     total=total,
     unit='step',
     dynamic_ncols=True,
-    disable=not multihost.is_first(),
+    disable=not (shown and multihost.is_first()),
   )
