@@ -344,7 +344,7 @@ def test_a_run_resumes_in_any_stage_bit_for_bit(
     def stop(self, at=at):
       save(self)
       if self.progress.step == at:
-        self.checkpoints.wait()
+        self.snapshots.checkpoints.wait()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
