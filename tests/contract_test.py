@@ -159,7 +159,7 @@ def fit_until(step, monkeypatch, *args, **options):
 
   def evaluate(self, stage):
     if self.progress.step == step:
-      self.checkpoints.wait()
+      self.snapshots.checkpoints.wait()
       raise StoppedError
     real(self, stage)
 

@@ -248,6 +248,26 @@ def add_known_logits(state, rows, labels):
   return state.replace(memory=memory)
 
 
+def repeated_parts(
+  repeat: int, interval: int, repredict: bool, lower: bool
+) -> list[tuple[int, float]]:
+  """Return (steps, factor of the learning rate) of each part of `repeat`.
+
+  The arguments are those of `r2d2`.
+  """
+  require(
+    not repeat or (interval > 0 and repeat % interval == 0),
+    f'`interval`={interval}: does not divide `repeat`={repeat} steps: give '
+    'one that does, or `repeat`=0 to leave the stage out',
+  )
+  steps = interval if repredict or lower else repeat
+  count = repeat // steps if repeat else 0
+  last = len(LOWERED) - 1
+  return [
+    (steps, LOWERED[min(part, last)] if lower else 1.0) for part in range(count)
+  ]
+
+
 def r2d2(
   net,
   tx,
@@ -318,35 +338,26 @@ def r2d2(
     f'`alpha`={alpha}, `beta`={beta}: training fails unless alpha is above '
     'beta (Theorem 1): lower `beta`, or insist with `force=True`',
   )
-  require(
-    not repeat or (interval > 0 and repeat % interval == 0),
-    f'`interval`={interval}: does not divide `repeat`={repeat} steps: give '
-    'one that does, or `repeat`=0 to leave the stage out',
-  )
   hole = (View(DEFAULT_VIEW, standard.cutout(cutout)),) if cutout else ()
   loss = deep_decipher_loss(net, alpha, beta, divergence, pseudo_rate)
   again = dict(per_example=predict(net), epoch_update=predict_pseudo, every=0)
 
-  def decipher(name, length, share=1.0, predicting=True):
-    stage = Stage(
+  def decipher(name, length, rate=1.0):
+    return Stage(
       name=name,
       steps=length,
-      tx=tx(length, share),
+      tx=tx(length, rate),
       batch_spec=batch_spec,
       loss=loss,
     )
-    return stage._replace(**again) if predicting else stage
 
-  part = interval if repredict or lower else repeat
+  parts = repeated_parts(repeat, interval, repredict, lower)
   repeated = [
-    decipher(
-      f'repeat {number + 1}',
-      part,
-      LOWERED[min(number, len(LOWERED) - 1)] if lower else 1.0,
-      repredict,
-    )
-    for number in range(repeat // part if repeat else 0)
+    decipher(f'repeat {number + 1}', *part) for number, part in enumerate(parts)
   ]
+  if repredict:
+    repeated = [stage._replace(**again) for stage in repeated]
+  deciphering = decipher('decipher', steps)._replace(**again)
   cosine = dict(decay='cosine', decay_at=())
   first = Stage(
     name='supervised',
@@ -368,7 +379,7 @@ def r2d2(
     last = last._replace(**again)
   return Method(
     name='r2d2',
-    stages=(first, decipher('decipher', steps), *repeated, last),
+    stages=(first, deciphering, *repeated, last),
     init=no_pseudo_labels,
     layout=P('data'),
     add_labels=add_known_logits,

@@ -128,14 +128,20 @@ class Program:
       )
       return init_stage(self.method.stages[0], state, self.method.averaging)
 
-    return self._compiled(one, (0, 0, (self._pixel_axis, None), 0))
+    return self.compile_state(one, (0, 0, (self._pixel_axis, None), 0))
 
   @property
   def _pixel_axis(self) -> int | None:
     return None if self.data.train.pixels_are_shared else 0
 
-  def _compiled(self, f: Callable, in_axes: tuple, **options) -> Callable:
-    """Compile `f`, which returns a state, over the seeds."""
+  def compile_state(self, f: Callable, in_axes: tuple, **options) -> Callable:
+    """Compile `f`, which returns a state, over the seeds.
+
+    Args:
+      f: function of one seed.
+      in_axes: axis of the seeds in each argument, as in `jax.vmap`.
+      **options: options of `jax.jit`.
+    """
     mapped = placement.over_seeds(f, self.seeds, in_axes)
     mapped = placement.on_mesh(mapped, self.mesh)
     return jax.jit(mapped, out_shardings=self.sharding, **options)
@@ -162,8 +168,9 @@ class Program:
     return steps
 
   def _compile(self, stage: Stage) -> Callable:
+    averaging = self.method.averaging
     step = placement.over_seeds(
-      make_step(stage, self._read(stage), self.method.averaging),
+      make_step(stage, read_views(stage, self.data, self.mesh), averaging),
       self.seeds,
       (0, (self._pixel_axis, None), 0, None),
     )
@@ -182,29 +189,6 @@ class Program:
       compiler_options=conv.compiler_options(),
       out_shardings=(self.sharding, self.whole),
     )
-
-  def _read(self, stage: Stage) -> Read:
-    """Return the function that makes all views of a step."""
-    reads = {view.name: self._view(view, stage) for view in all_views(stage)}
-    return lambda *args: {name: read(*args) for name, read in reads.items()}
-
-  def _view(self, view: View, stage: Stage) -> Callable:
-    """Return the function that makes one view of a step."""
-    data, part = self.data, stage.batch_spec.part(view.rows)
-    before, after = data.on_pixels, data.augmentation  # the run's own
-    if not view.after_run:
-      before = after = None
-    read = feeds.reader(
-      data.train,
-      data.preprocess,
-      _chained(after, view.augment),
-      _chained(before, view.on_pixels),
-      name=None if view.name == DEFAULT_VIEW else view.name,
-      part=None if view.rows == 'all' else part,
-    )
-    # Only what divides over the devices can be constrained to be split.
-    divides = (part.stop - part.start) % self.mesh.size == 0
-    return placement.split_images(read) if divides else read
 
   # Stages.
 
@@ -253,36 +237,9 @@ class Program:
     It maps functions over all images, and passes `before` to `make_map`.
     """
     return [
-      None if stage.epoch_update is no_update else self._epoch_update(stage)
+      None if stage.epoch_update is no_update else _epoch_update(self, stage)
       for stage in self.method.stages
     ]
-
-  def _update(self, stage: Stage) -> Callable:
-    """Compile `(state, mapped) -> state`, the last part of the update."""
-    # The new memory takes the buffers of the old one, even if it is not read.
-    return self._compiled(
-      stage.epoch_update, (0, 0), donate_argnums=0, keep_unused=True
-    )
-
-  def _epoch_update(self, stage: Stage) -> Callable:
-    feed, update = self.data.train, self._update(stage)
-    if stage.per_example is None:
-      return lambda state, before=None: update(state, None)
-    over_all = self.map_dataset(stage.per_example, feed)
-    rows = np.arange(feed.size)
-    if stage.per_labelled_example is None:
-      return lambda state, before=None: update(
-        state, over_all(state, rows, before=before)
-      )
-    over_labelled = self.map_dataset(stage.per_labelled_example, feed)
-
-    def epoch_update(state, before=None):
-      labels = multihost.fetch(state.labels)  # [S, rows]
-      known = np.flatnonzero((labels != UNLABELLED).any(axis=0))
-      labelled = over_labelled(state, known, in_place=True, before=before)
-      return update(state, (over_all(state, rows, before=before), labelled))
-
-    return epoch_update
 
   @functools.cached_property
   def multiplicity(self) -> list[Callable | None]:
@@ -306,7 +263,7 @@ class Program:
   ) -> dict[str, dict[str, list[float]]]:
     """Return errors in percent, as {'test': {'last': [S], ...}, ...}.
 
-    'validation' is there if there are validation images.
+    'test' and 'validation' are there if there are such images.
 
     Args:
       state: state with a leading axis [S].
@@ -328,9 +285,70 @@ class Program:
     return errors
 
 
+# Views.
+
+
+def read_views(stage: Stage, data: Data, mesh) -> Read:
+  """Return the function that makes all views of a step's images."""
+  reads = {v.name: _view(v, stage, data, mesh) for v in all_views(stage)}
+  return lambda *args: {name: read(*args) for name, read in reads.items()}
+
+
+def _view(view: View, stage: Stage, data: Data, mesh) -> Callable:
+  """Return the function that makes one view of a step's images."""
+  part = stage.batch_spec.part(view.rows)
+  before, after = data.on_pixels, data.augmentation  # the run's own
+  if not view.after_run:
+    before = after = None
+  read = feeds.reader(
+    data.train,
+    data.preprocess,
+    _chained(after, view.augment),
+    _chained(before, view.on_pixels),
+    name=None if view.name == DEFAULT_VIEW else view.name,
+    part=None if view.rows == 'all' else part,
+  )
+  # The compiler shards a part that the devices do not divide as it likes.
+  divides = (part.stop - part.start) % mesh.size == 0
+  return placement.split_images(read) if divides else read
+
+
 def _chained(run: Augment | None, own: Augment | None) -> Augment | None:
   """Return the run's augmentation followed by a view's own; None if neither.
 
   A view's own one always gets a part of the key, as in any chain.
   """
   return standard.chain(*filter(None, [run, own])) if own else run
+
+
+# Updates between epochs.
+
+
+def compile_update(program: Program, stage: Stage) -> Callable:
+  """Compile `(state, mapped) -> state`, the update of a stage."""
+  # The new memory takes the buffers of the old one, even if it is not read.
+  return program.compile_state(
+    stage.epoch_update, (0, 0), donate_argnums=0, keep_unused=True
+  )
+
+
+def _epoch_update(program: Program, stage: Stage) -> Callable:
+  """Return `(state, before=None) -> state`, see `Program.epoch_update`."""
+  feed, update = program.data.train, compile_update(program, stage)
+  if stage.per_example is None:
+    return lambda state, before=None: update(state, None)
+  over_all = program.map_dataset(stage.per_example, feed)
+  rows = np.arange(feed.size)
+  if stage.per_labelled_example is None:
+    return lambda state, before=None: update(
+      state, over_all(state, rows, before=before)
+    )
+  over_labelled = program.map_dataset(stage.per_labelled_example, feed)
+
+  def epoch_update(state, before=None):
+    labels = multihost.fetch(state.labels)  # [S, rows]
+    known = np.flatnonzero((labels != UNLABELLED).any(axis=0))
+    labelled = over_labelled(state, known, in_place=True, before=before)
+    return update(state, (over_all(state, rows, before=before), labelled))
+
+  return epoch_update

@@ -47,19 +47,19 @@ def summarize(
   """Summarise the errors of a run for `result.json`.
 
   Args:
-    evaluations: of the last stage, in order, each `{'step': int, name: [S]
-      percent}` with names 'last', and 'averaged' where the method averages
-      weights; those of validation images begin with 'validation_'.
-    last: number of evaluations that the median is over.
-    minimum: report the least error over training too: a choice made on the
-      test set, for papers whose protocol it is.
+    evaluations: evaluations of the last stage in order, each {'step': int,
+      'last': [S] percent}, and 'averaged' where the method averages weights;
+      names of errors on validation images begin with 'validation_'.
+    last: number of evaluations in the median.
+    minimum: also report the smallest error over training, for papers whose
+      protocol it is: on test images it is a choice made on the test set.
     prefix: 'validation_' for the errors on validation images.
 
   Returns:
-    {'last', 'median_last', maybe 'averaged', maybe 'minimum'}: lists over
-    seeds. 'last' and 'averaged' are of the last step; 'median_last' is the
-    median of the last five evaluations of the weights as trained. Empty if
-    there are no such images.
+    {'last', 'median_last'}, and 'averaged' and 'minimum' where they apply:
+    lists over seeds. 'last' and 'averaged' are errors at the last step,
+    'median_last' is the median of the last evaluations of the trained weights.
+    Empty if there are no such images.
   """
   last_name, averaged = f'{prefix}last', f'{prefix}averaged'
   evaluations = [e for e in evaluations if last_name in e]
@@ -79,7 +79,14 @@ def summarize(
   return summary
 
 
-def by_stage(evaluations: list[dict], ends: dict[str, int]) -> dict:
-  """Return the test error `[S]` at the end of each stage, by its name."""
+def by_stage(
+  evaluations: list[dict], ends: dict[str, int]
+) -> dict[str, list[float]]:
+  """Return the test error `[S]` at the end of each stage, by its name.
+
+  Args:
+    evaluations: all evaluations of a run.
+    ends: last step of each stage by its name.
+  """
   errors = {e['step']: e['last'] for e in evaluations if 'last' in e}
   return {name: errors[end] for name, end in ends.items() if end in errors}

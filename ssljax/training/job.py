@@ -40,7 +40,8 @@ class Progress(NamedTuple):
 
   stage: int = 0  # number of the current stage
   step: int = 0  # over all stages
-  evaluations: tuple = ()  # {'step', 'last': [S], ...} on the test images
+  # {'step', 'last': [S], ...}, on validation images 'validation_last' etc.
+  evaluations: tuple = ()
   seconds: float = 0.0  # in compiled steps, summed over interrupted runs
   compiling: float = 0.0  # part of `seconds` in first calls, which compile
   metrics_bytes: int = 0  # length of metrics.jsonl
@@ -59,3 +60,39 @@ class Progress(NamedTuple):
     if stage.epochs:
       return self.round == stage.epochs
     return self.step - self.stage_start == stage.steps
+
+  def in_stage(self, number: int) -> 'Progress':
+    """Return the progress at the start of a stage."""
+    return self._replace(stage=number, round=0, begun=self.step)
+
+  def after_span(
+    self, step: int, seconds: float, compiling: float
+  ) -> 'Progress':
+    """Return the progress after a span that ended at a step."""
+    return self._replace(
+      step=step,
+      seconds=self.seconds + seconds,
+      compiling=self.compiling + compiling,
+    )
+
+  def after_round(self) -> 'Progress':
+    """Return the progress at the end of a round."""
+    return self._replace(round=self.round + 1, begun=self.step)
+
+  def after_stage(self) -> 'Progress':
+    """Return the progress at the end of the current stage."""
+    return self._replace(ends=(*self.ends[: self.stage], self.step))
+
+  def with_errors(self, errors: dict[str, dict]) -> 'Progress':
+    """Add an evaluation, as returned by `Program.evaluate`."""
+    validation = errors.get('validation', {})
+    evaluation = (
+      {'step': self.step}
+      | errors.get('test', {})
+      | {f'validation_{name}': validation[name] for name in validation}
+    )
+    return self._replace(evaluations=(*self.evaluations, evaluation))
+
+  def with_answer(self, answer: dict) -> 'Progress':
+    """Add an answer of the oracle, as returned by `ActiveLearning.query`."""
+    return self._replace(asked=(*self.asked, {'step': self.step} | answer))

@@ -22,16 +22,15 @@ import itertools
 import time
 from typing import Any, NoReturn
 
-import jax
 import numpy as np
 
 from ssljax.core import Method, Stage, TrainState, no_update
-from ssljax.distributed import multihost, watchdog
+from ssljax.distributed import multihost
 from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError
-from ssljax.training import checkpoint, metrics_writer, rounds
+from ssljax.training import checkpoint, metrics_writer, rounds, spans
 from ssljax.training.job import Job, Options, Progress
-from ssljax.training.rounds import Round
+from ssljax.training.rounds import Call, Round
 from ssljax.training.snapshots import Snapshots
 
 
@@ -101,8 +100,9 @@ def fit(
     InputError: the checkpoint belongs to another split.
     PreemptedError: the run was interrupted and has saved its state.
   """
-  loop = _Loop(job, options, writer, checkpoints)
-  loop.begin(metrics_start)
+  snapshots = Snapshots(job, checkpoints)
+  start = _begin(snapshots, writer, metrics_start)
+  loop = _Loop(job, options, writer, snapshots, *start)
   total = total_steps(job.program.method)
   with metrics_writer.progress_bar(
     job.name, loop.progress.step, total, options.progress
@@ -121,33 +121,34 @@ def restore(
   return restored and restored[0]
 
 
+def _begin(
+  snapshots: Snapshots,
+  writer: metrics_writer.MetricsWriter,
+  metrics_start: int,
+) -> tuple[TrainState, Progress]:
+  """Restore the newest checkpoint, or make an initial state."""
+  restored = snapshots.restore()
+  if restored is None:
+    writer.rewind(metrics_start)
+    return snapshots.initial(), Progress(metrics_bytes=metrics_start)
+  _, progress = restored
+  stages = snapshots.program.method.stages
+  is_last = progress.stage == len(stages) - 1
+  if not (is_last and progress.is_over(stages[-1])):
+    writer.rewind(progress.metrics_bytes)
+  return restored
+
+
 class _Loop:
   """Runs the stages of a job, see the states above."""
 
-  state: TrainState
-  progress: Progress
-
-  def __init__(self, job, options, writer, checkpoints):
+  def __init__(self, job, options, writer, snapshots, state, progress):
     self.job, self.program, self.options = job, job.program, options
     self.stages = job.program.method.stages
-    self.checkpoints = checkpoints
-    self.snapshots = Snapshots(job, checkpoints)
-    self.report = _Report(job, writer)
+    self.snapshots, self.report = snapshots, _Report(job, writer)
+    self.state: TrainState = state
+    self.progress: Progress = progress
     self.saved_at = 0.0  # time of the last checkpoint, on the monotonic clock
-
-  def begin(self, metrics_start: int):
-    """Restore the newest checkpoint, or make an initial state."""
-    restored = self.snapshots.restore()
-    if restored is None:
-      self.report.writer.rewind(metrics_start)
-      self.progress = Progress(metrics_bytes=metrics_start)
-      self.state = self.snapshots.initial()
-      return
-    self.state, self.progress = restored
-    last = len(self.stages) - 1
-    is_complete = self.progress.stage == last and self.is_over
-    if not is_complete:
-      self.report.writer.rewind(self.progress.metrics_bytes)
 
   @property
   def stage(self) -> Stage:
@@ -165,15 +166,12 @@ class _Loop:
     """Run the rest of a stage."""
     if self.progress.stage < number:
       self.state = self.program.init_stage[number](self.state)
-      self.progress = self.progress._replace(
-        stage=number, round=0, begun=self.progress.step
-      )
+      self.progress = self.progress.in_stage(number)
     while not self.is_over:
       if self.progress.step == self.progress.begun:
         self.open_round()
       self.run_round(bar)
-    ends = *self.progress.ends[:number], self.progress.step
-    self.progress = self.progress._replace(ends=ends)
+    self.progress = self.progress.after_stage()
 
   # Rounds.
 
@@ -183,20 +181,13 @@ class _Loop:
     has_update = self.stage.epoch_update is not no_update
     if has_update and (self.stage.every or is_first):
       self.epoch_update()
-    if self.acquires():
+    if rounds.acquires(self.job, self.progress):
       self.acquire()
 
   def epoch_update(self):
     """Call the stage's `epoch_update`, or exit with the state before it."""
     update = self.program.epoch_update[self.progress.stage]
     self.state = update(self.state, before=self.exit_if_preempted)
-
-  def acquires(self) -> bool:
-    """Return True if labels are acquired before the next round."""
-    active, stage = self.job.active_learning, self.stage
-    if not active or not stage.acquire_labels or not self.progress.step:
-      return False
-    return not stage.epochs or self.progress.round % active.every == 0
 
   def acquire(self):
     """Query the oracle, and pass its answers to the method."""
@@ -205,8 +196,7 @@ class _Loop:
       self.state, self.job.splits, past, before=self.exit_if_preempted
     )
     if answer:
-      asked = *past, {'step': self.progress.step} | answer
-      self.progress = self.progress._replace(asked=asked)
+      self.progress = self.progress.with_answer(answer)
       self.report.write_asked(self.stage, self.progress)
 
   def run_round(self, bar):
@@ -220,76 +210,47 @@ class _Loop:
     for span in rest.spans:
       if rest.updates_before(span):
         self.epoch_update()
-      metrics, seconds, here = self.run_span(span, rest, first)
-      self.progress = self.progress._replace(
-        step=rest.stage_start + here, seconds=self.progress.seconds + seconds
-      )
-      if here < span[-1][1]:
+      ran = self.run_span(span, rest, first)
+      if ran.end < span[-1][1]:
         self.save_and_exit()
-      self.stop(rest, metrics, here, (here - span[0][0]) / seconds)
-      bar.update(here - span[0][0])
-      bar.set_postfix(loss=f'{np.mean(metrics["loss"]):.4f}')
+      self.stop(rest, ran)
+      bar.update(ran.end - ran.begin)
+      bar.set_postfix(loss=f'{np.mean(ran.metrics["loss"]):.4f}')
       self.exit_if_preempted()
 
-  # Spans.
-
-  def run_span(self, span, rest: Round, first):
-    """Run the steps of a span, or fewer if the run is preempted.
-
-    Returns:
-      Metrics `[S]` of the last step, seconds, and the step of the stage.
-    """
-    program, losses = self.program, []
-    began = time.monotonic()
-    step = program.steps[self.progress.stage]
-    with jax.transfer_guard('disallow'):
-      for _ in span:
-        watchdog.reset()
-        pixels, rows = next(rest.fetched)
-        source = pixels, program.fitted
-        self.state, metrics = step(self.state, source, rows, first)
-        losses.append(metrics['loss'])
-        if (step, rows.ndim) not in program.called:
-          program.called.add((step, rows.ndim))
-          jax.block_until_ready(metrics)
-          spent = self.progress.compiling + time.monotonic() - began
-          self.progress = self.progress._replace(compiling=spent)
-        if self.options.preempted():
-          break
-    done = len(losses)  # calls
-    losses, metrics = jax.device_get((losses, metrics))
-    by_step = lambda x: np.reshape(x, [-1, program.seeds])
-    losses = np.concatenate([by_step(x) for x in losses])
-    self.refuse_infinite(losses, rest.stage_start + span[0][0])
-    last = {name: by_step(value)[-1] for name, value in metrics.items()}
-    return last, time.monotonic() - began, span[done - 1][1]
+  def run_span(self, span: Sequence[Call], rest: Round, first) -> spans.Ran:
+    """Run the steps of a span, or fewer if the run is preempted."""
+    self.state, ran = spans.run(
+      self.program,
+      self.program.steps[self.progress.stage],
+      self.state,
+      span,
+      rest.fetched,
+      first,
+      self.options.preempted,
+    )
+    _refuse_infinite(self.job, ran.losses, rest.stage_start + ran.begin)
+    self.progress = self.progress.after_span(
+      rest.stage_start + ran.end, ran.seconds, ran.compiling
+    )
+    return ran
 
   # Stops.
 
-  def stop(self, rest: Round, metrics, here: int, rate: float):
-    """Write metrics, evaluate and save at the end of a span.
-
-    Args:
-      rest: the round.
-      metrics: metrics `[S]` of the last step.
-      here: step of the stage.
-      rate: steps per second.
-    """
-    stage, is_end = rest.stage, here == rest.end
+  def stop(self, rest: Round, ran: spans.Ran):
+    """Write metrics, evaluate and save at the end of a span."""
+    stage, is_end = rest.stage, ran.end == rest.end
     if is_end:
-      self.progress = self.progress._replace(
-        round=self.progress.round + 1, begun=self.progress.step
-      )
-    self.report.write_metrics(stage, self.progress, metrics, rate)
-    is_due = not stage.epochs and here % self.options.evaluate_every == 0
+      self.progress = self.progress.after_round()
+    self.report.write_metrics(stage, self.progress, ran)
+    is_due = not stage.epochs and ran.end % self.options.evaluate_every == 0
     if is_end or is_due:
       self.evaluate(stage)
     since = time.monotonic() - self.saved_at
     is_late = multihost.broadcast_bool(since > self.options.checkpoint_seconds)
-    is_permanent = here in permanent_every(stage, self.options.keep_every)
-    if (
-      is_late or is_permanent or (is_end and (self.is_over or self.acquires()))
-    ):
+    is_permanent = ran.end in permanent_every(stage, self.options.keep_every)
+    acquires = rounds.acquires(self.job, self.progress)
+    if is_late or is_permanent or (is_end and (self.is_over or acquires)):
       self.save()
       self.saved_at = time.monotonic()
 
@@ -298,15 +259,7 @@ class _Loop:
     held_out = self.job.splits[0].validation
     errors = self.program.evaluate(self.state, held_out)
     self.report.write_errors(stage, self.progress, errors)
-    held_out = errors.get('validation', {})
-    evaluation = (
-      {'step': self.progress.step}
-      | errors.get('test', {})
-      | {f'validation_{weights}': held_out[weights] for weights in held_out}
-    )
-    self.progress = self.progress._replace(
-      evaluations=(*self.progress.evaluations, evaluation)
-    )
+    self.progress = self.progress.with_errors(errors)
 
   def save(self):
     """Write a checkpoint in the background."""
@@ -329,21 +282,28 @@ class _Loop:
     """Save, unless this step is saved already, and raise `PreemptedError`."""
     if self.snapshots.saved != self.progress.step:
       self.save()
-    self.checkpoints.wait()
+    self.snapshots.checkpoints.wait()
     raise PreemptedError(
       f'{self.job.name}: interrupted (SIGTERM), saved step '
       f'{self.progress.step}: run the same command to resume'
     )
 
-  def refuse_infinite(self, losses: np.ndarray, before: int):
-    """Raise at the first loss of `[steps, S]` that is not finite."""
-    bad = np.argwhere(~np.isfinite(losses))
-    if len(bad):
-      step, seed = bad[0]
-      _diverged(
-        f'the loss of {self.job.name} is {losses[step, seed]} at step '
-        f'{before + step + 1} (seed {self.job.splits[seed].seed})'
-      )
+
+def _refuse_infinite(job: Job, losses: np.ndarray, before: int):
+  """Raise at the first loss of `[steps, S]` that is not finite.
+
+  Args:
+    job: the job.
+    losses: losses of consecutive steps.
+    before: number of steps before them.
+  """
+  bad = np.argwhere(~np.isfinite(losses))
+  if len(bad):
+    step, seed = bad[0]
+    _diverged(
+      f'the loss of {job.name} is {losses[step, seed]} at step '
+      f'{before + step + 1} (seed {job.splits[seed].seed})'
+    )
 
 
 def _diverged(problem: str) -> NoReturn:
@@ -359,19 +319,15 @@ class _Report:
   def __init__(self, job: Job, writer: metrics_writer.MetricsWriter):
     self.job, self.writer = job, writer
 
-  def write_metrics(self, stage, progress: Progress, metrics, rate: float):
-    """Write every term of the loss of a step.
-
-    Args:
-      stage: the current stage.
-      progress: position of the job.
-      metrics: `[S]` by name.
-      rate: steps per second.
-    """
-    images = rate * stage.batch_spec.size * self.job.program.seeds
-    speed = {'images_per_second': images, 'seconds': progress.seconds}
+  def write_metrics(self, stage, progress: Progress, ran: spans.Ran):
+    """Write every term of the loss of the last step of a span."""
+    images = stage.batch_spec.size * self.job.program.seeds
+    speed = {
+      'images_per_second': images * (ran.end - ran.begin) / ran.seconds,
+      'seconds': progress.seconds,
+    }
     for i, split in enumerate(self.job.splits):
-      terms = {name: float(value[i]) for name, value in metrics.items()}
+      terms = {name: float(value[i]) for name, value in ran.metrics.items()}
       self._write(stage, progress, split, terms | speed)
 
   def write_errors(self, stage, progress: Progress, errors: dict[str, Any]):

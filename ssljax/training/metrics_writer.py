@@ -103,7 +103,7 @@ def progress_bar(
     name: description of the bar.
     done: steps that are finished already.
     total: steps in total, if known.
-    shown: False hides it.
+    shown: False shows nothing.
   """
   return tqdm.tqdm(
     desc=name,

@@ -41,6 +41,15 @@ class Round(NamedTuple):
     return has_update and done > 0 and done % self.update_every == 0
 
 
+def acquires(job: Job, progress: Progress) -> bool:
+  """Return True if labels are acquired before the next round."""
+  active = job.active_learning
+  stage = job.program.method.stages[progress.stage]
+  if not active or not stage.acquire_labels or not progress.step:
+    return False
+  return not stage.epochs or progress.round % active.every == 0
+
+
 def stops(start: int, stop: int, periods: Sequence[int]) -> Iterator[int]:
   """Yield the multiples of each period in (start, stop], and `stop`."""
   while start < stop:

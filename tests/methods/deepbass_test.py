@@ -211,7 +211,7 @@ def test_a_run_resumes_in_any_round_bit_for_bit(tmp_path, monkeypatch):
     def stop(self, at=at):
       save(self)
       if self.progress.step == at:
-        self.checkpoints.wait()
+        self.snapshots.checkpoints.wait()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

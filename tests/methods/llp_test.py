@@ -13,6 +13,7 @@ from ssljax.core import UNLABELLED, Batch, BatchSpec, init_state
 from ssljax.errors import InputError
 from ssljax.methods import llp as m
 from ssljax.networks import network
+from ssljax.training.compiled import compile_update
 
 N, D, TAU = 61, 5, 0.07
 
@@ -202,5 +203,6 @@ def test_the_compiled_step_never_gathers_the_bank(imagenet):
   pixels, rows = next(program.data.train.batches(lambda _: batch, [0]))
   step = program.steps[0].lower(state, (pixels, ()), rows, np.int32(0))
   check_no_bank_is_gathered(step.compile(), 4 * math.prod(eighth))
-  update = program._update(program.method.stages[0]).lower(state, None)
+  update = compile_update(program, program.method.stages[0])
+  update = update.lower(state, None)
   check_no_bank_is_gathered(update.compile(), 4 * math.prod(eighth))

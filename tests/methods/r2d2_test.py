@@ -23,6 +23,7 @@ from ssljax.errors import InputError
 from ssljax.methods import r2d2 as m
 from ssljax.networks import network
 from ssljax.training import map_dataset
+from ssljax.training.compiled import compile_update
 
 KINDS = ('kl_reverse', 'kl', 'mse')
 
@@ -476,5 +477,5 @@ def test_a_prediction_of_all_pseudo_logits_makes_no_whole_copy(imagenet):
   part = jax.ShapeDtypeStruct((1, 512, 1000), np.float32)
   places = jax.ShapeDtypeStruct((512,), np.int32)
   check_nothing_whole_is_made(write.lower(whole, part, places).compile())
-  update = program._update(program.method.stages[1])
+  update = compile_update(program, program.method.stages[1])
   check_nothing_whole_is_made(update.lower(state, {'logits': whole}).compile())

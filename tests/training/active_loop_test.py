@@ -140,7 +140,7 @@ def test_killed_about_an_acquisition_it_ends_the_same(
     def stop(self):
       save(self)
       if self.progress.step == step:
-        self.checkpoints.wait()
+        self.snapshots.checkpoints.wait()
         raise KeyboardInterrupt
 
     return loop_lib._Loop, 'save', stop

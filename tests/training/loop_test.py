@@ -19,7 +19,9 @@ import pytest
 import tiny
 
 from ssljax.core import Averaging, BatchSpec, Method, Stage, TrainState
+from ssljax.data import feeds
 from ssljax.distributed import preemption
+from ssljax.distributed.placement import Placer
 from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError
 from ssljax.training import (
@@ -154,10 +156,25 @@ def error_by_hand(params, stats):
   return 100 * wrong / 20
 
 
+def test_without_test_images_there_are_errors_on_validation_images_only():
+  job = tiny.make_job('supervised', validation=9)
+  data, mesh = tiny.make_data()
+  none = feeds.resident(np.zeros([0, 4, 4, 1], np.uint8), Placer(mesh))
+  data = data._replace(test=none, truth=np.zeros(0, np.int32))
+  program = Program(job.program.method, tiny.NET, data, mesh, batch=8)
+  state, _ = tiny.initial(job._replace(program=program))
+  held_out = job.splits[0].validation
+  assert set(program.evaluate(state, held_out)) == {'validation'}
+  assert program.evaluate(state, held_out[:0]) == {}
+
+
 def test_validation_images_are_evaluated_too(tmp_path):
-  fit(tmp_path, 'supervised', validation=9)
+  _, progress = fit(tmp_path, 'supervised', validation=9)
   tested = [m for m in lines(tmp_path) if 'test_error_last' in m]
-  # Nine images: the error is a multiple of 1/9.
+  assert [e['validation_last'] for e in progress.evaluations] == [
+    [m['validation_error_last']] for m in tested
+  ]
+  # The error on nine images is a multiple of 1/9.
   for m in tested:
     share = m['validation_error_last'] * 9 / 100
     assert share == pytest.approx(round(share), abs=1e-6)
@@ -177,6 +194,13 @@ def test_a_summary_takes_the_last_step_and_the_median_of_five():
   # The least error over training is a choice made on the test set: optional.
   summary = evaluate.summarize(evaluations, minimum=True)
   assert summary['minimum'] == [1.0, 0.0]
+
+
+def test_a_summary_of_validation_images_is_empty_without_them():
+  evaluations = [{'step': 1, 'last': [3.0], 'validation_last': [4.0]}]
+  on_validation = evaluate.summarize(evaluations, prefix='validation_')
+  assert on_validation == {'last': [4.0], 'median_last': [4.0]}
+  assert evaluate.summarize([{'step': 1, 'validation_last': [4.0]}]) == {}
 
 
 def test_the_error_after_each_stage_is_that_of_its_last_step():
@@ -320,7 +344,7 @@ def test_a_run_resumes_in_any_stage_bit_for_bit(
     def stop(self, at=at):
       save(self)
       if self.progress.step == at:
-        self.checkpoints.wait()
+        self.snapshots.checkpoints.wait()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
