@@ -6,12 +6,12 @@ import pytest
 from ssljax.analysis import probing
 
 
-def embedded():
+def embedded(*labels):
   """Three training images in the plane, and two test images beside them."""
   return probing.Embedded(
     rows=np.array([4, 5, 9]),
     train=np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32),
-    train_labels=np.array([0, 1, 1]),
+    train_labels=np.array(labels),
     labelled=np.array([True, False, True]),
     test=np.array([[0.6, 0.8], [1, 0]], np.float32),
     test_labels=np.array([1, 1]),
@@ -20,19 +20,19 @@ def embedded():
 
 def test_the_errors_are_those_of_the_nearest_images_and_of_the_logits():
   logits = np.array([[0, 2, 1], [3, 1, 2]], np.float32)
-  found = probing.measure(embedded(), logits, ('a', 'b', 'c'))
-  # Nearest of all: rows 1 (0.96) and 0, labels 1 and 0. Nearest of the labelled
-  # ones: rows 2 (0.8) and 0, labels 1 and 0. Largest logits: 1 and 0.
+  found = probing.measure(embedded(0, 1, 2), logits, ('a', 'b', 'c'))
+  # Truth: 1 and 1. Nearest of all: 1 (0.96) and 0. Nearest of the labelled ones:
+  # 2 (0.8) and 0. Largest logits: 1 and 0.
   assert found['test_error'] == {
     'nearest': 50.0,
-    'nearest_labelled': 50.0,
+    'nearest_labelled': 100.0,
     'softmax': 50.0,
   }
   assert found['train_images'] == 3 and found['labelled_images'] == 2
 
 
 def test_the_aggregation_is_the_norm_of_the_mean_embedding():
-  found = probing.measure(embedded(), np.zeros((2, 3)), ('a', 'b', 'c'))
+  found = probing.measure(embedded(0, 1, 1), np.zeros((2, 3)), ('a', 'b', 'c'))
   # Class b: the mean (0.4, 0.8) of (0.8, 0.6) and (0, 1); c has no image.
   norm = np.hypot(0.4, 0.8)
   assert found['aggregation_by_class'] == pytest.approx({'a': 1, 'b': norm})
