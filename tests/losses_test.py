@@ -58,6 +58,16 @@ def test_entropy_is_zero_when_certain_and_log_c_when_uniform():
   chex.assert_trees_all_close(losses.entropy(p), expected, atol=1e-6)
 
 
+def test_the_entropy_of_logits_by_hand_and_at_extreme_logits():
+  # softmax(0, log 3) = (1/4, 3/4).
+  logits = jnp.array([[0.0, np.log(3)], [5.0, 5.0], [1e4, -1e4]])
+  by_hand = -np.log(1 / 4) / 4 - 3 / 4 * np.log(3 / 4)
+  expected = jnp.array([by_hand, np.log(2), 0.0], jnp.float32)
+  chex.assert_trees_all_close(losses.logit_entropy(logits), expected, rtol=1e-5)
+  total = lambda x: losses.logit_entropy(x).sum()
+  chex.assert_tree_all_finite(jax.grad(total)(logits))
+
+
 def test_kl_divergence_by_hand_and_zero_when_equal():
   p, q = jnp.array([0.5, 0.5]), jnp.array([0.25, 0.75])
   # ½ log 2 + ½ log ⅔
