@@ -21,7 +21,7 @@ def embedded(*labels):
 def test_the_errors_are_those_of_the_nearest_images_and_of_the_logits():
   logits = np.array([[0, 2, 1], [3, 1, 2]], np.float32)
   found = probing.measure(embedded(0, 1, 2), logits, ('a', 'b', 'c'))
-  # Truth: 1 and 1. Nearest of all: 1 (0.96) and 0. Nearest of the labelled ones:
+  # Truth: 1 and 1. Nearest of all: 1 (0.96) and 0. Nearest of the labelled:
   # 2 (0.8) and 0. Largest logits: 1 and 0.
   assert found['test_error'] == {
     'nearest': 50.0,
