@@ -25,7 +25,7 @@ _PUBLIC = {
   'InputError': 'ssljax.errors',
   'load_data': 'ssljax.data.datasets:load',
   'draw_split': 'ssljax.data.splits',
-  'register_method': 'ssljax.registry',
+  'register_method': 'ssljax.config',
   'register_network': 'ssljax.registry',
   'register_augmentation': 'ssljax.registry',
 }

@@ -326,7 +326,7 @@ def _method_name(method) -> str:
     f'`method`={method!r}: give the name of a method, or a factory (net, tx, '
     'batch_spec, steps, *, ...) -> Method',
   )
-  registry.register_method(method.__name__, method, replace=True)
+  config_lib.register_method(method.__name__, method, replace=True)
   return method.__name__
 
 

@@ -293,6 +293,42 @@ def _refuse_duplicates(method: str, parts) -> None:
       owner[name] = part
 
 
+def register_method(
+  name: str,
+  factory: Callable,
+  *,
+  baselines: Sequence[str] = ('supervised',),
+  defaults: Mapping[str, Any] | None = None,
+  replace: bool = False,
+) -> None:
+  """Make a method known by name, for `fit`, flags and loading.
+
+  Args:
+    name: of the method; `Method.name` of what the factory makes.
+    factory: `(net, tx, batch_spec, steps, *, ...) -> Method`; its keyword-only
+      parameters, each with a default, become settings.
+    baselines: names of methods to train beside it on the command line.
+    defaults: of settings, where they differ from the others'.
+    replace: replace another factory that was registered under this name; the
+      methods of ssljax are never replaced.
+
+  Raises:
+    InputError: another factory has this name, or a keyword of the factory is
+      the name of another setting.
+  """
+  registry.check_free(name, factory, replace)
+  known = registry.METHODS.get(name)
+  entry = registry.MethodEntry(factory, tuple(baselines), dict(defaults or {}))
+  registry.METHODS[name] = entry
+  try:
+    schema(name)
+  except (InputError, TypeError):
+    del registry.METHODS[name]
+    if known is not None:
+      registry.METHODS[name] = known
+    raise
+
+
 def from_values(
   method: str, values: Mapping[str, Any], custom: Sequence[str] = ()
 ) -> Config:
@@ -533,6 +569,7 @@ __all__ = [
   'from_flags',
   'from_json',
   'from_values',
+  'register_method',
   'schema',
   'to_flags',
   'to_json',

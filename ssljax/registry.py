@@ -1,7 +1,7 @@
 """Names of methods, networks, augmentations and preprocessings.
 
 A name in a flag, in `config.json` or in `result.json` resolves here and nowhere
-else. `register_method` and `register_network` add a user's own.
+else. `config.register_method` and the functions below add a user's own.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -30,7 +30,6 @@ from ssljax.networks import (
   small,
 )
 from ssljax.networks import deepbass as deepbass_networks
-from ssljax.signatures import settings
 
 
 class MethodEntry(NamedTuple):
@@ -143,46 +142,20 @@ def arms(name: str, baselines: bool) -> dict[str, Callable]:
   return found | {name: entry.factory}
 
 
-def register_method(
-  name: str,
-  factory: Callable,
-  *,
-  baselines: Collection[str] = ('supervised',),
-  defaults: Mapping[str, Any] | None = None,
-  replace: bool = False,
-) -> None:
-  """Make a method known by name, for `fit`, flags and loading.
+def check_free(name: str, factory: Callable, replace: bool) -> None:
+  """Raise `InputError` if another factory is registered under a name.
 
   Args:
-    name: of the method; `Method.name` of what the factory makes.
-    factory: `(net, tx, batch_spec, steps, *, ...) -> Method`; its keyword-only
-      parameters, each with a default, become settings.
-    baselines: names of methods to train beside it on the command line.
-    defaults: of settings, where they differ from the others'.
-    replace: replace another factory that was registered under this name; the
-      methods of ssljax are never replaced.
-
-  Raises:
-    InputError: another factory has this name, or a keyword of the factory is
-      the name of another setting.
+    name: of a method.
+    factory: of the method.
+    replace: allow to replace a method, except those of ssljax.
   """
-  from ssljax import config  # It imports this module.
-
   known = METHODS.get(name)
   fixed = name in _OWN_METHODS or not replace
   if known is not None and fixed and known.factory is not factory:
     raise InputError(
       f'`method`={name}: another method has this name: give another name'
     )
-  settings(factory)  # Refuses a keyword without a default.
-  METHODS[name] = MethodEntry(factory, tuple(baselines), dict(defaults or {}))
-  try:
-    config.schema(name)
-  except InputError:
-    del METHODS[name]
-    if known is not None:
-      METHODS[name] = known
-    raise
 
 
 def register_network(name: str, factory: Callable) -> None:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
   'methods': GROUND | {'active', 'augment'},
   'data': GROUND | {'augment', 'distributed'},
   'training': GROUND | TRAINING,
-  'registry': GROUND | {'methods', 'networks', 'augment', 'active', 'config'},
+  'registry': GROUND | {'methods', 'networks', 'augment', 'active'},
   'config': GROUND | {'registry'},
   'analysis': GROUND | TRAINING | {'methods'},
   'runs': GROUND | RUNS,

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from ssljax import config, registry
+from ssljax import config
 from ssljax.cli import config_flags
 from ssljax.errors import InputError, require
 
@@ -63,11 +63,11 @@ def train(
     method: name of a method in the registry, or a factory, which becomes known
       by its name.
     name: of the program; the method's if None.
-    baselines: of a factory, see `registry.register_method`.
+    baselines: of a factory, see `config.register_method`.
     defaults: likewise.
   """
   if not isinstance(method, str):
-    registry.register_method(
+    config.register_method(
       method.__name__, method, baselines=baselines, defaults=defaults
     )
     method = method.__name__
