@@ -30,26 +30,26 @@ def require(condition: bool, message: str) -> None:
 
 
 def positive(**parameters: float) -> None:
-  """Refuses, by name, a value that is not finite or not above 0."""
+  """Raise `InputError` for a value that is not finite or not above 0."""
   for name, value in parameters.items():
     good = math.isfinite(value) and value > 0
     require(good, f'`{name}`={value}: give a number above 0')
 
 
 def non_negative(**parameters: float) -> None:
-  """Refuses, by name, a value that is not finite or below 0."""
+  """Raise `InputError` for a value that is not finite or below 0."""
   for name, value in parameters.items():
     good = math.isfinite(value) and value >= 0
     require(good, f'`{name}`={value}: give 0 or a number above it')
 
 
 def fraction(**parameters: float) -> None:
-  """Refuses, by name, a value outside [0, 1)."""
+  """Raise `InputError` for a value outside [0, 1)."""
   for name, value in parameters.items():
     require(0 <= value < 1, f'`{name}`={value}: give a number in [0, 1)')
 
 
 def probability(**parameters: float) -> None:
-  """Refuses, by name, a value outside [0, 1]."""
+  """Raise `InputError` for a value outside [0, 1]."""
   for name, value in parameters.items():
     require(0 <= value <= 1, f'`{name}`={value}: give a number from 0 to 1')
