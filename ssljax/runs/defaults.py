@@ -106,20 +106,20 @@ def _association(facts: Facts, found) -> dict[str, Any]:
 
 
 def _r2d2(facts: Facts, found) -> dict[str, Any]:
-  # The lengths of its digits preset, as shares of the whole.
+  # A supervised stage that is too short makes every reprediction worse.
   share = found['steps'] / 600
-  part = max(1, round(30 * share))
+  part = max(1, round(36 * share))
   batch = min(32, facts.labelled)
   seen = facts.images if found['unlabelled'] == 'all' else facts.unlabelled
   return {
     'batch_labelled': batch,
     'batch_unlabelled': min(96, seen),
     'pretrain_batch': batch,
-    'pretrain': round(150 * share),
-    'steps': round(150 * share),
+    'pretrain': round(450 * share),
+    'steps': round(180 * share),
     'interval': part,
     'repeat': 4 * part,
-    'finetune': round(60 * share),
+    'finetune': round(72 * share),
     'cutout': 0,
   }
 
