@@ -3,8 +3,8 @@
 `multihost_test.py` starts it as `pod.py FOLDER METHODS PORT PROCESSES PROCESS
 [STOP]`. For each method, FOLDER/METHOD then has the files of `fit`, `rows.npz`
 (the rows of every step) and `state.npz` (the last weights and memory). With
-STOP the job is preempted after this many checks of the preemption notice; there
-is one check per step, and more during dataset passes.
+STOP every job is preempted after this many steps, or earlier because of dataset
+passes, which check the preemption notice too.
 """
 
 import contextlib
@@ -70,8 +70,9 @@ def run(folder: pathlib.Path, name: str, devices: int, stop: int | None = None):
 
   data = job.program.data._replace(train=feed._replace(batches=batches))
   job.program.data = data
-  looks = iter(range(2 * (stop or 10**6)))
-  options = OPTIONS._replace(preempted=lambda: next(looks, None) is None)
+  # The loop checks twice per step; the last check of step `stop` returns True.
+  checks = iter(range(2 * (stop or 10**6) - 1))
+  options = OPTIONS._replace(preempted=lambda: next(checks, None) is None)
   writer = (
     metrics_writer.MetricsWriter(folder)
     if multihost.is_main_process()

@@ -229,7 +229,7 @@ def _check_identity(batch: Batch) -> None:
 
 
 class _LabelParser:
-  """Converts the label a person entered to the number of a class."""
+  """A parser of the labels that a person enters, given the classes."""
 
   def __init__(self, classes: Sequence[str]):
     """Index the classes by name."""

@@ -136,7 +136,7 @@ def split_images(read: Callable) -> Callable:
 
 
 class Placer:
-  """Transfers arrays from the host to the devices, sharded or replicated."""
+  """Transfer of host arrays to the devices, sharded or replicated."""
 
   def __init__(self, mesh: Mesh):
     """Take a mesh of one axis."""

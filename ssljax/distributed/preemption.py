@@ -47,10 +47,11 @@ class Notice:
   def listen(self) -> Iterator['Notice']:
     """Handle the first SIGTERM; the second has its previous effect.
 
-    With several processes JAX listens from `multihost.join` on.
+    With several processes JAX listens from `multihost.join` on. Outside the
+    main thread Python cannot handle signals; there SIGTERM keeps its effect.
     """
-    in_main = threading.current_thread() is threading.main_thread()
-    if multihost.is_multiprocess() or not in_main:  # Python's rule for signals
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if multihost.is_multiprocess() or not in_main_thread:
       yield self
       return
     previous = signal.getsignal(signal.SIGTERM)

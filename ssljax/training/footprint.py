@@ -67,7 +67,7 @@ def stage_shapes(
 
 
 def parts(state: TrainState, sharding: TrainState) -> dict[str, Part]:
-  """Return the parts of a state by name, with each field of the memory apart.
+  """Return the parts of a state by name; the memory field by field.
 
   Args:
     state: shapes of the state.
