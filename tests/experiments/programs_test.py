@@ -42,6 +42,8 @@ STARTS = {
 }
 
 
+# Other tests import some of the programs.
+@pytest.mark.filterwarnings('ignore:.*found in sys.modules')
 @pytest.mark.parametrize('name', PROGRAMS)
 def test_a_program_describes_itself_however_it_is_started(name, capsys):
   shown = []
