@@ -298,9 +298,15 @@ def part_r2d2(rounds: int) -> None:
   """Measure the cost of pseudo-logits: a step with and without them."""
   net, batch_spec, rows = small.small(10), BatchSpec(32, 96), 60_000
   # As in R2-D2: momentum and weight decay alone.
-  tx = functools.partial(optimizers.optimizer, clip=0.0, average=0.0)
+  tx = functools.partial(optimizers.optimizer, clip=0.0)
   make = functools.partial(
-    training_step, net=net, side=28, channels=1, rows=rows, labelled=1000
+    training_step,
+    net=net,
+    side=28,
+    channels=1,
+    rows=rows,
+    labelled=1000,
+    average=0.0,
   )
   steps = {
     'supervised': make(supervised_on(net, batch_spec, tx)),

@@ -1,4 +1,4 @@
-"""Generated tables of the two README.md files.
+"""Generated tables of the README.md files and docs/results.md.
 
 The text between `<!-- results: TABLE BUDGET -->` and `<!-- end -->` holds the
 rows of a table that have stored results. The text between `<!-- presets -->`
@@ -12,7 +12,11 @@ from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import runs, tables
 from ssljax.runs import run_folder
 
-PAGES = (FOLDER.parent / 'README.md', FOLDER / 'README.md')
+PAGES = (
+  FOLDER.parent / 'README.md',
+  FOLDER.parent / 'docs' / 'results.md',
+  FOLDER / 'README.md',
+)
 MARKS = re.compile(
   r'(?P<begin><!-- (?:results: (?P<table>\S+) (?P<budget>\S+)|presets) -->)\n'
   r'(?:(?!<!-- (?:results|presets)).)*?<!-- end -->',

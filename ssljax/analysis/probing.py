@@ -197,5 +197,4 @@ def readout_optimizer(steps: int, rate: float):
     nesterov=False,
     weight_decay=1e-4,
     clip=0.0,
-    average=0.0,
   )
