@@ -23,6 +23,10 @@ from ssljax.augment import imagenet
 # Pixels of an image as it is decoded, at most, and of all images that are
 # decoded at the same time: 256 MiB. A small file may decode to gigabytes.
 MAX_PIXELS = 2**26
+# Bytes that Pillow allocates at once. Blocks above 32 MiB go back to the
+# operating system when they are freed; smaller ones may stay in the C library's
+# pool of each thread, which adds up to gigabytes after a few large images.
+PIL.Image.core.set_block_size(2**26)
 WHITE = 255  # the background of transparent images
 _BILINEAR = PIL.Image.Resampling.BILINEAR
 _ORIENTATION = 0x0112  # an EXIF tag
