@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ssljax.data import datasets, tfds_reader
-from ssljax.errors import positive, require
+from ssljax.data import arrays, datasets, tfds_reader
+from ssljax.errors import require
 
 SIDE = 224  # the default `image_size` of sets whose images differ in size
 # TFDS sets that can be planned without being on disk: name -> number of
@@ -80,8 +80,7 @@ def outline(
   Raises:
     InputError: the size of the data set is not known.
   """
-  if image_size is not None:
-    positive(image_size=image_size)
+  arrays.check_image_size(image_size)
   if datasets.is_in_memory(name):
     dataset = datasets.load(
       name,

@@ -20,10 +20,16 @@ import tqdm
 
 from ssljax.core import UNLABELLED
 from ssljax.data import decode, tfds_reader, toy
-from ssljax.data.arrays import in_memory, load_npz, resized, select
+from ssljax.data.arrays import (
+  check_image_size,
+  in_memory,
+  load_npz,
+  resized,
+  select,
+)
 from ssljax.data.types import Dataset, Source
 from ssljax.distributed import watchdog
-from ssljax.errors import InputError, non_negative, positive, require
+from ssljax.errors import InputError, non_negative, require
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 512  # rows that a thread reads at once
@@ -72,8 +78,7 @@ def load(
     InputError: the data set cannot be read with these arguments.
   """
   non_negative(corrupt=corrupt)
-  if image_size is not None:
-    positive(image_size=image_size)
+  check_image_size(image_size)
   if not is_in_memory(name):
     return _prepared_set(
       name, data_dir, train_split, test_split, image_size, corrupt, crop

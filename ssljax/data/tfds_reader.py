@@ -234,6 +234,13 @@ def listed(names) -> str:
   return ', '.join(map(str, names)) or 'nothing'
 
 
+def few(names, most: int = 10) -> str:
+  """Return the first names joined by commas, and the number of the others."""
+  names = list(map(str, names))
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return listed(names[:most]) + more
+
+
 def cause(error: BaseException) -> BaseException:
   """Return the first error of a chain of causes."""
   while error.__cause__ is not None:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+MAX_CLASSES = 2**20  # of a data set; a larger number is taken for damage
+
 
 class Source(NamedTuple):
   """The rows of one split, read by row number.
