@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from ssljax.core import UNLABELLED
-from ssljax.data import decode, npz
+from ssljax.data import decode, duplicates, npz
 from ssljax.data.tfds_reader import few, listed, one_line
 from ssljax.data.types import MAX_CLASSES, Dataset, Source
 from ssljax.errors import InputError, positive, require
@@ -88,6 +88,7 @@ def load_npz(
   train_split: str = 'train',
   test_split: str | None = None,
   image_size: int | None = None,
+  with_test: bool = True,
 ) -> Dataset:
   """Return the data set of an .npz file.
 
@@ -99,6 +100,7 @@ def load_npz(
     train_split: 'train', or 'test' to train on the test arrays.
     test_split: likewise; by default 'test' if it is in the file, else none.
     image_size: as in `from_arrays`.
+    with_test: False leaves the test split empty.
 
   Raises:
     InputError: the file or an array in it cannot be used.
@@ -113,7 +115,7 @@ def load_npz(
   where = f'`dataset`={path}, array classes'
   sources, classes = _checked(parts, found.get('classes'), where)
   sources = resized(path, sources, image_size)
-  return select(path, sources, classes, train_split, test_split)
+  return select(path, sources, classes, train_split, test_split, with_test)
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
@@ -147,6 +149,7 @@ def select(
   classes: tuple[str, ...],
   train_split: str,
   test_split: str | None,
+  with_test: bool = True,
 ) -> Dataset:
   """Return the data set of two splits out of several in memory.
 
@@ -157,6 +160,7 @@ def select(
     train_split: the one to train on.
     test_split: the one to test on; by default 'test' if it is there, else an
       empty one.
+    with_test: False leaves the test split empty.
   """
   for parameter, split in (
     ('train_split', train_split),
@@ -168,8 +172,21 @@ def select(
       f'{listed(sources)}',
     )
   train, test_split = sources[train_split], test_split or 'test'
-  is_there = test_split in sources
-  test = sources[test_split] if is_there else _without_rows(train)
+  if not with_test or test_split not in sources:
+    return Dataset(name, train, without_rows(train), classes)
+  others = [split for split in sources if split != train_split]
+  instead = f'`test_split`={others[0]}' if others else 'no `test_split`'
+  require(
+    test_split != train_split,
+    f'`train_split`={train_split}, `test_split`={test_split}: the test images '
+    f'of `dataset`={name} would be trained on; give {instead}',
+  )
+  test = sources[test_split]
+  require(
+    bool((test.labels != UNLABELLED).all()),
+    f'`test_split`={test_split}: some of its rows have no label; give another '
+    'split',
+  )
   return Dataset(name, train, test, classes)
 
 
@@ -182,16 +199,26 @@ def in_memory(pixels: np.ndarray, labels: np.ndarray) -> Source:
   """
   if pixels.ndim == 2:
     pixels = pixels[:, None, :, None]
-  read = lambda rows: pixels[np.asarray(rows, int)]
-  return Source(labels, pixels.shape[1:], read, dtype=pixels.dtype.type)
+  return Source(
+    labels,
+    pixels.shape[1:],
+    lambda rows: pixels[np.asarray(rows, int)],
+    dtype=pixels.dtype.type,
+    digests=lambda: duplicates.digests(pixels),
+  )
 
 
-def _without_rows(like: Source) -> Source:
+def without_rows(like: Source) -> Source:
   """Return an empty split of the same row shape."""
   empty = np.empty((0, *like.shape), like.dtype)
   read = lambda rows: empty[np.asarray(rows, int)]
-  labels = np.empty(0, np.int32)
-  return Source(labels, like.shape, read, dtype=like.dtype)
+  return Source(
+    np.empty(0, np.int32),
+    like.shape,
+    read,
+    dtype=like.dtype,
+    digests=lambda: np.empty(0, np.uint64),
+  )
 
 
 def resized(

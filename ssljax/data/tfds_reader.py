@@ -7,6 +7,7 @@ import logging
 import re
 from typing import Any, NamedTuple
 
+from ssljax.data.types import MAX_CLASSES
 from ssljax.errors import InputError, require
 
 _LOG = logging.getLogger(__name__)
@@ -160,6 +161,7 @@ class Columns(NamedTuple):
   classes: tuple[str, ...]  # [C]
   image: Callable[[bytes], bytes]  # the encoded image
   label: Callable[[bytes], int]
+  both: Callable[[bytes], tuple[bytes, int]]  # the encoded image, the label
   title: Callable[[bytes], str]  # the example's file name, or ''
 
 
@@ -186,18 +188,23 @@ def find_columns(name: str, info) -> Columns:
   keys = info.supervised_keys or (None, None)
   image = _only(name, 'image', images, keys[0])
   label = _only(name, 'label', labels, keys[1])
+  count = features[label].num_classes
   require(
-    bool(features[label].num_classes),
-    f'`dataset`={name}: its label {label!r} has no classes; prepare it again '
-    'with num_classes or names',
+    bool(count) and count <= MAX_CLASSES,
+    f'`dataset`={name}: its label {label!r} has {count or "no"} classes, at '
+    f'most {MAX_CLASSES} are supported; prepare it again with the right '
+    'num_classes or names',
   )
   title = next((k for k in _FILE_NAMES if k in features), None)
+  encoded, numbered = _parser(features, image), _parser(features, label)
+  both, titled = _parser(features, image, label), _parser(features, title)
   return Columns(
     features[image],
     tuple(features[label].names),
-    _field(features, image, encoded=True),
-    _field(features, label),
-    _field(features, title) if title else lambda record: '',
+    lambda record: encoded(record)[image],
+    lambda record: numbered(record)[label],
+    lambda record: tuple(map(both(record).get, (image, label))),
+    lambda record: titled(record)[title] if title else '',
   )
 
 
@@ -219,14 +226,19 @@ def _only(name: str, kind: str, found: list[str], supervised) -> str:
   return found[0]
 
 
-def _field(features, key: str, encoded: bool = False) -> Callable[[bytes], Any]:
-  """Return a function that parses one feature of a record, not the others."""
+def _parser(features, *keys: str | None) -> Callable[[bytes], dict]:
+  """Return a function that parses some features of a record, not the others.
+
+  An image is not decoded.
+  """
   import tensorflow_datasets as tfds
 
-  alone = tfds.features.FeaturesDict({key: features[key]})
-  decoders = {key: tfds.decode.SkipDecoding()} if encoded else None
-  parse = alone.deserialize_example_np
-  return lambda record: parse(record, decoders=decoders)[key]
+  some = tfds.features.FeaturesDict({key: features[key] for key in keys if key})
+  is_image = lambda key: isinstance(features[key], tfds.features.Image)
+  skip = tfds.decode.SkipDecoding()
+  decoders = {key: skip for key in some if is_image(key)}
+  parse = some.deserialize_example_np
+  return lambda record: parse(record, decoders=decoders)
 
 
 def listed(names) -> str:

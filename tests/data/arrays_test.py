@@ -267,10 +267,34 @@ def test_a_file_may_lack_test_arrays(tmp_path):
 
 
 def test_either_split_of_a_file_can_be_trained_on(tmp_path):
-  path = save(tmp_path / 'f.npz')
-  data = datasets.load(path, train_split='test', test_split='test')
+  path = save(tmp_path / 'f.npz', train_labels=np.arange(7) % 3)
+  data = datasets.load(path, train_split='test', test_split='train')
   np.testing.assert_array_equal(data.train.labels, [1, 0])
+  np.testing.assert_array_equal(data.test.labels, np.arange(7) % 3)
   assert 'train_split=dev' in error(datasets.load, path, train_split='dev')
+
+
+def test_rows_to_train_on_are_not_tested_on(tmp_path):
+  path = save(tmp_path / 'f.npz')
+  for load in (datasets.load, catalog.outline):
+    said = error(load, path, train_split='test')
+    assert said.startswith('train_split=test, test_split=test: the test images')
+    assert 'give test_split=train' in said
+    said = error(load, path, test_split='train')
+    assert 'give test_split=test' in said
+    assert 'would be trained on' in error(load, 'digits', train_split='test')
+  # Without test rows there is nothing to overlap.
+  data = datasets.load(path, train_split='test', with_test=False)
+  assert len(data.train.labels) == 2 and len(data.test.labels) == 0
+  assert data.test.shape == data.train.shape
+
+
+def test_rows_without_a_label_are_not_tested_on(tmp_path):
+  path = save(tmp_path / 'f.npz')
+  how = dict(train_split='test', test_split='train')
+  assert 'test_split=train: some of its rows' in error(
+    datasets.load, path, **how
+  )
 
 
 def test_the_outline_of_a_file_is_that_of_its_data_set(tmp_path):
