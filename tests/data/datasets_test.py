@@ -143,6 +143,84 @@ def test_a_version_or_a_configuration_can_be_named(tmp_path):
   assert 'dataset=pets:3.0.0' in error('pets:3.0.0', tmp_path)
 
 
+def with_configurations(tmp_path):
+  """Sets with two configurations, with one, and with two versions."""
+  for config in ('big', 'small'):
+    fake_tfds.write(tmp_path, 'pets', flat(2), [0, 1], config=config, **HALVES)
+  fake_tfds.write(tmp_path, 'cars', flat(2), [0, 1], config='red', **HALVES)
+  for version in ('9.0.0', '10.0.0'):
+    fake_tfds.write(
+      tmp_path, 'cats', flat(2), [0, 1], version=version, **HALVES
+    )
+  # TFDS's class of this set has these configurations and others.
+  for config in ('16x16', '32x32'):
+    fake_tfds.write(
+      tmp_path, 'imagenet_resized', flat(2), [0, 1], config=config, **HALVES
+    )
+  for folder in ('photos/frogs', 'half/1.0.0', 'mnist/incomplete'):
+    (tmp_path / folder).mkdir(parents=True)
+  return tmp_path
+
+
+HALVES = dict(splits=dict(train=1, test=1))
+TWO = 'has the configurations big, small in data_dir='
+
+
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('pets', (TWO, 'give pets/big')),
+    ('pets/medium', (TWO, 'give pets/big')),
+    ('pets:1.0.0', (TWO, 'give pets/big')),
+    ('pets/big:9.9.9', ('has the version 1.0.0', 'give pets/big:1.0.0')),
+    ('cars', ('has the configuration red', 'give cars/red')),
+    ('cars/blue', ('has the configuration red', 'give cars/red')),
+    ('cats:3.0.0', ('has the versions 9.0.0, 10.0.0', 'give cats:10.0.0')),
+    ('cats/x', ('has no configurations', 'give cats')),
+    ('imagenet_resized', ('16x16, 32x32', 'give imagenet_resized/16x16')),
+    ('imagenet_resized/8x8', ('16x16, 32x32', 'give imagenet_resized/16x16')),
+    ('imagenet_resized/3x3', ('16x16, 32x32', 'give imagenet_resized/16x16')),
+    ('imagenet_resized/16x16:7.0.0', ('has the version 1.0.0',)),
+    ('photos', ('photos holds no data set in the TFDS layout',)),
+    ('half', ('half holds no data set in the TFDS layout',)),
+    ('phot', ('try digits, cars, cats, imagenet_resized, pets',)),
+    ('mnist', ('is not prepared', 'pip install')),
+  ],
+)
+def test_configurations_and_versions_that_are_there_are_listed(
+  tmp_path, name, expected
+):
+  said = error(name, with_configurations(tmp_path))
+  assert said.startswith(f'dataset={name}: ')
+  for part in expected:
+    assert part in said
+  assert f'did you mean {name}' not in said
+
+
+def test_a_configuration_to_prepare_has_to_be_named(tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  def prepare(self, **kwargs):
+    raise OSError(f'no network for {self.data_dir}')
+
+  monkeypatch.setattr(tfds_reader, 'tensorflow_is_installed', lambda: True)
+  monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', prepare)
+  with_configurations(tmp_path)
+  assert 'configurations 16x16, 32x32' in error('imagenet_resized', tmp_path)
+  said = error('imagenet_resized/8x8', tmp_path, image_size=8)
+  assert 'no network' in said and 'imagenet_resized/8x8' in said
+  assert 'no network' in error('mnist', tmp_path)
+
+
+def test_a_default_configuration_is_said(tmp_path, caplog):
+  folder = with_configurations(tmp_path) / 'pets' / '.config'
+  folder.mkdir()
+  (folder / 'metadata.json').write_text('{"default_config_name": "small"}')
+  datasets.load('pets', str(tmp_path))
+  (said,) = [r.getMessage() for r in caplog.records if 'pets' in r.getMessage()]
+  assert 'configurations big, small' in said and 'small is used' in said
+
+
 def test_several_files_make_one_split(tmp_path):
   labels = np.arange(11) % 3
   fake_tfds.write(tmp_path, 'pets', flat(11), labels, shards=3)
