@@ -5,17 +5,18 @@ validate their input and report every fault as one `InputError`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import math
+import pathlib
 from typing import Any, NamedTuple
-import zipfile
 
 import numpy as np
 import PIL.Image
 
 from ssljax.core import UNLABELLED
-from ssljax.data import decode
-from ssljax.data.tfds_reader import listed, one_line
-from ssljax.data.types import Dataset, Source
-from ssljax.errors import InputError, require
+from ssljax.data import decode, duplicates, npz
+from ssljax.data.tfds_reader import few, listed, one_line
+from ssljax.data.types import MAX_CLASSES, Dataset, Source
+from ssljax.errors import InputError, positive, require
 
 _ARRAYS = ('train', 'train_labels', 'test', 'test_labels', 'classes')
 _SAVE = (
@@ -25,6 +26,11 @@ _SAVE = (
 # Floats above 1 are read as 0..255 only if the largest is at least this: 1.3 or
 # 16 (scikit-learn's digits) are of another scale, and would be nearly black.
 _LEAST_WHITE = 128
+MAX_SIDE = 4096  # pixels of `image_size`
+# Bytes of images that are resized once, when a data set is opened. More are
+# resized whenever they are read.
+_RESIZED_ONCE = 2**30
+_CHUNK = 2**22  # values of float images that are converted at once
 
 
 class _Part(NamedTuple):
@@ -82,6 +88,7 @@ def load_npz(
   train_split: str = 'train',
   test_split: str | None = None,
   image_size: int | None = None,
+  with_test: bool = True,
 ) -> Dataset:
   """Return the data set of an .npz file.
 
@@ -93,6 +100,7 @@ def load_npz(
     train_split: 'train', or 'test' to train on the test arrays.
     test_split: likewise; by default 'test' if it is in the file, else none.
     image_size: as in `from_arrays`.
+    with_test: False leaves the test split empty.
 
   Raises:
     InputError: the file or an array in it cannot be used.
@@ -107,7 +115,7 @@ def load_npz(
   where = f'`dataset`={path}, array classes'
   sources, classes = _checked(parts, found.get('classes'), where)
   sources = resized(path, sources, image_size)
-  return select(path, sources, classes, train_split, test_split)
+  return select(path, sources, classes, train_split, test_split, with_test)
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
@@ -115,13 +123,12 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
   from etils import epath  # slow to import
 
   try:
-    with epath.Path(path).expanduser().open('rb') as file:
-      if not zipfile.is_zipfile(file):
-        raise ValueError('it is no zip archive, or a truncated one')
-      file.seek(0)
-      opened = np.load(file, allow_pickle=False)
-      found = {key: opened[key] for key in _ARRAYS if key in opened}
-      others = sorted(set(opened.files) - set(_ARRAYS))
+    where = epath.Path(path).expanduser()
+    local = pathlib.Path(where)
+    if local.exists() and not local.is_file():  # reading a pipe would wait
+      raise ValueError('it is no regular file')
+    with where.open('rb') as file:
+      found, members = npz.read(file, _ARRAYS)
   except Exception as error:  # zip, zlib, NumPy and the disk raise many kinds
     raise InputError(
       f'`dataset`={path}: cannot be read as an .npz file ({one_line(error)}); '
@@ -131,7 +138,7 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
   require(
     not missing,
     f'`dataset`={path}: lacks the array {listed(missing)} (it has '
-    f'{listed([*found, *others])}); {_SAVE}',
+    f'{few(members)}); {_SAVE}',
   )
   return found
 
@@ -142,6 +149,7 @@ def select(
   classes: tuple[str, ...],
   train_split: str,
   test_split: str | None,
+  with_test: bool = True,
 ) -> Dataset:
   """Return the data set of two splits out of several in memory.
 
@@ -152,6 +160,7 @@ def select(
     train_split: the one to train on.
     test_split: the one to test on; by default 'test' if it is there, else an
       empty one.
+    with_test: False leaves the test split empty.
   """
   for parameter, split in (
     ('train_split', train_split),
@@ -163,8 +172,21 @@ def select(
       f'{listed(sources)}',
     )
   train, test_split = sources[train_split], test_split or 'test'
-  is_there = test_split in sources
-  test = sources[test_split] if is_there else _without_rows(train)
+  if not with_test or test_split not in sources:
+    return Dataset(name, train, without_rows(train), classes)
+  others = [split for split in sources if split != train_split]
+  instead = f'`test_split`={others[0]}' if others else 'no `test_split`'
+  require(
+    test_split != train_split,
+    f'`train_split`={train_split}, `test_split`={test_split}: the test images '
+    f'of `dataset`={name} would be trained on; give {instead}',
+  )
+  test = sources[test_split]
+  require(
+    bool((test.labels != UNLABELLED).all()),
+    f'`test_split`={test_split}: some of its rows have no label; give another '
+    'split',
+  )
   return Dataset(name, train, test, classes)
 
 
@@ -177,22 +199,33 @@ def in_memory(pixels: np.ndarray, labels: np.ndarray) -> Source:
   """
   if pixels.ndim == 2:
     pixels = pixels[:, None, :, None]
-  read = lambda rows: pixels[np.asarray(rows, int)]
-  return Source(labels, pixels.shape[1:], read, dtype=pixels.dtype.type)
+  return Source(
+    labels,
+    pixels.shape[1:],
+    lambda rows: pixels[np.asarray(rows, int)],
+    dtype=pixels.dtype.type,
+    digests=lambda: duplicates.digests(pixels),
+  )
 
 
-def _without_rows(like: Source) -> Source:
+def without_rows(like: Source) -> Source:
   """Return an empty split of the same row shape."""
   empty = np.empty((0, *like.shape), like.dtype)
   read = lambda rows: empty[np.asarray(rows, int)]
-  labels = np.empty(0, np.int32)
-  return Source(labels, like.shape, read, dtype=like.dtype)
+  return Source(
+    np.empty(0, np.int32),
+    like.shape,
+    read,
+    dtype=like.dtype,
+    digests=lambda: np.empty(0, np.uint64),
+  )
 
 
 def resized(
   name: str, sources: Mapping[str, Source], size: int | None
 ) -> Mapping[str, Source]:
   """Return splits in memory with images resized to a square, if `size`."""
+  check_image_size(size)
   if size is None:
     return sources
   require(
@@ -203,12 +236,30 @@ def resized(
   return {split: _resized(source, size) for split, source in sources.items()}
 
 
+def check_image_size(size: int | None) -> None:
+  """Raise `InputError` for an `image_size` that cannot be meant."""
+  if size is not None:
+    positive(image_size=size)
+    require(
+      size <= MAX_SIDE,
+      f'`image_size`={size}: give a side of at most {MAX_SIDE} pixels',
+    )
+
+
 def _resized(source: Source, size: int) -> Source:
-  rows = source.read(np.arange(len(source.labels)))
-  grey = source.shape[-1] == 1
-  images = [PIL.Image.fromarray(row[..., 0] if grey else row) for row in rows]
-  pixels = np.stack([np.asarray(decode.fit(i, size, size)) for i in images])
-  return in_memory(pixels.reshape(len(rows), size, size, -1), source.labels)
+  shape = size, size, source.shape[-1]
+  grey = shape[-1] == 1
+
+  def read(rows) -> np.ndarray:
+    images = np.empty((len(rows), *shape), np.uint8)
+    for image, row in zip(images, source.read(rows), strict=True):
+      original = PIL.Image.fromarray(row[..., 0] if grey else row)
+      image[:] = np.reshape(decode.fit(original, size, size), shape)
+    return images
+
+  if len(source.labels) * math.prod(shape) > _RESIZED_ONCE:
+    return source._replace(shape=shape, read=read)
+  return in_memory(read(np.arange(len(source.labels))), source.labels)
 
 
 # Validation.
@@ -279,12 +330,22 @@ def _images(array: np.ndarray, where: str) -> np.ndarray:
   )
   if not is_float:
     return array.astype(np.uint8)
-  scale = 255 if most <= 1 else 1
-  return np.floor(scale * array.astype(np.float32) + 0.5).astype(np.uint8)
+  scale, images = 255 if most <= 1 else 1, np.empty(array.shape, np.uint8)
+  for part in _parts(array):
+    images[part] = np.floor(scale * array[part].astype(np.float32) + 0.5)
+  return images
+
+
+def _parts(array: np.ndarray) -> list[slice]:
+  """Return slices of rows, so that temporary copies are small."""
+  size = max(1, _CHUNK // max(1, math.prod(array.shape[1:])))
+  return [slice(i, i + size) for i in range(0, len(array), size)]
 
 
 def _refuse_infinite(array: np.ndarray, where: str) -> None:
-  finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+  axes = tuple(range(1, array.ndim))
+  finite = [np.isfinite(array[part]).all(axis=axes) for part in _parts(array)]
+  finite = np.concatenate(finite)
   if not finite.all():
     raise InputError(
       f'{where}: {np.sum(~finite)} rows hold NaN or infinite values, the first '
@@ -347,6 +408,12 @@ def _labels(part: _Part, rows: int) -> np.ndarray:
     len(labels) == rows,
     f'{where}: has {len(labels)} labels for {rows} rows; give one per row',
   )
+  wrong = np.flatnonzero(labels > np.iinfo(np.int64).max)
+  if wrong.size:  # Cast to int64, the largest uint64 would be -1.
+    raise InputError(
+      f'{where}: has the label {labels[wrong[0]]} in row {wrong[0]}; give '
+      'integer classes from 0, -1 where unlabelled'
+    )
   return labels.astype(np.int64)
 
 
@@ -365,17 +432,41 @@ def _class_names(labels, classes, where: str, train: _Part) -> tuple[str, ...]:
   """Return the names of the C classes."""
   if classes is None:
     return _numbered(np.concatenate(list(labels)), train.labels_are)
+  if isinstance(classes, np.ndarray) and classes.ndim == 0:
+    classes = classes.item()
   if isinstance(classes, (int, np.integer)):
+    _refuse_many(classes, where)
     return tuple(map(str, range(classes)))
   are_names = isinstance(classes, Iterable) and not isinstance(classes, str)
-  found = list(classes) if are_names else []
-  names = [n.decode() if isinstance(n, bytes) else str(n) for n in found]
+  if are_names and hasattr(classes, '__len__'):
+    _refuse_many(len(classes), where)
+  names = [_decoded(name, where) for name in classes] if are_names else []
   require(
     len(set(names)) == len(names) > 0,
-    f'{where}: is {classes!r:.100}; give a list of different names, one for '
-    'each class, or the number of classes',
+    f'{where}: is {" ".join(repr(classes).split()):.100}; give a list of '
+    'different names, one for each class, or the number of classes',
   )
   return tuple(names)
+
+
+def _refuse_many(count: int, where: str) -> None:
+  require(
+    count <= MAX_CLASSES,
+    f'{where}: {count} classes are more than the limit of {MAX_CLASSES}; give '
+    'as many as there are',
+  )
+
+
+def _decoded(name, where: str) -> str:
+  """Return a class name as a text."""
+  if not isinstance(name, bytes):
+    return str(name)
+  try:
+    return name.decode()
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f'{where}: the name {bytes(name)!r:.40} is not UTF-8; give texts'
+    ) from error
 
 
 def _numbered(labels: np.ndarray, where: str) -> tuple[str, ...]:

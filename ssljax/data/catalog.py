@@ -5,15 +5,14 @@ whose images cannot be read. It suffices to plan the memory and time of a run.
 """
 
 from collections.abc import Callable
-import functools
 import re
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ssljax.data import datasets, tfds_reader
-from ssljax.errors import positive, require
+from ssljax.data import arrays, datasets, records, tfds_reader
+from ssljax.errors import require
 
 SIDE = 224  # the default `image_size` of sets whose images differ in size
 # TFDS sets that can be planned without being on disk: name -> number of
@@ -53,8 +52,10 @@ class _Found(NamedTuple):
 
   classes: tuple[str, ...]  # [C]
   feature: Any  # of the images
-  count: Callable[[str, str], int]  # (parameter, split) -> number of images
+  count: Callable[[records.Split], int]  # number of images
   test_split: Callable[[], str]  # the default test split
+  # (train, test) -> None; raises if they have common images
+  refuse_overlap: Callable[[records.Split, records.Split], None]
 
 
 def outline(
@@ -65,6 +66,7 @@ def outline(
   test_split: str | None = None,
   image_size: int | None = None,
   crop: bool = False,
+  with_test: bool = True,
 ) -> datasets.Dataset:
   """Return a data set without its rows.
 
@@ -76,18 +78,19 @@ def outline(
     test_split: as in `datasets.load`.
     image_size: as in `datasets.load`; by default 224 if images differ in size.
     crop: as in `datasets.load`.
+    with_test: as in `datasets.load`.
 
   Raises:
     InputError: the size of the data set is not known.
   """
-  if image_size is not None:
-    positive(image_size=image_size)
+  arrays.check_image_size(image_size)
   if datasets.is_in_memory(name):
     dataset = datasets.load(
       name,
       train_split=train_split,
       test_split=test_split,
       image_size=image_size,
+      with_test=with_test,
     )
     parts = {
       part: _source(len(s.labels), s.shape, dtype=s.dtype)
@@ -98,14 +101,16 @@ def outline(
   differ = None in found.feature.shape[:2]
   side = SIDE if differ and image_size is None else image_size
   shape = datasets.image_shape(name, found.feature, side)
-  source = lambda flag, split: _source(
-    found.count(flag, split), shape, crop=crop and differ
-  )
+  source = lambda count: _source(count, shape, crop=crop and differ)
+  train = records.Split(name, 'train_split', train_split)
+  tests = 0
+  if with_test:
+    test_split = test_split or found.test_split()
+    test = records.Split(name, 'test_split', test_split)
+    found.refuse_overlap(train, test)
+    tests = found.count(test)
   return datasets.Dataset(
-    name,
-    source('train_split', train_split),
-    source('test_split', test_split or found.test_split()),
-    found.classes,
+    name, source(found.count(train)), source(tests), found.classes
   )
 
 
@@ -150,8 +155,9 @@ def _found(name: str, data_dir: str | None) -> _Found:
   return _Found(
     columns.classes,
     columns.feature,
-    functools.partial(datasets.split_size, name, builder),
+    lambda split: records.split_size(split, builder),
     lambda: datasets.default_test_split(name, builder, columns),
+    lambda train, test: records.refuse_overlap(builder, train, test),
   )
 
 
@@ -164,16 +170,30 @@ def _known(name: str) -> _Found:
   )
   classes, shape, sizes = KNOWN[plain]
 
-  def count(flag: str, split: str) -> int:
-    parts = split.split('+')
+  def parts(split: records.Split) -> set[str]:
+    found = split.name.split('+')
     require(
-      all(part in sizes for part in parts),
-      f'`{flag}`={split}: {name} is not on disk, so only whole splits are '
-      f'known; give {", ".join(sizes)}, or several joined by +, or the '
-      '`data_dir` in which it is prepared',
+      all(part in sizes for part in found) and len(set(found)) == len(found),
+      f'`{split.parameter}`={split.name}: {name} is not on disk, so only whole '
+      f'splits are known; give {", ".join(sizes)}, or several joined by +, or '
+      'the `data_dir` in which it is prepared',
     )
-    return sum(sizes[part] for part in parts)
+    return set(found)
+
+  def refuse_overlap(train: records.Split, test: records.Split) -> None:
+    require(
+      not parts(train) & parts(test),
+      f'`train_split`={train.name}, `test_split`={test.name}: the test images '
+      f'of `dataset`={name} would be trained on; give splits without common '
+      'images',
+    )
 
   test = 'test' if 'test' in sizes else 'validation'
   names = tuple(map(str, range(classes)))
-  return _Found(names, _Feature(shape), count, lambda: test)
+  return _Found(
+    names,
+    _Feature(shape),
+    lambda split: sum(sizes[part] for part in parts(split)),
+    lambda: test,
+    refuse_overlap,
+  )

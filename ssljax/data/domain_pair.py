@@ -55,7 +55,7 @@ def load(
     )
     with _named('source'):
       # The source's test images are not used, so it need not have any.
-      first = datasets.load(source, data_dir, test_split=train_split, **how)
+      first = datasets.load(source, data_dir, with_test=False, **how)
     with _named('target'):
       second = datasets.load(target, data_dir, test_split=test_split, **how)
     return first, second
@@ -121,10 +121,15 @@ def join(source: Dataset, target: Dataset) -> Dataset:
   def read_test(rows) -> np.ndarray:
     return np.broadcast_to(target.test.read(rows), (len(rows), *shape))
 
+  def digests() -> np.ndarray:
+    parts = source.train, target.train
+    return np.concatenate([part.digests() for part in parts])
+
+  labels = np.concatenate([source.train.labels, hidden])
   return Dataset(
     f'{source.name}-{target.name}',
-    Source(np.concatenate([source.train.labels, hidden]), shape, read),
-    Source(target.test.labels, shape, read_test),
+    Source(labels, shape, read, digests=digests),
+    Source(target.test.labels, shape, read_test, digests=target.test.digests),
     source.classes,
     unlabelled_from=first,
   )

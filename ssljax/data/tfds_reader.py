@@ -7,6 +7,7 @@ import logging
 import re
 from typing import Any, NamedTuple
 
+from ssljax.data.types import MAX_CLASSES
 from ssljax.errors import InputError, require
 
 _LOG = logging.getLogger(__name__)
@@ -18,7 +19,15 @@ def open_builder(name: str, data_dir: str | None):
   """Return the TFDS builder of a data set, preparing the set if necessary."""
   root = _root(name, data_dir)
   builder, is_prepared = _find(name, root)
-  return builder if is_prepared else _prepare(name, root, builder)
+  if is_prepared:
+    _note_configurations(name, root, builder)
+    return builder
+  named = _parts(name).get('config')
+  if _configurations(root / builder.name) and not (
+    named and tensorflow_is_installed()
+  ):  # the user means one of those, or has to name another to prepare it
+    raise InputError(f'`dataset`={name}: {_on_disk_as(name, root)}')
+  return _prepare(name, root, builder)
 
 
 def on_disk(name: str, data_dir: str):
@@ -37,8 +46,11 @@ def _find(name: str, root):
   except tfds.core.DatasetNotFoundError as error:
     raise InputError(_unknown_name(name, root)) from error
   except Exception as error:  # TFDS's parsers and imports raise many kinds
+    found = _on_disk_as(name, root)
     raise InputError(
-      f'`dataset`={name}: TFDS cannot open it in `data_dir`={root} '
+      f'`dataset`={name}: {found}'
+      if found
+      else f'`dataset`={name}: TFDS cannot open it in `data_dir`={root} '
       f'({one_line(cause(error))}); give name, name/config or name:version, '
       "prepare it again, or pip install 'ssljax[prepare]'"
     ) from error
@@ -93,18 +105,97 @@ def _root(name: str, data_dir: str | None):
 
 def _newest(folder):
   """Return the folder of a data set's newest version in `folder`, or None."""
+  versions = _versions(folder)
+  return folder / versions[-1] if versions else None
+
+
+def _versions(folder) -> list[str]:
+  """Return the versions of a data set in `folder`, the newest last."""
   import tensorflow_datasets as tfds
 
   if not folder.is_dir():
-    return None
+    return []
   found = [
-    path
+    path.name
     for path in folder.iterdir()
     if tfds.core.Version.is_valid(path.name)
     and (path / 'dataset_info.json').exists()
     and (path / 'features.json').exists()
   ]
-  return max(found, key=lambda p: tfds.core.Version(p.name), default=None)
+  return sorted(found, key=tfds.core.Version)
+
+
+def _configurations(folder) -> list[str]:
+  """Return the names of the configurations of a data set in `folder`."""
+  if not folder.is_dir():
+    return []
+  return sorted(path.name for path in folder.iterdir() if _versions(path))
+
+
+def _parts(name: str) -> dict[str, str | None]:
+  """Return 'set', 'config' and 'version' of a name; {} if it has others."""
+  match = re.fullmatch(
+    r'(?P<set>[\w-]+)(/(?P<config>[^/:]+))?(:(?P<version>[^/:]+))?', name
+  )
+  return match.groupdict() if match else {}
+
+
+def _on_disk_as(name: str, root) -> str | None:
+  """Return what is on disk of a set that cannot be opened under this name.
+
+  Returns:
+    The configurations or versions that are there, the name to give, or what a
+    folder of this name lacks. None if that does not explain the failure.
+  """
+  parts = _parts(name)
+  plain, config = parts.get('set'), parts.get('config')
+  if not plain or root is None:
+    return None
+  try:
+    there, folder = (root / plain).is_dir(), root / plain
+    configs, versions = _configurations(folder), _versions(folder)
+  except OSError:  # a name that is too long, or no permission to look
+    return None
+  if not there:
+    return None
+  if not configs and not versions:
+    return (
+      f'the folder {folder} holds no data set in the TFDS layout: a folder '
+      'VERSION or CONFIGURATION/VERSION, as 1.0.0, with dataset_info.json and '
+      'features.json'
+    )
+  if config not in configs and (config or not versions):
+    if not configs:
+      return f'has no configurations in `data_dir`={root}; give {plain}'
+    several = 's' if len(configs) > 1 else ''
+    return (
+      f'has the configuration{several} {few(configs)} in `data_dir`={root}; '
+      f'give {plain}/{configs[0]}'
+    )
+  if parts['version']:
+    name = f'{plain}/{config}' if config else plain
+    versions = _versions(root / name)
+    several = 's' if len(versions) > 1 else ''
+    return (
+      f'has the version{several} {few(versions)} in `data_dir`={root}; give '
+      f'{name}:{versions[-1]}'
+    )
+  return None
+
+
+def _note_configurations(name: str, root, builder) -> None:
+  """Log which configuration is used if several are there and none is named."""
+  parts, config = _parts(name), builder.info.config_name
+  if not config or not parts or parts['config']:
+    return
+  others = _configurations(root / parts['set'])
+  if len(others) > 1:
+    _LOG.warning(
+      '%s: has the configurations %s and none is named; %s is used',
+      name,
+      few(others),
+      config,
+    )
 
 
 def _prepare(name: str, root, builder):
@@ -134,20 +225,29 @@ def tensorflow_is_installed() -> bool:
 
 
 def _on_disk(root) -> list[str]:
-  """Return the names of folders under `root` that may be data sets."""
+  """Return the names of the data sets under `root`."""
   if root is None:
     return []
-  hidden = ('.', '_')
-  paths = [p for p in root.iterdir() if not p.name.startswith(hidden)]
-  return sorted(p.name for p in paths if p.is_dir() and p.name != 'downloads')
+  try:
+    return sorted(
+      path.name
+      for path in root.iterdir()
+      if _versions(path) or _configurations(path)
+    )
+  except OSError:  # no permission to look
+    return []
 
 
 def _unknown_name(name: str, root) -> str:
   import tensorflow_datasets as tfds
 
+  found = _on_disk_as(name, root)
+  if found:
+    return f'`dataset`={name}: {found}'
   available = ['digits', *_on_disk(root)]
   known = [*available, *tfds.list_builders(with_community_datasets=False)]
-  near = dict.fromkeys(difflib.get_close_matches(name, known, n=5))
+  near = dict.fromkeys(difflib.get_close_matches(name, known, n=6))
+  near.pop(name, None)  # the name that is refused is no advice
   hint = f'did you mean {listed(near)}?' if near else f'try {listed(available)}'
   place = f' and not in `data_dir`={root}' if root else ''
   return f'`dataset`={name}: not a TFDS data set{place}; {hint}'
@@ -160,6 +260,7 @@ class Columns(NamedTuple):
   classes: tuple[str, ...]  # [C]
   image: Callable[[bytes], bytes]  # the encoded image
   label: Callable[[bytes], int]
+  both: Callable[[bytes], tuple[bytes, int]]  # the encoded image, the label
   title: Callable[[bytes], str]  # the example's file name, or ''
 
 
@@ -186,18 +287,23 @@ def find_columns(name: str, info) -> Columns:
   keys = info.supervised_keys or (None, None)
   image = _only(name, 'image', images, keys[0])
   label = _only(name, 'label', labels, keys[1])
+  count = features[label].num_classes
   require(
-    bool(features[label].num_classes),
-    f'`dataset`={name}: its label {label!r} has no classes; prepare it again '
-    'with num_classes or names',
+    bool(count) and count <= MAX_CLASSES,
+    f'`dataset`={name}: its label {label!r} has {count or "no"} classes, at '
+    f'most {MAX_CLASSES} are supported; prepare it again with the right '
+    'num_classes or names',
   )
   title = next((k for k in _FILE_NAMES if k in features), None)
+  encoded, numbered = _parser(features, image), _parser(features, label)
+  both, titled = _parser(features, image, label), _parser(features, title)
   return Columns(
     features[image],
     tuple(features[label].names),
-    _field(features, image, encoded=True),
-    _field(features, label),
-    _field(features, title) if title else lambda record: '',
+    lambda record: encoded(record)[image],
+    lambda record: numbered(record)[label],
+    lambda record: tuple(map(both(record).get, (image, label))),
+    lambda record: titled(record)[title] if title else '',
   )
 
 
@@ -219,19 +325,31 @@ def _only(name: str, kind: str, found: list[str], supervised) -> str:
   return found[0]
 
 
-def _field(features, key: str, encoded: bool = False) -> Callable[[bytes], Any]:
-  """Return a function that parses one feature of a record, not the others."""
+def _parser(features, *keys: str | None) -> Callable[[bytes], dict]:
+  """Return a function that parses some features of a record, not the others.
+
+  An image is not decoded.
+  """
   import tensorflow_datasets as tfds
 
-  alone = tfds.features.FeaturesDict({key: features[key]})
-  decoders = {key: tfds.decode.SkipDecoding()} if encoded else None
-  parse = alone.deserialize_example_np
-  return lambda record: parse(record, decoders=decoders)[key]
+  some = tfds.features.FeaturesDict({key: features[key] for key in keys if key})
+  is_image = lambda key: isinstance(features[key], tfds.features.Image)
+  skip = tfds.decode.SkipDecoding()
+  decoders = {key: skip for key in some if is_image(key)}
+  parse = some.deserialize_example_np
+  return lambda record: parse(record, decoders=decoders)
 
 
 def listed(names) -> str:
   """Return names joined by commas, or 'nothing'."""
   return ', '.join(map(str, names)) or 'nothing'
+
+
+def few(names, most: int = 10) -> str:
+  """Return the first names joined by commas, and the number of the others."""
+  names = list(map(str, names))
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return listed(names[:most]) + more
 
 
 def cause(error: BaseException) -> BaseException:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+MAX_CLASSES = 2**20  # of a data set; a larger number is taken for damage
+
 
 class Source(NamedTuple):
   """The rows of one split, read by row number.
@@ -26,6 +28,9 @@ class Source(NamedTuple):
   crop: Callable[[Any, np.ndarray], np.ndarray] | None = None
   dtype: Any = np.uint8  # uint8 for images, float32 for features
   names: np.ndarray | None = None  # [N] str, file names or ids, where known
+  # () -> [N] uint64, hashes by which equal images are found, see `duplicates`:
+  # of the encoded images of a TFDS set, of the pixels of others.
+  digests: Callable[[], np.ndarray] | None = None
 
   @property
   def is_images(self) -> bool:

@@ -89,7 +89,7 @@ def outline_of(config: Config) -> datasets.Dataset:
   )
   if data.source:
     return catalog.joined(
-      catalog.outline(data.source, test_split=data.train_split, **how),
+      catalog.outline(data.source, with_test=False, **how),
       catalog.outline(data.target, test_split=data.test_split, **how),
     )
   dataset = catalog.outline(data.dataset, test_split=data.test_split, **how)

@@ -1,13 +1,17 @@
 """Data sets from arrays and .npz files, of images and of features."""
 
+import io
+import os
 import pathlib
 import subprocess
+import tracemalloc
+import zipfile
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from ssljax.data import arrays, catalog, datasets, splits
+from ssljax.data import arrays, catalog, datasets, npz, splits
 from ssljax.errors import InputError
 
 FEATURES = np.random.default_rng(0).normal(size=(7, 3))  # float64
@@ -263,10 +267,34 @@ def test_a_file_may_lack_test_arrays(tmp_path):
 
 
 def test_either_split_of_a_file_can_be_trained_on(tmp_path):
-  path = save(tmp_path / 'f.npz')
-  data = datasets.load(path, train_split='test', test_split='test')
+  path = save(tmp_path / 'f.npz', train_labels=np.arange(7) % 3)
+  data = datasets.load(path, train_split='test', test_split='train')
   np.testing.assert_array_equal(data.train.labels, [1, 0])
+  np.testing.assert_array_equal(data.test.labels, np.arange(7) % 3)
   assert 'train_split=dev' in error(datasets.load, path, train_split='dev')
+
+
+def test_rows_to_train_on_are_not_tested_on(tmp_path):
+  path = save(tmp_path / 'f.npz')
+  for load in (datasets.load, catalog.outline):
+    said = error(load, path, train_split='test')
+    assert said.startswith('train_split=test, test_split=test: the test images')
+    assert 'give test_split=train' in said
+    said = error(load, path, test_split='train')
+    assert 'give test_split=test' in said
+    assert 'would be trained on' in error(load, 'digits', train_split='test')
+  # Without test rows there is nothing to overlap.
+  data = datasets.load(path, train_split='test', with_test=False)
+  assert len(data.train.labels) == 2 and len(data.test.labels) == 0
+  assert data.test.shape == data.train.shape
+
+
+def test_rows_without_a_label_are_not_tested_on(tmp_path):
+  path = save(tmp_path / 'f.npz')
+  how = dict(train_split='test', test_split='train')
+  assert 'test_split=train: some of its rows' in error(
+    datasets.load, path, **how
+  )
 
 
 def test_the_outline_of_a_file_is_that_of_its_data_set(tmp_path):
@@ -356,3 +384,230 @@ def test_unusable_arrays_of_a_file_are_refused_by_name(
   path = save(tmp_path / 'f.npz', **changed)
   said = error(datasets.load, path)
   assert said.startswith(f'dataset={path}') and expected in said
+
+
+# Files that nobody vouches for.
+
+
+def member(array, shape=None, **more):
+  """The bytes of an .npy member, with another shape in its header."""
+  file = io.BytesIO()
+  np.lib.format.write_array(file, np.asarray(array), **more)
+  content = file.getvalue()
+  if shape is not None:
+    header = io.BytesIO()
+    told = dict(
+      descr=np.asarray(array).dtype.str, fortran_order=False, shape=shape
+    )
+    np.lib.format.write_array_header_1_0(header, told)
+    content = header.getvalue() + np.asarray(array).tobytes()
+  return content
+
+
+def with_header(text, version=1):
+  """An .npy member whose header is this text."""
+  text = text.encode()
+  length = len(text).to_bytes(2 * version, 'little')
+  return b'\x93NUMPY' + bytes([version, 0]) + length + text
+
+
+def archive(path, members, method=zipfile.ZIP_STORED):
+  """Write members by name; the labels are good unless they are given."""
+  good = {'train_labels.npy': member(LABELS)}
+  with zipfile.ZipFile(path, 'w', method) as file:
+    for name, content in (good | members).items():
+      file.writestr(name, content)
+  return str(path)
+
+
+def patched(path, old, new):
+  """Replace bytes in a file, as often as they occur."""
+  content = path.read_bytes()
+  assert old in content and len(old) == len(new)
+  path.write_bytes(content.replace(old, new))
+  return str(path)
+
+
+NESTED = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s1,)}\n"
+HOSTILE = {
+  'no .npy': ({'train': member(FEATURES)}, 'has train_labels, train (not .npy'),
+  'empty': ({'train.npy': b''}, 'the array train is empty'),
+  'magic only': ({'train.npy': b'\x93NUMPY'}, 'cannot be read'),
+  'no numpy': ({'train.npy': b'1,2,3,4,5,6,7,8,9'}, 'cannot be read'),
+  'huge': (
+    {'train.npy': member(FEATURES, (2**40, 2**10))},
+    '168 bytes of data',
+  ),
+  'overflow': ({'train.npy': member(FEATURES, (2**32, 2**32))}, '168 bytes'),
+  'no rows': ({'train.npy': member(FEATURES, (0, 10**30))}, '168 bytes'),
+  'negative': ({'train.npy': member(FEATURES, (-7, -3))}, '168 bytes'),
+  'too short': ({'train.npy': member(FEATURES, (8, 3))}, '168 bytes'),
+  'too long': ({'train.npy': member(FEATURES, (6, 3))}, '168 bytes'),
+  'endless names': (
+    {
+      'train.npy': member(FEATURES),
+      'classes.npy': with_header(
+        "{'descr': '<U0', 'fortran_order': False, 'shape': (10000000000,)}\n"
+      ),
+    },
+    'the array classes has dtype <U0',
+  ),
+  'nested minus': ({'train.npy': with_header(NESTED % ('-' * 9000))}, 'train'),
+  'nested brackets': (
+    {'train.npy': with_header(NESTED % ('(' * 4000))},
+    'cannot be read',
+  ),
+  'a long header': (
+    {'train.npy': with_header('x' * 2_000_000, version=2)},
+    'the header of the array train has 2000000 bytes',
+  ),
+  'another format': (
+    {'train.npy': b'\x93NUMPY\x09\x00' + bytes(99)},
+    'unknown format (9, 0)',
+  ),
+  'a structure': (
+    {'train.npy': member(np.zeros(7, [('a', 'f4'), ('b', 'i4')]))},
+    'the array train has dtype [',
+  ),
+  'names of no text': (
+    {'train.npy': member(FEATURES), 'classes.npy': member([b'a', b'\xff'])},
+    r"array classes: the name b'\xff' is not UTF-8",
+  ),
+  'one name': (
+    {'train.npy': member(FEATURES), 'classes.npy': member('abc')},
+    "array classes: is 'abc'",
+  ),
+}
+
+
+@pytest.mark.parametrize(
+  ('members', 'expected'), HOSTILE.values(), ids=HOSTILE.keys()
+)
+@pytest.mark.parametrize('method', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_hostile_array_is_refused_before_memory_is_taken(
+  tmp_path, members, expected, method
+):
+  path = archive(tmp_path / 'f.npz', members, method)
+  tracemalloc.start()
+  said = error(datasets.load, path)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert expected in said and said.startswith(f'dataset={path}')
+  assert peak < 2**25 and len(said) < 1000
+
+
+def test_sizes_that_the_file_cannot_hold_are_refused(tmp_path):
+  # 10⁹ doubles said in the header and in both directories of the archive.
+  head = member(FEATURES, (10**9,))[:128]
+  path = tmp_path / 'f.npz'
+  archive(path, {'train.npy': head + bytes(80)})
+  sizes = 2 * (208).to_bytes(4, 'little')
+  claimed = 2 * (8 * 10**9 % 2**32).to_bytes(4, 'little')
+  said = error(datasets.load, patched(path, sizes, claimed))
+  assert 'which cannot be in a file of' in said
+
+
+def test_other_compressions_and_encryption_are_named(tmp_path):
+  path = tmp_path / 'f.npz'
+  archive(path, {'train.npy': member(FEATURES)}, zipfile.ZIP_BZIP2)
+  assert 'unknown compression 12' in error(datasets.load, str(path))
+  archive(path, {'train.npy': member(FEATURES)})
+  with zipfile.ZipFile(path) as file:
+    flags = file.infolist()[0].flag_bits
+  assert flags == 0
+  content = bytearray(path.read_bytes())
+  for signature, offset in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):
+    start = 0
+    while (start := content.find(signature, start)) >= 0:
+      content[start + offset] |= 1
+      start += 4
+  path.write_bytes(content)
+  assert 'is encrypted' in error(datasets.load, str(path))
+
+
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+  path = tmp_path / 'f.npz'
+  archive(path, {'train.npy': member(FEATURES)})
+  with zipfile.ZipFile(path, 'a') as file:
+    file.writestr('train.npy', member(FEATURES))
+  assert 'it has 2 arrays named train' in error(datasets.load, str(path))
+
+
+def test_more_data_than_memory_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(npz, '_physical_memory', lambda: 100)
+  assert '168 bytes, this machine 100' in error(
+    datasets.load, save(tmp_path / 'f.npz')
+  )
+
+
+def test_a_changed_byte_of_an_array_is_noticed(tmp_path):
+  path = tmp_path / 'f.npz'
+  save(path)
+  raw = FEATURES.tobytes()
+  said = error(datasets.load, patched(path, raw, raw[:-1] + b'\x00'))
+  assert 'CRC' in said
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'f.npz')
+  assert 'no regular file' in error(datasets.load, str(tmp_path / 'f.npz'))
+
+
+def test_arrays_of_either_order_and_compression_are_read(tmp_path):
+  fortran = np.asfortranarray(FEATURES)
+  np.savez_compressed(tmp_path / 'f.npz', train=fortran, train_labels=LABELS)
+  data = datasets.load(str(tmp_path / 'f.npz'))
+  expected = FEATURES.astype(np.float32)
+  np.testing.assert_array_equal(
+    datasets.arrays(data.train).reshape(7, 3), expected
+  )
+
+
+def test_a_path_begins_at_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  save(tmp_path / 'f.npz')
+  assert len(datasets.load('~/f.npz').train.labels) == 7
+  assert 'cannot be read' in error(datasets.load, '~nobody-here/f.npz')
+
+
+@pytest.mark.parametrize('dtype', [np.int64, np.uint64])
+def test_labels_that_do_not_fit_in_32_bits_are_refused(tmp_path, dtype):
+  labels = np.where(LABELS < 0, 0, LABELS).astype(dtype)
+  for value in (2**32, 2**40, np.iinfo(dtype).max):
+    labels[3] = value  # as int32: 0, 0 and -1
+    for more in (dict(), dict(classes=np.array(['a', 'b', 'c']))):
+      path = save(tmp_path / 'f.npz', train_labels=labels, **more)
+      assert str(value) in error(datasets.load, path)
+      path = save(tmp_path / 'f.npz', test_labels=labels[[2, 3]], **more)
+      assert str(value) in error(datasets.load, path)
+
+
+def test_a_number_of_classes_has_a_limit():
+  said = error(arrays.from_arrays, FEATURES, LABELS, classes=10**9)
+  assert said.startswith('classes: 1000000000 classes are more than')
+
+
+def test_a_side_has_a_limit():
+  for load in (datasets.load, catalog.outline):
+    said = error(load, 'digits', image_size=100_000)
+    assert said == 'image_size=100000: give a side of at most 4096 pixels'
+
+
+def test_many_large_images_are_resized_when_they_are_read(monkeypatch):
+  once = arrays.from_arrays(PIXELS, LABELS, image_size=3).train
+  monkeypatch.setattr(arrays, '_RESIZED_ONCE', 0)
+  later = arrays.from_arrays(PIXELS, LABELS, image_size=3).train
+  np.testing.assert_array_equal(later.read([4, 2]), once.read([4, 2]))
+  # 1,297 digits of 4,096 x 4,096 pixels would be 20 GiB.
+  monkeypatch.undo()
+  assert datasets.load('digits', image_size=4096).train.shape[0] == 4096
+
+
+def test_large_arrays_are_converted_in_parts(monkeypatch):
+  whole = datasets.arrays(arrays.from_arrays(PIXELS / 255, LABELS).train)
+  monkeypatch.setattr(arrays, '_CHUNK', 100)  # an image has 60 values
+  parts = datasets.arrays(arrays.from_arrays(PIXELS / 255, LABELS).train)
+  np.testing.assert_array_equal(whole, parts)
+  infinite = with_value(PIXELS / 255, 6, np.inf)
+  assert 'the first is row 6' in error(arrays.from_arrays, infinite, LABELS)

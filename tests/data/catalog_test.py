@@ -20,7 +20,8 @@ def described(dataset):
     ('digits', dict(image_size=12)),
     ('yin-yang', {}),
     ('cifar10', {}),
-    ('mnist', dict(image_size=14, train_split='test')),
+    ('mnist', dict(image_size=14, train_split='test', test_split='train')),
+    ('mnist', dict(train_split='test', with_test=False)),
     ('stl10', dict(train_split='train+unlabelled')),
     ('imagenet2012', dict(image_size=32)),
     ('imagenet2012', dict(image_size=32, crop=True)),
@@ -67,6 +68,9 @@ def test_an_outline_prepares_nothing_in_an_empty_folder(tmp_path):
     ('mnist', dict(train_split='train[:9%]'), 'train_split=train'),
     ('mnist', dict(test_split='rest'), 'test_split=rest'),
     ('mnist', dict(image_size=0), 'image_size'),
+    ('mnist', dict(train_split='train+train'), 'train_split=train+train'),
+    ('mnist', dict(train_split='train+test'), 'train_split=train+test, test_'),
+    ('stl10', dict(test_split='unlabelled+train'), 'train_split=train, test_'),
   ],
 )
 def test_an_unknown_size_is_refused(name, how, expected):

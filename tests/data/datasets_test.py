@@ -12,7 +12,14 @@ import PIL.Image
 import pytest
 
 from ssljax.core import UNLABELLED
-from ssljax.data import datasets, tfds_reader
+from ssljax.data import (
+  catalog,
+  datasets,
+  decode,
+  duplicates,
+  records,
+  tfds_reader,
+)
 from ssljax.errors import InputError
 
 GARBAGE = b'\xff\xd8 this is no image'
@@ -136,6 +143,84 @@ def test_a_version_or_a_configuration_can_be_named(tmp_path):
   assert 'dataset=pets:3.0.0' in error('pets:3.0.0', tmp_path)
 
 
+def with_configurations(tmp_path):
+  """Sets with two configurations, with one, and with two versions."""
+  for config in ('big', 'small'):
+    fake_tfds.write(tmp_path, 'pets', flat(2), [0, 1], config=config, **HALVES)
+  fake_tfds.write(tmp_path, 'cars', flat(2), [0, 1], config='red', **HALVES)
+  for version in ('9.0.0', '10.0.0'):
+    fake_tfds.write(
+      tmp_path, 'cats', flat(2), [0, 1], version=version, **HALVES
+    )
+  # TFDS's class of this set has these configurations and others.
+  for config in ('16x16', '32x32'):
+    fake_tfds.write(
+      tmp_path, 'imagenet_resized', flat(2), [0, 1], config=config, **HALVES
+    )
+  for folder in ('photos/frogs', 'half/1.0.0', 'mnist/incomplete'):
+    (tmp_path / folder).mkdir(parents=True)
+  return tmp_path
+
+
+HALVES = dict(splits=dict(train=1, test=1))
+TWO = 'has the configurations big, small in data_dir='
+
+
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('pets', (TWO, 'give pets/big')),
+    ('pets/medium', (TWO, 'give pets/big')),
+    ('pets:1.0.0', (TWO, 'give pets/big')),
+    ('pets/big:9.9.9', ('has the version 1.0.0', 'give pets/big:1.0.0')),
+    ('cars', ('has the configuration red', 'give cars/red')),
+    ('cars/blue', ('has the configuration red', 'give cars/red')),
+    ('cats:3.0.0', ('has the versions 9.0.0, 10.0.0', 'give cats:10.0.0')),
+    ('cats/x', ('has no configurations', 'give cats')),
+    ('imagenet_resized', ('16x16, 32x32', 'give imagenet_resized/16x16')),
+    ('imagenet_resized/8x8', ('16x16, 32x32', 'give imagenet_resized/16x16')),
+    ('imagenet_resized/3x3', ('16x16, 32x32', 'give imagenet_resized/16x16')),
+    ('imagenet_resized/16x16:7.0.0', ('has the version 1.0.0',)),
+    ('photos', ('photos holds no data set in the TFDS layout',)),
+    ('half', ('half holds no data set in the TFDS layout',)),
+    ('phot', ('try digits, cars, cats, imagenet_resized, pets',)),
+    ('mnist', ('is not prepared', 'pip install')),
+  ],
+)
+def test_configurations_and_versions_that_are_there_are_listed(
+  tmp_path, name, expected
+):
+  said = error(name, with_configurations(tmp_path))
+  assert said.startswith(f'dataset={name}: ')
+  for part in expected:
+    assert part in said
+  assert f'did you mean {name}' not in said
+
+
+def test_a_configuration_to_prepare_has_to_be_named(tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  def prepare(self, **kwargs):
+    raise OSError(f'no network for {self.data_dir}')
+
+  monkeypatch.setattr(tfds_reader, 'tensorflow_is_installed', lambda: True)
+  monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', prepare)
+  with_configurations(tmp_path)
+  assert 'configurations 16x16, 32x32' in error('imagenet_resized', tmp_path)
+  said = error('imagenet_resized/8x8', tmp_path, image_size=8)
+  assert 'no network' in said and 'imagenet_resized/8x8' in said
+  assert 'no network' in error('mnist', tmp_path)
+
+
+def test_a_default_configuration_is_said(tmp_path, caplog):
+  folder = with_configurations(tmp_path) / 'pets' / '.config'
+  folder.mkdir()
+  (folder / 'metadata.json').write_text('{"default_config_name": "small"}')
+  datasets.load('pets', str(tmp_path))
+  (said,) = [r.getMessage() for r in caplog.records if 'pets' in r.getMessage()]
+  assert 'configurations big, small' in said and 'small is used' in said
+
+
 def test_several_files_make_one_split(tmp_path):
   labels = np.arange(11) % 3
   fake_tfds.write(tmp_path, 'pets', flat(11), labels, shards=3)
@@ -146,8 +231,8 @@ def test_several_files_make_one_split(tmp_path):
 
 
 def test_arrays_keep_the_order_over_many_chunks(tmp_path, monkeypatch):
-  monkeypatch.setattr(datasets, '_CHUNK', 4)
-  monkeypatch.setattr(datasets, '_MANY', 1)  # with the progress bar's code
+  monkeypatch.setattr(records, '_CHUNK', 4)
+  monkeypatch.setattr(records, '_MANY', 1)  # with the progress bar's code
   fake_tfds.write(tmp_path, 'pets', flat(30), np.arange(30) % 2)
   source = datasets.load('pets', str(tmp_path)).train
   np.testing.assert_array_equal(source.labels, np.arange(30) % 2)
@@ -329,15 +414,23 @@ def test_images_of_one_size_have_no_crop_of_their_own(tmp_path):
 
 
 def test_a_corrupt_image_has_no_window_either(tmp_path):
-  images = [GARBAGE, *flat(1)]
-  fake_tfds.write(tmp_path, 'pets', images, [0, 0], 1, shape=(None, None, 3))
+  images = [GARBAGE, *flat(2)]
+  fake_tfds.write(
+    tmp_path,
+    'pets',
+    images,
+    [0, 0, 0],
+    1,
+    shape=(None, None, 3),
+    splits=dict(train=[0, 1], test=[2]),
+  )
   how = dict(data_dir=str(tmp_path), image_size=2, crop=True)
   draws = np.zeros((1, 10, 4))
-  with pytest.raises(InputError, match=r'row 0 .*corrupt'):
+  with pytest.raises(InputError, match=r'row 0: .*corrupt=1'):
     datasets.load('pets', **how).train.crop([0], draws)
-  assert (
-    not datasets.load('pets', corrupt=1, **how).train.crop([0], draws).any()
-  )
+  train = datasets.load('pets', corrupt=1, **how).train
+  assert len(train.labels) == 1
+  np.testing.assert_array_equal(train.crop([0], draws)[0], np.zeros((2, 2, 3)))
 
 
 def test_a_test_split_without_labels_is_refused(tmp_path):
@@ -452,17 +545,17 @@ def test_image_size_must_be_positive(size):
 
 
 def corrupt_set(tmp_path, **kwargs):
-  """Rows 1 and 3 of five are corrupt."""
-  images = flat(5)
-  images[1] = GARBAGE
+  """Corrupt are rows 1 and 3 of five training and row 1 of two test images."""
+  images = flat(7)
+  images[1] = images[6] = GARBAGE
   images[3] = fake_tfds.encode(images[3])[:40]  # cut short
   fake_tfds.write(
     tmp_path,
     'pets',
     images,
-    [0, 1, 0, 1, 0],
+    [0, 1, 0, 1, 0, 1, 0],
     2,
-    splits={'train': 5, 'test': [0]},
+    splits={'train': 5, 'test': 2},
     shape=(4, 4, 3),
     **kwargs,
   )
@@ -475,59 +568,107 @@ def test_labels_are_read_without_decoding_the_images(tmp_path):
   assert data.train.read([0, 2, 4]).shape == (3, 4, 4, 3)
 
 
-def test_a_corrupt_image_is_named_with_a_remedy(tmp_path):
+def test_all_corrupt_images_are_listed_when_one_is_read(tmp_path):
   data = datasets.load(
-    'pets', corrupt_set(tmp_path, file_names=[f'{i}.png' for i in range(5)])
+    'pets', corrupt_set(tmp_path, file_names=[f'{i}.png' for i in range(7)])
   )
-  with pytest.raises(InputError) as raised:
-    data.train.read([0, 1])
-  message = str(raised.value)
-  for part in ('row 1', '1.png', 'corrupt=n', 'dataset=pets', 'train'):
-    assert part in message
-  assert '\n' not in message
+  for read in (
+    lambda: data.train.read([0, 3]),
+    lambda: data.test.read([1]),
+    lambda: datasets.arrays(data.train),
+  ):
+    with pytest.raises(InputError) as raised:
+      read()
+    said = str(raised.value)
+    assert said.startswith('dataset=pets: 3 images cannot be decoded: ')
+    for part in (
+      'train row 1 (1.png): cannot identify',
+      'train row 3 (3.png): ',
+      'test row 1 (6.png): cannot identify',
+      'corrupt=3',
+    ):
+      assert part in said
+    assert '\n' not in said
 
 
-def test_tolerated_corrupt_images_are_zeros_and_reported(tmp_path, caplog):
-  data = datasets.load('pets', corrupt_set(tmp_path), corrupt=2)
-  for _ in range(2):  # counted and reported once, however often they are read
-    images = datasets.arrays(data.train)
-    np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 0, 2, 0, 4])
-    assert not images[[1, 3]].any()
-  said = [record.getMessage() for record in caplog.records]
-  assert len(said) == 2
-  assert 'row 1 ' in said[0] and '1 of corrupt=2' in said[0]
-  assert 'row 3 ' in said[1] and '2 of corrupt=2' in said[1]
+def test_tolerated_corrupt_images_are_left_out_and_reported(tmp_path, caplog):
+  data = datasets.load('pets', corrupt_set(tmp_path), corrupt=3)
+  np.testing.assert_array_equal(data.train.labels, [0, 0, 0])
+  np.testing.assert_array_equal(data.test.labels, [1])
+  # Rows are numbered without them.
+  images = datasets.arrays(data.train)
+  np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 2, 4])
+  np.testing.assert_array_equal(data.train.read([2, 1])[:, 0, 0, 0], [4, 2])
+  assert datasets.arrays(data.test)[0, 0, 0, 0] == 5
+  assert len(data.train.digests()) == 3 and len(data.test.digests()) == 1
+  (said,) = [record.getMessage() for record in caplog.records]
+  assert 'train row 1: ' in said and 'test row 1: ' in said
+  assert '3 images' in said and 'left out (corrupt=3)' in said
 
 
-def test_one_corrupt_image_too_many_raises_however_often(tmp_path):
-  read = datasets.load('pets', corrupt_set(tmp_path), corrupt=1).train.read
-  assert not read([1]).any()
-  for _ in range(2):
-    with pytest.raises(InputError, match=r'row 3 .*at least 2'):
-      read([3])
-  assert not read([1]).any()
+def test_more_corrupt_images_than_tolerated_are_refused_at_once(tmp_path):
+  said = error('pets', corrupt_set(tmp_path), corrupt=2)
+  assert '3 images cannot be decoded' in said and 'corrupt=3' in said
 
 
-def test_threads_count_corrupt_images_together(tmp_path):
-  images = [GARBAGE] * 20
-  fake_tfds.write(tmp_path, 'pets', images, [0] * 20, 1, shape=(4, 4, 3))
-  read = datasets.load('pets', str(tmp_path), corrupt=7).train.read
+def test_many_corrupt_images_are_counted_and_some_listed(tmp_path):
+  images = [GARBAGE] * 40 + flat(1)
+  fake_tfds.write(
+    tmp_path,
+    'pets',
+    images,
+    [0] * 41,
+    1,
+    shape=(4, 4, 3),
+    splits=dict(train=40, test=1),
+  )
+  said = error('pets', tmp_path, corrupt=7)
+  assert '40 images cannot be decoded' in said and 'and 30 more' in said
+  assert said.count('row ') == 10 and len(said) < 1000
 
-  def tolerated(row):
-    try:
-      return not read([row]).any()
-    except InputError:
-      return False
+
+def test_threads_share_one_search_for_corrupt_images(tmp_path, monkeypatch):
+  read = datasets.load('pets', corrupt_set(tmp_path)).train.read
+  searched, search = [], records.Reader.undecodable
+
+  def counted(reader):
+    searched.append(reader.split.name)
+    return search(reader)
+
+  monkeypatch.setattr(records.Reader, 'undecodable', counted)
+
+  def message(row):
+    with pytest.raises(InputError) as raised:
+      read([row])
+    return str(raised.value)
 
   with futures.ThreadPoolExecutor(8) as pool:
-    assert sum(pool.map(tolerated, range(20))) == 7
+    said = set(pool.map(message, [1, 3] * 8))
+  assert len(said) == 1 and searched == ['train', 'test']
 
 
 def test_an_image_of_another_size_than_stated_is_corrupt(tmp_path):
   images = [*flat(1), fake_tfds.encode(np.zeros((1, 1, 3), np.uint8))]
   fake_tfds.write(tmp_path, 'pets', images, [0, 0], 1)
-  with pytest.raises(InputError, match='row 1 '):
+  with pytest.raises(InputError, match=r'train row 1: .* expected'):
     datasets.arrays(datasets.load('pets', str(tmp_path)).train)
+
+
+def test_an_image_that_decodes_to_gigabytes_is_corrupt(tmp_path, monkeypatch):
+  monkeypatch.setattr(decode, 'MAX_PIXELS', 20)
+  fake_tfds.write(tmp_path, 'pets', flat(2, (5, 5, 3)), [0, 0], 1)
+  data = datasets.load('pets', str(tmp_path), image_size=4)
+  with pytest.raises(InputError, match='train row 0: 5 x 5 pixels are more'):
+    datasets.arrays(data.train)
+
+
+def test_damage_after_opening_is_one_line(tmp_path):
+  folder = fake_tfds.write(tmp_path, 'pets', flat(2), [0, 0], 1)
+  data = datasets.load('pets', str(tmp_path))
+  data.train.read.records.data_source.__exit__(None, None, None)
+  (folder / 'pets-train.array_record-00000-of-00001').unlink()
+  with pytest.raises(InputError, match='split train are missing or damaged'):
+    data.train.read([0])
 
 
 def test_a_negative_tolerance_is_refused():
@@ -620,6 +761,153 @@ def test_slices_split_a_set_without_a_test_split(tmp_path):
     'pets', str(tmp_path), train_split='train[:75%]', test_split='train[75%:]'
   )
   assert len(data.train.labels) == 3 and data.test.read([0])[0, 0, 0, 0] == 3
+
+
+def overlapping(tmp_path):
+  """30 training and 10 test images in two files each."""
+  fake_tfds.write(
+    tmp_path,
+    'pets',
+    flat(40),
+    np.arange(40) % 2,
+    splits=dict(train=30, test=10),
+    shards=2,
+  )
+  return tmp_path
+
+
+@pytest.mark.parametrize(
+  ('train', 'test', 'count'),
+  [
+    ('train+test', None, 10),
+    ('all', None, 10),
+    ('train', 'train[:20%]', 6),
+    ('train', 'train', 30),
+    ('train[:20]', 'train[10:]', 10),
+    ('train[10:]+test[:1]', 'test', 1),
+    ('test', None, 10),
+  ],
+)
+def test_splits_with_common_images_are_refused(tmp_path, train, test, count):
+  overlapping(tmp_path)
+  how = dict(train_split=train, test_split=test)
+  said = error('pets', tmp_path, **how)
+  assert f'train_split={train}, test_split={test or "test"}' in said
+  assert f': {count} images of dataset=pets are in both' in said
+  with pytest.raises(InputError, match=f'{count} images'):
+    catalog.outline('pets', str(tmp_path), **how)
+
+
+def test_neighbouring_slices_have_no_common_images(tmp_path):
+  overlapping(tmp_path)
+  data = datasets.load(
+    'pets', str(tmp_path), train_split='train[:70%]', test_split='train[70%:]'
+  )
+  assert len(data.train.labels) == 21 and len(data.test.labels) == 9
+  data = datasets.load('pets', str(tmp_path), train_split='train[5:]+train[:5]')
+  assert len(data.train.labels) == 30
+
+
+@pytest.mark.parametrize(
+  ('split', 'count'),
+  [('train+train', 30), ('train+train[:4]', 4), ('train[:20]+train[10:]', 10)],
+)
+def test_a_split_that_repeats_images_is_refused(tmp_path, split, count):
+  overlapping(tmp_path)
+  said = error('pets', tmp_path, train_split=split)
+  assert f'train_split={split}: has {count} images' in said
+
+
+def test_test_images_need_not_be_opened(tmp_path):
+  overlapping(tmp_path)
+  data = datasets.load(
+    'pets', str(tmp_path), train_split='test', with_test=False
+  )
+  assert len(data.train.labels) == 10 and len(data.test.labels) == 0
+
+
+def test_copies_of_training_images_are_found(tmp_path):
+  images = flat(6)
+  images[4] = images[1]  # a copy
+  other = io.BytesIO()
+  PIL.Image.fromarray(images[2]).save(other, 'png', compress_level=0)
+  images[5] = other.getvalue()  # the same pixels in another file
+  fake_tfds.write(
+    tmp_path,
+    'pets',
+    images,
+    [0, 1] * 3,
+    splits=dict(train=3, test=3),
+    shape=(4, 4, 3),
+  )
+  data = datasets.load('pets', str(tmp_path))
+  encoded = [source.digests() for source in (data.train, data.test)]
+  assert [len(x) for x in encoded] == [3, 3]
+  assert duplicates.count(*encoded) == 1
+  pixels = [duplicates.digests(datasets.arrays(s)) for s in data[1:3]]
+  assert duplicates.count(*pixels) == 2
+
+
+def test_labels_beyond_32_bits_are_refused(tmp_path):
+  for name, label in (('even', 2**40), ('max', 2**32 + 1)):
+    fake_tfds.write(tmp_path, name, flat(3), [0, label, 1], 2)
+    said = error(name, tmp_path)
+    assert f'the first is {label} in row 1' in said
+
+
+@pytest.mark.parametrize('said', [3, 9])
+def test_files_of_another_length_than_said_are_refused(tmp_path, said):
+  folder = fake_tfds.write(tmp_path, 'pets', flat(5), [0] * 5, 1)
+  info = folder / 'dataset_info.json'
+  text = info.read_text()
+  assert text.count('"5"') == 2
+  info.write_text(text.replace('"5"', f'"{said}"'))
+  line = error('pets', tmp_path)
+  assert 'split test are missing or damaged' in line
+  assert f'-00001 has 5 records, dataset_info.json says {said}' in line
+
+
+def test_a_number_of_classes_that_cannot_be_is_refused(tmp_path):
+  folder = fake_tfds.write(tmp_path, 'pets', flat(2), [0, 0], 17)
+  features = folder / 'features.json'
+  text = features.read_text()
+  assert '"numClasses": "17"' in text
+  features.write_text(text.replace('"17"', '"1000000000"'))
+  assert 'has 1000000000 classes' in error('pets', tmp_path)
+  with pytest.raises(InputError, match='1000000000 classes'):
+    catalog.outline('pets', str(tmp_path))
+
+
+def test_images_of_a_stated_size_that_cannot_be_are_refused(tmp_path):
+  fake_tfds.write(
+    tmp_path,
+    'pets',
+    [fake_tfds.encode(flat(1)[0])],
+    [0],
+    shape=(10**5, 10**5, 3),
+  )
+  said = error('pets', tmp_path)
+  assert 'its images have 100000 x 100000 pixels' in said
+  # With another size they are decoded, and the one there is small.
+  data = datasets.load('pets', str(tmp_path), image_size=4)
+  assert data.train.read([0]).shape == (1, 4, 4, 3)
+
+
+def test_more_images_than_memory_are_refused():
+  huge = datasets.Source(
+    np.broadcast_to(np.int32(0), 2**40), (2**10, 2**10, 3), None
+  )
+  with pytest.raises(InputError, match=r'feed=resident: .* give feed=stream'):
+    datasets.arrays(huge)
+
+
+def test_large_images_are_read_in_smaller_chunks(monkeypatch):
+  monkeypatch.setattr(records, '_CHUNK_BYTES', 100)
+  chunks = []
+  records.by_chunk(lambda rows: chunks.append(rows), 7, 'rows', size=40)
+  assert sorted((c.start, c.stop) for c in chunks) == [
+    *((0, 2), (2, 4), (4, 6), (6, 7))
+  ]
 
 
 def test_a_label_outside_the_classes_is_refused(tmp_path):
@@ -725,7 +1013,14 @@ def test_importing_is_light_and_reading_needs_no_tensorflow(tmp_path):
   fake_tfds.write(tmp_path, 'pets', flat(2), [0, 0], 1)
   script = f"""
 import sys
-from ssljax.data import datasets, tfds_reader
+from ssljax.data import (
+  catalog,
+  datasets,
+  decode,
+  duplicates,
+  records,
+  tfds_reader,
+)
 assert not {{'tensorflow_datasets', 'sklearn'}} & set(sys.modules)
 datasets.arrays(datasets.load('pets', {str(tmp_path)!r}).train)
 assert 'tensorflow' not in sys.modules
