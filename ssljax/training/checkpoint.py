@@ -193,7 +193,6 @@ class _Names:
         yield found
 
 
-
 def _to_tree(plain: TrainState) -> dict[str, Any]:
   """Return the fields to save of a plain state, without an absent average."""
   fields = {name: getattr(plain, name) for name in _FIELDS}
@@ -318,9 +317,7 @@ class Checkpoints:
         them.
     """
     tree = _to_tree(_plain(state))
-    progress = json.loads(
-      json.dumps(progress | {'arrays': _signatures(tree)})
-    )
+    progress = json.loads(json.dumps(progress | {'arrays': _signatures(tree)}))
     progress['digest'] = _digest(progress)
     with _write_errors(self.folder):  # of this write or the one before
       self._manager.save(
