@@ -1,6 +1,7 @@
 """Data of a training job: what to train, how to run it, and its progress."""
 
 from collections.abc import Callable, Mapping, Sequence
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -82,10 +83,8 @@ class Progress(NamedTuple):
       return 'its seconds are no numbers'
     ends = [0, *self.ends][: self.stage + 1]
     if len(ends) <= self.stage or sorted(ends) != ends:
-      return (
-        f'it is in stage {self.stage}, but the stages before have not ended'
-      )
-    lengths = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+      return f'it is in stage {self.stage} before that has begun'
+    lengths = [b - a for a, b in itertools.pairwise(ends)]
     for stage, length in zip(stages, lengths, strict=False):
       if not stage.epochs and length != stage.steps:
         return f'stage {stage.name} had {length} steps'
