@@ -429,7 +429,7 @@ def _train(
     run = make_run()
     result = execute.train(run, **how)
     return _model_of(run, parts, found, result, history)
-  folder = pathlib.Path(workdir).expanduser()
+  folder = run_folder.path_of(str(workdir))
   result, run = execute.train_in_folder(
     make_run, config, folder, say=lambda text: None, **how
   )

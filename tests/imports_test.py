@@ -10,7 +10,10 @@ import pytest
 import ssljax
 
 ROOT = pathlib.Path(ssljax.__file__).parent
-GROUND = {'core', 'errors', 'losses', 'optimizers', 'neighbours', 'signatures'}
+GROUND = {
+  *('core', 'errors', 'files', 'losses', 'optimizers', 'neighbours'),
+  'signatures',
+}
 REGISTRY = {'registry', 'config'}
 TRAINING = {'training', 'active', 'data', 'distributed', 'networks', 'augment'}
 RUNS = {'runs', 'analysis', 'methods'} | REGISTRY | TRAINING

@@ -1,7 +1,6 @@
 """Trains the run of a config from the command line, on one host or several."""
 
 import functools
-import pathlib
 import re
 
 from ssljax.config import Config, to_flags
@@ -22,9 +21,10 @@ def run(method: str, config: Config) -> None:
   join_others(config)
   awake = watchdog.exit_if_idle(config.hosts.hang_minutes * 60)
   with multihost.exit_if_peer_fails(), awake:
-    folder = pathlib.Path(
-      config.run.workdir or run_folder.dated(f'{method}-{config.data_name}')
-    )
+    if config.run.workdir is not None:
+      folder = run_folder.path_of(config.run.workdir)
+    else:
+      folder = run_folder.dated(f'{method}-{config.data_name}')
     multihost.require_same(
       'what decides the result',
       (

@@ -3,20 +3,27 @@
 from collections.abc import Callable
 import contextlib
 import functools
-import json
 import pathlib
 import time
 from typing import Any
 
 import jax
 
+from ssljax import config as config_lib
+from ssljax import files
 from ssljax.core import Method, TrainState
 from ssljax.data import feeds, splits
 from ssljax.distributed import multihost, preemption, watchdog
-from ssljax.errors import require
-from ssljax.runs import queries, run_folder, summary
+from ssljax.errors import InputError, require
+from ssljax.runs import queries, run_folder, run_lock, summary
 from ssljax.runs.build import Run
-from ssljax.training import checkpoint, compiled, loop, metrics_writer
+from ssljax.training import (
+  checkpoint,
+  compiled,
+  jax_settings,
+  loop,
+  metrics_writer,
+)
 from ssljax.training import job as job_lib
 
 ACCELERATOR_STEPS = 50  # per call; on CPU a loop of convolutions is slow
@@ -57,6 +64,12 @@ class NoCheckpoints:
     """Close nothing."""
 
 
+def settings_of(config: config_lib.Config) -> dict[str, Any]:
+  """Return the settings that a resumed run must not change, by name."""
+  values = {'method': config.method} | config.values()
+  return {k: v for k, v in values.items() if k not in config_lib.FREE}
+
+
 def make_options(run: Run, stages, feed: feeds.Feed) -> job_lib.Options:
   """Return how often to record, evaluate and save, of stages of a method."""
   settings = run.config.run
@@ -75,6 +88,7 @@ def train(
   run: Run,
   folder: pathlib.Path | None = None,
   *,
+  lock: run_lock.RunLock | None = None,
   on_finish: Callable | None = None,
   on_measurement: Callable | None = None,
   progress: bool = True,
@@ -87,6 +101,7 @@ def train(
   Args:
     run: of `build.build`.
     folder: of the run; without one nothing is written.
+    lock: lock on the folder, in the main process.
     on_finish: `(program, splits, state)`, called when a method is trained under
       a group of splits; the state has a leading axis [S] of seeds.
     on_measurement: called with every measurement, a dict.
@@ -114,6 +129,8 @@ def train(
     contextlib.closing(recorder),
     _notice(folder) as preempted,
   ):
+    if lock:
+      preempted = _while_held(lock, preempted)
     jobs = _Jobs(run, folder, recorder, preempted, result, on_finish)
     jobs.progress = progress
     for method in run.methods:
@@ -130,6 +147,16 @@ def _notice(folder: pathlib.Path | None):
   if folder is None:
     return contextlib.nullcontext(lambda: False)
   return preemption.Notice().listen()
+
+
+def _while_held(lock: run_lock.RunLock, preempted: Callable) -> Callable:
+  """Return the notice of preemption, raising once the lock is lost."""
+
+  def notice() -> bool:
+    lock.require_held()
+    return preempted()
+
+  return notice
 
 
 class _Jobs:
@@ -161,7 +188,11 @@ class _Jobs:
     for group in groups:
       name = f'{method.name} seed {seed_range(group)}'
       program = programs[len(group)]
-      self.train_job(job_lib.Job(name, program, group, asks[len(group)]))
+      self.train_job(
+        job_lib.Job(
+          name, program, group, asks[len(group)], settings_of(run.config)
+        )
+      )
 
   def train_job(self, job: job_lib.Job) -> None:
     """Train a method under a group of splits and add it to the result."""
@@ -175,6 +206,8 @@ class _Jobs:
     self.metrics_start = progress.metrics_bytes
     self.stepping += progress.seconds - progress.compiling
     summary.add(self.result, method, progress, settings.report_minimum)
+    if self.recorder.missing:
+      self.result['metrics_missing'] = self.recorder.missing
     keep_result(self.folder, self.result)
     if self.on_finish:
       self.on_finish(job.program, job.splits, state)
@@ -236,15 +269,33 @@ def train_in_folder(
   Raises:
     InputError: the folder holds another run, or cannot be written.
   """
-  overwrite = config.run.overwrite
+  look = lambda: multihost.on_main_process(
+    functools.partial(run_folder.look, folder, config, config.run.overwrite)
+  )
   with run_folder.disk_errors(folder):
-    look = functools.partial(run_folder.look, folder, config, overwrite)
-    finished = multihost.on_main_process(look)
-  if finished:
-    say(f'{folder} holds this run, complete:')
-    say(summary.table(finished, folder))
-    return finished, None
-  # Everything that can be refused is refused before anything is written.
+    finished = look()
+  with contextlib.ExitStack() as stack:
+    lock = None
+    if not finished:
+      lock = stack.enter_context(_locked(folder, config.run.workdir is None))
+      finished = look()  # another process may have been here
+    if finished:
+      say(f'{folder} holds this run, complete:')
+      say(summary.table(finished, folder))
+      return finished, None
+    run = _begin(make_run, folder)
+    with run_folder.disk_errors(folder):
+      multihost.on_main_process(functools.partial(_claim, folder, run))
+      multihost.require_shared_folder(folder)
+      say(summary.opening(run, folder))
+      result = train(run, folder, lock=lock, **more)
+    say(summary.table(result, folder))
+    multihost.barrier('everything is written')
+  return result, run
+
+
+def _begin(make_run: Callable[[], Run], folder: pathlib.Path) -> Run:
+  """Make the run, and refuse what can be refused before it is recorded."""
   run = make_run()
   watchdog.reset()
   multihost.require_same(
@@ -252,30 +303,68 @@ def train_in_folder(
     [split.digest for split in run.drawn],
     'give all hosts the same data set in `data_dir`',
   )
-  with run_folder.disk_errors(folder):
-    multihost.on_main_process(functools.partial(_claim, folder, run))
-    multihost.require_shared_folder(folder)
-    say(summary.opening(run, folder))
-    result = train(run, folder, **more)
-  say(summary.table(result, folder))
-  multihost.barrier('everything is written')
-  return result, run
+  multihost.require_same(
+    'the settings of JAX',
+    jax_settings.current(),
+    'set the same JAX_ variables on all hosts',
+  )
+  if not run.config.run.overwrite:
+    multihost.on_main_process(lambda: refuse_other_splits(folder, run))
+  return run
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path, is_new: bool):
+  """Hold the lock on a folder; all processes of a run share it.
+
+  A folder that is still empty at the end is removed, with its parents, if this
+  call has made them.
+
+  Args:
+    folder: of the run; made if absent.
+    is_new: the folder was made for this run.
+
+  Yields:
+    The lock in the main process, None in the others.
+  """
+  made, locks = [], []
+
+  def take():
+    paths = [folder, *folder.parents]
+    made.extend(p for p in paths if not files.exists(p))
+    folder.mkdir(parents=True, exist_ok=True)
+    locks.append(run_lock.RunLock(folder))
+
+  try:
+    with run_folder.disk_errors(folder):
+      multihost.on_main_process(take)
+    yield locks[0] if locks else None
+  finally:
+    for lock in locks:
+      lock.release()
+    for path in made or ([folder] if is_new and locks else []):
+      with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def _claim(folder: pathlib.Path, run: Run) -> None:
   """Make the folder this run's own, with its config and splits in it."""
-  overwrite = run.config.run.overwrite
-  if not overwrite:
-    refuse_other_splits(folder, run)
-  run_folder.claim(folder, run.config, overwrite)
+  run_folder.claim(folder, run.config, run.config.run.overwrite)
   keep_splits(folder, run)
 
 
 def refuse_other_splits(folder: pathlib.Path, run: Run) -> None:
   """Raise `InputError` if the folder's `split.json` has other splits."""
   path = folder / 'split.json'
-  if path.exists():
-    there = [split['hash'] for split in json.loads(path.read_text())['splits']]
+  if files.exists(path):
+    try:
+      splits_there = run_folder.read_json(path)['splits']
+      there = [split['hash'] for split in splits_there]
+    except (KeyError, TypeError) as error:
+      raise InputError(
+        f'`workdir`={folder}: split.json is damaged: remove that file and run '
+        'the same command again, it is written anew'
+      ) from error
     require(
       there == [split.digest for split in run.drawn],
       f'`workdir`={folder}: its split.json has other labelled images than '
@@ -287,7 +376,7 @@ def refuse_other_splits(folder: pathlib.Path, run: Run) -> None:
 def keep_splits(folder: pathlib.Path, run: Run) -> None:
   """Write `split.json`, unless it is there."""
   path = folder / 'split.json'
-  if not path.exists():
+  if not files.exists(path):
     described = {
       'dataset': run.dataset.name,
       'images': len(run.dataset.train.labels),

@@ -1,4 +1,4 @@
-"""The run's folder: what it holds, and whether a command may go on in it.
+"""The run's folder: its files, and whether a command may resume in it.
 
 config.json    every setting, see `config.Config`
 flags.txt      the settings that decide the result, as flags
@@ -7,12 +7,14 @@ metrics.jsonl  one object per measurement
 result.json    the outcome, `complete` once there is nothing left to do
 checkpoints/   one folder per job
 events/        TensorBoard
+run.lock       only while a process is running in it, see `run_lock`
 """
 
 import contextlib
 import datetime
 import errno
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -24,10 +26,12 @@ import sys
 import jax
 
 from ssljax import config as config_lib
+from ssljax import files
 from ssljax.config import Config
 from ssljax.errors import InputError, require
+from ssljax.runs import run_lock
 
-# In the order in which a run is cleared: what says whose it is goes last.
+# In the order of removal: the files that identify the run go last.
 CONTENT = (
   'result.json',
   'checkpoints',
@@ -38,63 +42,93 @@ CONTENT = (
   'config.json',
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (
-  errno.EACCES,
-  errno.EPERM,
-  errno.EROFS,
-  errno.ENOTDIR,
-  errno.EEXIST,
-)
+
+write_atomically = files.write_atomically
+write_bytes = files.write_atomically
 
 
 @contextlib.contextmanager
 def disk_errors(folder: pathlib.Path):
-  """Turns a refusal to write in the run's folder into one clear line."""
+  """Turn an error of a file in the run's folder into one line."""
   try:
     yield
   except OSError as error:
-    where = str(error.filename or folder)
     if error.errno in _FULL:
       raise InputError(
         f'`workdir`={folder}: the disk is full; make room and run the same '
         'command again, it goes on from the last checkpoint'
       ) from error
-    if error.errno in _REFUSED and where.startswith(str(folder)):
+    if _concerns(folder, error):
       raise InputError(
-        f'`workdir`={folder}: cannot be written ({error.strerror}); give '
+        f'`workdir`={folder}: cannot be used ({_reason(error, folder)}): give '
         'another folder'
       ) from error
     raise
 
 
+def _concerns(folder: pathlib.Path, error: OSError) -> bool:
+  """Return True for an error of the folder, a parent, or a file in it."""
+  if not isinstance(error.filename, str | os.PathLike):
+    return False
+  folder = pathlib.Path(os.path.abspath(folder))
+  where = pathlib.Path(os.path.abspath(error.filename))
+  return where.is_relative_to(folder) or folder.is_relative_to(where)
+
+
+def _reason(error: OSError, folder: pathlib.Path) -> str:
+  """Return what went wrong, and where if that is not the folder itself."""
+  where = str(error.filename)
+  return error.strerror + ('' if where == str(folder) else f': {where}'[:200])
+
+
+def path_of(text: str) -> pathlib.Path:
+  """Return the path that a user gave, with `~` expanded.
+
+  Raises:
+    InputError: there is no such home, or the text cannot be a path.
+  """
+  require(
+    '\0' not in text and text != '',
+    f'`workdir`={text!r}: give the name of a folder',
+  )
+  try:
+    return pathlib.Path(text).expanduser()
+  except RuntimeError as error:
+    raise InputError(
+      f'`workdir`={text}: there is no such home folder: give its full path'
+    ) from error
+
+
 def dated(name: str) -> pathlib.Path:
-  """Return the name of a new folder: runs/NAME-YYYYMMDD-HHMMSS."""
+  """Make and return a new folder: runs/NAME-YYYYMMDD-HHMMSS.
+
+  A second one of the same second ends in -2.
+
+  Raises:
+    InputError: the folder cannot be made.
+  """
   name = re.sub(r'[^\w.-]+', '_', name).strip('_')  # Data sets may be paths.
   now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
-  return pathlib.Path('runs') / f'{name}-{now}'
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  partial = path.with_suffix('.partial')
-  partial.write_text(text)
-  os.replace(partial, path)
-
-
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Write a binary file whole or not at all."""
-  partial = path.with_suffix('.partial')
-  partial.write_bytes(content)
-  os.replace(partial, path)
+  first = pathlib.Path('runs') / f'{name[-200:]}-{now}'
+  with disk_errors(first):
+    first.parent.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+      folder = first if number == 1 else pathlib.Path(f'{first}-{number}')
+      try:
+        folder.mkdir()
+        return folder
+      except FileExistsError:
+        continue
+  raise AssertionError('unreachable')
 
 
 def write_json(path: pathlib.Path, value) -> None:
-  """Writes JSON, whole or not at all."""
-  write_atomically(path, json.dumps(value, indent=1) + '\n')
+  """Write JSON, as a whole or not at all."""
+  files.write_atomically(path, json.dumps(value, indent=1) + '\n')
 
 
 def look(folder: pathlib.Path, config: Config, overwrite: bool) -> dict | None:
-  """Return the result of this very run if the folder holds it, complete.
+  """Return the result if the folder holds this same run, complete.
 
   Args:
     folder: may be absent.
@@ -104,14 +138,19 @@ def look(folder: pathlib.Path, config: Config, overwrite: bool) -> dict | None:
   Raises:
     InputError: the folder holds another run, or something else.
   """
-  if not folder.exists():
+  if not files.exists(folder):
     return None
+  require(
+    folder.is_dir(),
+    f'`workdir`={folder}: is no folder: give another place',
+  )
   if is_run(folder) and overwrite:
     return None
   if is_run(folder):
     refuse_other(folder, config)
   else:
-    strange = [p.name for p in folder.iterdir() if p.suffix != '.partial']
+    own = lambda p: p.suffix == '.partial' or p.name == run_lock.NAME
+    strange = [p.name for p in folder.iterdir() if not own(p)]
     require(
       not strange,
       f'`workdir`={folder}: is not empty and holds no run; give another folder',
@@ -122,7 +161,8 @@ def look(folder: pathlib.Path, config: Config, overwrite: bool) -> dict | None:
 
 def is_run(folder: pathlib.Path) -> bool:
   """True for the folder of a run, of this version or of version 0.1."""
-  return any((folder / name).is_file() for name in ('config.json', 'flags.txt'))
+  names = 'config.json', 'flags.txt'
+  return any(files.is_regular(folder / name) for name in names)
 
 
 def read_config(folder: pathlib.Path, method: str | None = None) -> Config:
@@ -131,20 +171,21 @@ def read_config(folder: pathlib.Path, method: str | None = None) -> Config:
   Args:
     folder: of the run.
     method: name of its method. Runs of version 0.1 have a `flags.txt` alone,
-      which does not say it; if None it is that of `result.json`.
+      which lacks it; if None, the method of `result.json` is taken.
 
   Raises:
     InputError: the record is damaged or of another version.
   """
   try:
     path = folder / 'config.json'
-    if path.is_file():
-      return config_lib.read(path.read_text())
+    if files.exists(path):
+      return config_lib.read(files.read_text(path))
     method = method or (read_result(folder) or {}).get('method')
     require(method is not None, 'result.json: names no method')
-    lines = (folder / 'flags.txt').read_text().splitlines()
+    lines = files.read_text(folder / 'flags.txt').splitlines()
     return config_lib.from_flags(method, lines)
-  except (InputError, UnicodeDecodeError) as error:
+  # Values of a wrong type make the checks of the settings raise other types.
+  except (ValueError, TypeError, KeyError, RecursionError) as error:
     said = getattr(error, 'marked', error)
     raise InputError(
       f'`run`={folder}: its settings cannot be read ({said}): run it again '
@@ -153,7 +194,7 @@ def read_config(folder: pathlib.Path, method: str | None = None) -> Config:
 
 
 def claim(folder: pathlib.Path, config: Config, overwrite: bool) -> None:
-  """Make the folder this run's own.
+  """Make the folder the run's own: remove an earlier run, write the config.
 
   Args:
     folder: made if absent.
@@ -166,14 +207,17 @@ def claim(folder: pathlib.Path, config: Config, overwrite: bool) -> None:
   if not is_run(folder):
     write_json(folder / 'config.json', config_lib.to_json(config))
     text = '\n'.join(config_lib.to_flags(config)) + '\n'
-    write_atomically(folder / 'flags.txt', text)
+    files.write_atomically(folder / 'flags.txt', text)
 
 
 def clear(folder: pathlib.Path) -> None:
-  """Removes a run, leaving whatever else is in its folder."""
+  """Remove a run, and leave whatever else is in its folder.
+
+  A symbolic link is removed, and what it leads to is left.
+  """
   for name in CONTENT:
     path = folder / name
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
       shutil.rmtree(path)
     else:
       path.unlink(missing_ok=True)
@@ -190,14 +234,66 @@ def refuse_other(folder: pathlib.Path, config: Config) -> None:
   )
 
 
+# Keys of a result, and those that it needs once it is complete.
+_TYPES = {
+  'complete': bool,
+  'method': str,
+  'dataset': str,
+  'labels': str,
+  'seeds': list,
+  'splits': list,
+  'arms': dict,
+}
+_OF_COMPLETE = {'test_error': dict, 'steps': int, 'seconds': int | float}
+
+
 def read_result(folder: pathlib.Path) -> dict | None:
-  """What `result.json` says, or None."""
+  """Return the content of `result.json`, or None without one.
+
+  Raises:
+    InputError: it is damaged.
+  """
   path = folder / 'result.json'
-  return json.loads(path.read_text()) if path.exists() else None
+  if not files.exists(path):
+    return None
+  result = read_json(path)
+  needed = dict(_TYPES)
+  if result.get('complete'):
+    needed |= _OF_COMPLETE
+  for name, kind in needed.items():
+    if not isinstance(result.get(name), kind):
+      raise _damaged(path, f'it has no valid {name!r}')
+  if not all(isinstance(arm, dict) for arm in result['arms'].values()):
+    raise _damaged(path, "it has no valid 'arms'")
+  return result
+
+
+def read_json(path: pathlib.Path) -> dict:
+  """Return the JSON object in a file of a run's folder.
+
+  Raises:
+    InputError: it is damaged, or no regular file.
+  """
+  try:
+    found = json.loads(files.read_text(path))
+  except InputError as error:
+    raise _damaged(path, str(error)) from error
+  except (ValueError, RecursionError) as error:
+    raise _damaged(path, str(error)) from error
+  if not isinstance(found, dict):
+    raise _damaged(path, 'it is no JSON object')
+  return found
+
+
+def _damaged(path: pathlib.Path, reason: str) -> InputError:
+  return InputError(
+    f'`workdir`={path.parent}: {path.name} is damaged ({reason}): remove that '
+    'file and run the same command again, it is written anew'
+  )
 
 
 def provenance(devices: int) -> dict:
-  """Where a result comes from: command, commit, device, versions."""
+  """Return the origin of a result: command, commit, device, versions."""
   packages = ('jax', 'flax', 'optax', 'orbax.checkpoint', 'numpy')
   versions = {name: sys.modules[name].__version__ for name in packages}
   device = jax.devices()[0]
@@ -211,7 +307,7 @@ def provenance(devices: int) -> dict:
 
 @functools.cache  # of the process: what is loaded does not change
 def commit() -> str:
-  """The commit of the source, '+' where it has been changed; or 'unknown'."""
+  """Return the commit of the source, with '+' if changed, or 'unknown'."""
   source = pathlib.Path(__file__).parent
   git = lambda *words: subprocess.run(
     ['git', '-C', str(source), *words], capture_output=True, text=True

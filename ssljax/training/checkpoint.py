@@ -1,18 +1,24 @@
 """Checkpoints of a run, written by Orbax and verified on restore.
 
-Every checkpoint carries a checksum of its arrays. A damaged checkpoint is set
-aside, and the one before it is restored.
+Every checkpoint carries a checksum of its arrays, the type and shape of each,
+and a digest of its JSON values. A damaged checkpoint is set aside, and the one
+before it is restored. A checkpoint of other types or shapes than expected is
+refused and stays where it is: the settings have changed, not the files.
 
 Checkpoints of version 0.1 can be restored too: they hold the moving average of
 the parameters as the last element of the optimiser's state.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 import contextlib
 import dataclasses
+import errno
 import functools
+import hashlib
 import itertools
+import json
 import logging
+import os
 import pathlib
 import re
 from typing import Any
@@ -22,6 +28,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from ssljax import files
 from ssljax.core import Average, TrainState
 from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
@@ -33,6 +40,18 @@ _FIELDS = tuple(
   if field.metadata.get('pytree_node', True)
 )
 _AVERAGE_0_1 = re.compile(r'opt_state\.\d+\.average\.')  # names of version 0.1
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = tuple(os.strerror(number) for number in _FULL)
+
+
+class DamagedError(Exception):
+  """The files of a checkpoint are not those that were written."""
+
+
+class OtherArraysError(Exception):
+  """The arrays have other types or shapes than this run's."""
 
 
 # The checksum.
@@ -88,7 +107,90 @@ def _sum(x: jax.Array, number: int) -> jax.Array:
   return jnp.sum(words.astype(jnp.uint32) * (place ^ (place >> 16) | 1))
 
 
+def _digest(progress: dict) -> str:
+  """Return the SHA-256 of JSON values."""
+  text = json.dumps(progress, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
 # The layout on disk.
+
+
+def _signatures(tree: Any) -> dict[str, str]:
+  """Return type and shape of every array by name, as 'float32[3,5]'."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): _signature(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _signature(x) -> str:
+  return f'{jnp.dtype(x.dtype).name}[{",".join(map(str, x.shape))}]'
+
+
+def _refuse_other_arrays(saved: dict[str, str], expected: dict[str, str]):
+  """Raise `OtherArraysError` unless all arrays agree.
+
+  The lengths of tables, in labels and memory, may differ.
+
+  Args:
+    saved: types and shapes by name.
+    expected: those of this run.
+  """
+
+  def comparable(name: str, signature: str) -> str:
+    is_table = name.split('.')[0] in ('labels', 'memory')
+    return re.sub(r'\d+(?=[,\]])', 'n', signature) if is_table else signature
+
+  for name in sorted(saved.keys() | expected.keys()):
+    there, here = saved.get(name, 'absent'), expected.get(name, 'absent')
+    if comparable(name, there) != comparable(name, here):
+      hint = ' (JAX_ENABLE_X64?)' if '64' in there + here else ''
+      raise OtherArraysError(f'{name} is {there}, but {here} here{hint}')
+
+
+def _refuse_irregular(folder: pathlib.Path) -> None:
+  """Raise `DamagedError` if a folder has more than folders and regular files.
+
+  Orbax would block when it opens a FIFO.
+  """
+  for where, folders, names in os.walk(folder):
+    paths = [os.path.join(where, name) for name in names]
+    links = [os.path.join(where, name) for name in folders]
+    bad = [p for p in paths if not files.is_regular(p)]
+    bad += [p for p in links if os.path.islink(p)]
+    if bad:
+      name = os.path.relpath(bad[0], folder)
+      raise DamagedError(f'{name} is no regular file')
+
+
+def _is_irregular(folder: pathlib.Path) -> bool:
+  try:
+    _refuse_irregular(folder)
+  except DamagedError:
+    return True
+  return False
+
+
+class _Names:
+  """Orbax's names of steps, without the steps that it must not open."""
+
+  def __init__(self):
+    self._all = ocp.path.step.standard_name_format()
+
+  def build_name(self, step: int) -> str:
+    """Return the name of a step."""
+    return self._all.build_name(step)
+
+  def find_step(self, base_path, step: int):
+    """Return Orbax's metadata of a step."""
+    return self._all.find_step(base_path, step)
+
+  def find_all(self, base_path) -> Iterator:
+    """Yield Orbax's metadata of every step that is safe to open."""
+    for found in self._all.find_all(base_path):
+      if not _is_irregular(pathlib.Path(found.path)):
+        yield found
 
 
 def _to_tree(plain: TrainState) -> dict[str, Any]:
@@ -189,13 +291,21 @@ class Checkpoints:
   def _open(self):
     self._manager = _Manager(
       self.folder,
-      options=ocp.CheckpointManagerOptions(preservation_policy=self._policy),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=self._policy, step_name_format=_Names()
+      ),
       item_names=('state', 'progress'),
     )
 
   def steps(self) -> tuple[int, ...]:
     """Return the steps that have a checkpoint, in rising order."""
     return tuple(sorted(self._manager.all_steps()))
+
+  def _on_disk(self) -> tuple[int, ...]:
+    """Return the steps of all checkpoints, readable or not, newest first."""
+    numbers = [p.name for p in self.folder.iterdir()]
+    found = {int(n) for n in numbers if re.fullmatch(r'0|[1-9]\d{0,15}', n)}
+    return tuple(sorted(found | set(self.steps()), reverse=True))
 
   def save(self, step: int, state: TrainState, progress: dict) -> None:
     """Save in the background.
@@ -206,11 +316,14 @@ class Checkpoints:
       progress: JSON values to save with it, the checksum of `examine` among
         them.
     """
+    tree = _to_tree(_plain(state))
+    progress = json.loads(json.dumps(progress | {'arrays': _signatures(tree)}))
+    progress['digest'] = _digest(progress)
     with _write_errors(self.folder):  # of this write or the one before
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(_to_tree(_plain(state))),
+          state=ocp.args.StandardSave(tree),
           progress=ocp.args.JsonSave(progress),
         ),
       )
@@ -235,71 +348,149 @@ class Checkpoints:
       step: restore only the checkpoint of this step.
 
     Raises:
-      InputError: there are checkpoints, and none can be read.
+      InputError: there are checkpoints, and none can be restored; or raised by
+        `like`.
     """
-    steps = self.steps()[::-1]
+    steps, found = self._on_disk(), None
     if step is not None:
       steps = tuple(saved for saved in steps if saved == step)
+    failed: dict[int, Exception] = {}
     for step in steps:
-      found = None
-      try:
-        found = self._read(step, like)
-      except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = str(error).split('\n')[0]
-        _LOG.warning(
-          'Checkpoint %s of step %d cannot be read (%s): trying the one '
-          'before it.',
-          self.folder,
-          step,
-          reason,
-        )
+      found, problem = self._attempt(step, like)
       if multihost.all_true(found is not None):
-        return found
-      if put_aside:
-        self._put_aside(step)
+        break
+      found, failed[step] = None, problem or DamagedError('on another host')
+    self._report(failed, step if found else None, put_aside)
+    return found
+
+  def _attempt(self, step: int, like):
+    """Return a checkpoint and None, or None and the reason."""
+    try:
+      return self._read(step, like), None
+    except (InputError, MemoryError):
+      raise
+    # Orbax, TensorStore and JAX raise many types for damaged files, among them
+    # bare `Exception`. Every one of them leaves the checkpoint before it.
+    except Exception as error:
+      if 'RESOURCE_EXHAUSTED' in str(error):
+        raise  # out of device memory
+      return None, error
+
+  def _report(self, failed, restored: int | None, put_aside: bool) -> None:
+    """Report the checkpoints that were not restored, and put them aside.
+
+    Args:
+      failed: reasons by step.
+      restored: step of an older one that was restored instead.
+      put_aside: rename the damaged ones.
+
+    Raises:
+      InputError: none was restored.
+    """
+    # Arrays of another type come from other settings if no checkpoint fits, and
+    # from damage if an older one does.
+    others = {
+      step: error
+      for step, error in failed.items()
+      if isinstance(error, OtherArraysError) and restored is None
+    }
+    damaged = {s: e for s, e in failed.items() if s not in others}
+    names = self._put_aside(damaged) if put_aside and damaged else {}
+    for step, error in damaged.items():
+      kept = f': kept as {names[step]}' if step in names else ''
+      _LOG.warning(
+        'Checkpoint %s of step %d cannot be read (%s)%s',
+        self.folder,
+        step,
+        _first_line(error),
+        kept,
+      )
+    if restored is not None and failed:
+      _LOG.warning(
+        'Resuming from the checkpoint of step %d, the newest before it',
+        restored,
+      )
+    if restored is not None or not failed:
+      return
     require(
-      not steps,
+      not others,
+      f'`workdir`: the checkpoints in {self.folder} are of other settings or '
+      f'versions ({_first_line(next(iter(others.values()), None))}): use those '
+      'that the run was begun with, or `overwrite=True`',
+    )
+    raise InputError(
       f'`workdir`: no checkpoint in {self.folder} can be read: run the same '
       'command again to start this part anew, or give another `workdir`',
     )
-    return None
 
   def _read(self, step: int, like) -> tuple[TrainState, dict]:
+    _refuse_irregular(self.folder / str(step))
+    if step not in self.steps():
+      raise DamagedError('it is incomplete')
     read = functools.partial(self._manager.restore, step)
-    progress = read(
-      args=ocp.args.Composite(progress=ocp.args.JsonRestore())
-    ).progress
-    plain, saved = _abstract_plain(like(progress)), self._shapes(step)
-    tree = _with_lengths(_to_tree(plain), saved, plain.step.sharding)
+    progress = self._progress(step)
+    signed = progress.pop('arrays', None)
+    plain, saved = _abstract_plain(like(progress)), self._saved_arrays(step)
     is_0_1 = any(map(_AVERAGE_0_1.match, saved))
+    expected = _to_tree(plain)
+    expected = _to_0_1(expected) if is_0_1 else expected
+    types = {name: _signature(x) for name, x in saved.items()}
+    if signed is not None:
+      _refuse_other_arrays(signed, _signatures(expected))
+      if signed != types:
+        raise DamagedError('its metadata are of other arrays')
+    else:
+      _refuse_other_arrays(types, _signatures(expected))
+    shapes = {name: x.shape for name, x in saved.items()}
+    tree = _with_lengths(expected, shapes, plain.step.sharding)
     tree = read(
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(_to_0_1(tree) if is_0_1 else tree)
-      )
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(tree))
     ).state
     tree = _from_0_1(tree) if is_0_1 else tree
     state = TrainState(**tree, images=plain.images)
     state = state.replace(key=jax.random.wrap_key_data(state.key))
     if progress.pop('checksum') != examine(state)[1]:
-      raise ValueError('its content does not match its checksum')
+      raise DamagedError('its content does not match its checksum')
     return state, progress
 
-  def _shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the saved arrays by name, as 'memory.logits'."""
+  def _progress(self, step: int) -> dict:
+    """Return the JSON values of a checkpoint, verified.
+
+    Checkpoints of version 0.1 have no digest.
+    """
+    progress = self._manager.restore(
+      step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+    ).progress
+    if not isinstance(progress, dict):
+      raise DamagedError('its progress is no JSON object')
+    digest = progress.pop('digest', None)
+    if digest is not None and digest != _digest(progress):
+      raise DamagedError('its progress does not match its digest')
+    return progress
+
+  def _saved_arrays(self, step: int) -> dict[str, Any]:
+    """Return Orbax's metadata of the arrays by name, as 'memory.logits'."""
     saved = ocp.StandardCheckpointHandler().metadata(
       self.folder / str(step) / 'state'
     )
-    return {x.name: x.shape for x in jax.tree.leaves(saved.tree)}
+    return {x.name: x for x in jax.tree.leaves(saved.tree)}
 
-  def _put_aside(self, step: int) -> None:
+  def _put_aside(self, steps: Collection[int]) -> dict[int, str]:
+    """Rename checkpoints to 'damaged-STEP', and return the new names."""
     self._manager.close()
-    names = (f'damaged-{step}{"+" * n}' for n in itertools.count())
-    target = next(n for n in names if not (self.folder / n).exists())
-    multihost.barrier('all processes have closed the checkpoint')
-    if multihost.is_main_process():
-      (self.folder / str(step)).rename(self.folder / target)
-    multihost.barrier('the checkpoint is renamed')
+    multihost.barrier('all processes have closed the checkpoints')
+    names = multihost.on_main_process(
+      lambda: {step: self._rename(step) for step in steps}
+    )
     self._open()
+    return names
+
+  def _rename(self, step: int) -> str:
+    names = (f'damaged-{step}{"+" * n}' for n in itertools.count())
+    name = next(n for n in names if not files.exists(self.folder / n))
+    (self.folder / str(step)).rename(self.folder / name)
+    files.sync_folder(self.folder)
+    return name
 
   def wait(self) -> None:
     """Block until every checkpoint is on disk.
@@ -322,11 +513,31 @@ def _write_errors(folder: pathlib.Path):
   try:
     yield
   except (ValueError, OSError) as error:
+    reason = _first_line(error)
+    if _is_full(error):
+      reason = 'the disk is full'
     raise InputError(
-      f'`workdir`: a checkpoint cannot be written to {folder} (is the disk '
-      'full?): make room and run the same command again, it goes on from the '
-      'last checkpoint'
+      f'`workdir`: a checkpoint cannot be written to {folder} ({reason}): make '
+      'the folder writable, with room for it, and run the same command again, '
+      'it goes on from the last checkpoint'
     ) from error
+
+
+def _first_line(error: BaseException | None) -> str:
+  """Return the first line of an error, shortened."""
+  text = str(error).strip() or type(error).__name__
+  return text.split('\n')[0][:200]
+
+
+def _is_full(error: BaseException | None) -> bool:
+  """Return True if an error, or one that led to it, is of a full disk."""
+  while error is not None:
+    if getattr(error, 'errno', None) in _FULL:
+      return True
+    if any(text in str(error) for text in _FULL_TEXTS):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def abstract(tree: Any, sharding: Any) -> Any:

@@ -1,7 +1,9 @@
 """Data of a training job: what to train, how to run it, and its progress."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+import itertools
+import math
+from typing import Any, NamedTuple
 
 from ssljax.core import Stage
 from ssljax.data.splits import Split
@@ -30,6 +32,8 @@ class Job(NamedTuple):
   program: Program
   splits: Sequence[Split]  # one per seed of the program
   active_learning: ActiveLearning | None = None
+  # JSON values by name that decide the result; a resumed job needs the same.
+  settings: Mapping[str, Any] = {}
 
 
 class Progress(NamedTuple):
@@ -45,10 +49,12 @@ class Progress(NamedTuple):
   seconds: float = 0.0  # in compiled steps, summed over interrupted runs
   compiling: float = 0.0  # part of `seconds` in first calls, which compile
   metrics_bytes: int = 0  # length of metrics.jsonl
+  metrics_digest: str = ''  # SHA-256 of these bytes; '' if not known
   ends: tuple = ()  # last step of each finished stage, over all stages
   round: int = 0  # finished rounds of the stage
   begun: int = 0  # step, over all stages, at which the round began
   asked: tuple = ()  # {'step', 'rows': [S][Q], 'labels': [S][Q]} of the oracle
+  measured: tuple = ()  # steps with metrics, as [first, last, stride]
 
   @property
   def stage_start(self) -> int:
@@ -60,6 +66,37 @@ class Progress(NamedTuple):
     if stage.epochs:
       return self.round == stage.epochs
     return self.step - self.stage_start == stage.steps
+
+  def problem(self, stages: Sequence[Stage]) -> str | None:
+    """Return why this cannot be the progress of a job, or None.
+
+    Args:
+      stages: stages of the method.
+    """
+    counts = self.stage, self.step, self.round, self.begun, self.metrics_bytes
+    if not all(type(n) is int and n >= 0 for n in counts):
+      return 'a number of its progress is no count'
+    if self.stage >= len(stages):
+      return f'there is no stage {self.stage}'
+    times = self.seconds, self.compiling
+    if not all(type(x) in (int, float) and math.isfinite(x) for x in times):
+      return 'its seconds are no numbers'
+    ends = [0, *self.ends][: self.stage + 1]
+    if len(ends) <= self.stage or sorted(ends) != ends:
+      return f'it is in stage {self.stage} before that has begun'
+    lengths = [b - a for a, b in itertools.pairwise(ends)]
+    for stage, length in zip(stages, lengths, strict=False):
+      if not stage.epochs and length != stage.steps:
+        return f'stage {stage.name} had {length} steps'
+    if not self.stage_start <= self.begun <= self.step:
+      return f'step {self.step} lies before its stage or round'
+    stage = stages[self.stage]
+    is_late = self.step - self.stage_start > stage.steps
+    if self.round > stage.epochs if stage.epochs else is_late:
+      return f'stage {stage.name} ends before step {self.step}'
+    if any(entry['step'] > self.step for entry in self.evaluations):
+      return f'it has evaluations after step {self.step}'
+    return None
 
   def in_stage(self, number: int) -> 'Progress':
     """Return the progress at the start of a stage."""
@@ -92,6 +129,27 @@ class Progress(NamedTuple):
       | {f'validation_{name}': validation[name] for name in validation}
     )
     return self._replace(evaluations=(*self.evaluations, evaluation))
+
+  def with_measured(self) -> 'Progress':
+    """Add the current step to those that have metrics."""
+    if not self.measured:
+      return self._replace(measured=((self.step, self.step, 0),))
+    *before, (first, last, stride) = self.measured
+    if last == self.step:
+      return self
+    if first == last or last + stride == self.step:
+      grown = first, self.step, self.step - last
+      return self._replace(measured=(*before, grown))
+    alone = self.step, self.step, 0
+    return self._replace(measured=(*self.measured, alone))
+
+  def measured_steps(self) -> list[int]:
+    """Return the steps that have metrics, in rising order."""
+    return [
+      step
+      for first, last, stride in self.measured
+      for step in range(first, last + 1, stride or 1)
+    ]
 
   def with_answer(self, answer: dict) -> 'Progress':
     """Add an answer of the oracle, as returned by `ActiveLearning.query`."""

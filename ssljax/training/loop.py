@@ -127,16 +127,18 @@ def _begin(
   metrics_start: int,
 ) -> tuple[TrainState, Progress]:
   """Restore the newest checkpoint, or make an initial state."""
-  restored = snapshots.restore()
+  restored, job = snapshots.restore(), snapshots.job
+  seeds = [split.seed for split in job.splits]
+  name = job.program.method.name
   if restored is None:
-    writer.rewind(metrics_start)
-    return snapshots.initial(), Progress(metrics_bytes=metrics_start)
-  _, progress = restored
+    start = writer.start_job(name, seeds, metrics_start)
+    return snapshots.initial(), Progress(metrics_bytes=start)
+  state, progress = restored
   stages = snapshots.program.method.stages
   is_last = progress.stage == len(stages) - 1
-  if not (is_last and progress.is_over(stages[-1])):
-    writer.rewind(progress.metrics_bytes)
-  return restored
+  is_over = is_last and progress.is_over(stages[-1])
+  writer.resume_job(name, seeds, progress, is_over)
+  return state, progress
 
 
 class _Loop:
@@ -243,6 +245,7 @@ class _Loop:
     if is_end:
       self.progress = self.progress.after_round()
     self.report.write_metrics(stage, self.progress, ran)
+    self.progress = self.progress.with_measured()
     is_due = not stage.epochs and ran.end % self.options.evaluate_every == 0
     if is_end or is_due:
       self.evaluate(stage)
@@ -269,8 +272,10 @@ class _Loop:
         f'weights or memory of {self.job.name} are not finite after step '
         f'{self.progress.step}'
       )
-    metrics_bytes = self.report.writer.flush()
-    self.progress = self.progress._replace(metrics_bytes=metrics_bytes)
+    writer = self.report.writer
+    self.progress = self.progress._replace(
+      metrics_bytes=writer.flush(), metrics_digest=writer.digest()
+    )
     self.snapshots.save(self.state, self.progress, checksum)
 
   def exit_if_preempted(self):

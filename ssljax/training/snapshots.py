@@ -1,6 +1,9 @@
 """States of a job: initial ones, and those in its checkpoints."""
 
+from collections.abc import Mapping
 import functools
+import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,7 +11,7 @@ import numpy as np
 from ssljax.core import UNLABELLED, TrainState
 from ssljax.data import sampling
 from ssljax.errors import require
-from ssljax.training import checkpoint
+from ssljax.training import checkpoint, jax_settings
 from ssljax.training.job import Job, Progress
 
 
@@ -48,7 +51,12 @@ class Snapshots:
       progress: position of the job.
       checksum: checksum of the state, by `checkpoint.examine`.
     """
-    more = {'splits': self.digests, 'checksum': checksum}
+    more = {
+      'splits': self.digests,
+      'checksum': checksum,
+      'jax': jax_settings.current(),
+      'settings': dict(self.job.settings),
+    }
     self.checkpoints.save(progress.step, state, progress._asdict() | more)
     self.saved = progress.step
 
@@ -58,27 +66,75 @@ class Snapshots:
     """Return the newest checkpoint, or None if there is none.
 
     Args:
-      put_aside: rename damaged checkpoints.
+      put_aside: rename damaged checkpoints. False is for reading a state, which
+        needs the settings of its arrays only.
       step: restore only the checkpoint of this step.
 
     Raises:
-      InputError: the checkpoint belongs to another split.
+      InputError: the checkpoint belongs to another split or other settings.
     """
     abstract = functools.cache(self.abstract)
-    restored = self.checkpoints.restore(
-      lambda saved: abstract(saved['stage']), put_aside, step
-    )
+    names = None if put_aside else jax_settings.OF_ARRAYS
+
+    def like(saved: dict) -> TrainState:
+      self._refuse_other(saved, names)
+      return abstract(self._progress(saved).stage)
+
+    restored = self.checkpoints.restore(like, put_aside, step)
     if restored is None:
       return None
     state, saved = restored
-    require(
-      saved.pop('splits') == self.digests,
-      f'`workdir`: the checkpoint in {self.checkpoints.folder} is of another '
-      'label split: give another `workdir`, or `overwrite=True`',
-    )
-    progress = Progress(**saved)
+    progress = self._progress(saved)
     self.saved = progress.step
     return self.repad(state, abstract(progress.stage)), progress
+
+  def _refuse_other(self, saved: Mapping[str, Any], names) -> None:
+    """Raise `InputError` if the checkpoint is of another split or settings.
+
+    Args:
+      saved: JSON values of the checkpoint. Those of version 0.1 have the
+        splits alone.
+      names: settings of JAX to compare; all if None.
+    """
+    where = f'`workdir`: the checkpoint in {self.checkpoints.folder} '
+    begun = jax_settings.difference(saved.get('jax', {}), names)
+    require(begun is None, f'{where}was {begun}, or give `overwrite=True`')
+    require(
+      saved['splits'] == self.digests,
+      f'{where}is of another label split: give another `workdir`, or '
+      '`overwrite=True`',
+    )
+    here = json.loads(json.dumps(dict(self.job.settings)))
+    there = saved.get('settings', {})
+    differ = [
+      f'`{name}`={there[name]} there, `{name}`={here[name]} here'
+      for name in sorted(there.keys() & here.keys())
+      if json.dumps(there[name]) != json.dumps(here[name])  # NaN equals itself
+    ]
+    require(
+      not differ,
+      f'{where}is of other settings ({"; ".join(differ)}): give another '
+      '`workdir`, or `overwrite=True`',
+    )
+
+  def _progress(self, saved: Mapping[str, Any]) -> Progress:
+    """Return the progress among the JSON values of a checkpoint.
+
+    Raises:
+      DamagedError: these cannot be its values.
+    """
+    others = {'splits', 'checksum', 'jax', 'settings'}
+    values = {k: v for k, v in saved.items() if k not in others}
+    unknown = sorted(values.keys() - set(Progress._fields))
+    if unknown:
+      raise checkpoint.DamagedError(f'its progress has {unknown[0]!r}')
+    if not {'stage', 'step'} <= values.keys():
+      raise checkpoint.DamagedError('its progress has no stage or step')
+    progress = Progress(**values)
+    problem = progress.problem(self.program.method.stages)
+    if problem:
+      raise checkpoint.DamagedError(problem)
+    return progress
 
   def repad(self, state: TrainState, like: TrainState) -> TrainState:
     """Return a state whose tables have the padded lengths of `like`.

@@ -1,0 +1,88 @@
+"""Files that are read and written safely.
+
+Only regular files are read and replaced: opening a FIFO would block, and a
+device or a folder is no record of a run. A file is written as a whole or not
+at all, also if the machine fails.
+"""
+
+import errno
+import os
+import pathlib
+import stat
+
+from ssljax.errors import InputError
+
+
+def is_regular(path: str | os.PathLike) -> bool:
+  """Return True for a regular file, also behind a symbolic link."""
+  try:
+    return stat.S_ISREG(os.stat(path).st_mode)
+  except OSError:
+    return False
+
+
+def exists(path: str | os.PathLike) -> bool:
+  """Return True if the name is taken, by a dangling link too."""
+  return os.path.lexists(path)
+
+
+def read_text(path: pathlib.Path) -> str:
+  """Return the content of a regular UTF-8 file.
+
+  Raises:
+    InputError: it is no regular file, or cannot be read.
+  """
+  if not is_regular(path):
+    what = 'is no regular file' if exists(path) else 'does not exist'
+    raise InputError(f'{path.name}: {what}')
+  try:
+    return path.read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, 'strerror', None) or 'it is not UTF-8'
+    raise InputError(f'{path.name}: cannot be read ({reason})') from error
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+  """Write a file as a whole or not at all, and wait until it is on disk.
+
+  A symbolic link to a file is followed.
+
+  Args:
+    path: file to create or replace.
+    content: text, or bytes.
+
+  Raises:
+    OSError: the name is taken by something that is not a regular file, or the
+      file cannot be written.
+  """
+  path = pathlib.Path(path)
+  if exists(path) and not is_regular(path):
+    raise OSError(errno.EEXIST, 'it is no regular file', str(path))
+  path = pathlib.Path(os.path.realpath(path))
+  partial = path.with_name(f'{path.name[:200]}.{os.getpid()}.partial')
+  partial.unlink(missing_ok=True)
+  data = content.encode() if isinstance(content, str) else content
+  try:
+    with open(partial, 'xb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(partial, path)
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
+  sync_folder(path.parent)
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+  """Wait until the names in a folder are on disk, where that is supported."""
+  try:
+    descriptor = os.open(folder, os.O_RDONLY)
+  except OSError:
+    return
+  try:
+    os.fsync(descriptor)
+  except OSError:
+    pass  # some network file systems cannot
+  finally:
+    os.close(descriptor)
