@@ -94,7 +94,8 @@ def settings_section(result: dict[str, Any], folder: pathlib.Path) -> str:
     ['versions', versions],
     ['command', result['command']],
   ]
-  text = html.escape((folder / 'flags.txt').read_text())
+  with load.damage(folder, 'flags.txt'):
+    text = html.escape((folder / 'flags.txt').read_text())
   return as_table([['setting', 'value'], *rows]) + (
     f'<details><summary>all flags</summary><pre>{text}</pre></details>'
   )
@@ -127,13 +128,13 @@ def errors_section(result: dict[str, Any]) -> str:
 
 
 def read_metrics(
-  folder: pathlib.Path, arms: list[str]
+  folder: pathlib.Path, result: dict[str, Any]
 ) -> dict[str, dict[str, dict[int, list[float]]]]:
   """Return metric -> trained method -> step -> values of the splits."""
   skipped = {'job', 'step', 'stage', 'seed', *metrics_writer.TIMING}
   found = {}
-  for arm in arms:
-    for line in metrics_writer.read(folder, arm):
+  for arm in result['arms']:
+    for line in load.read_metrics(folder, arm, result):
       for name in line.keys() - skipped:
         of_arm = found.setdefault(name, {}).setdefault(arm, {})
         of_arm.setdefault(line['step'], []).append(line[name])
@@ -347,7 +348,7 @@ def own_figures(finished) -> Iterator[str]:
 def page(finished, result: dict[str, Any]) -> str:
   """Return the report of a finished run under one split, as HTML."""
   folder, seed = finished.folder, finished.split.seed
-  metrics = metrics_figure(read_metrics(folder, list(result['arms'])))
+  metrics = metrics_figure(read_metrics(folder, result))
   parts = [
     section('Settings', settings_section(result, folder)),
     section('Errors', errors_section(result)),
@@ -414,15 +415,15 @@ def act(asked: dict[str, Any]) -> None:
   """Write the report that the flags describe."""
   require(asked['run'] is not None, '`run`: give the folder of a finished run')
   style.check_matplotlib()
-  folder = pathlib.Path(asked['run']).expanduser()
+  folder = main.as_path('run', asked['run'])
   result = load.finished_result(folder)
-  out = pathlib.Path(asked['out'] or folder / 'report.html').expanduser()
+  wanted = folder / 'report.html' if asked['out'] is None else asked['out']
+  out = main.as_output('out', str(wanted))
   where = asked['seed'], asked['data_dir'], asked['corrupt']
   finished = load.load(folder, *where)
   with style.style():
     text = page(finished, result)
   with main.write_errors(out):
-    out.parent.mkdir(parents=True, exist_ok=True)
     run_folder.write_atomically(out, text)
   print(out)
 

@@ -135,7 +135,7 @@ def device_counts(texts: Sequence[str]) -> list[int]:
   """Return the numbers of devices that the flag lists."""
   for text in texts or ['']:
     require(
-      text.isdecimal() and 0 < int(text) <= MOST,
+      text.isdecimal() and len(text) < 9 and 0 < int(text) <= MOST,
       f'`devices`={",".join(texts)}: give a number from 1 to {MOST}, or '
       'several numbers, as 1,2,4,8',
     )

@@ -11,7 +11,6 @@ reports how closely the images of a class lie together. With --out the
 embeddings are written to an .npz file.
 """
 
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -68,7 +67,7 @@ def check_flags(asked: dict[str, Any]) -> None:
     '`readout=True` too, or leave it out',
   )
   require(
-    (asked['out'] or '.npz').endswith('.npz'),
+    asked['out'] is None or asked['out'].endswith('.npz'),
     f'`out`={asked["out"]}: give a file that ends in .npz',
   )
 
@@ -100,9 +99,9 @@ def open_readout(finished, asked: dict[str, Any]) -> probing.Readout | None:
   height, width, _ = own
   dataset = datasets.load(
     asked['dataset'],
-    asked['data_dir'],
+    asked['data_dir'] or finished.config.data.data_dir,
     image_size=height if height == width else None,
-    corrupt=asked['corrupt'],
+    corrupt=asked['corrupt'] or 0,
   )
   shown = lambda shape: 'x'.join(map(str, shape))
   shape = dataset.train.shape
@@ -149,12 +148,13 @@ def report(
 def act(asked: dict[str, Any]) -> None:
   """Measure and write what the flags select."""
   check_flags(asked)
-  folder = pathlib.Path(asked['run']).expanduser()
-  out = pathlib.Path(asked['out']).expanduser() if asked['out'] else None
+  folder = main.as_path('run', asked['run'])
   load.finished_result(folder)
+  out = None
+  if asked['out'] is not None:
+    out = main.as_output('out', asked['out'])
   target = out.parent if out else folder
-  with main.write_errors(target):
-    target.mkdir(parents=True, exist_ok=True)
+  main.as_output('out', str(target / 'probe.json'))
   where = asked['seed'], asked['data_dir'], asked['corrupt']
   result, embedded = report(load.load(folder, *where), asked)
   with main.write_errors(target):

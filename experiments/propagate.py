@@ -286,29 +286,22 @@ def check_flags(asked: dict[str, Any]) -> None:
     )
 
 
-def make_parent(path: pathlib.Path) -> None:
-  """Make the folder of a file before anything is computed."""
-  require(not path.is_dir(), f'`out`={path}: is a folder: give a file in it')
-  with main.write_errors(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-
 def act(asked: dict[str, Any]) -> None:
   """Compare the methods as the flags describe."""
   if asked['embeddings'] is None:
     images = digits(asked['part'])
     default = len(np.unique(images.labels))
   else:
-    path = pathlib.Path(asked['embeddings']).expanduser()
+    path = main.as_path('embeddings', asked['embeddings'])
     images = read_embeddings(path, asked['part'])
     default = PROTOCOL['classes']
   if asked['classes'] is None:
     asked = asked | {'classes': default}
   check_flags(asked)
   subsamples = draw_subsamples(images.labels, asked)
-  out = pathlib.Path(asked['out']).expanduser() if asked['out'] else None
-  if out:
-    make_parent(out)
+  out = None
+  if asked['out'] is not None:
+    out = main.as_output('out', asked['out'])
   accuracies = measure_accuracies(
     images.vectors, subsamples, asked['classes'], asked
   )

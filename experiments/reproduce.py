@@ -32,6 +32,7 @@ from ssljax.experiments.papers.runs import PresetRun, Store
 from ssljax.runs import run_folder
 from ssljax.runs import summary as summary_lib
 
+MOST_SEEDS = 1000
 TIMED = (2, 5)  # steps between which time is measured; the first are slower
 
 
@@ -186,8 +187,14 @@ def write_table(
 
 def store_of(asked: dict[str, Any]) -> Store:
   """Return the store in the folders that the flags name."""
-  folder = lambda name: pathlib.Path(asked[name]).expanduser()
-  return Store(folder('runs'), folder('results'))
+  found = {}
+  for name in ('runs', 'results'):
+    path = found[name] = main.as_path(name, asked[name])
+    require(
+      path.is_dir() or not os.path.lexists(path),
+      f'`{name}`={path}: is no folder: give a folder',
+    )
+  return Store(**found)
 
 
 # Figures.
@@ -455,23 +462,58 @@ def define_flags(values: flags.FlagValues) -> None:
   )
 
 
-def act(asked: dict[str, Any]) -> None:
-  """Do what the flags select; exit with status 1 if rows failed."""
+def check_flags(asked: dict[str, Any]) -> None:
+  """Raise `InputError` for flags that exclude each other or have no effect."""
   if asked['seeds'] is not None:
     positive(seeds=asked['seeds'])
+    require(
+      asked['seeds'] <= MOST_SEEDS,
+      f'`seeds`={asked["seeds"]}: give at most {MOST_SEEDS}',
+    )
+  actions = {
+    name: asked[name]
+    for name in ('list', 'pages', 'table', 'figure')
+    if asked[name] not in (None, False)
+  }
+  shown = lambda name: (
+    f'`{name}`' if asked[name] is True else f'`{name}`={asked[name]}'
+  )
+  require(
+    len(actions) < 2,
+    f'{", ".join(map(shown, actions))}: give one of these',
+  )
+  require(
+    bool(actions) or asked['measure'],
+    '`table`: give one; `list=True` lists them',
+  )
+  owners = {'rows': ('table',), 'seeds': ('table', 'figure', 'list')}
+  owners |= {'measure': ('table', 'figure', 'list')}
+  for name, needed in owners.items():
+    unused = asked[name] and actions and not actions.keys() & set(needed)
+    alone = name == 'rows' and asked[name] and not actions
+    words = ' or '.join(f'`{other}`' for other in needed)
+    require(
+      not unused and not alone,
+      f'`{name}`: has an effect with {words} alone: leave it out',
+    )
+
+
+def act(asked: dict[str, Any]) -> None:
+  """Do what the flags select; exit with status 1 if rows failed."""
+  check_flags(asked)
+  if asked['data_dir'] is not None:
+    asked = asked | {'data_dir': main.as_path('data_dir', asked['data_dir'])}
+  store = store_of(asked)
   if asked['pages']:
-    readme_tables.write_pages(store_of(asked))
+    readme_tables.write_pages(store)
     return
   if asked['measure']:
-    measure_steps(store_of(asked), asked)
+    measure_steps(store, asked)
   if asked['list']:
-    print(listing(store_of(asked), asked))
+    print(listing(store, asked))
   elif asked['figure']:
     reproduce_figure(asked)
-  elif asked['table'] or not asked['measure']:
-    require(
-      asked['table'] is not None, '`table`: give one; `list=True` lists them'
-    )
+  elif asked['table']:
     failed = reproduce_table(asked)
     if failed:
       print(f'{failed} rows failed, see above', file=sys.stderr)
@@ -481,4 +523,4 @@ def act(asked: dict[str, Any]) -> None:
 if __name__ == '__main__':
   # Exit normally on SIGTERM, so that called programs are ended too.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-  tool.start('reproduce', define_flags, act)
+  tool.start('reproduce', define_flags, act, devices=False)

@@ -32,11 +32,13 @@ import numpy as np
 from ssljax import optimizers
 from ssljax.active import acquisition
 from ssljax.augment import preprocess
-from ssljax.cli import tool
+from ssljax.cli import main, tool
 from ssljax.core import BatchSpec, Method, Stage
 from ssljax.data import feeds, sampling, splits
 from ssljax.distributed import placement
+from ssljax.errors import require
 from ssljax.experiments.benchmarks import bank_speed, stream_speed, timing
+from ssljax.experiments.figures import style
 from ssljax.methods import association
 from ssljax.methods.madnn import madnn
 from ssljax.methods.r2d2 import r2d2
@@ -430,6 +432,17 @@ def act(asked: dict[str, Any]) -> None:
   device = jax.devices()[0]
   print(f'{jax.device_count()} x {device.device_kind}, jax {jax.__version__}')
   plot = asked['bank_plot']
+  if plot is not None:
+    require(
+      asked['part'] in (None, 'bank'),
+      f'`bank_plot`={plot}: is a picture of `part`=bank: leave one out',
+    )
+    style.check_matplotlib()
+    plot = main.as_output('bank_plot', plot)
+    require(
+      plot.suffix.lower() in ('.png', '.pdf', '.svg'),
+      f'`bank_plot`={plot}: give a file that ends in .png, .pdf or .svg',
+    )
   with_plot = functools.partial(bank_speed.part_bank, plot=plot)
   for name, part in (PARTS | {'bank': with_plot}).items():
     if asked['part'] in (None, name):

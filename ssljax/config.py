@@ -397,19 +397,27 @@ _POSITIVE = (
   *('processes', 'query_every', 'query_size', 'query_passes', 'budget'),
 )
 _NOT_NEGATIVE = 'validation', 'seed', 'corrupt', 'checkpoint_seconds'
+_MOST = 2**31 - 1  # steps, rows and sizes are int32 on the devices
+_MOST_MINUTES = 10**6  # of `hang_minutes`: the system's timers end there
+_MOST_SEEDS = 1000  # every split is drawn before the first is trained
 
 
 def validate(config: Config) -> None:
   """Raise `InputError` for a value that no data set can make work."""
   values = config.values()
+  _refuse_huge(values)
   some = lambda names: {n: values[n] for n in names if values[n] is not None}
   positive(**some(_POSITIVE))
   non_negative(**some(_NOT_NEGATIVE))
   fraction(**some(('dropout', 'bn_momentum')))
   require(
-    values['seed'] + values['seeds'] <= 2**32
-    and (values['steps'] or 0) < 2**31,
-    '`seed`, `steps`: give seeds below 2**32 and steps below 2**31',
+    values['seeds'] <= _MOST_SEEDS,
+    f'`seeds`={values["seeds"]}: give at most {_MOST_SEEDS:,} splits, and '
+    'others in another run, with another `seed`',
+  )
+  require(
+    values['seed'] + values['seeds'] <= 2**32,
+    f'`seed`={values["seed"]}: give seeds below 2**32',
   )
   require(
     (values['steps'] is None) != (values['epochs'] is None),
@@ -420,15 +428,32 @@ def validate(config: Config) -> None:
   registry.choose(
     'acquire', values['acquire'], ('none', *registry.ACQUISITIONS)
   )
-  unknown = [
-    name for name in values['augment'] if name not in registry.AUGMENTATIONS
-  ]
-  require(
-    not unknown,
-    f'`augment`={",".join(unknown)}: give {", ".join(registry.AUGMENTATIONS)}',
-  )
+  for name in values['augment']:
+    registry.choose('augment', name, registry.AUGMENTATIONS)
   number('labels', values['labels'], 'all')
   pool('unlabelled', values['unlabelled'])
+
+
+def _refuse_huge(values: Mapping[str, Any]) -> None:
+  """Raise `InputError` for a whole number that no device can hold."""
+  for name, value in values.items():
+    for one in value if isinstance(value, tuple) else (value,):
+      most = 2**32 - 1 if name == 'seed' else _MOST
+      require(
+        not isinstance(one, int) or abs(one) <= most,
+        f'`{name}`={one}: give a number of at most {most}',
+      )
+  epochs = values['epochs']
+  require(
+    epochs is None or not epochs > _MOST,
+    f'`epochs`={epochs}: give a number of at most {_MOST}',
+  )
+  minutes = values['hang_minutes']
+  require(
+    0.001 <= minutes <= _MOST_MINUTES,
+    f'`hang_minutes`={minutes}: give a number above 0, from 0.001 to '
+    f'{_MOST_MINUTES}',
+  )
 
 
 def number(name: str, value: str, *words: str) -> str | int:
@@ -436,7 +461,7 @@ def number(name: str, value: str, *words: str) -> str | int:
   if value in words:
     return value
   require(
-    value.isdecimal(),
+    value.isdecimal() and len(value) < 10,
     f'`{name}`={value}: give {" or ".join(words)} or a number',
   )
   return int(value)
@@ -449,7 +474,7 @@ def pool(name: str, value: str) -> tuple[str, int | None]:
   kind = 'all' if value.startswith('all:') else 'rest'
   count = value.removeprefix('all:')
   require(
-    count.isdecimal(),
+    count.isdecimal() and len(count) < 10,
     f'`{name}`={value}: give rest, all, a number, or all:NUMBER',
   )
   return kind, int(count)
@@ -480,7 +505,10 @@ def from_json(tree: Mapping[str, Any]) -> Config:
   require(
     isinstance(tree, Mapping)
     and tree.keys() == known
-    and all(isinstance(tree[name], Mapping) for name in settings_of),
+    and all(isinstance(tree[name], Mapping) for name in settings_of)
+    and isinstance(tree['method'], str)
+    and isinstance(tree['custom'], list)
+    and all(isinstance(name, str) for name in tree['custom']),
     f'config.json: expected the parts {", ".join(sorted(known))}',
   )
   values = {}
@@ -558,7 +586,7 @@ def read(text: str) -> Config:
   """Return the config of the text of a `config.json`."""
   try:
     tree = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise InputError(f'config.json: is no JSON ({error})') from error
   return from_json(tree)
 

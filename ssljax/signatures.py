@@ -96,7 +96,7 @@ def parse(setting: Setting, text: str):
   item = item_type(hint)
   try:
     if item:
-      return tuple(item(part) for part in text.split(',') if part)
+      return tuple(item(part) for part in text.split(',')) if text else ()
     if hint is bool:
       return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
     if typing.get_origin(hint) is typing.Literal:

@@ -305,7 +305,7 @@ BAD = {
   'class': dict(labels=np.zeros(90, int)),
   'method=madnnn: .*madnn': dict(method='madnnn'),
   'network=convlrge: .*convlarge': dict(network='convlrge'),
-  'augment=fliip: give flip': dict(augment='fliip'),
+  'augment=fliip: there is no such augment; give flip': dict(augment='fliip'),
   'eat: madnn has no such setting': dict(eat=3),
   'dataset: is no setting': dict(dataset='mnist'),
   'validation=90': dict(validation=90),

@@ -98,7 +98,10 @@ def test_the_differences_of_two_runs_are_named():
     ({'steps': True}, r'steps=True: give a whole number'),
     ({'divergence': 'no'}, r"divergence='no': give True or False"),
     ({'distance': 'cosine'}, r"distance='cosine': give euclidean or l1"),
-    ({'augment': ('spin',)}, r'augment=spin: give flip'),
+    (
+      {'augment': ('spin',)},
+      r'augment=spin: .*; give flip',
+    ),
     ({'augment': 'flip'}, r"augment='flip': give a sequence"),
     ({'network': 'convlarg'}, r'network=convlarg: .* convlarge'),
     ({'preprocess': 'zcca'}, r'preprocess=zcca: .*zca'),
@@ -111,7 +114,14 @@ def test_the_differences_of_two_runs_are_named():
     ({'batch_per_class': 2, 'batch_labelled': 4}, r'batch_labelled=4'),
     ({'source': 'digits'}, r'source, target: give both'),
     ({'dropout': 1.0}, r'dropout=1\.0'),
-    ({'seed': 2**32}, r'seed, steps'),
+    ({'seed': 2**32}, r'seed=4294967296: give'),
+    ({'seeds': 2**31 - 1}, r'seeds=2147483647: give at most 1,000'),
+    ({'seeds': 2**31}, r'seeds=2147483648: give'),
+    ({'steps': 2**31}, r'steps=2147483648: give'),
+    ({'epochs': 1e300, 'steps': None}, r'epochs=1e\+300: give'),
+    ({'image_size': 10**30}, r'image_size=10+: give'),
+    ({'labels': '9' * 30}, r'labels=9+: give all or'),
+    ({'hang_minutes': 1e300}, r'hang_minutes=1e\+300: give'),
   ],
 )
 def test_values_that_cannot_work_are_refused_by_name(values, expected):

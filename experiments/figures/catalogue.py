@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from ssljax import signatures
+from ssljax import registry, signatures
 from ssljax.cli import config_flags, main, tool
 from ssljax.errors import require
 from ssljax.experiments.figures import association as association_figures
@@ -151,10 +151,8 @@ def listing() -> str:
 
 def check_flags(figure: str | None, folders: Sequence[pathlib.Path]) -> None:
   """Raise `InputError` for a figure that these runs cannot have."""
-  require(
-    figure in FIGURES,
-    f'`figure`={figure or ""}: give one of {", ".join(FIGURES)}',
-  )
+  require(figure is not None, f'`figure`: give one of {", ".join(FIGURES)}')
+  registry.choose('figure', figure, FIGURES)
   style.check_matplotlib()
   require(bool(folders), '`run`: give the folder of a finished run')
   for folder in folders:
@@ -174,22 +172,37 @@ def check_flags(figure: str | None, folders: Sequence[pathlib.Path]) -> None:
   )
 
 
+def options_of(figure: str, asked: dict[str, Any]) -> dict[str, Any]:
+  """Return the options that the flags give to a figure.
+
+  Raises:
+    InputError: a flag is an option of other figures alone.
+  """
+  owners = {}
+  for name, drawing in FIGURES.items():
+    for option in signatures.keywords(drawing.draw):
+      owners.setdefault(option, []).append(name)
+  given = {name: asked[name] for name in owners if asked.get(name) is not None}
+  for name, value in given.items():
+    require(
+      figure in owners[name],
+      f'`{name}`={value}: is an option of {", ".join(owners[name])}, not of '
+      f'`figure`={figure}: leave it out',
+    )
+  return given
+
+
 def act(asked: dict[str, Any]) -> None:
   """Draw the figure that the flags describe, and write it."""
   if asked['list']:
     print(listing())
     return
-  folders = [pathlib.Path(run).expanduser() for run in asked['run'] or ()]
+  folders = [main.as_path('run', run) for run in asked['run'] or ()]
   check_flags(asked['figure'], folders)
   draw = FIGURES[asked['figure']].draw
-  options = {
-    name: value
-    for name, value in signatures.given(draw, asked).items()
-    if value is not None
-  }
-  out = pathlib.Path(asked['out'] or folders[0] / 'figures').expanduser()
-  with main.write_errors(out):  # Fail before anything is computed.
-    out.mkdir(parents=True, exist_ok=True)
+  options = options_of(asked['figure'], asked)
+  wanted = folders[0] / 'figures' if asked['out'] is None else asked['out']
+  out = main.as_output_folder('out', wanted)
   where = asked['seed'], asked['data_dir'], asked['corrupt']
   runs = [load.load(folder, *where) for folder in folders]
   name = f'{asked["figure"].replace("/", "-")}.seed-{runs[0].split.seed}'

@@ -15,7 +15,6 @@ Letters: P steps, M images of a part, C classes, D numbers of a feature.
 """
 
 from collections.abc import Sequence
-import json
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from ssljax.data.splits import generator
 from ssljax.errors import positive
 from ssljax.experiments.figures import comparison, style
 from ssljax.methods import madnn
-from ssljax.runs import summary
+from ssljax.runs import load, summary
 
 # Random streams, above those of the other figures.
 _POINTS, _IMAGES = 54, 55
@@ -48,7 +47,7 @@ def robustness(*runs):
   found, table = {}, [('arm', 'labelled', 'seed', 'error')]
   for run in runs:
     count = len(run.split.labelled)
-    result = json.loads((run.folder / 'result.json').read_text())
+    result = load.finished_result(run.folder)
     for arm, entry in result['arms'].items():
       errors = summary.errors_that_stand(entry['test_error'])
       found.setdefault(arm, {}).setdefault(count, []).extend(errors)

@@ -30,6 +30,7 @@ STYLE = {
   'savefig.bbox': 'tight',
   'savefig.pad_inches': 0.03,
   'savefig.dpi': 140,
+  'text.parse_math': False,  # names of classes may contain $
   'svg.hashsalt': 'ssljax',  # reproducible identifiers
   'pdf.fonttype': 42,  # text that can be edited and searched
 }

@@ -29,15 +29,23 @@ def write_pages(store: runs.Store) -> None:
   """Generate the tables of both pages.
 
   Raises:
-    InputError: the pages are missing, or a mark names no table or budget.
+    InputError: the pages are missing, there are no results, or a mark names no
+      table or budget.
   """
   for page in PAGES:
     require(
       page.is_file(),
       f'`pages`: {page} is missing: run it in a clone of the repository',
     )
-  for page in PAGES:
-    run_folder.write_atomically(page, with_tables(page.read_text(), store))
+  # Without results the tables of the pages would be lost.
+  require(
+    any(store.results.glob('*/seed-*/result.json')),
+    f'`results`={store.results}: holds no results: give the folder of the '
+    'stored results',
+  )
+  texts = {page: with_tables(page.read_text(), store) for page in PAGES}
+  for page, text in texts.items():
+    run_folder.write_atomically(page, text)
 
 
 def with_tables(text: str, store: runs.Store) -> str:

@@ -16,7 +16,7 @@ import shutil
 import sys
 from typing import NamedTuple
 
-from ssljax.errors import require
+from ssljax.errors import InputError, require
 from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import tables
 from ssljax.runs import run_folder
@@ -116,6 +116,42 @@ def missing_data(run: PresetRun, more, data_dir) -> list[str]:
   return sorted({name for name in (*run.data, *more) if not there(name)})
 
 
+def read_json(path: pathlib.Path) -> dict | None:
+  """Return the object in a JSON file, None if there is no such file.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+    require(isinstance(found, dict), 'it is no JSON object')
+    return found
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, ValueError, RecursionError) as error:
+    raise InputError(
+      f'{path} cannot be read ({getattr(error, "strerror", None) or error}): '
+      'restore it, or remove its folder and run the same command again'
+    ) from error
+
+
+def read_lines(path: pathlib.Path) -> list[str] | None:
+  """Return the lines of a text file, None if there is no such file.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  try:
+    return path.read_text(encoding='utf-8').splitlines()
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(
+      f'{path} cannot be read ({getattr(error, "strerror", None) or error}): '
+      'restore it, or remove its folder and run the same command again'
+    ) from error
+
+
 class Store(NamedTuple):
   """The folder of the runs, and the folder of their results."""
 
@@ -133,9 +169,8 @@ class Store(NamedTuple):
   def result(self, run: PresetRun, seed: int) -> dict | None:
     """Return the stored `result.json`; None if missing or out of date."""
     folder = self.result_folder(run, seed)
-    lines = folder / 'run.flags'
-    same = lines.exists() and lines.read_text().splitlines() == run.lines
-    return run_folder.read_result(folder) if same else None
+    same = read_lines(folder / 'run.flags') == run.lines
+    return read_json(folder / 'result.json') if same else None
 
   def measurement(self, run: PresetRun, seed: int, name: str) -> dict | None:
     """Return a stored measurement of a finished run, None if missing.
@@ -146,8 +181,7 @@ class Store(NamedTuple):
       name: name of the measurement, `Row.measurement`.
     """
     path = self.result_folder(run, seed) / f'{name}.json'
-    there = name and self.result(run, seed) and path.exists()
-    return json.loads(path.read_text()) if there else None
+    return read_json(path) if name and self.result(run, seed) else None
 
   def is_done(self, row: tables.Row, seed: int) -> bool:
     """Return True if the results of a row under a split are complete."""
@@ -162,18 +196,16 @@ class Store(NamedTuple):
   def is_finished(self, run: PresetRun, seed: int) -> bool:
     """Return True if the folder of the run holds this run, complete."""
     folder = self.folder(run, seed)
-    note = folder.with_suffix('.flags')
-    result = run_folder.read_result(folder)
-    same = note.exists() and note.read_text().splitlines() == run.lines
-    return same and bool(result) and result['complete']
+    result = read_json(folder / 'result.json') or {}
+    same = read_lines(folder.with_suffix('.flags')) == run.lines
+    return same and result.get('complete') is True
 
   def begin(self, run: PresetRun, seed: int) -> bool:
     """Write the flags of a run; return True if its folder has other flags."""
     note = self.folder(run, seed).with_suffix('.flags')
     note.parent.mkdir(parents=True, exist_ok=True)
-    text = '\n'.join(run.lines) + '\n'
-    other = note.exists() and note.read_text() != text
-    run_folder.write_atomically(note, text)
+    other = read_lines(note) not in (None, run.lines)
+    run_folder.write_atomically(note, '\n'.join(run.lines) + '\n')
     return other
 
   def keep(self, run: PresetRun, seed: int) -> None:
@@ -185,7 +217,7 @@ class Store(NamedTuple):
     if self.result(run, seed):
       return
     folder, kept = self.folder(run, seed), self.result_folder(run, seed)
-    result = run_folder.read_result(folder)
+    result = read_json(folder / 'result.json')
     require(
       self.is_finished(run, seed),
       f'{folder}: the run is not finished: run the same command to resume',
@@ -194,7 +226,8 @@ class Store(NamedTuple):
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     (kept / 'run.flags').write_text('\n'.join(run.lines) + '\n')
-    metrics = (folder / 'metrics.jsonl').read_text().splitlines()
+    metrics = read_lines(folder / 'metrics.jsonl')
+    require(bool(metrics), f'{folder}: has no metrics.jsonl: restore it')
     (kept / 'metrics.jsonl').write_text('\n'.join(thinned(metrics)) + '\n')
     run_folder.write_json(kept / 'result.json', without_command(result))
 
@@ -212,8 +245,7 @@ class Store(NamedTuple):
 
   def step_times(self) -> dict[str, dict]:
     """Return the time of a step and the number of steps by name of the run."""
-    path = self.runs / 'steps.json'
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(self.runs / 'steps.json') or {}
 
   def keep_step_time(self, run: PresetRun, step: dict) -> None:
     """Store the measured time of a step of a run."""
@@ -234,6 +266,19 @@ def thinned(metrics: list[str]) -> list[str]:
   every = -(-len(others) // LINES) or 1
   chosen = set(others[::every])
   return [line for line in metrics if 'test_error' in line or line in chosen]
+
+
+def check_result(folder: pathlib.Path, result: dict, row: tables.Row) -> None:
+  """Raise `InputError` for a stored result without what a table shows."""
+  arms = result.get('arms')
+  entry = isinstance(arms, dict) and arms.get(row.arm or result.get('method'))
+  require(
+    isinstance(entry, dict)
+    and all(isinstance(entry.get(k), int | float) for k in ('steps', 'seconds'))
+    and all(isinstance(result.get(k), str) for k in ('device', 'commit')),
+    f'{folder}/result.json is damaged: restore it, or remove its folder and '
+    'run the same command again',
+  )
 
 
 def ours(
@@ -261,6 +306,8 @@ def ours(
   if not seeds:
     return tables.Ours(state='not yet run')
   results = [store.result(run, seed) for seed in seeds]
+  for seed, result in zip(seeds, results, strict=True):
+    check_result(store.result_folder(run, seed), result, row)
   measured = [store.measurement(run, seed, row.measurement) for seed in seeds]
   taken = [
     tables.our_values(result, measurement, row.take)

@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from ssljax import experiments
-from ssljax.errors import InputError
+from ssljax import experiments, registry
 
 FOLDER = experiments.FOLDER / 'tables'
 PAPERS = ('madnn', 'association', 'r2d2', 'llp', 'deepbass')
@@ -452,6 +451,4 @@ def find(name: str, known: dict[str, Any], setting: str):
   Raises:
     InputError: there is none; the message names the setting.
   """
-  if name in known:
-    return known[name]
-  raise InputError(f'`{setting}`={name}: give one of {", ".join(known)}')
+  return known[registry.choose(setting, name, known)]

@@ -4,6 +4,7 @@ ssljax madnn --dataset=digits --labels=10
 ssljax figures --run=runs/FOLDER --figure=madnn/4
 """
 
+import difflib
 import runpy
 import sys
 
@@ -29,7 +30,11 @@ def main() -> None:
     sys.exit(0)
   name = sys.argv[1]
   if name not in names:
-    print(f'ssljax: {name}: give one of {", ".join(names)}', file=sys.stderr)
+    near = difflib.get_close_matches(name, names, 3) or names
+    print(
+      f'ssljax: {name}: no such program; give {" or ".join(near)}',
+      file=sys.stderr,
+    )
     sys.exit(2)
   sys.argv = [f'ssljax {name}', *sys.argv[2:]]
   module = f'ssljax.experiments.{name}'

@@ -98,7 +98,7 @@ class _Items(flags.ArgumentParser):
   def parse(self, argument) -> tuple:
     """Return the items of a text or of a default."""
     if isinstance(argument, str):
-      argument = [part for part in argument.split(',') if part]
+      argument = argument.split(',') if argument else []
     return tuple(self._item(part) for part in argument)
 
 

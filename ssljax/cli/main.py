@@ -6,8 +6,10 @@ anything else.
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import errno
 import gc
 import importlib.util
+import os
 import pathlib
 import re
 import sys
@@ -22,6 +24,12 @@ from ssljax.cli import config_flags
 from ssljax.errors import InputError, require
 
 _PRESETS = 'ssljax.experiments'  # the package whose folder has them
+# Failures of a place that the user named, not of the program.
+_PLACES = (
+  *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+  *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+  *(errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG, errno.ENXIO),
+)
 _TITLES = {
   'data': 'Data',
   'split': 'Label splits',
@@ -166,6 +174,7 @@ def run(
         _print_help(program, describe)
         sys.exit(0)
       flags.FLAGS(argv[:1])  # absl's own are parsed.
+      check_arguments(argv[1:])
       return parse(argv)
     except (flags.Error, InputError) as error:
       fail(program, f'{as_flags(error)} (--help lists the flags)')
@@ -184,6 +193,11 @@ def run(
       act()
     except InputError as error:
       fail(program, as_flags(error))
+    except OSError as error:
+      if error.errno not in _PLACES or not error.filename:
+        raise
+      where = os.fsdecode(error.filename)
+      fail(program, f'{where}: {error.strerror}: give another place')
     except oracle.WaitingError as waiting:
       _print_error(program, waiting)
       sys.exit(3)
@@ -242,9 +256,146 @@ def quieten_orbax() -> None:
 def fail(program: str, message: str) -> None:
   """Print one line about invalid input, and exit with status 2."""
   logging.flush()
-  print(f'{program}: {message}', file=sys.stderr)
+  print(f'{program}: {one_line(message)}', file=sys.stderr)
   gc.collect()  # Finalise what is half done before the interpreter exits.
   sys.exit(2)
+
+
+def one_line(text: str) -> str:
+  """Return a text with line breaks and other control characters escaped."""
+  return ''.join(
+    c if c.isprintable() else c.encode('unicode_escape').decode() for c in text
+  )
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+  """Raise `InputError` for text that is not UTF-8, and for bad flag files."""
+  for argument in arguments:
+    try:
+      argument.encode()
+    except UnicodeEncodeError as error:
+      shown = argument.encode(errors='surrogateescape')
+      raise InputError(f'{shown!r} is not UTF-8: give another text') from error
+  check_flagfiles(arguments)
+
+
+def check_flagfiles(arguments: Sequence[str], seen: Sequence[str] = ()) -> None:
+  """Raise `InputError` for a flag file that cannot be read as text.
+
+  Args:
+    arguments: of a program, or the lines of a flag file.
+    seen: flag files that these lines belong to.
+  """
+  for number, argument in enumerate(arguments):
+    name, equals, value = argument.strip().lstrip('-').partition('=')
+    if name != 'flagfile' or not argument.strip().startswith('-'):
+      continue
+    if not equals:
+      value = arguments[number + 1] if number + 1 < len(arguments) else ''
+    where = os.path.expanduser(value.strip().strip('\'"'))
+    require(
+      where not in seen, f'`flagfile`={value}: includes itself: leave it out'
+    )
+    check_flagfiles(_flag_lines(where), [*seen, where])
+
+
+def _flag_lines(where: str) -> list[str]:
+  """Return the lines of a flag file."""
+  path, prefix = pathlib.Path(where), f'`flagfile`={where}: '
+  if where == os.devnull:
+    return []
+  try:
+    require(
+      path.is_file(), f'{prefix}is no file: give a text file, a flag a line'
+    )
+    return path.read_text(encoding='utf-8').splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, 'strerror', None) or 'it is not a text file'
+    raise InputError(
+      f'{prefix}cannot be read ({reason}): give a text file, a flag a line'
+    ) from error
+
+
+# Paths and devices.
+
+
+def as_path(name: str, text: str) -> pathlib.Path:
+  """Return the path that a flag gives, with `~` expanded.
+
+  Args:
+    name: of the flag.
+    text: its value.
+
+  Raises:
+    InputError: the system cannot have such a path.
+  """
+  require(bool(text.strip()), f'`{name}`={text}: give a path')
+  path = pathlib.Path(os.path.expanduser(text))
+  try:
+    path.stat()
+  except (FileNotFoundError, NotADirectoryError):
+    pass
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', error)
+    raise InputError(
+      f'`{name}`={text}: cannot be used ({reason}): give another path'
+    ) from error
+  return path
+
+
+def as_output(name: str, text: str) -> pathlib.Path:
+  """Return the path of a file to write, and make its folder.
+
+  Args:
+    name: of the flag.
+    text: its value.
+
+  Raises:
+    InputError: no file can be written there.
+  """
+  path = as_path(name, text)
+  require(
+    path.is_file() or not os.path.lexists(path),
+    f'`{name}`={text}: is a folder or no regular file: give the path of a file',
+  )
+  with write_errors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _require_writable(path.parent)
+  return path
+
+
+def as_output_folder(name: str, path: pathlib.Path) -> pathlib.Path:
+  """Make a folder to write files in, and return it.
+
+  Raises:
+    InputError: nothing can be written there.
+  """
+  path = as_path(name, str(path))
+  with write_errors(path):
+    path.mkdir(parents=True, exist_ok=True)
+    _require_writable(path)
+  return path
+
+
+def _require_writable(folder: pathlib.Path) -> None:
+  """Raise `OSError` unless files can be made in a folder."""
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def require_devices() -> None:
+  """Raise `InputError` if JAX finds no device of the wanted platform."""
+  import jax
+
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    wanted = jax.config.jax_platforms or 'unset'
+    reason = str(error).split('\n')[0] or 'there is none'
+    raise InputError(
+      f'JAX_PLATFORMS={wanted}: JAX cannot use such a device ({reason}): unset '
+      'JAX_PLATFORMS, or install JAX for that device'
+    ) from error
 
 
 @contextlib.contextmanager

@@ -15,10 +15,16 @@ def define_run_flags(values: flags.FlagValues) -> None:
     'seed', None, "Number of the split; the run's first.", flag_values=values
   )
   flags.DEFINE_string(
-    'data_dir', None, 'Folder of prepared TFDS data sets.', flag_values=values
+    'data_dir',
+    None,
+    "Folder of prepared TFDS data sets; the run's if unset.",
+    flag_values=values,
   )
   flags.DEFINE_integer(
-    'corrupt', 0, 'Number of corrupt images to tolerate.', flag_values=values
+    'corrupt',
+    None,
+    "Number of corrupt images to tolerate; the run's if unset.",
+    flag_values=values,
   )
 
 
@@ -26,6 +32,8 @@ def start(
   name: str,
   define: Callable[[flags.FlagValues], None],
   act: Callable[[dict[str, Any]], Any],
+  *,
+  devices: bool = True,
 ) -> None:
   """Run a program, and exit.
 
@@ -33,6 +41,7 @@ def start(
     name: of the program.
     define: defines its flags.
     act: gets the flags' values, by name.
+    devices: the program computes by itself.
   """
   values = config_flags.new_values()
   known = set(values)
@@ -41,6 +50,8 @@ def start(
 
   def look():
     placement.configure_cpu()
+    if devices:
+      main.require_devices()
     act({flag: values[flag].value for flag in own})
 
   def describe():

@@ -1,8 +1,11 @@
 """Trains the run of a config from the command line, on one host or several."""
 
+import dataclasses
 import functools
+import os
 import re
 
+from ssljax.cli import main
 from ssljax.config import Config, to_flags
 from ssljax.distributed import multihost, placement, watchdog
 from ssljax.errors import require
@@ -17,8 +20,9 @@ def run(method: str, config: Config) -> None:
     config: of the run.
   """
   placement.configure_cpu()
-  _check_folder(config)
+  config = with_paths(config)
   join_others(config)
+  main.require_devices()
   awake = watchdog.exit_if_idle(config.hosts.hang_minutes * 60)
   with multihost.exit_if_peer_fails(), awake:
     if config.run.workdir is not None:
@@ -40,12 +44,24 @@ def run(method: str, config: Config) -> None:
     execute.train_in_folder(make, config, folder, say=say)
 
 
-def _check_folder(config: Config) -> None:
-  """Raise `InputError` for a folder that is none."""
+def with_paths(config: Config) -> Config:
+  """Return a config whose folders are absolute, for its record.
+
+  Raises:
+    InputError: a folder is none.
+  """
+  workdir, data_dir = config.run.workdir, config.data.data_dir
   require(
-    '://' not in (config.run.workdir or ''),
-    f'`workdir`={config.run.workdir}: is no folder: mount the bucket '
-    '(gcsfuse), or give a disk that all hosts share',
+    '://' not in (workdir or ''),
+    f'`workdir`={workdir}: is no folder: mount the bucket (gcsfuse), or give a '
+    'disk that all hosts share',
+  )
+  if workdir is not None:
+    main.as_path('workdir', workdir)
+  if data_dir is not None and '://' not in data_dir:
+    data_dir = os.path.abspath(main.as_path('data_dir', data_dir))
+  return dataclasses.replace(
+    config, data=dataclasses.replace(config.data, data_dir=data_dir)
   )
 
 

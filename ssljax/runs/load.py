@@ -4,7 +4,9 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
+import stat
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from ssljax.config import Config
 from ssljax.core import UNLABELLED, TrainState
 from ssljax.data import datasets, feeds, sampling
 from ssljax.data.splits import Split
-from ssljax.errors import require
+from ssljax.errors import InputError, require
 from ssljax.networks.network import Outputs
 from ssljax.runs import build, execute, queries, run_folder
 from ssljax.training import checkpoint, compiled, loop, metrics_writer
@@ -177,31 +179,166 @@ def observer(net, method) -> Callable:
   return per_example
 
 
+@contextlib.contextmanager
+def damage(folder: pathlib.Path, name: str):
+  """Turn a failure to read a file of a run into one line that names it.
+
+  Args:
+    folder: of the run.
+    name: of the file.
+
+  Raises:
+    InputError: the file is missing, damaged or no regular file.
+  """
+  path = folder / name
+  try:
+    kind = path.stat().st_mode
+    require(stat.S_ISREG(kind), 'it is no regular file')
+    yield
+  except (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(IndexError, RecursionError, OverflowError),
+  ) as error:
+    if str(error).startswith('run='):  # It says all this already.
+      raise
+    said = getattr(error, 'marked', getattr(error, 'strerror', None) or error)
+    if isinstance(error, KeyError):
+      said = f'it has no {error}'
+    raise InputError(
+      f'`run`={folder}: {name} cannot be read ({said}): restore it from a '
+      "copy, or run the run's command again with `overwrite=True`"
+    ) from error
+
+
 def finished_result(folder: pathlib.Path) -> dict:
   """Return the `result.json` of a run that is complete.
 
   Raises:
-    InputError: the folder holds no run, or one that is not finished.
+    InputError: the folder holds no run, one that is not finished, or damaged
+      files.
   """
+  where = f'`run`={folder}: '
+  try:
+    names = set(os.listdir(folder))
+  except OSError as error:
+    raise InputError(
+      f'{where}no folder to read ({error.strerror}): give the folder of a '
+      'finished run'
+    ) from error
   require(
-    run_folder.is_run(folder),
-    f"`run`={folder}: holds no run: give a run's folder, the `workdir` of "
-    'the command that trained it',
+    bool(names & {'config.json', 'flags.txt'}),
+    f"{where}holds no run: give a run's folder, the `workdir` of the command "
+    'that trained it',
   )
-  result = run_folder.read_result(folder) or {}
+  result = {}
+  if 'result.json' in names:
+    with damage(folder, 'result.json'):
+      result = run_folder.read_result(folder)
+      require(isinstance(result, dict), 'it is no JSON object')
+      if result.get('complete', False):
+        _check_result(result)
   require(
     result.get('complete', False),
-    f'`run`={folder}: is not finished: run its command again with '
-    f'`workdir`={folder}, it goes on from the last checkpoint',
+    f'{where}is not finished: run its command again with `workdir`={folder}, '
+    'it goes on from the last checkpoint',
   )
   return result
+
+
+def _check_result(result: dict) -> None:
+  """Raise `InputError` unless a complete result has what a run writes."""
+  kinds = {
+    **dict.fromkeys(('method', 'dataset', 'labels', 'device', 'commit'), str),
+    **dict.fromkeys(('command',), str),
+    **dict.fromkeys(('seeds', 'splits'), list),
+    **dict.fromkeys(('arms', 'test_error', 'versions'), dict),
+    **dict.fromkeys(('steps', 'seconds'), (int, float)),
+    'complete': bool,
+  }
+  for name, kind in kinds.items():
+    require(isinstance(result[name], kind), f'its {name} is damaged')
+  seeds, arms = result['seeds'], result['arms']
+  require(
+    len(seeds) > 0
+    and all(type(seed) is int for seed in seeds)
+    and len(seeds) == len(result['splits'])
+    and result['method'] in arms,
+    'its seeds, splits or arms are damaged',
+  )
+  for entry in (result, *arms.values()):
+    for kind in ('test_error', 'test_error_after', 'validation_error'):
+      for values in entry.get(kind, {}).values():
+        require(
+          isinstance(values, list)
+          and len(values) == len(seeds)
+          and all(isinstance(value, int | float) for value in values),
+          f'its {kind} is damaged',
+        )
+    require(
+      all(isinstance(entry[name], int | float) for name in ('steps', 'seconds'))
+      and 'last' in (entry['test_error'] or ('last',)),
+      'its steps, seconds or test_error are damaged',
+    )
+
+
+def read_config(folder: pathlib.Path, result: dict) -> Config:
+  """Return the config of a finished run.
+
+  Args:
+    folder: of the run.
+    result: its `result.json`.
+
+  Raises:
+    InputError: its record is damaged, or is of another method than its result.
+  """
+  newer = os.path.lexists(folder / 'config.json')
+  name = 'config.json' if newer else 'flags.txt'
+  with damage(folder, name):
+    config = run_folder.read_config(folder, result['method'])
+    require(
+      config.method == result['method'],
+      f'it is of {config.method}, but result.json of {result["method"]}',
+    )
+    given = config.split
+    require(
+      [given.seed + i for i in range(given.seeds)] == result['seeds'],
+      f'it has other seeds than result.json, {result["seeds"]}',
+    )
+    return config
+
+
+def read_metrics(folder: pathlib.Path, method: str, result: dict) -> list[dict]:
+  """Return the lines of `metrics.jsonl` of a method, in order.
+
+  Args:
+    folder: of the run.
+    method: name of the trained method.
+    result: the run's `result.json`.
+
+  Raises:
+    InputError: the file is missing or damaged.
+  """
+  with damage(folder, 'metrics.jsonl'):
+    lines = metrics_writer.read(folder, method)
+    for line in lines:
+      good = all(type(line[name]) is int for name in ('step', 'seed')) and all(
+        isinstance(value, int | float | str) for value in line.values()
+      )
+      require(good, f'a line is damaged: {str(line)[:80]}')
+    first = [x['step'] for x in lines if x['seed'] == result['seeds'][0]]
+    steps = result['arms'][method]['steps']
+    require(
+      max(first, default=0) == steps,
+      f'it ends at step {max(first, default=0)} of {steps} of {method}',
+    )
+    return lines
 
 
 def load(
   folder: str | pathlib.Path,
   seed: int | None = None,
   data_dir: str | None = None,
-  corrupt: int = 0,
+  corrupt: int | None = None,
   **parts,
 ) -> Finished:
   """Load a finished run under one of its splits.
@@ -209,12 +346,12 @@ def load(
   Args:
     folder: of the run.
     seed: number of the split; the run's first if None.
-    data_dir: folder of prepared data sets.
-    corrupt: number of corrupt images to tolerate.
+    data_dir: folder of prepared data sets; the run's own if None.
+    corrupt: number of corrupt images to tolerate; the run's own if None.
     **parts: as `build.build` takes them, for a run that was trained with parts
       that no setting names.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = pathlib.Path(os.path.expanduser(folder))
   result = finished_result(folder)
   seed = result['seeds'][0] if seed is None else seed
   require(
@@ -222,8 +359,15 @@ def load(
     f'`seed`={seed}: `run`={folder} has {result["seeds"]}: give one of them',
   )
   at = result['seeds'].index(seed)
-  config = run_folder.read_config(folder)
-  config = config.replace(data_dir=data_dir, corrupt=corrupt)
+  config = read_config(folder, result)
+  check_splits(folder, result)
+  there = os.path.lexists(folder / 'metrics.jsonl')
+  measured = read_metrics(folder, config.method, result) if there else []
+  data = config.data
+  config = config.replace(
+    data_dir=data.data_dir if data_dir is None else data_dir,
+    corrupt=data.corrupt if corrupt is None else corrupt,
+  )
   run = build.build(config, **parts)
   require(
     [split.digest for split in run.drawn] == result['splits'],
@@ -250,11 +394,7 @@ def load(
     lambda step: restore(folder, make(seeds=len(group)), group, seed, step),
     observer(run.net, method),
     build.settings_of(config, config.factories[config.method]),
-    [
-      line
-      for line in metrics_writer.read(folder, method.name)
-      if line['seed'] == seed
-    ],
+    [line for line in measured if line['seed'] == seed],
   )
 
 

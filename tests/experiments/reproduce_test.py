@@ -132,7 +132,10 @@ def asked(tmp_path):
       mock.patch.object(tables, 'PAPERS', ('supervised',)),
     ):
       # `binary.run` would run a copy of the module, whose `call` is real.
-      return main('--table=supervised/1', '--budget=cpu', *where, *more)
+      others = '--list', '--pages', '--figure', '--table'
+      chosen = any(word.startswith(others) for word in more)
+      table = () if chosen else ('--table=supervised/1',)
+      return main(*table, '--budget=cpu', *where, *more)
 
   def main(*args):
     values = flags.FlagValues()
