@@ -316,9 +316,9 @@ def check_stages(methods, dataset: datasets.Dataset, epoch_steps) -> None:
       for augment in stage_augmentations(stage):
         require(
           dataset.train.is_images,
-          f'`dataset`={dataset.name}: holds features, and the stage {stage.name} '
-          f'of {method.name} changes images: switch that off (for R2-D2, '
-          '`cutout`=0)',
+          f'`dataset`={dataset.name}: holds features, and the stage '
+          f'{stage.name} of {method.name} changes images: switch that off (for '
+          'R2-D2, `cutout`=0)',
         )
         jax.eval_shape(augment, jax.random.key(0), one)
 
