@@ -54,7 +54,11 @@ class Data:
 class Split:
   """The label splits: which images have a label, per seed."""
 
-  labels: str = _setting('10', 'Labelled images per class, or "all".')
+  labels: str = _setting(
+    '10',
+    'Labelled images per class: a number, "all", or up_to:N, which takes fewer '
+    'where a class has fewer.',
+  )
   unlabelled: str = _setting(
     'rest',
     'Images seen without a label: "rest", "all", N of the rest, all:N of all.',
@@ -430,7 +434,7 @@ def validate(config: Config) -> None:
   )
   for name in values['augment']:
     registry.choose('augment', name, registry.AUGMENTATIONS)
-  number('labels', values['labels'], 'all')
+  per_class('labels', values['labels'])
   pool('unlabelled', values['unlabelled'])
 
 
@@ -456,15 +460,16 @@ def _refuse_huge(values: Mapping[str, Any]) -> None:
   )
 
 
-def number(name: str, value: str, *words: str) -> str | int:
-  """Return a setting that is one of `words` or a whole number."""
-  if value in words:
-    return value
+def per_class(name: str, value: str) -> tuple[int | None, bool]:
+  """Return 'all', 'N' or 'up_to:N' as (N or None, a class may have fewer)."""
+  if value == 'all':
+    return None, False
+  count = value.removeprefix('up_to:')
   require(
-    value.isdecimal() and len(value) < 10,
-    f'`{name}`={value}: give {" or ".join(words)} or a number',
+    _is_count(count),
+    f'`{name}`={value}: give all, a number, or up_to:NUMBER',
   )
-  return int(value)
+  return int(count), count != value
 
 
 def pool(name: str, value: str) -> tuple[str, int | None]:
@@ -474,10 +479,15 @@ def pool(name: str, value: str) -> tuple[str, int | None]:
   kind = 'all' if value.startswith('all:') else 'rest'
   count = value.removeprefix('all:')
   require(
-    count.isdecimal() and len(count) < 10,
+    _is_count(count),
     f'`{name}`={value}: give rest, all, a number, or all:NUMBER',
   )
   return kind, int(count)
+
+
+def _is_count(text: str) -> bool:
+  # `int` raises on very long numbers, and no data set has 10¹⁸ images.
+  return text.isdecimal() and len(text) <= 18
 
 
 # Records.

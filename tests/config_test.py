@@ -39,6 +39,14 @@ def test_settings_take_the_defaults_of_their_methods_paper():
   assert make('association', unlabelled='rest').split.unlabelled == 'rest'
 
 
+def test_labels_are_a_number_or_a_limit_or_all():
+  parsed = {text: config.per_class('labels', text) for text in TEXTS}
+  assert parsed == TEXTS
+
+
+TEXTS = {'all': (None, False), '7': (7, False), 'up_to:7': (7, True)}
+
+
 def test_a_config_cannot_be_changed_but_replaced():
   made = make(eta=0.3)
   with pytest.raises(dataclasses.FrozenInstanceError):
@@ -106,7 +114,10 @@ def test_the_differences_of_two_runs_are_named():
     ({'network': 'convlarg'}, r'network=convlarg: .* convlarge'),
     ({'preprocess': 'zcca'}, r'preprocess=zcca: .*zca'),
     ({'acquire': 'entropi'}, r'acquire=entropi: .*entropy'),
-    ({'labels': 'many'}, r'labels=many: give all or a number'),
+    ({'labels': 'many'}, r'labels=many: give all, a number, or up_to:NUMBER'),
+    ({'labels': 'up_to:all'}, r'labels=up_to:all: give all, a number'),
+    ({'labels': '9' * 5000}, r'labels=9+: give all, a number'),
+    ({'unlabelled': '9' * 5000}, r'unlabelled=9+: give rest'),
     ({'unlabelled': 'some:3'}, r'unlabelled=some:3'),
     ({'seeds': 0}, r'seeds=0'),
     ({'steps': 3, 'epochs': 2.0}, r'steps, epochs: give one'),

@@ -11,10 +11,12 @@ A person finds this folder per batch:
   seed-0/batch-0001/
     001-row-4711.png    the images; small ones are enlarged
     answers.csv         row,image,label: fill in the last column
-    classes.txt         number and name of every class
+    classes.txt         number and name of every class, or the names alone
     batch.json          run, seed, batch and rows of the question
 
-A label is the name or number of a class, or 'skip' or 'unsure'.
+A label is the name or number of a class, or 'skip' or 'unsure'. Where a name is
+itself a number, but not the number of its class ('1' to '10' in alphabetic
+order), names alone count, and classes.txt says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ import json
 import os
 import pathlib
 import shutil
+import stat
 from typing import NamedTuple
 import unicodedata
 
@@ -38,7 +41,7 @@ COLUMNS = ['row', 'image', 'label']
 DELIMITERS = ',;\t'  # spreadsheets use different ones in different countries
 DECLINED = ('skip', 'unsure')
 MIN_SIDE = 128  # pixels; smaller images are enlarged so that a person can see
-LABEL_HELP = 'the name or number of a class, skip or unsure'
+_MAX_BYTES = 2**26  # of a file that a person fills in
 
 
 class WaitingError(Exception):
@@ -132,10 +135,14 @@ class Folder:
       read: `rows [B] -> uint8 [B, H, W, c]`.
       classes: names `[C]`.
       digest: identifies the run, so that answers to another run are refused.
+
+    Raises:
+      InputError: a class cannot be named, see `check_classes`.
     """
-    self._path, self._read, self._digest = pathlib.Path(path), read, digest
-    self._classes = [str(name) for name in classes]
-    self._parse = _LabelParser(self._classes)
+    self._path, self._read = pathlib.Path(path).expanduser(), read
+    self._digest, self._classes = digest, [str(name) for name in classes]
+    check_classes(self._classes)
+    self._parse = LabelParser(self._classes)
 
   def ask(self, seed: int, number: int, rows) -> np.ndarray:
     """Return the labels `[Q]` of rows `[Q]`.
@@ -158,7 +165,7 @@ class Folder:
     if labels is None:
       raise WaitingError(
         f'{batch.answers}: fill in the labels of the {len(rows)} images '
-        f'({LABEL_HELP}), then run the same command again'
+        f'({self._parse.help}), then run the same command again'
       )
     return np.array([labels[row] for row in rows], np.int32)
 
@@ -181,8 +188,7 @@ class Folder:
       enlarge(image).save(folder / name)
     lines = [f'{row},{name},' for row, name in batch.images.items()]
     _write_lines(folder / 'answers.csv', [','.join(COLUMNS), *lines])
-    names = [f'{number} {name}' for number, name in enumerate(self._classes)]
-    _write_lines(folder / 'classes.txt', names)
+    _write_lines(folder / 'classes.txt', self._parse.listed)
     _write_lines(folder / 'batch.json', [json.dumps(batch.identity)])
     os.rename(folder, batch.folder)
 
@@ -215,8 +221,12 @@ def _check_identity(batch: Batch) -> None:
   """Raise InputError if the folder belongs to another question."""
   path = batch.folder / 'batch.json'
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except (FileNotFoundError, ValueError):
+    content = _read_bytes(path)
+  except FileNotFoundError:
+    content = b''
+  try:
+    found = json.loads(content)
+  except (ValueError, RecursionError):  # the latter: too deeply nested
     found = None
   require(
     found == batch.identity,
@@ -228,34 +238,78 @@ def _check_identity(batch: Batch) -> None:
 # Reading the answers.
 
 
-class _LabelParser:
-  """A parser of the labels that a person enters, given the classes."""
+def check_classes(classes: Sequence[str]) -> None:
+  """Raise `InputError` for names of classes that a person cannot answer by.
+
+  Args:
+    classes: names `[C]`.
+  """
+  names = [_normalize(str(name)) for name in classes]
+  for number, name in enumerate(names):
+    require(
+      name.casefold() not in DECLINED,
+      f'class {number} is named {name!r}, which as an answer means no label: '
+      'rename the class, or give `oracle`=truth',
+    )
+  if _numbers_count(names):
+    return
+  for number, name in enumerate(names):
+    require(
+      bool(name) and names.count(name) == 1 and name.isprintable(),
+      f'class {number} is named {name!r}, which as an answer is ambiguous, and '
+      'numbers are names of other classes: rename the class, or give '
+      '`oracle`=truth',
+    )
+
+
+class LabelParser:
+  """Converts the label a person entered to the number of a class.
+
+  Attributes:
+    help: the labels that can be given, for messages.
+    listed: lines that name every class, for people.
+  """
 
   def __init__(self, classes: Sequence[str]):
     """Index the classes by name."""
     names = [_normalize(name) for name in classes]
-    self._count = len(names)
+    self._count = len(names) if _numbers_count(names) else 0
     self._exact = _positions(names)
     self._folded = _positions([name.casefold() for name in names])
     # Spreadsheets drop leading zeros: '007' becomes 7.
-    values = [int(name) if _is_number(name) else None for name in names]
-    self._values = _positions(values)
+    self._values = _positions([_number(name) for name in names])
+    if self._count:
+      self.help = 'the name or number of a class, skip or unsure'
+      self.listed = [f'{number} {name}' for number, name in enumerate(classes)]
+    else:
+      self.help = 'the name of a class as in classes.txt, skip or unsure'
+      self.listed = [
+        '# Give the name of a class. A number is a name here, not a place in '
+        'this list.',
+        *classes,
+      ]
 
   def __call__(self, label: str) -> int | None:
     """Return a class or UNLABELLED; None if the label is unknown or ambiguous.
 
     A name takes precedence over a number, and an exact name over one that
-    differs in case.
+    differs in case. If a name is a number other than its place, numbers are
+    only names.
     """
     label = _normalize(label)
-    folded = label.casefold()
+    folded, value = label.casefold(), _number(label)
     found = self._exact.get(label) or self._folded.get(folded)
-    if not found and _is_number(label):
-      value = int(label)
+    if not found and value is not None:
       found = self._values.get(value) or [value] * (value < self._count)
     if not found and folded in DECLINED:
       found = [UNLABELLED]
     return found[0] if found and len(found) == 1 else None
+
+
+def _numbers_count(names: Sequence[str]) -> bool:
+  """True if a number is the place of a class, and no name says otherwise."""
+  values = enumerate(map(_number, names))
+  return all(value is None or value == place for place, value in values)
 
 
 def _positions(values: list) -> dict:
@@ -271,15 +325,42 @@ def _normalize(name: str) -> str:
   return unicodedata.normalize('NFC', name).strip()
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> int | None:
+  """Return the whole number that a text is, or None."""
   # `int` raises on very long numbers, and no class has 10 digits.
-  return text.isascii() and text.isdigit() and len(text) < 10
+  is_number = text.isascii() and text.isdigit() and len(text) < 10
+  return int(text) if is_number else None
+
+
+def _read_bytes(path: pathlib.Path) -> bytes:
+  """Return the content of a file that a person may have changed.
+
+  Raises:
+    FileNotFoundError: it is missing.
+    InputError: it is a folder or a pipe, or too large to be meant.
+  """
+  # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
+  number = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0))
+  try:
+    require(
+      stat.S_ISREG(os.fstat(number).st_mode),
+      f'{path}: is no regular file: move it away, and put the file back',
+    )
+    with os.fdopen(number, 'rb', closefd=False) as file:
+      content = file.read(_MAX_BYTES + 1)
+  finally:
+    os.close(number)
+  require(
+    len(content) <= _MAX_BYTES,
+    f'{path}: has more than {_MAX_BYTES} bytes: put the right file there',
+  )
+  return content
 
 
 def _read_text(batch: Batch) -> str:
   """Return the answers as text, without a byte order mark."""
   try:
-    content = batch.answers.read_bytes()
+    content = _read_bytes(batch.answers)
   except FileNotFoundError as error:
     raise InputError(
       f'{batch.answers}: is missing: put it back, or move the folder away to '
@@ -317,7 +398,7 @@ def _read_records(batch: Batch) -> list[tuple[int, list[str]]]:
   return records
 
 
-def _read_answers(batch: Batch, parse: Callable) -> dict[int, int] | None:
+def _read_answers(batch: Batch, parse: LabelParser) -> dict[int, int] | None:
   """Return the label of each row; None if no label is filled in."""
   (line, header), *records = _read_records(batch) or [(1, [])]
   if [cell.lower() for cell in header] != COLUMNS:
@@ -332,7 +413,7 @@ def _read_answers(batch: Batch, parse: Callable) -> dict[int, int] | None:
   if missing:
     raise InputError(
       f'{batch.answers}: {len(missing)} of {len(images)} rows are missing, the '
-      f'first is {missing[0]}: put them back, with {LABEL_HELP}'
+      f'first is {missing[0]}: put them back, with {parse.help}'
     )
   if not any(label for _, (_, _, label) in records):
     return None
@@ -362,14 +443,14 @@ def _check_cells(batch: Batch, line: int, cells, images: dict) -> None:
     )
 
 
-def _parse_labels(batch: Batch, records, parse: Callable) -> dict[int, int]:
+def _parse_labels(batch: Batch, records, parse: LabelParser) -> dict[int, int]:
   """Return the label of each row; raise InputError for an invalid label."""
   labels, lines = {}, {}
   for line, (row, image, label) in records:
     parsed = parse(label) if label else None
     if parsed is None:
       problem = f'the label {label!r} is unknown' if label else 'has no label'
-      raise batch.error(line, f'{problem} ({image}): give {LABEL_HELP}')
+      raise batch.error(line, f'{problem} ({image}): give {parse.help}')
     if labels.setdefault(int(row), parsed) != parsed:
       raise batch.error(
         line,

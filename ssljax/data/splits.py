@@ -2,7 +2,7 @@
 
 A split is a function of (true labels, labels per class, seed) alone, drawn by a
 counter-based generator. The labelled rows of a smaller number per class are a
-subset of those of a larger one.
+subset of those of a larger one, also where a class has fewer than asked for.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from ssljax.core import UNLABELLED
 from ssljax.errors import InputError, require
 
 Pool = Literal['rest', 'all']
+_RAREST = 5  # classes that `describe_labels` names
 # Random streams, the second word of their key.
 _VALIDATION, _LABELLED, _UNLABELLED, SUBSAMPLE = range(4)
 
@@ -86,7 +87,15 @@ def check_truth(truth: np.ndarray, classes: int) -> None:
     )
 
 
-def draw_labels(truth, classes, per_class, seed) -> np.ndarray:
+def draw_labels(
+  truth,
+  classes,
+  per_class: int | None,
+  seed: int,
+  *,
+  at_most: bool = False,
+  held_out: int = 0,
+) -> np.ndarray:
   """Draw a class-balanced label table.
 
   Args:
@@ -94,21 +103,19 @@ def draw_labels(truth, classes, per_class, seed) -> np.ndarray:
     classes: C, or the names of the C classes, for error messages.
     per_class: labelled rows per class; None labels every row.
     seed: of the split.
+    at_most: label all rows of a class that has fewer than `per_class`.
+    held_out: the number of labelled rows that `truth` hides, for messages.
 
   Returns:
     `[N]` int32, UNLABELLED except for `per_class` rows of each class.
+
+  Raises:
+    InputError: a class has too few labelled rows, or none.
   """
   names = range(classes) if isinstance(classes, int) else classes
   counts = np.bincount(truth[truth != UNLABELLED], minlength=len(names))
-  least = int(np.argmin(counts))
-  need = 1 if per_class is None else per_class
-  require(need > 0, f'`labels`={per_class}: give at least 1 label per class')
-  require(
-    counts[least] >= need,
-    f'`labels`={"all" if per_class is None else per_class}: class '
-    f'"{names[least]}" has {counts[least]} training images; give at most '
-    'that many labels per class, or more images',
-  )
+  asked = f'`labels`={_asked(per_class, at_most)}'
+  _refuse_few(asked, names, counts, per_class, at_most, held_out)
   if per_class is None:
     return truth.copy()
   labels = np.full(len(truth), UNLABELLED, np.int32)
@@ -117,6 +124,38 @@ def draw_labels(truth, classes, per_class, seed) -> np.ndarray:
     chosen = generator(seed, _LABELLED, label).permutation(rows)[:per_class]
     labels[chosen] = label
   return labels
+
+
+def _asked(per_class: int | None, at_most: bool) -> str:
+  """Return the value of `labels`."""
+  if per_class is None:
+    return 'all'
+  return f'up_to:{per_class}' if at_most else str(per_class)
+
+
+def _refuse_few(
+  asked: str, names, counts: np.ndarray, per_class, at_most, held_out: int
+) -> None:
+  """Raise `InputError` for a class that has fewer labels than asked for."""
+  require(
+    per_class is None or per_class > 0,
+    f'{asked}: give at least 1 label per class',
+  )
+  rarest = int(np.argmin(counts))
+  least, beside = int(counts[rarest]), ''
+  if held_out:
+    beside = f' beside the {held_out} images of `validation`'
+  require(
+    least > 0,
+    f"{asked}: class '{names[rarest]}' has no labelled image{beside}; label at "
+    'least one image of each class, or give another `train_split`',
+  )
+  require(
+    per_class is None or at_most or least >= per_class,
+    f"{asked}: class '{names[rarest]}' has {least} labelled images{beside}; "
+    f'give at most {least}, `labels`=up_to:{per_class} to take fewer of rarer '
+    'classes, or `labels`=all to use every label',
+  )
 
 
 def admit(
@@ -138,15 +177,41 @@ def admit(
   if count is None:
     return admitted
   rows = np.flatnonzero(admitted)
-  require(
-    count <= len(rows),
-    f'`unlabelled`={"all:" if unlabelled == "all" else ""}{count}: only '
-    f'{len(rows)} images are available; give at most that many, or '
-    f'"{unlabelled}"',
-  )
+  refuse_count(unlabelled, count, len(rows))
   admitted = np.zeros_like(admitted)
   admitted[generator(seed, _UNLABELLED).permutation(rows)[:count]] = True
   return admitted
+
+
+def refuse_count(unlabelled: Pool, count: int, available: int) -> None:
+  """Raise `InputError` for more unlabelled images than are available.
+
+  Args:
+    unlabelled: as in `admit`.
+    count: as in `admit`.
+    available: the number of rows to choose from.
+  """
+  prefix = 'all:' if unlabelled == 'all' else ''
+  most = f'at most {prefix}{available}, or ' if available else ''
+  require(
+    count <= available,
+    f'`unlabelled`={prefix}{count}: {available} images are available; give '
+    f'{most}`unlabelled`={unlabelled} for all there are',
+  )
+
+
+def refuse_validation(validation: int, labelled: int) -> None:
+  """Raise `InputError` for a number of images that cannot be held out.
+
+  Args:
+    validation: the number of images to hold out.
+    labelled: the number of images that have a label.
+  """
+  most = f'give 0 to {labelled - 1}' if labelled > 1 else 'give 0'
+  require(
+    validation == 0 or 0 < validation < labelled,
+    f'`validation`={validation}: {labelled} images have a label; {most}',
+  )
 
 
 def draw_split(
@@ -155,6 +220,7 @@ def draw_split(
   *,
   per_class: int | None,
   seed: int,
+  at_most: bool = False,
   unlabelled: Pool = 'rest',
   count: int | None = None,
   among: np.ndarray | None = None,
@@ -167,6 +233,7 @@ def draw_split(
     classes: as in `draw_labels`.
     per_class: as in `draw_labels`.
     seed: as in `draw_labels`.
+    at_most: as in `draw_labels`.
     unlabelled: as in `admit`.
     count: as in `admit`.
     among: `[N]` bool, rows the unlabelled part may be drawn from; None for all.
@@ -177,18 +244,43 @@ def draw_split(
   """
   check_truth(truth, classes if isinstance(classes, int) else len(classes))
   known = np.flatnonzero(truth != UNLABELLED)
-  require(
-    0 <= validation < len(known),
-    f'`validation`={validation}: give 0 to {len(known) - 1} images',
-  )
+  refuse_validation(validation, len(known))
   held = generator(0, _VALIDATION).permutation(known)[:validation]
   held_out = np.zeros(len(truth), bool)
   held_out[held] = True
   available = np.where(held_out, UNLABELLED, truth).astype(np.int32)
-  labels = draw_labels(available, classes, per_class, seed)
+  labels = draw_labels(
+    available,
+    classes,
+    per_class,
+    seed,
+    at_most=at_most,
+    held_out=validation,
+  )
   candidates = ~held_out if among is None else among & ~held_out
   admitted = admit(labels, candidates, unlabelled, count, seed)
   return Split(seed, labels, admitted, np.sort(held).astype(np.int32))
+
+
+def describe_labels(split: Split, classes) -> str:
+  """Return how many labels of each class a split has, in a few words.
+
+  Args:
+    split: of any seed; the numbers are the same for all.
+    classes: names `[C]`.
+  """
+  known = split.labels[split.labelled]
+  counts = np.bincount(known, minlength=len(classes))
+  most = counts.max()
+  rarer = [i for i in np.argsort(counts, kind='stable') if counts[i] < most]
+  if not rarer:
+    return f'{most} of each class'
+  named = [f'{classes[i]} ({counts[i]})' for i in rarer[:_RAREST]]
+  more = len(rarer) - len(named)
+  return (
+    f'up to {most} of each class, fewer of {", ".join(named)}'
+    f'{f" and {more} more classes" if more else ""}'
+  )
 
 
 def describe(split: Split) -> dict:

@@ -16,7 +16,7 @@ import numpy as np
 from ssljax import config as config_lib
 from ssljax import core, registry
 from ssljax.config import Config
-from ssljax.data import catalog, datasets, feeds, sampling
+from ssljax.data import catalog, datasets, feeds, sampling, splits
 from ssljax.distributed import placement
 from ssljax.errors import require
 from ssljax.networks import network
@@ -101,28 +101,39 @@ def outline_of(config: Config) -> datasets.Dataset:
 def count_rows(config: Config, dataset: datasets.Dataset) -> tuple[int, int]:
   """Return the numbers of labelled and of unlabelled rows of a split.
 
-  Assumes that every image of the data set has a label and that all classes have
-  equally many images.
+  Every image of a data set is taken to have a label, and classes to be of equal
+  size.
+
+  Raises:
+    InputError: there are fewer images than the split asks for.
   """
-  split = config.split
-  per_class = config_lib.number('labels', split.labels, 'all')
+  split, classes = config.split, len(dataset.classes)
+  each, at_most = config_lib.per_class('labels', split.labels)
   kind, count = config_lib.pool('unlabelled', split.unlabelled)
-  rows = len(dataset.train.labels) - split.validation
-  known = dataset.unlabelled_from or rows
-  most = known // len(dataset.classes)
+  # Of a domain adaptation, the images of the source have labels.
+  every, first = len(dataset.train.labels), dataset.unlabelled_from
+  known = first or every
+  splits.refuse_validation(split.validation, known)
+  known -= split.validation
+  most = known // classes
   require(
-    per_class == 'all' or 0 < per_class <= most,
-    f'`labels`={per_class}: a class has about {most} training images: give a '
-    'number from 1 to that, or all',
+    most > 0,
+    f'`dataset`={dataset.name}: has {known} labelled training images for '
+    f'{classes} classes; give a larger `train_split`',
   )
-  labelled = known
-  if per_class != 'all':
-    labelled = per_class * len(dataset.classes)
+  require(
+    each is None or (0 < each and (at_most or each <= most)),
+    f'`labels`={split.labels}: a class has about {most} labelled images; give '
+    f'1 to {most}, `labels`=up_to:{each or 1}, or `labels`=all',
+  )
+  labelled = known if each is None else min(each, most) * classes
+  others = every - first if first else known
+  if kind == 'rest' and not first:
+    others -= labelled
   if count is not None:
-    return labelled, count
-  others = rows - dataset.unlabelled_from
-  together = kind == 'all' or dataset.unlabelled_from
-  return labelled, others if together else others - labelled
+    splits.refuse_count(kind, count, others)
+    others = count
+  return labelled, others
 
 
 def subject(config: Config, dataset: datasets.Dataset) -> Subject:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ssljax import optimizers, registry
 from ssljax.augment import standard
-from ssljax.config import Config, number, pool
+from ssljax.config import Config, per_class, pool
 from ssljax.core import BatchSpec, Method
 from ssljax.data import datasets, domain_pair, feeds, sampling, splits
 from ssljax.distributed import placement
@@ -121,14 +121,15 @@ def draw_splits(
 ) -> list[splits.Split]:
   """Draw the label split of every seed."""
   split = config.split
-  per_class = number('labels', split.labels, 'all')
+  each, at_most = per_class('labels', split.labels)
   unlabelled, count = pool('unlabelled', split.unlabelled)
   rows = np.arange(len(dataset.train.labels))
   return [
     splits.draw_split(
       dataset.train.labels,
       dataset.classes,
-      per_class=None if per_class == 'all' else per_class,
+      per_class=each,
+      at_most=at_most,
       seed=seed,
       unlabelled=unlabelled,
       count=count,
@@ -316,9 +317,9 @@ def check_stages(methods, dataset: datasets.Dataset, epoch_steps) -> None:
       for augment in stage_augmentations(stage):
         require(
           dataset.train.is_images,
-          f'`dataset`={dataset.name}: holds features, and the stage {stage.name} '
-          f'of {method.name} changes images: switch that off (for R2-D2, '
-          '`cutout`=0)',
+          f'`dataset`={dataset.name}: holds features, and the stage '
+          f'{stage.name} of {method.name} changes images: switch that off (for '
+          'R2-D2, `cutout`=0)',
         )
         jax.eval_shape(augment, jax.random.key(0), one)
 

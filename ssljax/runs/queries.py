@@ -54,10 +54,11 @@ def refuse(run, dropout: float) -> None:
     int((split.admitted & (split.labels == UNLABELLED) & answerable(run)).sum())
     for split in run.drawn
   ]
+  remedy = 'give at most as many' if min(left) else 'give `acquire`=none'
   require(
     active.query_size <= min(left),
-    f'`query_size`={active.query_size}: {min(left)} images have no label yet: '
-    'give at most as many',
+    f'`query_size`={active.query_size}: {min(left)} images can be asked about: '
+    f'{remedy}',
   )
   if active.oracle == 'people':
     require(
@@ -65,6 +66,7 @@ def refuse(run, dropout: float) -> None:
       '`oracle`=people: people answer for one run at a time: give `seeds`=1 '
       'and `baseline=False`',
     )
+    oracle.check_classes(run.dataset.classes)
 
 
 def make(run, program, folder: pathlib.Path | None):

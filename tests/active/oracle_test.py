@@ -216,8 +216,15 @@ MEANINGS = [
   # (names, label, class or None if the label is refused)
   (('7', '0', '1'), '0', 1),  # as a name, not as a number
   (('7', '0', '1'), '7', 0),
-  (('7', '0', '1'), '2', 2),  # not a name: as a number
-  (('7', '0', '1'), '3', None),
+  (('7', '0', '1'), '2', None),  # a place, but numbers are names here
+  (('1', '10', '2'), '0', None),
+  (('1', '10', '2'), '1', 0),
+  (('1', '10', '2'), '10', 1),
+  (('1', '10', '2'), '01', 0),
+  (('cat', '7'), '1', None),
+  (('cat', '7'), 'cat', 0),
+  (('cat', '1', 'dog'), '1', 1),  # a name and its place
+  (('cat', '1', 'dog'), '2', 2),
   (('000', '001', '002'), '2', 2),  # spreadsheets drop the zeros
   (('010', '001', '2'), '1', 1),
   (('1', '01'), '1', 0),
@@ -225,7 +232,6 @@ MEANINGS = [
   (('a', 'A'), 'A', 1),
   (('b', 'a', 'A'), ' a ', 1),
   (('ab', 'Ab'), 'AB', None),
-  (('cat', 'skip'), 'skip', 1),  # a class of that name
   (('cat', 'dog'), 'SKIP', UNLABELLED),
   (('cat', 'dog'), '-1', None),
   (('cat', 'dog'), '1.0', None),
@@ -247,6 +253,44 @@ def test_a_label_is_a_name_before_it_is_a_number(
   else:
     given = person(tmp_path, classes=names).ask(3, 1, ROWS)
     np.testing.assert_array_equal(given, [expected] * 3)
+
+
+def test_names_alone_count_where_they_are_other_numbers(tmp_path):
+  names = sorted(map(str, range(1, 11)))  # 1, 10, 2, ...
+  line = waits(tmp_path, classes=names)
+  assert 'the name of a class as in classes.txt' in line
+  listed = (answers(tmp_path).parent / 'classes.txt').read_text().splitlines()
+  assert listed[0].startswith('# ') and listed[1:] == names
+  fill(tmp_path, '10', '2', '0')
+  line = refused(tmp_path, classes=names)
+  assert "line 4: the label '0' is unknown" in line
+  assert 'the name of a class as in classes.txt' in line
+  fill(tmp_path, '10', '2', '1')
+  given = person(tmp_path, classes=names).ask(3, 1, ROWS)
+  np.testing.assert_array_equal(given, [1, 2, 0])
+
+
+@pytest.mark.parametrize(
+  ('names', 'expected'),
+  [
+    (('cat', 'skip'), "class 1 is named 'skip'"),
+    (('Unsure ', 'cat'), "class 0 is named 'Unsure'"),
+    # Numbers are names, and so no way around an ambiguous name.
+    (('7', 'cat', 'cat '), "class 1 is named 'cat'"),
+    (('7', ''), "class 1 is named ''"),
+    (('7', 'a\nb'), r"class 1 is named 'a\nb'"),
+  ],
+)
+def test_classes_that_cannot_be_named_are_refused(tmp_path, names, expected):
+  with pytest.raises(InputError) as raised:
+    person(tmp_path, classes=names)
+  assert expected in str(raised.value) and '\n' not in str(raised.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_ambiguous_names_have_numbers(tmp_path):
+  for names in (('cat', 'cat'), ('', 'cat'), ('a\nb', 'cat')):
+    person(tmp_path, classes=names)
 
 
 HEADER = b'row,image,label\n'
@@ -353,13 +397,41 @@ def test_a_folder_of_another_run_or_state_is_refused(question, digest, path):
   assert 'batch.json: the folder belongs to another run' in line
 
 
-@pytest.mark.parametrize('content', [None, b'{', b'\xff', b'[]'])
+@pytest.mark.parametrize(
+  'content', [None, b'{', b'\xff', b'[]', b'[' * 200_000, b'{"a":' * 200_000]
+)
 def test_a_folder_without_a_valid_batch_json_is_refused(content, path):
   identity = answers(path).parent / 'batch.json'
   identity.unlink()
   if content is not None:
     identity.write_bytes(content)
   assert 'belongs to another run' in refused(path)
+
+
+@pytest.mark.parametrize('name', ['answers.csv', 'batch.json'])
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_is_not_read(name, make, path):
+  file = answers(path).with_name(name)
+  file.unlink()
+  make(file)
+  assert f'{name}: is no regular file' in refused(path)
+
+
+def test_an_endless_file_is_not_read(path, monkeypatch):
+  monkeypatch.setattr(oracle, '_MAX_BYTES', 1000)
+  answers(path).write_bytes(HEADER + b'x' * 1000)
+  assert 'has more than 1000 bytes' in refused(path)
+  answers(path).unlink()
+  answers(path).symlink_to('/dev/zero')
+  with pytest.raises(InputError, match='is no regular file'):
+    person(path, never).ask(3, 1, ROWS)
+
+
+def test_the_folder_may_begin_at_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  with pytest.raises(oracle.WaitingError):
+    person('~/questions').ask(3, 1, ROWS)
+  assert (tmp_path / 'questions' / 'seed-3').is_dir()
 
 
 def test_answers_of_another_batch_are_recognised(path):

@@ -66,6 +66,51 @@ def test_rows_are_a_function_of_split_stage_and_step():
   assert not np.array_equal(sampler.rows(0), other_seed.rows(0))
 
 
+PARTS = {
+  'labelled': (BatchSpec(5, 8), slice(0, 5)),
+  'unlabelled': (BatchSpec(5, 8), slice(5, 13)),
+  'labelled alone': (BatchSpec(4), slice(0, 4)),
+  'balanced': (BatchSpec(6, 8, classes=3), slice(0, 6)),
+  'with the labelled': (
+    BatchSpec(5, 8, include_labelled=True),
+    slice(5, 13),
+  ),
+}
+
+
+@pytest.mark.parametrize(('batch_spec', 'part'), PARTS.values(), ids=PARTS)
+def test_each_part_of_a_batch_is_of_another_order_in_each_epoch_and_seed(
+  batch_spec, part
+):
+  epochs = []
+  for seed in range(2):
+    sampler = sampling.Sampler(batch_spec, SPLIT._replace(seed=seed))
+    epochs += [epoch(sampler, number)[:, part] for number in range(3)]
+  # 2 seeds of 3 epochs; the rows of the split are the same ones.
+  assert len({rows.tobytes() for rows in epochs}) == 6
+
+
+@pytest.mark.parametrize('total', [47, 48, 49])
+def test_an_epoch_with_multiplicity_ends_with_a_full_batch(total):
+  # Batches of 8: 47 and 48 rows are 6 of them, 49 are 7.
+  multiplicity = np.zeros(60, int)
+  multiplicity[SPLIT.unlabelled] = 1
+  multiplicity[SPLIT.unlabelled[0]] += total - 48
+  sampler = sampling.Sampler(BatchSpec(5, 8), SPLIT, multiplicity=multiplicity)
+  assert sampler.epoch_steps == (7 if total == 49 else 6)
+  counts = Counter(epoch(sampler, 0)[:, 5:].ravel())
+  assert all(counts[row] >= multiplicity[row] for row in range(60))
+
+
+def test_an_epoch_drops_what_does_not_fill_a_batch():
+  # 48 rows in batches of 7 are 6 and a remainder of 6.
+  sampler = sampling.Sampler(BatchSpec(5, 7), SPLIT)
+  assert sampler.epoch_steps == 6
+  others = epoch(sampler, 1)[:, 5:].ravel()
+  assert len(set(others)) == 42
+  assert sampling.Sampler(BatchSpec(5), SPLIT).epoch_steps == 2  # 12 rows
+
+
 @pytest.mark.parametrize(
   ('batch_spec', 'flag'),
   [

@@ -105,22 +105,98 @@ def test_the_digest_sees_every_field():
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (dict(per_class=21), 'labels=21: class "0" has 20'),
-    (dict(per_class=0), 'labels=0'),
-    (dict(classes=4), 'labels=4: class "3" has 0'),
-    (dict(per_class=None, classes=4), 'labels=all: class "3" has 0'),
+    (
+      dict(per_class=21),
+      "labels=21: class '0' has 20 labelled images; give at most 20, "
+      'labels=up_to:21 to take fewer .*, or labels=all',
+    ),
+    (
+      dict(per_class=20, validation=9),
+      "labels=20: class '.' has 1. labelled images beside the 9 images of "
+      'validation; give',
+    ),
+    (dict(per_class=0), 'labels=0: give at least 1 label'),
+    (dict(per_class=0, at_most=True), 'labels=up_to:0: give at least 1 label'),
+    (dict(classes=4), "labels=4: class '3' has no labelled image; label at"),
+    (dict(per_class=None, classes=4), "labels=all: class '3' has no labelled"),
+    (
+      dict(at_most=True, classes=list('abcd')),
+      "labels=up_to:4: class 'd' has no labelled image; label at least one",
+    ),
     (dict(classes=2), 'row 2 has label 2, outside the 2 classes'),
     (dict(truth=TRUTH[:0]), 'empty'),
     (dict(truth=TRUTH - 2), 'outside the 3 classes'),
-    (dict(count=49), 'unlabelled=49: only 48'),
-    (dict(unlabelled='all', count=61), 'unlabelled=all:61: only 60'),
-    (dict(validation=60), 'validation=60'),
-    (dict(validation=-1), 'validation=-1'),
+    (
+      dict(count=49),
+      'unlabelled=49: 48 images are available; give at most 48, or '
+      'unlabelled=rest',
+    ),
+    (
+      dict(unlabelled='all', count=61),
+      'unlabelled=all:61: 60 images are available; give at most all:60',
+    ),
+    (
+      dict(per_class=None, count=1),
+      'unlabelled=1: 0 images are available; give unlabelled=rest',
+    ),
+    (dict(validation=60), 'validation=60: 60 images .*; give 0 to 59'),
+    (dict(validation=-1), 'validation=-1: 60 images'),
+    (
+      dict(truth=np.array([0, -1], np.int32), validation=1),
+      'validation=1: 1 images have a label; give 0$',
+    ),
   ],
 )
 def test_impossible_splits_are_refused_by_name(arguments, message):
   with pytest.raises(InputError, match=message):
     make_split(**arguments)
+
+
+RARE = np.repeat([0, 1, 2, 3], [60, 18, 3, 1]).astype(np.int32)
+
+
+def test_rarer_classes_may_have_fewer_labels():
+  draw = lambda count: make_split(count, truth=RARE, classes=4, at_most=True)
+  split = draw(5)
+  known = split.labels[split.labelled]
+  np.testing.assert_array_equal(np.bincount(known), [5, 5, 3, 1])
+  np.testing.assert_array_equal(known, RARE[split.labelled])
+  # Fewer labels are a subset of more, and where all classes have enough the
+  # split is that of the plain number.
+  assert set(draw(2).labelled) < set(split.labelled) < set(draw(9).labelled)
+  plain = make_split(3, truth=RARE[:-1], classes=3)
+  some = make_split(3, truth=RARE[:-1], classes=3, at_most=True)
+  assert plain.digest == some.digest
+  np.testing.assert_array_equal(draw(99).labels, RARE)
+
+
+def test_the_labels_of_each_class_are_said():
+  say = lambda count, names='abcd', truth=RARE: splits.describe_labels(
+    make_split(count, truth=truth, classes=list(names), at_most=True), names
+  )
+  assert say(1) == '1 of each class'
+  assert say(5) == 'up to 5 of each class, fewer of d (1), c (3)'
+  assert say(None) == 'up to 60 of each class, fewer of d (1), c (3), b (18)'
+  many = np.repeat(np.arange(8), [9, 1, 1, 1, 1, 2, 2, 2]).astype(np.int32)
+  said = say(9, 'abcdefgh', many)
+  assert said.endswith('b (1), c (1), d (1), e (1), f (2) and 2 more classes')
+
+
+def test_each_class_is_drawn_in_an_order_of_its_own():
+  # Row 3 i + c is image i of class c: drawn in one order, all classes would be
+  # labelled at the same places.
+  labelled = make_split(8).labelled
+  places = {label: labelled[labelled % 3 == label] // 3 for label in range(3)}
+  assert len({tuple(places[label]) for label in range(3)}) == 3
+
+
+def test_the_unlabelled_rows_depend_on_the_seed():
+  # Of all rows, so that they do not depend on the seed by the labelled ones.
+  drawn = [
+    tuple(make_split(seed=seed, unlabelled='all', count=20).unlabelled)
+    for seed in range(3)
+  ]
+  assert len(set(drawn)) == 3
 
 
 def test_the_description_names_rows_labels_and_hash():
