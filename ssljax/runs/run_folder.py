@@ -181,15 +181,16 @@ def read_config(folder: pathlib.Path, method: str | None = None) -> Config:
     if files.exists(path):
       return config_lib.read(files.read_text(path))
     method = method or (read_result(folder) or {}).get('method')
-    require(method is not None, 'result.json: names no method')
+    require(method is not None, 'result.json names no method')
     lines = files.read_text(folder / 'flags.txt').splitlines()
     return config_lib.from_flags(method, lines)
-  # Values of a wrong type make the checks of the settings raise other types.
+  # Values of a wrong type make the checks of the settings raise other types,
+  # and JSON that is nested too deep makes the parser raise.
   except (ValueError, TypeError, KeyError, RecursionError) as error:
     said = getattr(error, 'marked', error)
     raise InputError(
-      f'`run`={folder}: its settings cannot be read ({said}): run it again '
-      'with this version'
+      f'`run`={folder}: its settings cannot be read ({said}): restore '
+      'config.json, or run it again with this version'
     ) from error
 
 
