@@ -307,6 +307,23 @@ def read_config(folder: pathlib.Path, result: dict) -> Config:
     return config
 
 
+def check_splits(folder: pathlib.Path, result: dict) -> None:
+  """Raise `InputError` for a `split.json` that is damaged or of other splits.
+
+  Args:
+    folder: of the run.
+    result: its `result.json`.
+  """
+  if not os.path.lexists(folder / 'split.json'):
+    return
+  with damage(folder, 'split.json'):
+    record = json.loads((folder / 'split.json').read_text(encoding='utf-8'))
+    require(
+      [split['hash'] for split in record['splits']] == result['splits'],
+      'it has other splits than result.json',
+    )
+
+
 def read_metrics(folder: pathlib.Path, method: str, result: dict) -> list[dict]:
   """Return the lines of `metrics.jsonl` of a method, in order.
 
