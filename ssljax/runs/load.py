@@ -4,6 +4,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import stat
