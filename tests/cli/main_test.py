@@ -443,7 +443,7 @@ def test_a_bank_that_does_not_fit_is_refused_in_bytes_per_device(
   # Weights and their momenta; a few numbers more, as the step's.
   rest = 2 * count(params) + count(stats)
   assert 4 * (bank + rest) <= need <= 4 * (bank + rest) + 64
-  assert 'on each of 1 devices' in line and 'have 16384' in line
+  assert 'on each of 1 devices' in line and 'a device has 16384' in line
   assert not (tmp_path / 'run').exists()
 
 
