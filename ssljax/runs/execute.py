@@ -154,6 +154,7 @@ class _Jobs:
     for group in groups:
       name = f'{method.name} seed {seed_range(group)}'
       program = programs[len(group)]
+      program.use_splits(group)
       self.train_job(job_lib.Job(name, program, group, asks[len(group)]))
 
   def train_job(self, job: job_lib.Job) -> None:

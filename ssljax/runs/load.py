@@ -210,7 +210,7 @@ def load(
     folder: of the run.
     seed: number of the split; the run's first if None.
     data_dir: folder of prepared data sets.
-    corrupt: number of corrupt images to tolerate.
+    corrupt: number of corrupt images to leave out, at least the run's own.
     **parts: as `build.build` takes them, for a run that was trained with parts
       that no setting names.
   """
@@ -223,6 +223,8 @@ def load(
   )
   at = result['seeds'].index(seed)
   config = run_folder.read_config(folder)
+  # Images that the run left out have to be left out again.
+  corrupt = max(corrupt, config.data.corrupt)
   config = config.replace(data_dir=data_dir, corrupt=corrupt)
   run = build.build(config, **parts)
   require(
@@ -240,14 +242,20 @@ def load(
     run.mesh,
     extra=queries.most(config, run.drawn[0]),
   )
+
+  def program_of(splits) -> compiled.Program:
+    made = make(seeds=len(splits))
+    made.use_splits(splits)
+    return made
+
   return Finished(
     folder,
     config,
     run.dataset,
     run.drawn[at],
-    make(),
+    program_of([run.drawn[at]]),
     kept_steps(execute.checkpoint_folder(folder, method, group)),
-    lambda step: restore(folder, make(seeds=len(group)), group, seed, step),
+    lambda step: restore(folder, program_of(group), group, seed, step),
     observer(run.net, method),
     build.settings_of(config, config.factories[config.method]),
     [
