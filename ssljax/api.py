@@ -453,7 +453,7 @@ def _model_of(run: build.Run, parts: _Parts, found, result, history) -> Model:
     classes=run.dataset.classes,
     shape=run.dataset.train.shape,
     is_images=run.dataset.train.is_images,
-    fitted=run.data.fitted,
+    fitted=jax.device_get(found['program'].fitted),
     result=result,
     history=history,
     network=parts.network,

@@ -37,6 +37,21 @@ class Split(NamedTuple):
     """The rows `[U]` that the unlabelled part is drawn from."""
     return np.flatnonzero(self.admitted)
 
+  def seen(self, unlabelled_from: int = 0) -> np.ndarray:
+    """Return the mask `[N]` bool of the rows that a run may look at.
+
+    Held-out rows and those that `unlabelled` leaves out are not among them. The
+    images of a source of domain adaptation all are, also those whose labels are
+    hidden.
+
+    Args:
+      unlabelled_from: as in `Dataset`.
+    """
+    seen = self.admitted | (self.labels != UNLABELLED)
+    seen[:unlabelled_from] = True
+    seen[self.validation] = False
+    return seen
+
   def grown(self, labels: np.ndarray) -> 'Split':
     """Return the split after labels were acquired.
 

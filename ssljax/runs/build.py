@@ -1,10 +1,10 @@
 """From a `Config` to a `Run`: splits, network, methods, feeds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import inspect
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,14 @@ from ssljax import optimizers, registry
 from ssljax.augment import standard
 from ssljax.config import Config, per_class, pool
 from ssljax.core import BatchSpec, Method
-from ssljax.data import datasets, domain_pair, feeds, sampling, splits
+from ssljax.data import (
+  datasets,
+  domain_pair,
+  duplicates,
+  feeds,
+  sampling,
+  splits,
+)
 from ssljax.distributed import placement
 from ssljax.errors import require
 from ssljax.networks.network import Network
@@ -35,6 +42,9 @@ class Run(NamedTuple):
   methods: list[Method]  # baselines first, the config's own method last
   data: compiled.Data
   mesh: jax.sharding.Mesh
+  # Test images that are also training images, see `duplicates`; None if that is
+  # not known.
+  copies: int | None = None
 
 
 def build(
@@ -73,8 +83,8 @@ def build(
   )
   for method in methods:
     refuse_too_large(config, method, net, dataset, drawn[0], mesh)
-  data = make_data(config, dataset, drawn, mesh, augmentation)
-  run = Run(config, dataset, drawn, net, methods, data, mesh)
+  data, copies = make_data(config, dataset, drawn, mesh, augmentation)
+  run = Run(config, dataset, drawn, net, methods, data, mesh, copies)
   queries.refuse(run, dropout_rate(config))
   return run
 
@@ -196,30 +206,100 @@ def make_augmentations(
 
 def make_data(
   config: Config, dataset, drawn, mesh, augmentation: Callable | None = None
-) -> compiled.Data:
-  """Put feeds, fitted preprocessing and truth on the devices of a mesh."""
+) -> tuple[compiled.Data, int | None]:
+  """Put feeds, fitted preprocessing and truth on the devices of a mesh.
+
+  Returns:
+    The data, and the number of test images that are also training images.
+  """
   source = dataset.train
-  make_feed = feed_maker(dataset, config.run.feed, placement.Placer(mesh))
+  fed = _feed(dataset, config.run.feed, placement.Placer(mesh))
   names, chosen = config.augmentation.augment, config.augmentation.preprocess
   on_pixels, own = make_augmentations(names, source.crop is not None)
   processing = registry.preprocess_of(chosen, source.is_images)
-  # Evenly spaced images, as many as fit: the same ones through either feed.
-  rows = len(source.labels)
-  every = -(-rows * math.prod(source.shape) // FITTING_BYTES)
-  need = chosen in registry.FITTED
-  sample = source.read(np.arange(0, rows, every)) if need else None
-  fitted = processing.fit(sample) if need else ()
+  fitted, by_seed = (), None
+  if chosen in registry.FITTED:
+    seen = [split.seen(dataset.unlabelled_from) for split in drawn]
+    values = math.prod(source.shape)
+    fitted, by_seed = fit(processing, fed.read, seen, drawn, values)
   one = jax.ShapeDtypeStruct(source.shape, np.float32)
-  jax.eval_shape(processing.apply, fitted, one)  # refuses grey images
-  return compiled.Data(
-    make_feed(source),
-    make_feed(dataset.test),
+  any_fitted = next(iter(by_seed.values())) if by_seed else fitted
+  jax.eval_shape(processing.apply, any_fitted, one)  # refuses grey images
+  data = compiled.Data(
+    fed.train,
+    fed.test,
     dataset.test.labels,
     source.labels[drawn[0].validation],
     processing,
     fitted,
     augmentation or own,
     on_pixels,
+    by_seed,
+  )
+  return data, fed.copies
+
+
+def fit(
+  processing, read: Callable, seen: Sequence[np.ndarray], drawn, values: int
+) -> tuple[Any, dict[int, Any] | None]:
+  """Fit a preprocessing to the training images that a run may see.
+
+  Images that are held out for validation, and those that `unlabelled`=N leaves
+  out, are not seen. Where the seeds see different images, each has a
+  preprocessing of its own, so that a seed does not depend on the others.
+
+  Args:
+    processing: a `Preprocess`.
+    read: `rows [B] -> images [B, H, W, c]`.
+    seen: `[N]` bool per seed.
+    drawn: the split of each seed.
+    values: of an image.
+
+  Returns:
+    What is fitted for all seeds, and None; or () and what is fitted, by seed.
+  """
+
+  def fitted(mask: np.ndarray):
+    rows = np.flatnonzero(mask)
+    # Evenly spaced images, as many as fit: the same ones through either feed.
+    every = -(-len(rows) * values // FITTING_BYTES)
+    return processing.fit(read(rows[::every]))
+
+  if all(np.array_equal(mask, seen[0]) for mask in seen):
+    return fitted(seen[0]), None
+  return (), {
+    split.seed: fitted(mask) for split, mask in zip(drawn, seen, strict=True)
+  }
+
+
+class _Fed(NamedTuple):
+  """The feeds of a data set, and what else its images are read for."""
+
+  train: feeds.Feed
+  test: feeds.Feed
+  read: Callable  # training rows [B] -> images [B, H, W, c]
+  copies: int | None  # test images that are training images, if that is known
+
+
+def _feed(dataset: datasets.Dataset, kind: str, place) -> _Fed:
+  """Make the feeds of a data set; the arguments are those of `feed_maker`."""
+  train, test = dataset.train, dataset.test
+  if is_streamed(dataset, kind):
+    copies = None
+    if train.digests and test.digests:
+      copies = duplicates.count(train.digests(), test.digests())
+    return _Fed(
+      feeds.stream(train, place), feeds.stream(test, place), train.read, copies
+    )
+  images, tests = datasets.arrays(train), datasets.arrays(test)
+  copies = 0
+  if len(tests):
+    copies = duplicates.count(*map(duplicates.digests, (images, tests)))
+  return _Fed(
+    feeds.resident(images, place),
+    feeds.resident(tests, place),
+    images.__getitem__,
+    copies,
   )
 
 

@@ -188,10 +188,10 @@ class _Jobs:
     for group in groups:
       name = f'{method.name} seed {seed_range(group)}'
       program = programs[len(group)]
+      program.use_splits(group)
+      settings = settings_of(run.config)
       self.train_job(
-        job_lib.Job(
-          name, program, group, asks[len(group)], settings_of(run.config)
-        )
+        job_lib.Job(name, program, group, asks[len(group)], settings)
       )
 
   def train_job(self, job: job_lib.Job) -> None:

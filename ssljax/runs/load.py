@@ -365,7 +365,7 @@ def load(
     folder: of the run.
     seed: number of the split; the run's first if None.
     data_dir: folder of prepared data sets; the run's own if None.
-    corrupt: number of corrupt images to tolerate; the run's own if None.
+    corrupt: number of corrupt images to leave out, at least the run's own.
     **parts: as `build.build` takes them, for a run that was trained with parts
       that no setting names.
   """
@@ -384,7 +384,8 @@ def load(
   data = config.data
   config = config.replace(
     data_dir=data.data_dir if data_dir is None else data_dir,
-    corrupt=data.corrupt if corrupt is None else corrupt,
+    # Images that the run left out have to be left out again.
+    corrupt=max(data.corrupt, corrupt or 0),
   )
   run = build.build(config, **parts)
   require(
@@ -402,14 +403,20 @@ def load(
     run.mesh,
     extra=queries.most(config, run.drawn[0]),
   )
+
+  def program_of(splits) -> compiled.Program:
+    made = make(seeds=len(splits))
+    made.use_splits(splits)
+    return made
+
   return Finished(
     folder,
     config,
     run.dataset,
     run.drawn[at],
-    make(),
+    program_of([run.drawn[at]]),
     kept_steps(execute.checkpoint_folder(folder, method, group)),
-    lambda step: restore(folder, make(seeds=len(group)), group, seed, step),
+    lambda step: restore(folder, program_of(group), group, seed, step),
     observer(run.net, method),
     build.settings_of(config, config.factories[config.method]),
     [line for line in measured if line['seed'] == seed],

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ssljax.core import Method
+from ssljax.data import duplicates, splits
 from ssljax.distributed import multihost
 from ssljax.runs import run_folder
 from ssljax.training import evaluate, loop
@@ -91,12 +92,16 @@ def opening(run, folder: pathlib.Path) -> str:
   train, split = run.dataset.train, run.drawn[0]
   labelled, unlabelled = len(split.labelled), len(split.unlabelled)
   shared = bool(set(split.labelled) & set(split.unlabelled))
+  each = splits.describe_labels(split, run.dataset.classes)
+  tests = len(run.dataset.test.labels)
+  copies = duplicates.describe(run.copies, tests)
+  copies += '\n' if copies else ''
   return (
     f'{run.dataset.name}: {len(train.labels)} training images '
-    f'{"x".join(map(str, train.shape))}, {labelled} labelled, '
+    f'{"x".join(map(str, train.shape))}, {labelled} labelled ({each}), '
     f'{unlabelled} seen as unlabelled ({"with" if shared else "without"} the '
     f'labelled ones), {len(split.validation)} held out, '
-    f'{len(run.dataset.test.labels)} to test on\n'
+    f'{tests} to test on\n{copies}'
     f'seeds {split.seed}..{run.drawn[-1].seed}, {run.mesh.size} devices'
     f'{_processes()}{_idle(run)}, {_feed(run)}, run folder {folder}'
   )

@@ -1,6 +1,6 @@
 """The compiled functions of a method, and the placement of its arrays."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -48,6 +48,8 @@ class Data(NamedTuple):
   fitted: Any  # its constants, fitted to training images
   augmentation: Augment | None  # the run's own, after preprocessing
   on_pixels: Augment | None = None  # the run's own, before preprocessing
+  # By seed, instead of `fitted`, if the seeds see different training images.
+  fitted_by_seed: Mapping[int, Any] | None = None
 
 
 class Program:
@@ -89,10 +91,29 @@ class Program:
     self.whole = NamedSharding(mesh, P())  # replicated on every device
     self.plain = feeds.reader(data.train, data.preprocess, None)
     self.fitted = jax.tree.map(lambda x: self.place(x, None), data.fitted)
+    by_seed = data.fitted_by_seed is not None and seeds > 1
+    self._fitted_axis = 0 if by_seed else None
     self.called = set()  # compiled steps that have been called
     self._mapped = {}  # compiled passes over a data set
     for stage in method.stages:
       all_views(stage)  # raises if they are invalid
+
+  def use_splits(self, splits: Sequence[Split]) -> None:
+    """Use the preprocessing that was fitted for these splits.
+
+    Call before any other function, and again for other splits.
+
+    Args:
+      splits: S splits.
+    """
+    by_seed = self.data.fitted_by_seed
+    if by_seed is None:
+      return
+    each = [by_seed[split.seed] for split in splits]
+    fitted = each[0]
+    if self._fitted_axis is not None:
+      fitted = jax.tree.map(lambda *x: np.stack(x), *each)
+    self.fitted = jax.tree.map(lambda x: self.place(x, None), fitted)
 
   def initial(self, splits: Sequence[Split], rows: np.ndarray) -> TrainState:
     """Return the state before the first step.
@@ -128,11 +149,13 @@ class Program:
       )
       return init_stage(self.method.stages[0], state, self.method.averaging)
 
-    return self.compile_state(one, (0, 0, (self._pixel_axis, None), 0))
+    return self.compile_state(one, (0, 0, self._source_axes, 0))
 
   @property
-  def _pixel_axis(self) -> int | None:
-    return None if self.data.train.pixels_are_shared else 0
+  def _source_axes(self) -> tuple[int | None, int | None]:
+    """The axes of the seeds of the pixels and of the preprocessing."""
+    pixels = None if self.data.train.pixels_are_shared else 0
+    return pixels, self._fitted_axis
 
   def compile_state(self, f: Callable, in_axes: tuple, **options) -> Callable:
     """Compile `f`, which returns a state, over the seeds.
@@ -172,7 +195,7 @@ class Program:
     step = placement.over_seeds(
       make_step(stage, read_views(stage, self.data, self.mesh), averaging),
       self.seeds,
-      (0, (self._pixel_axis, None), 0, None),
+      (0, self._source_axes, 0, None),
     )
     step = placement.on_mesh(step, self.mesh)
 
@@ -223,7 +246,13 @@ class Program:
     if key not in self._mapped:
       read = feeds.reader(feed, self.data.preprocess, None)
       self._mapped[key] = map_dataset_lib.make_map(
-        per_example, feed, read, self.mesh, seeds=self.seeds, batch=self.batch
+        per_example,
+        feed,
+        read,
+        self.mesh,
+        seeds=self.seeds,
+        batch=self.batch,
+        fitted_axis=self._fitted_axis,
       )
     mapped = self._mapped[key]
     return lambda state, rows, **options: mapped(

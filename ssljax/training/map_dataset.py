@@ -52,6 +52,7 @@ def make_map(
   *,
   seeds: int,
   batch: int,
+  fitted_axis: int | None = None,
 ) -> Callable:
   """Compile a function once and return its map over rows of a feed.
 
@@ -63,6 +64,7 @@ def make_map(
     mesh: the outputs are sharded over it by rows.
     seeds: S, length of the state's leading axis.
     batch: images per call.
+    fitted_axis: 0 if `fitted` has a leading axis [S].
 
   Returns:
     `(state, fitted, rows [M], in_place=False, before=None) -> outputs`, a tree
@@ -80,7 +82,7 @@ def make_map(
     images = placement.split_images(read)(source, rows, read_key)
     return per_example(state, images, key)
 
-  over_seeds = placement.over_seeds(one, seeds, (0, None, None))
+  over_seeds = placement.over_seeds(one, seeds, (0, (None, fitted_axis), None))
   compiled = jax.jit(
     placement.on_mesh(over_seeds, mesh),
     compiler_options=conv.compiler_options(),
