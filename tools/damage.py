@@ -3,7 +3,7 @@
     python tools/damage.py [--seed=0] [--only=WORD]
 
 A small run is interrupted. Then, for every file of its folder and every kind of
-damage, a copy with that damage is resumed. The table counts the outcomes:
+damage, a copy with that damage is resumed. The table shows the outcomes:
 
   same      ended like the run that nothing happened to
   older     likewise, from an older checkpoint; the damaged one was kept
@@ -11,7 +11,7 @@ damage, a copy with that damage is resumed. The table counts the outcomes:
   refused   one line (`InputError`)
   error     any other exception: a fault
   changed   another result, or an unreported change: a fault
-  hang      no end within a minute: a fault
+  hang      no end within five minutes: a fault
 
 The exit status is 1 if there is a fault.
 """
@@ -30,7 +30,7 @@ import sys
 import tempfile
 import warnings
 
-LIMIT_SECONDS = 60
+LIMIT_SECONDS = 300
 STEPS, STOP = 12, 9
 RUN_FILES = (
   *('config.json', 'flags.txt', 'split.json', 'result.json'),
@@ -136,8 +136,11 @@ def work():
 
 def resume(folder):
   """Return how a run ends: kind, last line, and what it has recorded."""
+  import jax
+
   from ssljax.errors import InputError
 
+  jax.clear_caches()  # hundreds of runs would fill the memory
   try:
     result = fit(folder)
   except InputError as error:
@@ -256,6 +259,7 @@ def main():
     with open(base / 'log', 'w') as log:
       for row in run_matrix(base, options.seed, options.only, log):
         file, damage, outcome, said = row
+        print(f'{file}, {damage}: {outcome}', file=sys.stderr, flush=True)
         table[file].setdefault(damage, []).append(outcome)
         if outcome in FAULTS:
           faults.append(f'{outcome}: {file}, {damage}: {said[:200]}')
