@@ -234,7 +234,8 @@ def finished_result(folder: pathlib.Path) -> dict:
   result = {}
   if 'result.json' in names:
     with damage(folder, 'result.json'):
-      result = run_folder.read_result(folder)
+      text = (folder / 'result.json').read_text(encoding='utf-8')
+      result = json.loads(text)
       require(isinstance(result, dict), 'it is no JSON object')
       if result.get('complete', False):
         _check_result(result)
