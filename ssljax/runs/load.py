@@ -200,11 +200,10 @@ def damage(folder: pathlib.Path, name: str):
     *(OSError, ValueError, KeyError, TypeError, AttributeError),
     *(IndexError, RecursionError, OverflowError),
   ) as error:
-    if str(error).startswith('run='):  # It says all this already.
-      raise
     said = getattr(error, 'marked', getattr(error, 'strerror', None) or error)
     if isinstance(error, KeyError):
       said = f'it has no {error}'
+    said = str(said).removeprefix(f'`run`={folder}: ')
     raise InputError(
       f'`run`={folder}: {name} cannot be read ({said}): restore it from a '
       "copy, or run the run's command again with `overwrite=True`"
