@@ -29,7 +29,7 @@ import jax
 from ssljax import core, registry
 from ssljax.cli import main
 from ssljax.distributed import placement
-from ssljax.errors import require
+from ssljax.errors import InputError, require
 from ssljax.planning import collectives
 from ssljax.planning import plan as planning
 from ssljax.planning.plan import Plan, Subject
@@ -162,17 +162,29 @@ class PlanCommand(main.MethodCommand):
     ahead = flags.FlagValues()
     _define_flags(ahead)
     try:
+      main.check_arguments(argv[1:])
       ahead(list(argv), known_only=True)
-    except flags.Error:
+    except (flags.Error, InputError):
       pass  # Reported when all flags are parsed.
     self.chosen = ahead['method'].value
-    super().__init__(self.chosen or 'supervised')
+    known = self.chosen in registry.METHODS
+    super().__init__(self.chosen if known else 'supervised')
     _define_flags(self.values)
+
+  def parse(self, argv: Sequence[str]) -> list[str]:
+    """Parse arguments; a method must be chosen.
+
+    Raises:
+      InputError: the method is missing or unknown.
+    """
+    if self.chosen is not None:
+      registry.method(self.chosen)
+    return super().parse(argv)
 
   def act(self) -> None:
     """Print the plan of the run that the flags describe."""
     known = ', '.join(registry.METHODS)
-    require(bool(self.chosen), f'`method`: give one of {known}')
+    require(self.chosen is not None, f'`method`: give one of {known}')
     counts = device_counts(self.values.devices)
     config = self.config()
     dataset = planning.outline_of(config)
@@ -183,11 +195,10 @@ class PlanCommand(main.MethodCommand):
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-  flags.DEFINE_enum(
+  flags.DEFINE_string(
     'method',
     None,
-    list(registry.METHODS),
-    'Method of the planned run.',
+    f'Method of the planned run, one of {", ".join(registry.METHODS)}.',
     flag_values=values,
   )
   flags.DEFINE_list(

@@ -44,6 +44,7 @@ COMPETITORS = {
   'LP_DLP': Competitor(propagation.deep_propagation, '89.2 ± 2.4'),
   'LLP': Competitor(propagation.local_propagation, '88.1 ± 2.3'),
 }
+MOST_SUBSAMPLES = 10_000  # all are drawn before the first is measured
 # The subsamples of the paper.
 PROTOCOL = {'classes': 50, 'images': 50, 'labels': 5, 'subsamples': 10}
 
@@ -268,6 +269,10 @@ def check_flags(asked: dict[str, Any]) -> None:
   non_negative(seed=asked['seed'])
   require(
     asked['seed'] < 2**32, f'`seed`={asked["seed"]}: give one below 2**32'
+  )
+  require(
+    asked['subsamples'] <= MOST_SUBSAMPLES,
+    f'`subsamples`={asked["subsamples"]}: give at most {MOST_SUBSAMPLES:,}',
   )
   require(asked['classes'] > 1, '`classes`=1: give at least 2')
   require(

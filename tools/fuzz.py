@@ -117,12 +117,12 @@ def stopped_before_work(seen: dict):
 
   start, run = tool.start, train_command.run
 
-  def seen_start(name, define, act):
+  def seen_start(name, define, act, **more):
     def seen_act(asked):
       seen.update(asked)
       act(asked)
 
-    start(name, define, seen_act)
+    start(name, define, seen_act, **more)
 
   def seen_run(method, config):
     seen.update(config.values())

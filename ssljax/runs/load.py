@@ -200,11 +200,10 @@ def damage(folder: pathlib.Path, name: str):
     *(OSError, ValueError, KeyError, TypeError, AttributeError),
     *(IndexError, RecursionError, OverflowError),
   ) as error:
-    if str(error).startswith('run='):  # It says all this already.
-      raise
     said = getattr(error, 'marked', getattr(error, 'strerror', None) or error)
     if isinstance(error, KeyError):
       said = f'it has no {error}'
+    said = str(said).removeprefix(f'`run`={folder}: ')
     raise InputError(
       f'`run`={folder}: {name} cannot be read ({said}): restore it from a '
       "copy, or run the run's command again with `overwrite=True`"
@@ -234,7 +233,8 @@ def finished_result(folder: pathlib.Path) -> dict:
   result = {}
   if 'result.json' in names:
     with damage(folder, 'result.json'):
-      result = run_folder.read_result(folder)
+      text = (folder / 'result.json').read_text(encoding='utf-8')
+      result = json.loads(text)
       require(isinstance(result, dict), 'it is no JSON object')
       if result.get('complete', False):
         _check_result(result)

@@ -430,3 +430,112 @@ def test_an_unknown_row_is_refused_by_number(asked, rows):
 def test_stored_results_contain_no_local_paths():
   for path in (experiments.FOLDER / 'results').rglob('*.json'):
     assert not re.search(r'["\s=]/\w', path.read_text()), path
+
+
+@pytest.mark.parametrize('results', ['missing', 'empty', 'file'])
+def test_pages_are_kept_if_there_are_no_results(asked, tmp_path, results):
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'file').touch()
+  page = tmp_path / 'page.md'
+  page.write_text('<!-- presets -->\nnumbers\n<!-- end -->\n')
+  with (
+    mock.patch.object(readme_tables, 'PAGES', [page]),
+    pytest.raises(InputError, match=rf'results=.*{results}: (holds|is) no'),
+  ):
+    asked('--pages', f'--results={tmp_path}/{results}')
+  assert 'numbers' in page.read_text()
+
+
+@pytest.mark.parametrize(
+  ('given', 'expected'),
+  [
+    (('--table=supervised/1', '--figure=supervised/1'), 'give one of these'),
+    (('--list', '--pages'), 'give one of these'),
+    (('--figure=supervised/1', '--rows=1'), 'rows: has an effect with table'),
+    (('--list', '--rows=1'), 'rows: has an effect with table alone'),
+    (('--pages', '--seeds=2'), 'seeds: has an effect'),
+    (('--pages', '--measure'), 'measure: has an effect'),
+    (('--seeds=2147483648',), 'seeds=2147483648: give at most 1000'),
+    (('--results=',), 'results=: give a path'),
+  ],
+)
+def test_flags_without_effect_are_refused(asked, given, expected):
+  with pytest.raises(InputError, match=expected):
+    asked(*given)
+  assert asked.made == []
+
+
+def test_rows_need_a_table(asked):
+  values = flags.FlagValues()
+  reproduce.define_flags(values)
+  for given in (['--rows=1', '--measure'], ['--rows=1']):
+    values(['reproduce', *given])
+    with pytest.raises(InputError, match='table'):
+      reproduce.act(values.flag_values_dict())
+
+
+@pytest.mark.parametrize(
+  'content', ['{"arms": {}', '[]', '\udc80', '{"arms": 3}', '{}']
+)
+def test_a_damaged_stored_result_is_named(asked, tmp_path, content):
+  made_anew(asked, tmp_path, '<!-- presets -->\n<!-- end -->\n')
+  path = next(asked.results.glob('*/seed-1/result.json'))
+  path.write_bytes(content.encode(errors='surrogateescape'))
+  with (
+    mock.patch.object(readme_tables, 'PAGES', [tmp_path / 'page.md']),
+    pytest.raises(InputError, match=rf'{path}.*restore it, or remove'),
+  ):
+    asked('--pages')
+
+
+def test_the_hours_left_are_those_of_the_splits_that_are_not_stored(tmp_path):
+  store = runs.Store(tmp_path / 'runs', tmp_path / 'results')
+  row = tables.Row('one', 2.0, preset='madnn.digits', seeds=3)
+  other = tables.Row('two', 2.0, preset='llp.digits', seeds=4)
+  asked = {'seeds': None, 'data_dir': None}
+  store.keep_step_time(
+    runs.run_of(row), {'seconds_per_step': 0.5, 'steps': 7200}
+  )
+  # 7,200 steps of 0.5 s are an hour; three splits; the other is not timed.
+  assert reproduce.hours_left(store, [row, other], asked) == (3.0, 1)
+  assert reproduce.hours_left(store, [row, row], asked) == (3.0, 0)
+  assert reproduce.hours_left(store, [row], asked | {'seeds': 5}) == (5.0, 0)
+  kept = store.result_folder(runs.run_of(row), 1)
+  kept.mkdir(parents=True)
+  (kept / 'run.flags').write_text('\n'.join(runs.run_of(row).lines) + '\n')
+  (kept / 'result.json').write_text('{"complete": true}')
+  assert reproduce.hours_left(store, [row, other], asked) == (2.0, 1)
+  # A run whose data is not there cannot start.
+  svhn = tables.Row('three', 2.0, preset='supervised.svhn-1000', seeds=1)
+  assert reproduce.hours_left(store, [svhn], asked) == (0.0, 0)
+
+
+def test_the_time_of_a_step_is_a_mean_without_the_first_steps(
+  tmp_path, monkeypatch
+):
+  waits = []
+
+  def wait(seconds):
+    # Measurements appear one by one; the last line is half written.
+    waits.append(seconds)
+    ends = 40.0, 41.0, 43.0, 44.0, 50.0, 60.0
+    lines = [
+      json.dumps({'step': step, 'seconds': end})
+      for step, end in enumerate(ends[: len(waits)], 1)
+    ]
+    lines.insert(0, '{"step": 5, "test_error_last": 3.0}')
+    text = '\n'.join(lines) + '\n{"step": 9, "sec'
+    (tmp_path / 'metrics.jsonl').write_text(text)
+
+  (tmp_path / 'result.json').write_text('{"total_steps": 77}')
+  monkeypatch.setattr(reproduce.time, 'sleep', wait)
+  process = mock.Mock(poll=lambda: None if len(waits) < 9 else 0)
+  found = reproduce._watch_steps(process, tmp_path)
+  # Steps 3, 4 and 5 end at 43, 44 and 50 s, step 2 at 41 s.
+  assert found == {'seconds_per_step': 3.0, 'steps': 77}
+  assert len(waits) == 5
+  # A length that depends on the training, and a run that ends too early.
+  (tmp_path / 'result.json').write_text('{"total_steps": null}')
+  assert reproduce._watch_steps(process, tmp_path) is None
+  ended = mock.Mock(poll=lambda: 1)
+  assert reproduce._watch_steps(ended, tmp_path) is None

@@ -17,6 +17,7 @@ import pytest
 from ssljax.core import UNLABELLED
 from ssljax.data import sampling
 from ssljax.data.splits import Split
+from ssljax.errors import InputError
 from ssljax.experiments.figures import association as association_figures
 from ssljax.experiments.figures import catalogue, style
 from ssljax.runs import load
@@ -355,3 +356,23 @@ def test_the_list_names_every_figure(capsys):
   for name, drawing in catalogue.FIGURES.items():
     (line,) = [x for x in listed.splitlines() if x.startswith(f'{name}  ')]
     assert drawing.shows in line and drawing.needs in line
+
+
+def test_options_of_other_figures_are_refused():
+  asked = {'figure': 'madnn/4', 'points': 3, 'queries': None}
+  assert catalogue.options_of('madnn/4', asked) == {'points': 3}
+  with pytest.raises(InputError, match=r'queries=2: is an option of assoc'):
+    catalogue.options_of('madnn/4', asked | {'queries': 2})
+
+
+def test_a_class_name_with_dollars_is_drawn_as_it_is():
+  from matplotlib import figure
+
+  with style.style():
+    axes = figure.Figure().subplots()
+    for name in ('$5', '$x^{$', r'a$b\$'):
+      text = axes.text(0, 0, name)
+      assert not text.get_parse_math()
+    axes.set_xticks([0, 1], ['$x^{$', '5'])
+    axes.figure.savefig(io.BytesIO(), format='svg')
+    assert axes.get_xticklabels()[0].get_text() == '$x^{$'
