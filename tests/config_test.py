@@ -131,7 +131,7 @@ def test_the_differences_of_two_runs_are_named():
     ({'steps': 2**31}, r'steps=2147483648: give'),
     ({'epochs': 1e300, 'steps': None}, r'epochs=1e\+300: give'),
     ({'image_size': 10**30}, r'image_size=10+: give'),
-    ({'labels': '9' * 30}, r'labels=9+: give all or'),
+    ({'labels': '9' * 30}, r'labels=9+: give all'),
     ({'hang_minutes': 1e300}, r'hang_minutes=1e\+300: give'),
   ],
 )

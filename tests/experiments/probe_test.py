@@ -353,14 +353,15 @@ def test_runs_that_differ_in_their_splits_alone_are_one_group(
     folder.mkdir()
     lines = config.to_flags(config.from_values('madnn', values))
     (folder / 'flags.txt').write_text('\n'.join(lines) + '\n')
-    (folder / 'result.json').write_text('{"method": "madnn"}')
+    result = {'method': 'madnn', 'complete': False}
+    (folder / 'result.json').write_text(json.dumps(result))
   a, b, c = folders
   assert comparison.group_by_settings(folders) == [[a, c], [b]]
 
 
 BAD = {
   '': ('--run: ',),
-  '--run=/nonexistent': ('--run', 'holds no run'),
+  '--run=/nonexistent': ('--run', 'no folder'),
   '--run={run} --step=3': ('--step=3', '2, 4, 6, 7'),
   '--run={run} --seed=3': ('--seed=3',),
   '--run={run} --dataset=mnist': ('--dataset=mnist', '--readout'),

@@ -293,10 +293,10 @@ def test_colour_images_of_many_classes_with_long_names_can_be_drawn():
 
 
 BAD = {
-  '': ('--figure=', 'association/2'),
+  '': ('--figure', 'association/2'),
   '--figure=association/9': ('--figure=association/9', 'association/2'),
   '--figure=association/3': ('--run',),
-  '--figure=association/3 --run=/nonexistent': ('--run', 'holds no run'),
+  '--figure=association/3 --run=/nonexistent': ('--run', 'no folder'),
   '--figure=association/3 --run={unfinished}': ('--run', 'not finished'),
   '--figure=association/3 --run={madnn}': ('--figure', 'madnn'),
   '--figure=association/3 --run={run} --seed=7': ('--seed=7', '[0, 1]'),
@@ -319,7 +319,7 @@ def folders(folder, tmp_path_factory):
   result = json.loads((folder / 'result.json').read_text())
   changes = {
     'unfinished': {'complete': False},
-    'madnn': {'method': 'madnn'},
+    'madnn': {'method': 'madnn', 'arms': {'madnn': {}}},
     'moved': {'splits': ['of other images'] * 2},
     'old': {},
     'bare': {},

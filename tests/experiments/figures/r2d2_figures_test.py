@@ -61,8 +61,8 @@ def folder(tmp_path_factory):
   """A finished run that has kept its stages, with its figures."""
   base = tmp_path_factory.mktemp('r2d2')
   run = train(base, '--network=lenet', '--keep_stages')
-  for name in ('r2d2/2', 'r2d2/theorems'):
-    asked = f'--figure={name}', f'--run={run}', '--points=300'
+  for name, more in (('r2d2/2', ['--points=300']), ('r2d2/theorems', [])):
+    asked = f'--figure={name}', f'--run={run}', *more
     assert binary.run(*asked, binary='figures') == 0
   return run
 
