@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import flax.serialization
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssljax import config as config_lib
-from ssljax import registry
+from ssljax import optimizers, registry, signatures
 from ssljax.augment import standard
 from ssljax.config import Config
 from ssljax.core import UNLABELLED, Method
@@ -33,8 +35,15 @@ from ssljax.networks import network as networks
 from ssljax.networks.cpu import conv
 from ssljax.runs import build, defaults, execute, run_folder
 from ssljax.runs import load as load_lib
+from ssljax.training import metrics_writer
 
 _MODEL, _WEIGHTS = 'model.json', 'weights.msgpack'
+# Settings that exclude each other: one that is given unsets the other.
+_ALTERNATIVES = (
+  ('epochs', 'steps'),
+  ('batch_labelled', 'batch_per_class'),
+  ('batch_per_class', 'batch_labelled'),
+)
 _BATCH = 256  # images per compiled call of a prediction
 
 
@@ -77,6 +86,7 @@ class Model:
     result: Mapping[str, Any] | None = None,
     history: Sequence[dict[str, Any]] = (),
     network: Any = None,
+    white: float | None = None,
   ):
     """Hold a network and its weights; `fit` and `load` make models.
 
@@ -92,12 +102,13 @@ class Model:
       result: the content of `result.json`.
       history: the measurements of the training.
       network: what the user gave as the network, if it was a Python object.
+      white: value of white in float images, if it was trained on some.
     """
     self.config, self.classes = config, tuple(classes)
     self.result, self.history = dict(result or {}), list(history)
     self._net, self._params, self._stats = net, params, stats
     self._row_shape, self._is_images = tuple(shape), is_images
-    self._fitted, self._given_network = fitted, network
+    self._fitted, self._given_network, self._white = fitted, network, white
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -107,9 +118,12 @@ class Model:
 
   def __repr__(self) -> str:
     """Name the method, the network and the classes."""
+    named = self.config.network.network
+    network = (
+      type(self._given_network).__name__ if self._given_network else named
+    )
     return (
-      f'Model(method={self.config.method!r}, '
-      f'network={self.config.network.network!r}, '
+      f'Model(method={self.config.method!r}, network={network!r}, '
       f'classes={len(self.classes)}, shape={self.shape})'
     )
 
@@ -162,7 +176,7 @@ class Model:
 
   def _outputs(self, images) -> tuple[np.ndarray, np.ndarray]:
     """Return logits `[M, C]` and embeddings `[M, D]`."""
-    rows = arrays.convert(images)
+    rows = arrays.convert(images, white=self._white)
     require(
       rows.shape[1:] == self.shape,
       f'`images`: rows have shape {rows.shape[1:]}, the model was trained on '
@@ -219,6 +233,7 @@ class Model:
       'classes': list(self.classes),
       'shape': list(self._row_shape),
       'is_images': self._is_images,
+      'white': self._white,
       'sha256': hashlib.sha256(weights).hexdigest(),
       'config': config_lib.to_json(self.config),
       'result': self.result,
@@ -295,7 +310,8 @@ def fit(
   Raises:
     InputError: an argument cannot work; the message names it.
   """
-  test_images, test_labels = test if test is not None else (None, None)
+  test_images, test_labels = _pair(test)
+  callbacks = _callbacks(callbacks)
   dataset = arrays.from_arrays(
     images, labels, test_images, test_labels, classes=classes
   )
@@ -305,15 +321,41 @@ def fit(
   given = settings | parts.settings
   given |= {'seed': seed} | ({} if steps is None else {'steps': steps})
   _refuse_unknown(name, given)
+  suggested = defaults.suggest(name, defaults.facts_of(dataset, held_out))
+  for one, other in _ALTERNATIVES:
+    if given.get(one) is not None and given.get(other) is None:
+      suggested[other] = None
   config = config_lib.from_values(
     name,
-    defaults.suggest(name, defaults.facts_of(dataset, held_out))
+    suggested
     | {'dataset': _dataset_name(dataset), 'validation': held_out}
-    | {'baseline': False, 'workdir': workdir and str(workdir)}
+    | {'baseline': False, 'workdir': None if workdir is None else str(workdir)}
     | given,
     custom=parts.custom,
   )
-  return _train(config, dataset, parts, workdir, progress, callbacks)
+  white = arrays.white_of(images)
+  return _train(config, dataset, parts, workdir, progress, callbacks, white)
+
+
+def _pair(test) -> tuple[Any, Any]:
+  """Return the test images and labels that a user gave."""
+  if test is None:
+    return None, None
+  require(
+    isinstance(test, tuple | list) and len(test) == 2,
+    '`test`: give a pair (images, labels)',
+  )
+  return tuple(test)
+
+
+def _callbacks(callbacks) -> tuple[Callable, ...]:
+  """Return the callbacks that a user gave."""
+  found = (callbacks,) if callable(callbacks) else callbacks
+  require(
+    isinstance(found, tuple | list) and all(map(callable, found)),
+    f'`callbacks`={callbacks!r:.100}: give a sequence of functions',
+  )
+  return tuple(found)
 
 
 def _method_name(method) -> str:
@@ -321,6 +363,9 @@ def _method_name(method) -> str:
   if isinstance(method, str):
     registry.method(method)  # refuses an unknown one
     return method
+  for name, entry in registry.METHODS.items():
+    if entry.factory is method:
+      return name
   require(
     callable(method) and hasattr(method, '__name__'),
     f'`method`={method!r}: give the name of a method, or a factory (net, tx, '
@@ -344,11 +389,14 @@ def _held_out(validation: float, dataset: datasets.Dataset) -> int:
 
 def _dataset_name(dataset: datasets.Dataset) -> str:
   """Return 'arrays-HASH', a name that tells arrays apart."""
-  content = hashlib.sha256(dataset.train.labels.tobytes())
-  rows = len(dataset.train.labels)
-  for start in range(0, rows, 4096):
-    read = dataset.train.read(np.arange(start, min(rows, start + 4096)))
-    content.update(np.ascontiguousarray(read).tobytes())
+  content = hashlib.sha256(repr(dataset.classes).encode())
+  for source in (dataset.train, dataset.test):
+    rows = len(source.labels)
+    content.update(repr((rows, source.shape, str(source.dtype))).encode())
+    content.update(source.labels.tobytes())
+    for start in range(0, rows, 4096):
+      read = source.read(np.arange(start, min(rows, start + 4096)))
+      content.update(np.ascontiguousarray(read).tobytes())
   return f'arrays-{content.hexdigest()[:12]}'
 
 
@@ -384,7 +432,7 @@ class _Parts(NamedTuple):
     if isinstance(optimizer, str):
       settings['optimizer'] = optimizer
     elif isinstance(optimizer, Mapping):
-      settings |= optimizer
+      settings |= _optimizer_settings(optimizer)
     elif optimizer is not None:
       parts['tx'] = _as_tx(optimizer)
     if callable(augment):
@@ -394,23 +442,55 @@ class _Parts(NamedTuple):
         augment.split(',') if isinstance(augment, str) else tuple(augment)
       )
     given = network if 'net' in parts else None
-    return cls(given, parts, settings, tuple(parts))
+    objects = {'net': network, 'tx': optimizer, 'augmentation': augment}
+    custom = tuple(f'{name}:{_fingerprint(objects[name])}' for name in parts)
+    return cls(given, parts, settings, custom)
+
+
+def _fingerprint(part) -> str:
+  """Return a short text that tells Python objects apart across processes.
+
+  It is made of a module's fields, or of a function's source; values that a
+  function closes over are not in it.
+  """
+  try:
+    source = inspect.getsource(part)
+  except (TypeError, OSError):  # no function or class, or typed at a prompt
+    source = getattr(part, '__qualname__', None) or repr(part)
+  text = re.sub(r' at 0x[0-9a-f]+', '', source)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _optimizer_settings(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+  """Return settings of the optimiser; refuse other ones."""
+  own = {
+    **signatures.keywords(optimizers.optimizer),
+    **signatures.keywords(optimizers.averaging),
+  }
+  for name in optimizer:
+    registry.choose('optimizer', name, own)
+  return dict(optimizer)
 
 
 def _as_tx(optimizer) -> Callable:
   """Return `(steps, scale, **changes) -> optimiser` of what a user gave."""
   if hasattr(optimizer, 'init') and hasattr(optimizer, 'update'):
     return lambda steps, scale=1.0, **changes: optimizer
+  names = []
+  if callable(optimizer):
+    with contextlib.suppress(TypeError, ValueError):
+      names = list(inspect.signature(optimizer).parameters)
   require(
-    callable(optimizer),
-    f'`optimizer`={optimizer!r}: give a name, a dict of settings, an optax '
-    'optimiser, or a function (steps, scale=1.0, **changes) -> optimiser',
+    names[:1] == ['steps'],
+    f'`optimizer`={optimizer!r:.100}: give a name, a dict of settings, an optax '
+    'optimiser such as optax.adam(1e-3), or a function (steps, scale=1.0, '
+    '**changes) -> optimiser',
   )
   return optimizer
 
 
 def _train(
-  config: Config, dataset, parts: _Parts, workdir, progress, callbacks
+  config: Config, dataset, parts: _Parts, workdir, progress, callbacks, white
 ) -> Model:
   """Train the run of a config on arrays."""
   history, found = [], {}
@@ -428,19 +508,27 @@ def _train(
   if workdir is None:
     run = make_run()
     result = execute.train(run, **how)
-    return _model_of(run, parts, found, result, history)
+    return _model_of(run, parts, found, result, history, white)
   folder = run_folder.path_of(str(workdir))
   result, run = execute.train_in_folder(
     make_run, config, folder, say=lambda text: None, **how
   )
-  if run is None:  # It was complete.
-    return load(folder, network=parts.network)
-  model = _model_of(run, parts, found, result, history)
-  model.save(folder / 'model')
+  if run is not None:
+    model = _model_of(run, parts, found, result, history, white)
+    model.save(folder / 'model')
+  elif (folder / 'model' / _MODEL).is_file():
+    model = _load_saved(folder / 'model', parts.network)
+  else:  # It was interrupted between its result and its model.
+    finished = load_lib.load(folder, dataset=dataset, **parts.build)
+    model = _model_of_finished(finished, white)
+    model.save(folder / 'model')
+  model.history = metrics_writer.read(folder, config.method)
   return model
 
 
-def _model_of(run: build.Run, parts: _Parts, found, result, history) -> Model:
+def _model_of(
+  run: build.Run, parts: _Parts, found, result, history, white
+) -> Model:
   """Return the model of a run that has just been trained."""
   method, state = run.methods[-1], found['state']
   state = jax.tree.map(lambda x: x[0], state)
@@ -457,6 +545,7 @@ def _model_of(run: build.Run, parts: _Parts, found, result, history) -> Model:
     result=result,
     history=history,
     network=parts.network,
+    white=white,
   )
 
 
@@ -496,7 +585,9 @@ def load(
   return _model_of_finished(finished)
 
 
-def _model_of_finished(finished: load_lib.Finished) -> Model:
+def _model_of_finished(
+  finished: load_lib.Finished, white: float | None = None
+) -> Model:
   program = finished.program
   state = jax.tree.map(lambda x: x[0], finished.state)
   params, stats = jax.device_get(program.method.weights(state))
@@ -511,6 +602,7 @@ def _model_of_finished(finished: load_lib.Finished) -> Model:
     fitted=jax.device_get(program.fitted),
     result=load_lib.finished_result(finished.folder),
     history=finished.measured,
+    white=white,
   )
 
 
@@ -524,7 +616,7 @@ def _damage(folder: pathlib.Path):
   except Exception as error:  # msgpack, JSON and NumPy raise many kinds
     raise InputError(
       f'`folder`={folder}: the model is incomplete or damaged '
-      f'({type(error).__name__}: {str(error).splitlines()[0:1]}): save it again'
+      f'({type(error).__name__}: {str(error)[:80]!r}): save it again'
     ) from error
 
 
@@ -551,6 +643,7 @@ def _load_saved(folder: pathlib.Path, network) -> Model:
       fitted=tree['fitted'],
       result=record['result'],
       network=network,
+      white=record['white'],
     )
 
 
@@ -565,7 +658,7 @@ def _network_of(config: Config, network, classes: int) -> networks.Network:
   if network is not None:
     return networks.as_network(network, classes)
   require(
-    'net' not in config.custom,
+    not any(part.startswith('net:') for part in config.custom),
     '`network`: the model was trained with a network that is a Python object: '
     'give the same one to load',
   )

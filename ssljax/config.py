@@ -9,6 +9,7 @@ optimiser's hyper-parameter is that of its factory's signature.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
+import inspect
 import json
 import math
 from typing import Any, Literal, get_type_hints
@@ -267,6 +268,12 @@ def schema(method: str) -> dict[str, dict[str, Setting]]:
     own = {**settings(factory), **own}  # The method's default counts.
   parts['parameters'] = own
   _refuse_duplicates(method, parts)
+  unknown = set(entry.defaults).difference(*map(set, parts.values()))
+  require(
+    not unknown,
+    f'method {method!r}: its defaults name no settings: '
+    f'{", ".join(sorted(unknown))}',
+  )
   for found in parts.values():
     for name in found.keys() & entry.defaults.keys():
       default = check(found[name], entry.defaults[name])
@@ -321,12 +328,16 @@ def register_method(
       the name of another setting.
   """
   registry.check_free(name, factory, replace)
+  require(
+    inspect.isfunction(factory),
+    f'method {name!r}: give a function (net, tx, batch_spec, steps, *, ...)',
+  )
   known = registry.METHODS.get(name)
   entry = registry.MethodEntry(factory, tuple(baselines), dict(defaults or {}))
   registry.METHODS[name] = entry
   try:
     schema(name)
-  except (InputError, TypeError):
+  except Exception:  # annotations are evaluated, and may raise anything
     del registry.METHODS[name]
     if known is not None:
       registry.METHODS[name] = known

@@ -120,13 +120,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
       'labels, -1 where unlabelled',
     )
     y = _as_labels(y)
+    known = y[_known(y)]
+    if len(known):
+      check_classification_targets(known)
     if _rank(X) > 2:  # images
       return check_array(X, allow_nd=True, dtype=None), y
     X, _ = validate_data(self, X, np.zeros(len(y)), dtype=np.float32)
     require(
       len(X) == len(y), f'`y`: has {len(y)} rows, `X` {len(X)}; give as many'
     )
-    check_classification_targets(y[_known(y)])
     return X, y
 
   def _rows(self, X) -> np.ndarray:
@@ -161,15 +163,23 @@ def _as_labels(y) -> np.ndarray:
 
     y = column_or_1d(y, warn=True)
   require(y.ndim == 1, f'`y`: has shape {y.shape}; give one label per row')
+  if y.dtype == object and not any(isinstance(x, str) for x in y):
+    # Integers and None or NaN for a missing one, as tables have them.
+    y = np.array([UNLABELLED if _is_missing(x) else x for x in y])
   return y
+
+
+def _is_missing(label) -> bool:
+  """True for None and NaN, which mark a missing label in tables."""
+  return label is None or (isinstance(label, float) and label != label)
 
 
 def _known(y: np.ndarray) -> np.ndarray:
   """Return `[N]` bool: the rows that have a label."""
   if y.dtype == object:
-    return np.array([not (x is None or x == UNLABELLED) for x in y], bool)
+    return np.array([not (_is_missing(x) or x == UNLABELLED) for x in y], bool)
   if y.dtype.kind in 'iuf':
-    return y != UNLABELLED
+    return (y != UNLABELLED) & ~np.isnan(y.astype(float))
   return np.ones(len(y), bool)
 
 

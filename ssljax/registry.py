@@ -7,6 +7,7 @@ else. `config.register_method` and the functions below add a user's own.
 from collections.abc import Callable, Collection, Mapping
 import difflib
 import functools
+import re
 from typing import Any, NamedTuple
 
 from ssljax.active import acquisition
@@ -119,9 +120,10 @@ def choose(setting: str, name, known: Collection[str]) -> str:
   if name in known:
     return name
   near = difflib.get_close_matches(str(name), known, 3) or known
+  more = ', or register it first' if setting in ('method', 'network') else ''
   raise InputError(
     f'`{setting}`={name}: there is no such {setting}; give '
-    f'{" or ".join(near) if len(near) < 4 else ", ".join(near)}'
+    f'{" or ".join(near) if len(near) < 4 else ", ".join(near)}{more}'
   )
 
 
@@ -150,12 +152,27 @@ def check_free(name: str, factory: Callable, replace: bool) -> None:
     factory: of the method.
     replace: allow to replace a method, except those of ssljax.
   """
+  if not (isinstance(name, str) and re.fullmatch(r'[A-Za-z]\w{0,79}', name)):
+    raise InputError(
+      f'`method`={name!r:.100}: give a name of letters, digits and _ that '
+      'begins with a letter'
+    )
   known = METHODS.get(name)
-  fixed = name in _OWN_METHODS or not replace
-  if known is not None and fixed and known.factory is not factory:
+  fixed = known is not None and not replace and known.factory is not factory
+  if name in _OWN_METHODS or fixed:
     raise InputError(
       f'`method`={name}: another method has this name: give another name'
     )
+
+
+def _check_callable(setting: str, name, function) -> None:
+  """Raise `InputError` for a name or a function that cannot be used."""
+  if not (isinstance(name, str) and re.fullmatch(r'[A-Za-z][\w-]*', name)):
+    raise InputError(
+      f'`{setting}`={name!r:.100}: give a name of letters, digits, - and _'
+    )
+  if not callable(function):
+    raise InputError(f'`{setting}`={name}: {function!r:.100} is no function')
 
 
 def register_network(name: str, factory: Callable) -> None:
@@ -168,6 +185,7 @@ def register_network(name: str, factory: Callable) -> None:
   Raises:
     InputError: another network has this name.
   """
+  _check_callable('network', name, factory)
   known = NETWORKS.get(name)
   if known is not None and known is not factory:
     raise InputError(
@@ -186,6 +204,7 @@ def register_augmentation(name: str, augmentation: Callable) -> None:
   Raises:
     InputError: another augmentation has this name.
   """
+  _check_callable('augment', name, augmentation)
   known = AUGMENTATIONS.get(name)
   if known is not None and known is not augmentation:
     raise InputError(

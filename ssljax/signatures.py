@@ -74,7 +74,7 @@ def is_optional(hint) -> bool:
 
 def plain_type(hint):
   """Return T of `T | None`, else the type itself."""
-  if not isinstance(hint, types.UnionType):
+  if typing.get_origin(hint) not in (types.UnionType, typing.Union):
     return hint
   return next(x for x in typing.get_args(hint) if x is not types.NoneType)
 

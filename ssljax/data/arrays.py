@@ -25,6 +25,7 @@ _SAVE = (
 )
 # Floats above 1 are read as 0..255 only if the largest is at least this: 1.3 or
 # 16 (scikit-learn's digits) are of another scale, and would be nearly black.
+_ABOVE_ONE = 1.001  # rounding may leave white a little above 1
 _LEAST_WHITE = 128
 MAX_SIDE = 4096  # pixels of `image_size`
 # Bytes of images that are resized once, when a data set is opened. More are
@@ -265,12 +266,23 @@ def _resized(source: Source, size: int) -> Source:
 # Validation.
 
 
-def convert(rows, *, where: str = '`images`') -> np.ndarray:
+def white_of(rows) -> float | None:
+  """Return the value of white in float images: 1 or 255; None of others."""
+  array = np.asarray(rows)
+  if array.ndim not in (3, 4) or array.dtype.kind != 'f' or not array.size:
+    return None
+  return 1.0 if float(array.max()) <= _ABOVE_ONE else 255.0
+
+
+def convert(
+  rows, *, where: str = '`images`', white: float | None = None
+) -> np.ndarray:
   """Return a user's rows as they are stored in a `Source`.
 
   Args:
     rows: images or features in any form that `from_arrays` takes.
     where: how messages name the argument.
+    white: value of white in float images; decided from `rows` if None.
 
   Returns:
     uint8 images `[N, H, W, c]`, or float32 features `[N, D]`.
@@ -295,7 +307,8 @@ def convert(rows, *, where: str = '`images`') -> np.ndarray:
   )
   if array.ndim == 2:
     return _features(array, where)
-  return _images(array if array.ndim == 4 else array[..., None], where)
+  array = array if array.ndim == 4 else array[..., None]
+  return _images(array, where, white)
 
 
 def _features(array: np.ndarray, where: str) -> np.ndarray:
@@ -306,7 +319,7 @@ def _features(array: np.ndarray, where: str) -> np.ndarray:
   return features
 
 
-def _images(array: np.ndarray, where: str) -> np.ndarray:
+def _images(array: np.ndarray, where: str, white: float | None) -> np.ndarray:
   """Return `[N, H, W, c]` numbers as uint8."""
   require(
     array.shape[-1] in (1, 3),
@@ -323,16 +336,23 @@ def _images(array: np.ndarray, where: str) -> np.ndarray:
     f'{where}: has values from {least:g} to {most:g}; give images as uint8, or '
     'as floats in [0, 1] or [0, 255]',
   )
+  if not is_float:
+    return array.astype(np.uint8)
   require(
-    not is_float or most <= 1 or most >= _LEAST_WHITE,
+    white is not None or most <= _ABOVE_ONE or most >= _LEAST_WHITE,
     f'{where}: has floats up to {most:g}, neither in [0, 1] nor clearly in '
     '[0, 255]; divide them by the value of white, or give uint8',
   )
-  if not is_float:
-    return array.astype(np.uint8)
-  scale, images = 255 if most <= 1 else 1, np.empty(array.shape, np.uint8)
+  white = white or (1.0 if most <= _ABOVE_ONE else 255.0)
+  require(
+    most <= white * _ABOVE_ONE,
+    f'{where}: has floats up to {most:g}, the images of the training have '
+    f'white at {white:g}; give images of the same scale',
+  )
+  scale, images = np.float32(255 / white), np.empty(array.shape, np.uint8)
   for part in _parts(array):
-    images[part] = np.floor(scale * array[part].astype(np.float32) + 0.5)
+    pixels = np.minimum(scale * array[part].astype(np.float32), 255)
+    images[part] = np.floor(pixels + 0.5)
   return images
 
 
@@ -369,10 +389,10 @@ def _checked(
   parts: Mapping[str, _Part], classes, classes_are: str
 ) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Return the splits and the class names, after all checks."""
-  pixels = {
-    split: convert(part.images, where=part.images_are)
-    for split, part in parts.items()
-  }
+  pixels, white = {}, None  # the test images have the scale of the training's
+  for split, part in parts.items():
+    pixels[split] = convert(part.images, where=part.images_are, white=white)
+    white = white_of(part.images) if white is None else white
   labels = {
     split: _labels(part, len(pixels[split])) for split, part in parts.items()
   }

@@ -364,7 +364,7 @@ def make_methods(
   """
   net = net or make_network(config, len(dataset.classes))
   image = jax.ShapeDtypeStruct((1, *dataset.train.shape), np.float32)
-  jax.eval_shape(net.init, jax.random.key(0), image)  # refuses small images
+  check_network(net, image, len(dataset.classes))
   factories = config.factories
   supervised_only = list(registry.arms(config.method, True)) == ['supervised']
   batch_spec = make_batch_spec(config, len(dataset.classes), supervised_only)
@@ -423,6 +423,17 @@ def refuse_too_large(config: Config, method, net, dataset, split, mesh) -> None:
     seeds=min(config.split.seeds, config.run.seeds_at_once),
   )
   footprint.refuse_too_large(method, states[0], mesh)
+
+
+def check_network(net: Network, image, classes: int) -> None:
+  """Raise `InputError` for small images, and other outputs than classes."""
+  params, stats = jax.eval_shape(net.init, jax.random.key(0), image)
+  logits = jax.eval_shape(net.infer, params, stats, image).logits
+  require(
+    logits.shape == (1, classes),
+    f'`network`: its logits have shape {logits.shape} for one image, there are '
+    f'{classes} classes: give a network with {classes} outputs',
+  )
 
 
 def settings_of(config: Config, factory: Callable) -> Mapping:

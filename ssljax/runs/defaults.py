@@ -73,7 +73,9 @@ def suggest(method: str, facts: Facts) -> dict[str, Any]:
     'preprocess': 'none' if facts.is_images else 'standardize',
     'augment': (),
   }
-  return found | _OWN.get(method, lambda facts, found: {})(facts, found)
+  if method in _OWN:
+    return found | _OWN[method](facts, found)
+  return found | dict(defaults)
 
 
 def _steps(epochs: float, images: int, batch: int) -> int:
@@ -111,9 +113,12 @@ def _r2d2(facts: Facts, found) -> dict[str, Any]:
   part = max(1, round(36 * share))
   batch = min(32, facts.labelled)
   seen = facts.images if found['unlabelled'] == 'all' else facts.unlabelled
+  # The last stage draws the sum of both from all images.
+  others = max(1, min(96, seen, facts.images - batch))
+  batch = max(1, min(batch, facts.images - others))
   return {
     'batch_labelled': batch,
-    'batch_unlabelled': min(96, seen),
+    'batch_unlabelled': others,
     'pretrain_batch': batch,
     'pretrain': round(450 * share),
     'steps': round(180 * share),

@@ -114,6 +114,12 @@ def train(
     PreemptedError: SIGTERM came; the checkpoint holds the step it came in, or
       the step before the dataset pass it came in.
   """
+  by_people = run.config.active.acquire != 'none'
+  by_people &= run.config.active.oracle == 'people'
+  require(
+    folder is not None or not by_people,
+    '`oracle`=people: questions need a folder: give `workdir`',
+  )
   result = summary.begin(run)
   earlier = folder and multihost.on_main_process(
     lambda: run_folder.read_result(folder)

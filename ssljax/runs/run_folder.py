@@ -33,6 +33,7 @@ from ssljax.runs import run_lock
 
 # In the order of removal: the files that identify the run go last.
 CONTENT = (
+  'model',
   'result.json',
   'checkpoints',
   'events',

@@ -95,6 +95,7 @@ class Program:
     self._fitted_axis = 0 if by_seed else None
     self.called = set()  # compiled steps that have been called
     self._mapped = {}  # compiled passes over a data set
+    self._initials = {}  # compiled initial states
     for stage in method.stages:
       all_views(stage)  # raises if they are invalid
 
@@ -125,15 +126,19 @@ class Program:
     pixels, rows = next(iter(self.data.train.batches(lambda _: rows, [0])))
     seeds = np.array([split.seed for split in splits], np.uint32)
     labels = np.stack([split.labels for split in splits])
-    return self._initial(len(splits[0].labelled))(  # equal in every split
+    labelled = len(splits[0].labelled)  # equal in every split
+    if labelled not in self._initials:
+      self._initials[labelled] = self._initial(labelled)
+    return self._initials[labelled](
       self.place(seeds, None),
       self.place(labels, None),
       (pixels, self.fitted),
       rows,
     )
 
-  @functools.cache  # noqa: B019 (a program lasts as long as its process)
   def _initial(self, labelled: int) -> Callable:
+    """Compile the initial state of splits with so many labelled rows."""
+
     def one(seed, labels, source, rows):
       key = jax.random.key(seed)
       image = self.plain(source, rows, key)
