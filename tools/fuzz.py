@@ -405,7 +405,7 @@ BASES = {
     '--runs={new}/runs',
     '--results={new}/results',
     '--budget=cpu',
-    '--table=madnn/2',
+    '--table=association/1',
     '--rows=1',
   ],
 }
@@ -529,7 +529,7 @@ def prepare_damage(case: Case, places: 'Places') -> None:
     return
   from ssljax.experiments.papers import runs, tables
 
-  table = tables.find('madnn/2', tables.known_tables(), 'table')
+  table = tables.find('association/1', tables.known_tables(), 'table')
   run = runs.run_of(table.rows[0].at('cpu'))
   kept = new / 'results' / run.name / 'seed-0'
   kept.mkdir(parents=True)
