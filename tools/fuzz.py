@@ -35,6 +35,7 @@ from unittest import mock
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MEMORY = 6 * 2**30  # bytes that a worker may add to its address space
 DEADLINE = 60.0  # seconds of a case
+START = 600.0  # seconds in which a worker starts
 GOOD = 'accepted', 'refused', 'waiting'
 FAULTS = (
   *('traceback', 'several lines', 'other status', 'hang', 'crash'),
@@ -253,6 +254,7 @@ def work(whole: bool) -> None:
   with open('/proc/self/statm') as file:
     size = int(file.read().split()[0]) * os.sysconf('SC_PAGE_SIZE')
   resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, -1))
+  print('ready', file=results, flush=True)
   for line in sys.stdin:
     outcome = run_here(Case(**json.loads(line)), whole)
     results.write(json.dumps(outcome) + '\n')
@@ -303,6 +305,7 @@ class Worker:
     threading.Thread(
       target=_pump, args=(self.process.stdout, self.lines), daemon=True
     ).start()
+    self.lines.get(timeout=START)
 
   def stop(self) -> None:
     """End the process."""
@@ -402,7 +405,7 @@ BASES = {
     '--runs={new}/runs',
     '--results={new}/results',
     '--budget=cpu',
-    '--table=madnn/2',
+    '--table=association/1',
     '--rows=1',
   ],
 }
@@ -526,7 +529,7 @@ def prepare_damage(case: Case, places: 'Places') -> None:
     return
   from ssljax.experiments.papers import runs, tables
 
-  table = tables.find('madnn/2', tables.known_tables(), 'table')
+  table = tables.find('association/1', tables.known_tables(), 'table')
   run = runs.run_of(table.rows[0].at('cpu'))
   kept = new / 'results' / run.name / 'seed-0'
   kept.mkdir(parents=True)
