@@ -157,7 +157,7 @@ def look(folder: pathlib.Path, config: Config, overwrite: bool) -> dict | None:
       f'`workdir`={folder}: is not empty and holds no run; give another folder',
     )
   result = read_result(folder)
-  return result if result and result['complete'] else None
+  return result if result and result.get('complete') else None
 
 
 def is_run(folder: pathlib.Path) -> bool:
@@ -236,7 +236,7 @@ def refuse_other(folder: pathlib.Path, config: Config) -> None:
   )
 
 
-# Keys of a result, and those that it needs once it is complete.
+# Types of the values of a result, and of those that come at its end.
 _TYPES = {
   'complete': bool,
   'method': str,
@@ -259,13 +259,13 @@ def read_result(folder: pathlib.Path) -> dict | None:
   if not files.exists(path):
     return None
   result = read_json(path)
-  needed = dict(_TYPES)
-  if result.get('complete'):
-    needed |= _OF_COMPLETE
-  for name, kind in needed.items():
-    if not isinstance(result.get(name), kind):
+  types = _TYPES | _OF_COMPLETE
+  needed = types if result.get('complete') else {'method'}
+  for name, kind in types.items():
+    is_there = name in result or name in needed
+    if is_there and not isinstance(result.get(name), kind):
       raise _damaged(path, f'it has no valid {name!r}')
-  if not all(isinstance(arm, dict) for arm in result['arms'].values()):
+  if not all(isinstance(arm, dict) for arm in result.get('arms', {}).values()):
     raise _damaged(path, "it has no valid 'arms'")
   return result
 
