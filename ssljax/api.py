@@ -482,9 +482,9 @@ def _as_tx(optimizer) -> Callable:
       names = list(inspect.signature(optimizer).parameters)
   require(
     names[:1] == ['steps'],
-    f'`optimizer`={optimizer!r:.100}: give a name, a dict of settings, an optax '
-    'optimiser such as optax.adam(1e-3), or a function (steps, scale=1.0, '
-    '**changes) -> optimiser',
+    f'`optimizer`={optimizer!r:.100}: give a name, a dict of settings, an '
+    'optax optimiser such as optax.adam(1e-3), or a function (steps, '
+    'scale=1.0, **changes) -> optimiser',
   )
   return optimizer
 

@@ -130,6 +130,7 @@ def test_every_damage_of_a_file_is_one_line_that_names_it(run, tmp_path, name):
       continue
     with pytest.raises(InputError, match=r'^run=') as refused:
       read()
+      pytest.fail(f'{kind} was read')
     assert '\n' not in str(refused.value), kind
     words = str(refused.value)
     assert name in words or 'is not finished' in words, (kind, words)

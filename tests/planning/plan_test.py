@@ -254,7 +254,7 @@ def test_a_state_that_does_not_fit_is_refused_with_its_largest_part():
     (['--method=llp', '--devices=0'], '--devices=0: give a number from 1'),
     (['--method=llp', '--devices=2,x'], '--devices=2,x: give a number'),
     (['--method=llp', '--devices='], '--devices=: give a number'),
-    (['--method=elp'], '--method=elp: value should be one of'),
+    (['--method=elp'], '--method=elp: there is no such method'),
     (['--method=llp', '--dataset=a'], '--dataset=a: its size is not known'),
     (['--method=llp', '--eta=1'], "Unknown command line flag 'eta'"),
     (['--method=llp', '--train_split=a'], '--train_split=a: no such split'),

@@ -9,7 +9,7 @@ from ssljax.planning import plan
 
 def count(**values):
   config = config_lib.from_values('llp', dict(steps=1) | values)
-  return plan.count_rows(config, plan.outline(config))
+  return plan.count_rows(config, plan.outline_of(config))
 
 
 @pytest.mark.parametrize(

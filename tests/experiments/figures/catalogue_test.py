@@ -319,7 +319,10 @@ def folders(folder, tmp_path_factory):
   result = json.loads((folder / 'result.json').read_text())
   changes = {
     'unfinished': {'complete': False},
-    'madnn': {'method': 'madnn', 'arms': {'madnn': {}}},
+    'madnn': {
+      'method': 'madnn',
+      'arms': result['arms'] | {'madnn': result['arms']['association']},
+    },
     'moved': {'splits': ['of other images'] * 2},
     'old': {},
     'bare': {},
