@@ -453,10 +453,10 @@ def _fingerprint(part) -> str:
   It is made of a module's fields, or of a function's source; values that a
   function closes over are not in it.
   """
-  try:
-    source = inspect.getsource(part)
-  except (TypeError, OSError):  # no function or class, or typed at a prompt
-    source = getattr(part, '__qualname__', None) or repr(part)
+  is_code = inspect.isfunction(part) or isinstance(part, type)
+  source = getattr(part, '__qualname__', '') if is_code else repr(part)
+  with contextlib.suppress(TypeError, OSError):  # typed at a prompt
+    source += inspect.getsource(part if is_code else type(part))
   text = re.sub(r' at 0x[0-9a-f]+', '', source)
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 

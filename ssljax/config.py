@@ -75,7 +75,9 @@ class Split:
 class Network:
   """The network."""
 
-  network: str = _setting('convlarge', 'Name of the network.')
+  network: str = _setting(
+    'convlarge', f'Network: {", ".join(registry.NETWORKS)}.'
+  )
   dropout: float | None = _setting(
     None, "Dropout rate; the network's own if unset."
   )
@@ -103,7 +105,8 @@ class Augmentation:
     (), f'Augmentations in order, of {", ".join(registry.AUGMENTATIONS)}.'
   )
   preprocess: str = _setting(
-    'none', 'Preprocessing of every image; all but imagenet are fitted.'
+    'none',
+    f'Preprocessing of every image: {", ".join(registry.PREPROCESS)}.',
   )
 
 
@@ -111,7 +114,9 @@ class Augmentation:
 class Active:
   """Active learning: labels queried while training."""
 
-  acquire: str = _setting('none', 'Acquisition function, if any.')
+  acquire: str = _setting(
+    'none', f'Acquisition function: none, {", ".join(registry.ACQUISITIONS)}.'
+  )
   query_every: int = _setting(10, 'Epochs between queries.')
   query_size: int = _setting(10, 'Images per query.')
   query_passes: int = _setting(

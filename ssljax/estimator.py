@@ -12,6 +12,7 @@ from ssljax import api
 from ssljax.core import UNLABELLED
 from ssljax.errors import InputError, require
 
+_UNLABELLED_TEXTS = ('-1', '')
 _OWN = (
   *('method', 'network', 'optimizer', 'steps', 'augment', 'validation'),
   *('random_state', 'progress'),
@@ -22,8 +23,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
   """A semi-supervised classifier of images or feature vectors.
 
   In `fit(X, y)` a label of -1 marks an unlabelled row, as everywhere in
-  scikit-learn; among labels that are texts, None does too. All other arguments
-  are those of `ssljax.fit`.
+  scikit-learn; among labels that are texts, None, '-1' and '' do too. All other
+  arguments are those of `ssljax.fit`. `score` is the accuracy on labelled rows.
 
   Attributes:
     classes_: `[C]` the labels, sorted.
@@ -148,6 +149,24 @@ class Classifier(ClassifierMixin, BaseEstimator):
     rows = self._rows(X)
     return self.classes_[self.model_.predict(rows)]
 
+  def score(self, X, y, sample_weight=None) -> float:
+    """Return the accuracy on the rows that have a label.
+
+    Args:
+      X: rows, as in `fit`.
+      y: labels; rows without one are left out.
+      sample_weight: `[M]` weights of the rows, or None.
+
+    Raises:
+      InputError: no row has a label.
+    """
+    y = _as_labels(y)
+    known = _known(y)
+    require(known.any(), '`y`: no row has a label; give some labels')
+    right = self.predict(X)[known] == y[known]
+    weight = None if sample_weight is None else np.asarray(sample_weight)[known]
+    return float(np.average(right, weights=weight))
+
 
 def _rank(X) -> int:
   """Return the rank of an array-like."""
@@ -177,10 +196,12 @@ def _is_missing(label) -> bool:
 def _known(y: np.ndarray) -> np.ndarray:
   """Return `[N]` bool: the rows that have a label."""
   if y.dtype == object:
-    return np.array([not (_is_missing(x) or x == UNLABELLED) for x in y], bool)
+    unlabelled = UNLABELLED, *_UNLABELLED_TEXTS
+    return np.array([not (_is_missing(x) or x in unlabelled) for x in y], bool)
   if y.dtype.kind in 'iuf':
     return (y != UNLABELLED) & ~np.isnan(y.astype(float))
-  return np.ones(len(y), bool)
+  # NumPy turns a -1 among texts into '-1'; a table's empty cell is ''.
+  return ~np.isin(y.astype(str), _UNLABELLED_TEXTS)
 
 
 def _seed(random_state) -> int:

@@ -1,5 +1,6 @@
 """The public Python API, by public names only."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -43,10 +44,20 @@ def few(labels, each=4):
 class Tiny(nn.Module):
   """A linen module as a notebook's author writes it."""
 
+  width: int = 8
+
   @nn.compact
   def __call__(self, x):
-    x = nn.relu(nn.Dense(8)(x.reshape(len(x), -1)))
+    x = nn.relu(nn.Dense(self.width)(x.reshape(len(x), -1)))
     return nn.Dense(CLASSES)(x), x
+
+
+class Wide(nn.Module):
+  """A network with more outputs than there are classes."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(CLASSES + 1)(x.reshape(len(x), -1))
 
 
 QUICK = dict(network=Tiny(), steps=80, progress=False, batch_unlabelled=16)
@@ -278,6 +289,56 @@ def entropy_minimisation(net, tx, batch_spec, steps, *, strength: float = 0.1):
   return core.Method(name='entropy_minimisation', stages=(stage,))
 
 
+def test_a_folder_of_an_unknown_method_is_refused_as_another_run(tmp_path):
+  folder = tmp_path / 'run'
+  ssljax.fit(X, few(Y), workdir=folder, **QUICK)
+  record = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps(record | {'method': 'gone'}))
+  with pytest.raises(ssljax.InputError, match='method=gone there'):
+    ssljax.fit(X, few(Y), workdir=folder, **QUICK)
+
+
+def test_fits_leave_no_arrays_behind():
+  gc.collect()
+  before = len(jax.live_arrays())
+  for seed in range(2):
+    ssljax.fit(X, few(Y), seed=seed, **QUICK)
+  gc.collect()
+  assert len(jax.live_arrays()) <= before
+
+
+def test_float_images_keep_the_scale_of_the_training():
+  model = ssljax.fit(X.astype(np.float32), few(Y), **QUICK)
+  dark, white = np.ones((1, 9, 9, 1)), np.full((1, 9, 9, 1), 255.0)
+  alone = model.predict_proba(dark)
+  together = model.predict_proba(np.concatenate([dark, white]))
+  np.testing.assert_allclose(together[:1], alone, rtol=1e-5)
+
+
+def test_epochs_replace_the_suggested_steps():
+  arguments = {k: v for k, v in QUICK.items() if k != 'steps'}
+  # 78 unlabelled images in batches of 16 are 4 steps an epoch.
+  model = ssljax.fit(X, few(Y), epochs=2.0, **arguments)
+  assert model.result['steps'] == 8
+
+
+def test_a_factory_of_the_library_keeps_its_entry():
+  entry = ssljax.registry.METHODS['association']
+  model = ssljax.fit(X, few(Y), method=entry.factory, network=Tiny(), steps=2)
+  assert model.config.method == 'association'
+  assert ssljax.registry.METHODS['association'] is entry
+
+
+def test_a_run_with_another_test_set_or_network_is_another_run(tmp_path):
+  folder = tmp_path / 'run'
+  new, truth = make_images(30, seed=1)
+  ssljax.fit(X, few(Y), test=(new, truth), workdir=folder, **QUICK)
+  for more in (dict(test=(new, 2 - truth)), dict(network=Tiny(width=9))):
+    with pytest.raises(ssljax.InputError, match='there, '):
+      arguments = QUICK | dict(test=(new, truth)) | more
+      ssljax.fit(X, few(Y), workdir=folder, **arguments)
+
+
 def test_a_method_of_a_notebook_trains():
   ends = []
   for strength in (0.0, 5.0):
@@ -311,6 +372,12 @@ BAD = {
   'validation=90': dict(validation=90),
   'optimizer=3': dict(optimizer=3),
   "optimizer='sgdd'": dict(optimizer='sgdd'),
+  r'optax optimiser such as optax\.adam\(1e-3\)': dict(optimizer=optax.adam),
+  'optimizer=validation': dict(optimizer={'validation': 2}),
+  r'callbacks=\[3\]': dict(callbacks=[3]),
+  'test: give a pair': dict(test=X),
+  'network: its logits have shape': dict(network=Wide()),
+  'is a class of linen': dict(network=Tiny),
   'steps=0': dict(steps=0),
   'test_images: rows have shape': dict(test=(X[:, 1:], Y)),
 }

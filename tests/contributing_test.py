@@ -43,11 +43,12 @@ def test_a_recipe_trains_as_it_stands(name, code, command, tmp_path):
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+  (folder,) = (tmp_path / 'runs').iterdir()
+  result = json.loads((folder / 'result.json').read_text())
   assert result['complete'] and result['steps'] == 20
   # Beside the baseline, as every method.
   assert set(result['arms']) == {'supervised', result['method']}
-  lines = (tmp_path / 'run' / 'flags.txt').read_text().splitlines()
+  lines = (folder / 'flags.txt').read_text().splitlines()
   assert all(argument in lines for argument in arguments[1:-1])
 
 

@@ -33,6 +33,31 @@ def test_string_labels_come_back():
   np.testing.assert_array_equal(again.predict(X), fitted.predict(X))
 
 
+def test_a_score_is_of_the_labelled_rows():
+  y = np.where(np.arange(60) < 30, CODES, -1)
+  fitted = ssljax.Classifier(**QUICK).fit(X, y)
+  right = np.mean(fitted.predict(X[:30]) == CODES[:30])
+  assert fitted.score(X, y) == right > 0.5
+  weight = np.arange(60.0)
+  weighted = fitted.score(X, y, sample_weight=weight)
+  hits = fitted.predict(X[:30]) == CODES[:30]
+  assert weighted == np.average(hits, weights=weight[:30])
+
+
+def test_numpys_text_of_an_unlabelled_row_is_no_class():
+  y = np.where(np.arange(60) < 30, NAMES[CODES], '-1')
+  y[29] = ''
+  fitted = ssljax.Classifier(**QUICK).fit(X, y)
+  assert fitted.classes_.tolist() == ['cat', 'dog', 'eel']
+
+
+def test_a_missing_value_of_a_table_is_unlabelled():
+  y = np.where(np.arange(60) < 30, CODES, np.nan)
+  assert ssljax.Classifier(**QUICK).fit(X, y).classes_.tolist() == [0, 1, 2]
+  with pytest.raises(ValueError, match='continuous'):
+    ssljax.Classifier(**QUICK).fit(X, CODES + 0.5)
+
+
 def test_labels_may_be_any_integers():
   y = np.array([5, 9, 7])[CODES]
   y[40:] = -1

@@ -143,7 +143,8 @@ def help_lines(flag) -> list[str]:
   default = flag.serialize() if flag.value is not None else ''
   default = default.split('=', 1)[-1] if not flag.boolean else str(flag.value)
   shown = f" (default: '{default}')" if flag.value is not None else ''
-  said = flag.help[:1].upper() + flag.help[1:]
+  first = flag.help[:1]
+  said = (first.upper() if first.isascii() else first) + flag.help[1:]
   text = textwrap.wrap(f'{marked_as_flags(said)}{shown}', 74)
   return [f'  --{name}:', *(f'    {line}' for line in text)]
 

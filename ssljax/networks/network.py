@@ -399,6 +399,10 @@ def as_network(network, classes: int) -> Network:
   if isinstance(network, nn.Module):
     return from_linen(network)
   require(
+    not (isinstance(network, type) and issubclass(network, nn.Module)),
+    f'`network`={network!r:.100}: is a class of linen: give an instance',
+  )
+  require(
     callable(network),
     f'`network`={network!r:.100}: give a name, a Network, a flax module, or a '
     'constructor (rngs) -> nnx.Module',

@@ -26,7 +26,7 @@ import sys
 import jax
 
 from ssljax import config as config_lib
-from ssljax import files
+from ssljax import files, registry
 from ssljax.config import Config
 from ssljax.errors import InputError, require
 from ssljax.runs import run_lock
@@ -195,6 +195,15 @@ def read_config(folder: pathlib.Path, method: str | None = None) -> Config:
     ) from error
 
 
+def _recorded_method(folder: pathlib.Path) -> str | None:
+  """Return the name of the method in `config.json`, if it can be read."""
+  try:
+    tree = json.loads(files.read_text(folder / 'config.json'))
+    return tree['method'] if isinstance(tree['method'], str) else None
+  except (ValueError, TypeError, KeyError, RecursionError, OSError):
+    return None  # `read_config` reports it.
+
+
 def claim(folder: pathlib.Path, config: Config, overwrite: bool) -> None:
   """Make the folder the run's own: remove an earlier run, write the config.
 
@@ -227,8 +236,12 @@ def clear(folder: pathlib.Path) -> None:
 
 def refuse_other(folder: pathlib.Path, config: Config) -> None:
   """Raise `InputError` naming the settings in which two runs differ."""
-  there = read_config(folder, config.method)
-  differ = config_lib.differences(there, config)
+  method = _recorded_method(folder) or config.method
+  if method in registry.METHODS:
+    there = read_config(folder, config.method)
+    differ = config_lib.differences(there, config)
+  else:  # A user's, which this program does not know.
+    differ = [f'`method`={method} there, `method`={config.method} here']
   require(
     not differ,
     f'`workdir`={folder}: holds a run of other settings ({"; ".join(differ)}): '
