@@ -278,7 +278,8 @@ def thinned(metrics: list[str]) -> list[str]:
 def check_result(folder: pathlib.Path, result: dict, row: tables.Row) -> None:
   """Raise `InputError` for a stored result without what a table shows."""
   arms = result.get('arms')
-  entry = isinstance(arms, dict) and arms.get(row.arm or result.get('method'))
+  named = str(row.arm or result.get('method'))
+  entry = isinstance(arms, dict) and arms.get(named)
   require(
     isinstance(entry, dict)
     and all(isinstance(entry.get(k), int | float) for k in ('steps', 'seconds'))

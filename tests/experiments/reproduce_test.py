@@ -475,7 +475,15 @@ def test_rows_need_a_table(asked):
 
 
 @pytest.mark.parametrize(
-  'content', ['{"arms": {}', '[]', '\udc80', '{"arms": 3}', '{}']
+  'content',
+  [
+    '{"arms": {}',
+    '[]',
+    '\udc80',
+    '{"arms": 3}',
+    '{}',
+    '{"method": {}, "arms": {}}',
+  ],
 )
 def test_a_damaged_stored_result_is_named(asked, tmp_path, content):
   made_anew(asked, tmp_path, '<!-- presets -->\n<!-- end -->\n')
