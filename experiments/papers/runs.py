@@ -13,6 +13,7 @@ the preset included. A result is ignored if the preset has changed since.
 import json
 import pathlib
 import shutil
+import stat
 import sys
 from typing import NamedTuple
 
@@ -116,6 +117,12 @@ def missing_data(run: PresetRun, more, data_dir) -> list[str]:
   return sorted({name for name in (*run.data, *more) if not there(name)})
 
 
+def _read_text(path: pathlib.Path) -> str:
+  """Return the text of a regular file; a FIFO would wait for a writer."""
+  require(stat.S_ISREG(path.stat().st_mode), 'it is no regular file')
+  return path.read_text(encoding='utf-8')
+
+
 def read_json(path: pathlib.Path) -> dict | None:
   """Return the object in a JSON file, None if there is no such file.
 
@@ -123,7 +130,7 @@ def read_json(path: pathlib.Path) -> dict | None:
     InputError: the file is damaged.
   """
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
+    found = json.loads(_read_text(path))
     require(isinstance(found, dict), 'it is no JSON object')
     return found
   except (FileNotFoundError, NotADirectoryError):
@@ -142,10 +149,10 @@ def read_lines(path: pathlib.Path) -> list[str] | None:
     InputError: the file is damaged.
   """
   try:
-    return path.read_text(encoding='utf-8').splitlines()
+    return _read_text(path).splitlines()
   except (FileNotFoundError, NotADirectoryError):
     return None
-  except (OSError, UnicodeDecodeError) as error:
+  except (OSError, ValueError) as error:
     raise InputError(
       f'{path} cannot be read ({getattr(error, "strerror", None) or error}): '
       'restore it, or remove its folder and run the same command again'
@@ -271,7 +278,8 @@ def thinned(metrics: list[str]) -> list[str]:
 def check_result(folder: pathlib.Path, result: dict, row: tables.Row) -> None:
   """Raise `InputError` for a stored result without what a table shows."""
   arms = result.get('arms')
-  entry = isinstance(arms, dict) and arms.get(row.arm or result.get('method'))
+  named = str(row.arm or result.get('method'))
+  entry = isinstance(arms, dict) and arms.get(named)
   require(
     isinstance(entry, dict)
     and all(isinstance(entry.get(k), int | float) for k in ('steps', 'seconds'))

@@ -475,7 +475,15 @@ def test_rows_need_a_table(asked):
 
 
 @pytest.mark.parametrize(
-  'content', ['{"arms": {}', '[]', '\udc80', '{"arms": 3}', '{}']
+  'content',
+  [
+    '{"arms": {}',
+    '[]',
+    '\udc80',
+    '{"arms": 3}',
+    '{}',
+    '{"method": {}, "arms": {}}',
+  ],
 )
 def test_a_damaged_stored_result_is_named(asked, tmp_path, content):
   made_anew(asked, tmp_path, '<!-- presets -->\n<!-- end -->\n')
@@ -539,3 +547,16 @@ def test_the_time_of_a_step_is_a_mean_without_the_first_steps(
   assert reproduce._watch_steps(process, tmp_path) is None
   ended = mock.Mock(poll=lambda: 1)
   assert reproduce._watch_steps(ended, tmp_path) is None
+
+
+@pytest.mark.parametrize('name', ['run.flags', 'result.json'])
+def test_a_fifo_among_the_stored_results_is_refused(asked, tmp_path, name):
+  made_anew(asked, tmp_path, '<!-- presets -->\n<!-- end -->\n')
+  path = next(asked.results.glob(f'*/seed-1/{name}'))
+  path.unlink()
+  os.mkfifo(path)
+  with (
+    mock.patch.object(readme_tables, 'PAGES', [tmp_path / 'page.md']),
+    pytest.raises(InputError, match='it is no regular file'),
+  ):
+    asked('--pages')
