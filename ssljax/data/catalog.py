@@ -52,10 +52,10 @@ class _Found(NamedTuple):
 
   classes: tuple[str, ...]  # [C]
   feature: Any  # of the images
-  count: Callable[[records.Split], int]  # number of images
+  count: Callable[[records.SplitName], int]  # number of images
   test_split: Callable[[], str]  # the default test split
   # (train, test) -> None; raises if they have common images
-  refuse_overlap: Callable[[records.Split, records.Split], None]
+  refuse_overlap: Callable[[records.SplitName, records.SplitName], None]
 
 
 def outline(
@@ -102,11 +102,11 @@ def outline(
   side = SIDE if differ and image_size is None else image_size
   shape = datasets.image_shape(name, found.feature, side)
   source = lambda count: _source(count, shape, crop=crop and differ)
-  train = records.Split(name, 'train_split', train_split)
+  train = records.SplitName(name, 'train_split', train_split)
   tests = 0
   if with_test:
     test_split = test_split or found.test_split()
-    test = records.Split(name, 'test_split', test_split)
+    test = records.SplitName(name, 'test_split', test_split)
     found.refuse_overlap(train, test)
     tests = found.count(test)
   return datasets.Dataset(
@@ -170,7 +170,7 @@ def _known(name: str) -> _Found:
   )
   classes, shape, sizes = KNOWN[plain]
 
-  def parts(split: records.Split) -> set[str]:
+  def parts(split: records.SplitName) -> set[str]:
     found = split.name.split('+')
     require(
       all(part in sizes for part in found) and len(set(found)) == len(found),
@@ -180,7 +180,7 @@ def _known(name: str) -> _Found:
     )
     return set(found)
 
-  def refuse_overlap(train: records.Split, test: records.Split) -> None:
+  def refuse_overlap(train: records.SplitName, test: records.SplitName) -> None:
     require(
       not parts(train) & parts(test),
       f'`train_split`={train.name}, `test_split`={test.name}: the test images '

@@ -188,10 +188,10 @@ def _prepared_set(
   builder = tfds_reader.open_builder(name, data_dir)
   columns = tfds_reader.find_columns(name, builder.info)
   shape = image_shape(name, columns.feature, image_size)
-  parts = [records.Split(name, 'train_split', train_split)]
+  parts = [records.SplitName(name, 'train_split', train_split)]
   if with_test:
     test_split = test_split or default_test_split(name, builder, columns)
-    parts.append(records.Split(name, 'test_split', test_split))
+    parts.append(records.SplitName(name, 'test_split', test_split))
     records.refuse_overlap(builder, *parts)
   crop = crop and None in columns.feature.shape[:2]
   shorter = round(_MARGIN * image_size) if crop else image_size
@@ -290,7 +290,7 @@ def default_test_split(name: str, builder, columns: tfds_reader.Columns) -> str:
   splits = builder.info.splits
   for split in ('test', 'validation'):
     if split in splits and splits[split].num_examples:
-      part = records.Split(name, 'test_split', split)
+      part = records.SplitName(name, 'test_split', split)
       opened = records.open_records(part, builder)
       few = range(min(8, len(opened)))
       first = records.fetch(part, opened, few, columns.label)

@@ -29,7 +29,7 @@ _SHOWN = 10  # undecodable images that a message lists
 _OPEN = 32  # files that are looked into at the same time
 
 
-class Split(NamedTuple):
+class SplitName(NamedTuple):
   """A split as the user named it, for messages."""
 
   dataset: str
@@ -37,7 +37,7 @@ class Split(NamedTuple):
   name: str  # in TFDS split notation
 
 
-def split_size(split: Split, builder) -> int:
+def split_size(split: SplitName, builder) -> int:
   """Return the number of images of a split, at least 1.
 
   Args:
@@ -67,7 +67,7 @@ def split_size(split: Split, builder) -> int:
 # Overlap.
 
 
-def refuse_overlap(builder, train: Split, test: Split) -> None:
+def refuse_overlap(builder, train: SplitName, test: SplitName) -> None:
   """Raise `InputError` if two splits have common rows."""
   held = {}
   for file, *piece in _pieces(builder, test):
@@ -85,7 +85,7 @@ def refuse_overlap(builder, train: Split, test: Split) -> None:
   )
 
 
-def _refuse_repeats(builder, split: Split) -> None:
+def _refuse_repeats(builder, split: SplitName) -> None:
   """Raise `InputError` if a split has a row more than once."""
   pieces, twice, last = sorted(_pieces(builder, split)), 0, ('', 0)
   for file, start, end in pieces:
@@ -99,7 +99,7 @@ def _refuse_repeats(builder, split: Split) -> None:
   )
 
 
-def _pieces(builder, split: Split) -> list[tuple[str, int, int]]:
+def _pieces(builder, split: SplitName) -> list[tuple[str, int, int]]:
   """Return the file, first record and end of every piece of a split."""
   split_size(split, builder)
   return [
@@ -111,7 +111,7 @@ def _pieces(builder, split: Split) -> list[tuple[str, int, int]]:
 # Records and labels.
 
 
-def open_records(split: Split, builder):
+def open_records(split: SplitName, builder):
   """Return the records of a split: len(), __getitems__(rows).
 
   Raises:
@@ -136,7 +136,7 @@ def open_records(split: Split, builder):
   return records
 
 
-def _check_lengths(split: Split, builder) -> None:
+def _check_lengths(split: SplitName, builder) -> None:
   """Raise `InputError` if a file has another length than is said of it.
 
   TFDS reads as many records as dataset_info.json says, even if a file has more.
@@ -165,7 +165,7 @@ def _check_lengths(split: Split, builder) -> None:
 
 
 @contextlib.contextmanager
-def _damage(split: Split) -> Iterator[None]:
+def _damage(split: SplitName) -> Iterator[None]:
   """Convert the errors of missing and damaged files."""
   try:
     yield
@@ -178,7 +178,9 @@ def _damage(split: Split) -> Iterator[None]:
     ) from error
 
 
-def fetch(split: Split, records, rows: Sequence[int], field: Callable) -> list:
+def fetch(
+  split: SplitName, records, rows: Sequence[int], field: Callable
+) -> list:
   """Return `field(record)` of the records of some rows.
 
   Raises:
@@ -189,7 +191,7 @@ def fetch(split: Split, records, rows: Sequence[int], field: Callable) -> list:
 
 
 def read_labels(
-  split: Split, records, columns: tfds_reader.Columns
+  split: SplitName, records, columns: tfds_reader.Columns
 ) -> tuple[np.ndarray, np.ndarray]:
   """Return the labels of a split and hashes of its images; none is decoded.
 
@@ -258,7 +260,7 @@ def by_chunk(
 class Reader(NamedTuple):
   """The `Source.read` and `Source.crop` of a split on disk."""
 
-  split: Split
+  split: SplitName
   records: Any  # of `open_records`
   columns: tfds_reader.Columns
   shape: tuple[int, int, int]  # H, W, c
