@@ -27,6 +27,7 @@ def begin(run) -> dict[str, Any]:
     'splits': [split.digest for split in run.drawn],
     'complete': False,
     'total_steps': _all_steps(run.methods),
+    'test_images_in_training': run.copies,
     'arms': {},
   } | run_folder.provenance(run.mesh.size)
 
