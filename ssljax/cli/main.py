@@ -1,4 +1,4 @@
-"""How every program starts and ends, and the programs that train a method.
+"""Start and end of every program, and the programs that train a method.
 
 Exit statuses: 0 done, 2 invalid input (one line), 3 waiting for labels, 1
 anything else.
@@ -110,7 +110,7 @@ class MethodCommand:
     return rest
 
   def _prefer_command_line(self, arguments, *alternatives: str) -> None:
-    """Of flags that exclude each other, let one on the command line win."""
+    """Let the command line win over a preset among exclusive flags."""
     given = [n for n in alternatives if config_flags.is_given(n, arguments)]
     if len(given) == 1:
       for name in set(alternatives) - set(given):

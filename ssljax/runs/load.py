@@ -1,4 +1,4 @@
-"""Loads finished runs."""
+"""Finished runs: their records, states and outputs."""
 
 from collections.abc import Callable
 import contextlib
@@ -44,7 +44,7 @@ class Finished:
 
   @property
   def steps(self) -> int:
-    """The length of the run."""
+    """Steps of the run, over all stages."""
     total = loop.total_steps(self.program.method)
     if total is not None:
       return total
@@ -57,7 +57,7 @@ class Finished:
 
   @property
   def stage_ends(self) -> dict[str, int]:
-    """The last step of each stage, by its name."""
+    """Last step of each stage, by its name."""
     ends = loop.stage_ends(self.program.method)
     return ends | {list(ends)[-1]: self.steps}
 
@@ -69,7 +69,7 @@ class Finished:
 
   @property
   def hidden(self) -> np.ndarray:
-    """Rows seen without a label whose class the data set knows.
+    """Rows seen without a label, whose true class is known.
 
     Raises:
       InputError: there is none.
@@ -85,11 +85,11 @@ class Finished:
 
   @functools.cached_property
   def state(self) -> TrainState:
-    """At the end of the run."""
+    """State at the end of the run."""
     return self.after(self.steps)
 
   def sweep(self, per_example, state: TrainState, feed: feeds.Feed, rows):
-    """What `per_example` says of rows `[M]`, as NumPy arrays `[M, ...]`.
+    """Map a function over rows `[M]`; return NumPy arrays `[M, ...]`.
 
     Args:
       per_example: `(state, image [B, H, W, c], key) -> pytree of [B, ...]`, the
@@ -108,21 +108,21 @@ class Finished:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *swept)
 
   def infer(self, state: TrainState, feed: feeds.Feed, rows) -> Outputs:
-    """What the evaluated weights say of rows `[M]`; arguments of `sweep`."""
+    """Return the outputs of the evaluated weights; arguments of `sweep`."""
     return self.sweep(self.per_example, state, feed, rows)
 
   def embed(self, state: TrainState, feed: feeds.Feed, rows) -> np.ndarray:
-    """Embeddings `[M, D]` of length 1; arguments of `sweep`."""
+    """Return embeddings `[M, D]` of length 1; arguments of `sweep`."""
     return embeddings.l2_normalize(
       self.sweep(self._embedding, state, feed, rows)
     )
 
   def features(self, state: TrainState, feed: feeds.Feed, rows) -> np.ndarray:
-    """Features `[M, F]`; arguments of `sweep`."""
+    """Return features `[M, F]`; arguments of `sweep`."""
     return self.sweep(self._feature, state, feed, rows)
 
   def as_trained(self, state: TrainState, feed: feeds.Feed, rows):
-    """Embeddings `[M, D]` by the weights as they are, not by their average.
+    """Return embeddings `[M, D]` by the trained weights, not their average.
 
     Unlike those of `embed` they are as long as the network makes them.
     """
@@ -148,7 +148,7 @@ class Finished:
     return feature
 
   def replay(self, steps: int) -> TrainState:
-    """The state after the first steps of the run, taken once more.
+    """Repeat the first steps of the run; return the state after them.
 
     Nothing but the seed is needed: the order of a run is arithmetic. Not for
     a stage that re-estimates something after an epoch.
@@ -164,14 +164,14 @@ class Finished:
 
 
 def hidden_rows(split: Split) -> np.ndarray:
-  """Rows `[U]` that a run saw without their label only."""
+  """Return the rows `[U]` that a run saw only without their label."""
   rows = np.setdiff1d(split.unlabelled, split.labelled)
   # Where every image is labelled, each is seen in both ways.
   return rows if len(rows) else split.unlabelled
 
 
 def observer(net, method) -> Callable:
-  """`(state, image, key) -> Outputs` of the weights that are evaluated."""
+  """Return `(state, image, key) -> Outputs` by the evaluated weights."""
 
   def per_example(state, image, key):
     del key
@@ -424,7 +424,7 @@ def load(
 
 
 def kept_steps(where: pathlib.Path) -> tuple[int, ...]:
-  """The steps whose checkpoints are in a folder, in rising order."""
+  """Return the steps whose checkpoints are in a folder, in rising order."""
   if not where.is_dir():  # opening the checkpoints would make it
     return ()
   with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
@@ -432,7 +432,7 @@ def kept_steps(where: pathlib.Path) -> tuple[int, ...]:
 
 
 def restore(folder: pathlib.Path, made, group, seed: int, step: int):
-  """A `TrainState` of a run, of one seed and with an axis [1].
+  """Restore the `TrainState` of one seed of a run, with an axis [1].
 
   Args:
     folder: of the run.
