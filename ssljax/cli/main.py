@@ -202,8 +202,10 @@ def run(
     except oracle.WaitingError as waiting:
       _print_error(program, waiting)
       sys.exit(3)
-    except preemption.PreemptedError as preempted:  # Nothing is wrong.
+    except preemption.PreemptedError as preempted:
       _print_error(program, preempted)
+      # Nothing is wrong; but Ctrl-C ends a shell's loop, too.
+      sys.exit(130 if preempted.signal == 'SIGINT' else 0)
 
   app.run(begin, flags_parser=parse_or_fail)
 

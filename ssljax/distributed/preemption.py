@@ -18,18 +18,32 @@ from ssljax.distributed import multihost
 
 
 class PreemptedError(Exception):
-  """A run was interrupted by SIGTERM. The message says what it has saved."""
+  """A run was interrupted by a signal. The message says what it has saved.
+
+  Attributes:
+    signal: name of the signal.
+  """
+
+  def __init__(self, message: str, signal: str = 'SIGTERM'):
+    super().__init__(message)
+    self.signal = signal
 
 
 class Notice:
-  """A function that returns whether SIGTERM has arrived."""
+  """A function that returns whether SIGTERM or SIGINT has arrived.
+
+  Attributes:
+    signal: name of the signal that has arrived.
+  """
+
+  signal = 'SIGTERM'
 
   def __init__(self):
     """Start without a signal; see `listen`."""
     self._given, self._calls = False, 0
 
   def __call__(self) -> bool:
-    """Return True once SIGTERM has arrived. Call on all processes at each step.
+    """Return True once a signal has arrived. All processes call it each step.
 
     With several processes, a signal to one of them suffices. All processes get
     True at the same call: the latest call that any of them had reached when
@@ -45,24 +59,33 @@ class Notice:
 
   @contextlib.contextmanager
   def listen(self) -> Iterator['Notice']:
-    """Handle the first SIGTERM; the second has its previous effect.
+    """Handle the first SIGTERM or SIGINT; the second has its previous effect.
 
-    With several processes JAX listens from `multihost.join` on. Outside the
-    main thread Python cannot handle signals; there SIGTERM keeps its effect.
+    With several processes JAX listens to SIGTERM from `multihost.join` on.
+    Outside the main thread Python cannot handle signals; there they keep their
+    effect.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if multihost.is_multiprocess() or not in_main_thread:
       yield self
       return
-    previous = signal.getsignal(signal.SIGTERM)
+    previous = {
+      number: signal.getsignal(number)
+      for number in (signal.SIGTERM, signal.SIGINT)
+    }
+
+    def restore():
+      for number, handler in previous.items():
+        signal.signal(number, handler)
 
     def handle(number, frame):
-      del number, frame
-      self._given = True
-      signal.signal(signal.SIGTERM, previous)
+      del frame
+      self._given, self.signal = True, signal.Signals(number).name
+      restore()
 
-    signal.signal(signal.SIGTERM, handle)
+    for number in previous:
+      signal.signal(number, handle)
     try:
       yield self
     finally:
-      signal.signal(signal.SIGTERM, previous)
+      restore()

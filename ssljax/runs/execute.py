@@ -136,7 +136,7 @@ def train(
     _notice(folder) as preempted,
   ):
     if lock:
-      preempted = _while_held(lock, preempted)
+      preempted = _WhileHeld(lock, preempted)
     jobs = _Jobs(run, folder, recorder, preempted, result, on_finish)
     jobs.progress = progress
     for method in run.methods:
@@ -155,14 +155,21 @@ def _notice(folder: pathlib.Path | None):
   return preemption.Notice().listen()
 
 
-def _while_held(lock: run_lock.RunLock, preempted: Callable) -> Callable:
-  """Return the notice of preemption, raising once the lock is lost."""
+class _WhileHeld:
+  """A preemption notice that raises when the run has lost its lock."""
 
-  def notice() -> bool:
-    lock.require_held()
-    return preempted()
+  def __init__(self, lock: run_lock.RunLock, notice: Callable):
+    self._lock, self._notice = lock, notice
 
-  return notice
+  def __call__(self) -> bool:
+    """Return True once the run is interrupted."""
+    self._lock.require_held()
+    return self._notice()
+
+  @property
+  def signal(self) -> str:
+    """Name of the signal that has interrupted the run."""
+    return self._notice.signal
 
 
 class _Jobs:

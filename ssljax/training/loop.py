@@ -288,9 +288,11 @@ class _Loop:
     if self.snapshots.saved != self.progress.step:
       self.save()
     self.snapshots.checkpoints.wait()
+    name = getattr(self.options.preempted, 'signal', 'SIGTERM')
     raise PreemptedError(
-      f'{self.job.name}: interrupted (SIGTERM), saved step '
-      f'{self.progress.step}: run the same command to resume'
+      f'{self.job.name}: interrupted ({name}), saved step '
+      f'{self.progress.step}: run the same command to resume',
+      name,
     )
 
 

@@ -29,6 +29,15 @@ def test_the_first_sigterm_is_noted_and_the_second_has_its_previous_effect(
     assert preempted() and len(terminated) == 1
 
 
+def test_ctrl_c_is_noted_by_its_name_and_a_second_one_interrupts():
+  with preemption.Notice().listen() as preempted:
+    assert not preempted()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert preempted() and preempted.signal == 'SIGINT'
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_after_listening_sigterm_has_its_previous_effect(terminated):
   with preemption.Notice().listen() as preempted:
     pass
