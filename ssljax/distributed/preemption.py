@@ -69,10 +69,10 @@ class Notice:
     if multihost.is_multiprocess() or not in_main_thread:
       yield self
       return
-    previous = {
-      number: signal.getsignal(number)
-      for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    previous = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is not signal.SIG_IGN:  # as in a shell's background
+      previous[signal.SIGINT] = interrupt
 
     def restore():
       for number, handler in previous.items():

@@ -29,7 +29,22 @@ def test_the_first_sigterm_is_noted_and_the_second_has_its_previous_effect(
     assert preempted() and len(terminated) == 1
 
 
-def test_ctrl_c_is_noted_by_its_name_and_a_second_one_interrupts():
+@pytest.fixture
+def interruptible():
+  """SIGINT raises KeyboardInterrupt, whatever the tests inherit."""
+  previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, previous)
+
+
+def test_an_ignored_ctrl_c_stays_ignored(interruptible):
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with preemption.Notice().listen() as preempted:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert not preempted()
+
+
+def test_ctrl_c_is_noted_by_its_name_and_a_second_one_interrupts(interruptible):
   with preemption.Notice().listen() as preempted:
     assert not preempted()
     os.kill(os.getpid(), signal.SIGINT)
