@@ -38,12 +38,6 @@ from ssljax.runs import load as load_lib
 from ssljax.training import metrics_writer
 
 _MODEL, _WEIGHTS = 'model.json', 'weights.msgpack'
-# Settings that exclude each other: one that is given unsets the other.
-_ALTERNATIVES = (
-  ('epochs', 'steps'),
-  ('batch_labelled', 'batch_per_class'),
-  ('batch_per_class', 'batch_labelled'),
-)
 _BATCH = 256  # images per compiled call of a prediction
 
 
@@ -278,7 +272,7 @@ def fit(
   """Train a classifier on labelled and unlabelled images.
 
   Settings that are not given take values that suit the data
-  (`runs.defaults.suggest`).
+  (`runs.defaults`).
 
   Args:
     images: `[N, H, W, c]` uint8, or floats in [0, 1] or [0, 255]; `[N, H, W]`
@@ -321,17 +315,13 @@ def fit(
   given = settings | parts.settings
   given |= {'seed': seed} | ({} if steps is None else {'steps': steps})
   _refuse_unknown(name, given)
-  suggested = defaults.suggest(name, defaults.facts_of(dataset, held_out))
-  for one, other in _ALTERNATIVES:
-    if given.get(one) is not None and given.get(other) is None:
-      suggested[other] = None
-  config = config_lib.from_values(
+  config = defaults.complete(
     name,
-    suggested
-    | {'dataset': _dataset_name(dataset), 'validation': held_out}
+    {'dataset': _dataset_name(dataset), 'validation': held_out}
     | {'baseline': False, 'workdir': None if workdir is None else str(workdir)}
     | given,
-    custom=parts.custom,
+    defaults.facts_of(dataset, held_out),
+    parts.custom,
   )
   white = arrays.white_of(images)
   return _train(config, dataset, parts, workdir, progress, callbacks, white)

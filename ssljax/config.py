@@ -6,7 +6,7 @@ one name over all parts, its flag's name. The default of a method's or of the
 optimiser's hyper-parameter is that of its factory's signature.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import difflib
 import inspect
@@ -543,11 +543,16 @@ def from_json(tree: Mapping[str, Any]) -> Config:
   return from_values(tree['method'], values, tree['custom'])
 
 
-def to_flags(config: Config) -> list[str]:
-  """Return the lines of `flags.txt`: the settings that decide the result."""
+def to_flags(config: Config, among: Collection[str] | None = None) -> list[str]:
+  """Return the lines of `flags.txt`: the settings that decide the result.
+
+  Args:
+    config: of a run.
+    among: names of settings; the others are left out. None leaves none out.
+  """
   lines = []
   for name, value in config.values().items():
-    if name in FREE or value is None:
+    if name in FREE or value is None or (among and name not in among):
       continue
     if isinstance(value, bool):
       lines.append(f'--{"" if value else "no"}{name}')

@@ -13,6 +13,7 @@ embedding, S seeds.
 """
 
 from collections.abc import Mapping
+import math
 from typing import Any, Literal, NamedTuple, Protocol
 
 from flax import struct
@@ -214,6 +215,31 @@ class Multiplicity(Protocol):
     """Return how often each row occurs per epoch: `[rows]` int32."""
 
 
+class Measure(Protocol):
+  """A measurement of a state."""
+
+  def __call__(self, state: TrainState, /) -> jax.Array:
+    """Return a number `[]`."""
+
+
+class Readiness(NamedTuple):
+  """A condition on the end of a stage, which the next stages rely on.
+
+  A run that does not meet it goes on, and warns.
+  """
+
+  name: str  # of the measurement, in the metrics
+  advice: str  # consequence and remedy, with names of settings in backticks
+  least: float = -math.inf
+  most: float = math.inf
+  # None measures the mean loss since the last stop.
+  measure: Measure | None = None
+
+  def is_met(self, value: float) -> bool:
+    """Return True unless a measurement violates the condition; NaN does not."""
+    return not (value < self.least or value > self.most)
+
+
 def no_update(state: TrainState, mapped: Any) -> TrainState:
   """Return the state unchanged: `epoch_update` of a stage without updates."""
   del mapped
@@ -240,6 +266,7 @@ class Stage(NamedTuple):
   multiplicity: Multiplicity | None = None
   acquire_labels: bool = True  # False: active learning pauses in this stage
   keep_optimizer: bool = False  # continue the previous stage's optimiser state
+  readiness: Readiness | None = None  # for the stages after this one
 
 
 def all_views(stage: Stage) -> tuple[View, ...]:

@@ -64,8 +64,9 @@ def train(
 ) -> None:
   """Run the program of a method, and exit.
 
-  Without a --flagfile it starts from `presets/METHOD.digits.flags`, if there is
-  one.
+  Without a --flagfile and a data set it starts from
+  `presets/METHOD.digits.flags`, if there is one. Without a --flagfile, but with
+  a data set, its defaults suit the data (`runs.defaults`).
 
   Args:
     method: name of a method in the registry, or a factory, which becomes known
@@ -95,14 +96,20 @@ class MethodCommand:
       config_flags.define(self.values, part.values())
     self.names = [name for part in self.schema.values() for name in part]
     self.preset = None
+    self.fits_data = False  # defaults come from the data, not from a preset
 
   def parse(self, argv: Sequence[str]) -> list[str]:
-    """Parse arguments; without a --flagfile the digits preset comes first."""
+    """Parse arguments; without a --flagfile the digits preset comes first.
+
+    A data set that is not digits takes its place.
+    """
     argv = list(argv)
     folder = presets_folder()
     preset = folder and folder / f'{self.method}.digits.flags'
     has_flagfile = any(a.lstrip('-').startswith('flagfile') for a in argv)
-    if not has_flagfile and preset and preset.is_file():
+    self.fits_data = not has_flagfile and names_data(argv[1:])
+    is_default = not has_flagfile and not self.fits_data
+    if is_default and preset and preset.is_file():
       self.preset = preset
       argv = [argv[0], f'--flagfile={preset}', *argv[1:]]
     rest = self.values(argv)
@@ -116,10 +123,13 @@ class MethodCommand:
       for name in set(alternatives) - set(given):
         self.values[name].value = None
 
+  def given(self) -> dict[str, Any]:
+    """Return the settings that the command line or a preset gives."""
+    return config_flags.present(self.values, self.names)
+
   def config(self) -> config.Config:
-    """Return the config that the flags stand for."""
-    given = config_flags.present(self.values, self.names)
-    return config.from_values(self.method, given)
+    """Return the config that the flags stand for, without any data."""
+    return config.from_values(self.method, self.given())
 
   def help(self) -> str:
     """Return the flags, by part, with the defaults this command would use."""
@@ -134,7 +144,18 @@ class MethodCommand:
     """Train the run that the flags describe."""
     from ssljax.cli import train_command
 
-    train_command.run(self.method, self.config())
+    if self.fits_data:
+      train_command.run_on_data(self.method, self.given())
+    else:
+      train_command.run(self.method, self.config())
+
+
+def names_data(arguments: Sequence[str]) -> bool:
+  """Return True if arguments name a data set other than digits."""
+  named = ('source', 'target', 'dataset')
+  if not any(config_flags.is_given(name, arguments) for name in named):
+    return False
+  return not any(a.lstrip('-') == 'dataset=digits' for a in arguments)
 
 
 def help_lines(flag) -> list[str]:

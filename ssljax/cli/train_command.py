@@ -1,15 +1,19 @@
 """Trains the run of a config from the command line, on one host or several."""
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import os
 import re
+from typing import Any
 
+from ssljax import config as config_lib
 from ssljax.cli import main
 from ssljax.config import Config, to_flags
+from ssljax.data import datasets
 from ssljax.distributed import multihost, placement, watchdog
 from ssljax.errors import require
-from ssljax.runs import build, execute, run_folder
+from ssljax.runs import build, defaults, execute, run_folder
 
 
 def run(method: str, config: Config) -> None:
@@ -19,10 +23,52 @@ def run(method: str, config: Config) -> None:
     method: name of the program; a dated folder's name begins with it.
     config: of the run.
   """
+  _train(method, _started(config))
+
+
+def run_on_data(method: str, given: Mapping[str, Any]) -> None:
+  """Train a run whose other settings suit its data, and print its table.
+
+  Args:
+    method: name of the method.
+    given: settings that the command line gives.
+  """
+  # The length depends on the data; any will do to open them.
+  length = {} if 'epochs' in given else {'steps': 1}
+  opened = _started(config_lib.from_values(method, length | dict(given)))
+  dataset = build.load_dataset(opened)
+  split = build.draw_splits(opened, dataset)[0]
+  facts = defaults.facts_of_split(dataset, split)
+  own = {'labels': opened.split.labels} | dict(given)
+  config = with_paths(defaults.complete(method, own, facts))
+  chosen = defaults.suggest(method, facts).keys() - own.keys()
+  said = ' '.join(to_flags(config, chosen))
+  _train(method, config, dataset, f'settings for this data: {said}')
+
+
+def _started(config: Config) -> Config:
+  """Return a config with absolute folders, and start the devices for it."""
   placement.configure_cpu()
   config = with_paths(config)
   join_others(config)
   main.require_devices()
+  return config
+
+
+def _train(
+  method: str,
+  config: Config,
+  dataset: datasets.Dataset | None = None,
+  said: str = '',
+) -> None:
+  """Train a run on the devices, which are started.
+
+  Args:
+    method: name of the program.
+    config: of the run.
+    dataset: of the config, if it is open.
+    said: a line to print before the run starts.
+  """
   awake = watchdog.exit_if_idle(config.hosts.hang_minutes * 60)
   with multihost.exit_if_peer_fails(), awake:
     if config.run.workdir is not None:
@@ -40,7 +86,9 @@ def run(method: str, config: Config) -> None:
       'start the same command from the same commit on all hosts',
     )
     say = print if multihost.is_main_process() else lambda text: None
-    make = functools.partial(build.build, config)
+    if said:
+      say(said)
+    make = functools.partial(build.build, config, dataset=dataset)
     execute.train_in_folder(make, config, folder, say=say)
 
 

@@ -45,7 +45,7 @@ from ssljax.core import (
   visible_labels,
 )
 from ssljax.errors import fraction, non_negative, positive, require
-from ssljax.methods.supervised import supervised_loss
+from ssljax.methods.supervised import fitted, supervised_loss
 
 Similarity = Literal['dot', 'euclidean']
 EPSILON = 1e-8  # in logarithms; a round trip of probability 0 costs 18.4
@@ -231,6 +231,7 @@ def association(
     tx=tx(max(1, pretrain)),
     batch_spec=batch_spec._replace(unlabelled=0),
     loss=supervised_loss(net, smoothing=smoothing),
+    readiness=fitted('pretrain'),
   )
   stages = (alone, associating) if pretrain else (associating,)
   return Method(name='association', stages=stages)

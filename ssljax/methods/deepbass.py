@@ -44,6 +44,7 @@ from ssljax.core import (
   Stage,
 )
 from ssljax.errors import non_negative, positive
+from ssljax.methods.supervised import fitted
 
 Membership = Literal['all', 'stepwise', 'none']
 
@@ -196,6 +197,7 @@ def deepbass(
     loss=deepbass_loss(net),
     multiplicity=functools.partial(multiplicity, upsample=upsample),
     acquire_labels=False,
+    readiness=fitted('steps'),
   )
   second = first._replace(
     name='iterations',
@@ -203,6 +205,7 @@ def deepbass(
     epochs=iterations,
     acquire_labels=True,
     keep_optimizer=True,
+    readiness=None,
   )
   if membership != 'none':
     second = second._replace(

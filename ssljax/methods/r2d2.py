@@ -61,7 +61,7 @@ from ssljax.core import (
   add_labels,
 )
 from ssljax.errors import non_negative, positive, require
-from ssljax.methods.supervised import supervised_loss
+from ssljax.methods.supervised import fitted, supervised_loss
 
 
 @struct.dataclass
@@ -366,6 +366,7 @@ def r2d2(
     batch_spec=BatchSpec(pretrain_batch, flag='pretrain_batch'),
     loss=supervised_loss(net),
     views=hole,
+    readiness=fitted('pretrain'),
   )
   last = Stage(
     name='finetune',

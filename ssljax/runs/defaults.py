@@ -5,18 +5,25 @@ that no preset knows. They depend on the numbers of images and of labels, on the
 shape of an image, and on the method.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssljax import config as config_lib
 from ssljax import registry
+from ssljax.config import Config
 from ssljax.core import UNLABELLED
 from ssljax.data import datasets
+from ssljax.data.splits import Split
 
 _SMALL, _MIDDLE = 12, 40  # sides in pixels
-_FEWEST_STEPS, _MOST_STEPS = 300, 2000
-_EPOCHS = 25  # passes over the unlabelled images
+# Settings that exclude each other: one that is given unsets the other.
+_ALTERNATIVES = (
+  ('epochs', 'steps'),
+  ('batch_labelled', 'batch_per_class'),
+  ('batch_per_class', 'batch_labelled'),
+)
 
 
 class Facts(NamedTuple):
@@ -51,6 +58,41 @@ def facts_of(dataset: datasets.Dataset, held_out: int = 0) -> Facts:
   )
 
 
+def facts_of_split(dataset: datasets.Dataset, split: Split) -> Facts:
+  """Return the facts of the training images that a split admits."""
+  known = split.labels[split.labelled]
+  counts = np.bincount(known, minlength=len(dataset.classes))
+  return Facts(
+    int(split.seen(dataset.unlabelled_from).sum()),
+    len(known),
+    max(1, int(counts.min())),
+    len(dataset.classes),
+    dataset.train.shape,
+    dataset.train.is_images,
+  )
+
+
+def complete(
+  method: str,
+  given: Mapping[str, Any],
+  facts: Facts,
+  custom: Sequence[str] = (),
+) -> Config:
+  """Return the config of some settings; the others suit the data.
+
+  Args:
+    method: name of a method in the registry.
+    given: settings by name.
+    facts: of the training set.
+    custom: see `Config.custom`.
+  """
+  suggested = suggest(method, facts)
+  for one, other in _ALTERNATIVES:
+    if given.get(one) is not None and given.get(other) is None:
+      suggested[other] = None
+  return config_lib.from_values(method, suggested | dict(given), custom)
+
+
 def suggest(method: str, facts: Facts) -> dict[str, Any]:
   """Return settings that suit a training set with all its labels.
 
@@ -69,7 +111,7 @@ def suggest(method: str, facts: Facts) -> dict[str, Any]:
     'network': network_for(method, facts),
     'batch_labelled': batch,
     'batch_unlabelled': others,
-    'steps': _steps(_EPOCHS, seen, others),
+    'steps': _steps(25, seen, others, 600, 2500),
     'preprocess': 'none' if facts.is_images else 'standardize',
     'augment': (),
   }
@@ -78,10 +120,15 @@ def suggest(method: str, facts: Facts) -> dict[str, Any]:
   return found | dict(defaults)
 
 
-def _steps(epochs: float, images: int, batch: int) -> int:
-  """Return the steps of so many passes, within bounds."""
-  steps = round(epochs * images / batch)
-  return int(np.clip(steps, _FEWEST_STEPS, _MOST_STEPS))
+def _steps(
+  epochs: float, images: int, batch: int, least: int, most: int
+) -> int:
+  """Return the steps of so many passes over some images, within bounds.
+
+  The lower bound lets a network converge on few images. The upper bound keeps
+  a run on 20,000 small images within some minutes on two CPU cores.
+  """
+  return int(np.clip(round(epochs * images / batch), least, most))
 
 
 def network_for(method: str, facts: Facts) -> str:
@@ -100,36 +147,40 @@ def network_for(method: str, facts: Facts) -> str:
 
 def _association(facts: Facts, found) -> dict[str, Any]:
   each = max(1, min(10, facts.least))
+  others = min(max(100, each * facts.classes), facts.images)
   return {
     'batch_labelled': None,
     'batch_per_class': each,
-    'batch_unlabelled': min(max(100, each * facts.classes), facts.images),
+    'batch_unlabelled': others,
+    'steps': _steps(40, facts.images, others, 1000, 2000),
   }
 
 
 def _r2d2(facts: Facts, found) -> dict[str, Any]:
-  # A supervised stage that is too short makes every reprediction worse.
-  share = found['steps'] / 600
-  part = max(1, round(36 * share))
+  # Pseudo-labels repeat what the first stage has learned, so that one which is
+  # too short makes every reprediction worse.
   batch = min(32, facts.labelled)
   seen = facts.images if found['unlabelled'] == 'all' else facts.unlabelled
   # The last stage draws the sum of both from all images.
   others = max(1, min(96, seen, facts.images - batch))
   batch = max(1, min(batch, facts.images - others))
+  part = _steps(1.6, seen, others, 60, 200)
   return {
     'batch_labelled': batch,
     'batch_unlabelled': others,
     'pretrain_batch': batch,
-    'pretrain': round(450 * share),
-    'steps': round(180 * share),
+    'pretrain': _steps(10, facts.labelled, batch, 1500, 5000),
+    'steps': _steps(8, seen, others, 300, 1000),
     'interval': part,
     'repeat': 4 * part,
-    'finetune': round(72 * share),
+    'finetune': _steps(3.2, seen, others, 120, 400),
     'cutout': 0,
   }
 
 
 def _llp(facts: Facts, found) -> dict[str, Any]:
+  # Propagation needs embeddings that tell images apart: the first stage takes
+  # most of the time.
   batch = min(128, facts.images)
   return {
     'batch_labelled': min(64, facts.labelled),
@@ -138,8 +189,8 @@ def _llp(facts: Facts, found) -> dict[str, Any]:
     'neighbours': min(10, facts.labelled),
     'density_neighbours': min(25, facts.images),
     'warm_loss': 'softmax',
-    'warm': _steps(50, facts.images, batch),
-    'steps': _steps(40, facts.images, batch),
+    'warm': _steps(50, facts.images, batch, 1500, 3000),
+    'steps': _steps(26, facts.images, batch, 1000, 1500),
     'learning_rate': 0.1,
     'decay': 'cosine',
   }
@@ -147,12 +198,13 @@ def _llp(facts: Facts, found) -> dict[str, Any]:
 
 def _deepbass(facts: Facts, found) -> dict[str, Any]:
   batch = min(256, facts.images)
+  epoch = facts.images + 20 * facts.labelled  # images of an iteration
   return {
     'acquire': 'none',
     'batch_labelled': 1,
     'batch_unlabelled': batch,
-    'steps': _steps(100, 20 * facts.labelled, batch),
-    'iterations': 20,
+    'steps': _steps(50, 20 * facts.labelled, batch, 300, 600),
+    'iterations': int(np.clip(round(160_000 / epoch), 5, 40)),
   }
 
 

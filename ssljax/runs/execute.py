@@ -179,6 +179,7 @@ class _Jobs:
     self.run, self.folder, self.recorder = run, folder, recorder
     self.preempted, self.result, self.on_finish = preempted, result, on_finish
     self.metrics_start, self.stepping, self.progress = 0, 0.0, True
+    self.left = len(run.methods) * len(groups_of(run))
 
   def train_method(self, method: Method) -> None:
     """Train a method under every split."""
@@ -211,7 +212,12 @@ class _Jobs:
     """Train a method under a group of splits and add it to the result."""
     method, settings = job.program.method, self.run.config.run
     options = make_options(self.run, method.stages, self.run.data.train)
-    options = options._replace(preempted=self.preempted, progress=self.progress)
+    self.left -= 1
+    options = options._replace(
+      preempted=self.preempted,
+      progress=self.progress,
+      following=f'; {self.left} more to follow' if self.left else '',
+    )
     with contextlib.closing(self.checkpoints(job)) as checkpoints:
       state, progress = loop.fit(
         job, options, self.recorder, checkpoints, self.metrics_start

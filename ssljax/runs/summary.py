@@ -69,6 +69,8 @@ def add(
   entry['seconds'] = round(entry['seconds'] + progress.seconds, 1)
   if progress.asked:
     entry.setdefault('asked', []).extend(_queried(progress))
+  if progress.warnings:
+    entry.setdefault('warnings', []).extend(progress.warnings)
   for kind, errors in found.items():
     for name, values in errors.items():
       entry[kind].setdefault(name, []).extend(values)
@@ -217,10 +219,18 @@ def table(result: dict[str, Any], folder: pathlib.Path) -> str:
     for arm, entry in result['arms'].items()
     for stage, values in entry.get('test_error_after', {}).items()
   ]
+  warnings = [
+    f'warning: {arm} {text}'
+    for arm, entry in result['arms'].items()
+    for text in entry.get('warnings', [])
+  ]
   title = (
     f'{kind.replace("_", " ")} in % on {result["dataset"]}, '
     f'{result["labels"]} labels per class, {len(result["seeds"])} seeds'
   )
   return '\n'.join(
-    [title, *aligned(rows), *by_stage, *per_seed, f'run folder: {folder}']
+    [
+      *(title, *aligned(rows), *by_stage, *per_seed, *warnings),
+      f'run folder: {folder}',
+    ]
   )

@@ -286,6 +286,21 @@ class Program:
       for s in self.method.stages
     ]
 
+  @functools.cached_property
+  def readiness(self) -> list[Callable | None]:
+    """Per stage `state -> [S]`, the measurement of its `Readiness`."""
+    measures = [s.readiness and s.readiness.measure for s in self.method.stages]
+    return [
+      measure
+      and jax.jit(
+        placement.on_mesh(
+          placement.over_seeds(measure, self.seeds, (0,)), self.mesh
+        ),
+        out_shardings=self.whole,
+      )
+      for measure in measures
+    ]
+
   # Evaluation.
 
   @functools.cached_property

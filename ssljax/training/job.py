@@ -23,6 +23,7 @@ class Options(NamedTuple):
   # points of the program.
   preempted: Callable[[], bool] = lambda: False
   progress: bool = True  # show a progress bar
+  following: str = ''  # text about the jobs after this one
 
 
 class Job(NamedTuple):
@@ -55,6 +56,7 @@ class Progress(NamedTuple):
   begun: int = 0  # step, over all stages, at which the round began
   asked: tuple = ()  # {'step', 'rows': [S][Q], 'labels': [S][Q]} of the oracle
   measured: tuple = ()  # steps with metrics, as [first, last, stride]
+  warnings: tuple = ()  # a text for each `Readiness` that was not met
 
   @property
   def stage_start(self) -> int:
@@ -129,6 +131,10 @@ class Progress(NamedTuple):
       | {f'validation_{name}': validation[name] for name in validation}
     )
     return self._replace(evaluations=(*self.evaluations, evaluation))
+
+  def with_warning(self, text: str) -> 'Progress':
+    """Add a warning about a stage that is not ready."""
+    return self._replace(warnings=(*self.warnings, text))
 
   def with_measured(self) -> 'Progress':
     """Add the current step to those that have metrics."""

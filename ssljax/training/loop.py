@@ -19,6 +19,7 @@ is preempted during a pass over the data set gives the pass up and repeats it.
 
 from collections.abc import Sequence
 import itertools
+import logging
 import time
 from typing import Any, NoReturn
 
@@ -32,6 +33,9 @@ from ssljax.training import checkpoint, metrics_writer, rounds, spans
 from ssljax.training.job import Job, Options, Progress
 from ssljax.training.rounds import Call, Round
 from ssljax.training.snapshots import Snapshots
+
+_LOG = logging.getLogger(__name__)
+_SHORT = 30.0  # seconds; a shorter job needs no estimate
 
 
 class DivergedError(InputError):
@@ -74,6 +78,28 @@ def total_steps(method: Method) -> int | None:
   if any(stage.epochs for stage in method.stages):
     return None
   return sum(stage.steps for stage in method.stages)
+
+
+def remaining_images(method: Method, progress: Progress, images: int) -> float:
+  """Return about how many images the rest of a job trains on.
+
+  Args:
+    method: the method.
+    progress: of the job.
+    images: N, which an epoch of a stage of unknown length is taken to have.
+  """
+  stages = method.stages[progress.stage :]
+  done = progress.step - progress.stage_start
+  left = -done * stages[0].batch_spec.size
+  for stage in stages:
+    left += stage.epochs * images + stage.steps * stage.batch_spec.size
+  return max(0, left)
+
+
+def minutes(seconds: float) -> str:
+  """Return 'a minute' or '7 minutes'."""
+  whole = max(1, round(seconds / 60))
+  return 'a minute' if whole == 1 else f'{whole} minutes'
 
 
 def fit(
@@ -151,6 +177,7 @@ class _Loop:
     self.state: TrainState = state
     self.progress: Progress = progress
     self.saved_at = 0.0  # time of the last checkpoint, on the monotonic clock
+    self.is_estimated = False  # the time of the job was said
 
   @property
   def stage(self) -> Stage:
@@ -216,6 +243,7 @@ class _Loop:
       if ran.end < span[-1][1]:
         self.save_and_exit()
       self.stop(rest, ran)
+      self.say_estimate(ran, bar)
       bar.update(ran.end - ran.begin)
       bar.set_postfix(loss=f'{np.mean(ran.metrics["loss"]):.4f}')
       self.exit_if_preempted()
@@ -237,6 +265,22 @@ class _Loop:
     )
     return ran
 
+  def say_estimate(self, ran: spans.Ran, bar):
+    """Say once, after some compiled steps, how long the job will take."""
+    trained = (ran.end - ran.begin) * self.stage.batch_spec.size
+    seconds = ran.seconds - ran.compiling
+    if self.is_estimated or bar.disable or ran.compiling:
+      return
+    self.is_estimated = True
+    images = self.state.images
+    left = remaining_images(self.program.method, self.progress, images)
+    left *= seconds / trained
+    if left > _SHORT:
+      bar.write(
+        f'{self.job.name}: about {minutes(left)} to train'
+        f'{self.options.following}'
+      )
+
   # Stops.
 
   def stop(self, rest: Round, ran: spans.Ran):
@@ -246,6 +290,8 @@ class _Loop:
       self.progress = self.progress.after_round()
     self.report.write_metrics(stage, self.progress, ran)
     self.progress = self.progress.with_measured()
+    if is_end and self.is_over and stage.readiness:
+      self.require_ready(stage, ran)
     is_due = not stage.epochs and ran.end % self.options.evaluate_every == 0
     if is_end or is_due:
       self.evaluate(stage)
@@ -256,6 +302,19 @@ class _Loop:
     if is_late or is_permanent or (is_end and (self.is_over or acquires)):
       self.save()
       self.saved_at = time.monotonic()
+
+  def require_ready(self, stage: Stage, ran: spans.Ran):
+    """Measure whether the next stages can rely on this one, or warn."""
+    readiness, found = stage.readiness, ran.losses.mean(axis=0)
+    if readiness.measure:
+      measure = self.program.readiness[self.progress.stage]
+      found = multihost.fetch(measure(self.state))
+    self.report.write_readiness(stage, self.progress, found)
+    for split, value in zip(self.job.splits, found, strict=True):
+      if not readiness.is_met(value):
+        text = f'seed {split.seed}: {_not_ready(stage, float(value))}'
+        _LOG.warning('%s %s', self.job.program.method.name, text)
+        self.progress = self.progress.with_warning(text)
 
   def evaluate(self, stage: Stage):
     """Measure the errors, write them, and add them to the progress."""
@@ -294,6 +353,18 @@ class _Loop:
       f'{self.progress.step}: run the same command to resume',
       name,
     )
+
+
+def _not_ready(stage: Stage, value: float) -> str:
+  """Return the text of the warning that a stage is not ready."""
+  check = stage.readiness
+  bound = (
+    f'at most {check.most}' if value > check.most else f'at least {check.least}'
+  )
+  return (
+    f'stage {stage.name} ends with {check.name.replace("_", " ")} '
+    f'{value:.3g}, but needs {bound}: {check.advice}'
+  ).replace('`', '')
 
 
 def _refuse_infinite(job: Job, losses: np.ndarray, before: int):
@@ -336,6 +407,13 @@ class _Report:
     for i, split in enumerate(self.job.splits):
       terms = {name: float(value[i]) for name, value in ran.metrics.items()}
       self._write(stage, progress, split, terms | speed)
+
+  def write_readiness(self, stage, progress: Progress, values: np.ndarray):
+    """Write the measurement `[S]` of a stage's `Readiness`."""
+    name = stage.readiness.name
+    for split, value in zip(self.job.splits, values, strict=True):
+      if np.isfinite(value):
+        self._write(stage, progress, split, {name: float(value)})
 
   def write_errors(self, stage, progress: Progress, errors: dict[str, Any]):
     """Write errors, `[S]` by data set and weights."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ssljax import config, registry, signatures
+from ssljax.cli import main
 from ssljax.distributed import placement
 from ssljax.methods.madnn import madnn
 from ssljax.optimizers import optimizer
@@ -80,6 +81,56 @@ def test_a_run_leaves_what_the_contract_names(tmp_path, capsys):
   )
   assert json.loads((folder / 'result.json').read_text())['steps'] == 2
   assert (folder / 'notes.md').read_text() == 'mine'
+
+
+def write_npz(path, images, side=8):
+  """Write a data set of two classes, of random images."""
+  rng = np.random.default_rng(5)
+  pixels = rng.integers(0, 256, (images, side, side, 1), np.uint8)
+  labels = np.arange(images) % 2
+  np.savez(
+    path,
+    train=pixels,
+    train_labels=labels,
+    test=pixels[:9] // 2,
+    test_labels=labels[:9],
+  )
+
+
+def test_the_settings_of_a_named_data_set_suit_its_images(tmp_path, capsys):
+  write_npz(tmp_path / 'mine.npz', images=90)
+  where = f'--workdir={tmp_path}/run', f'--dataset={tmp_path}/mine.npz'
+  assert binary.run(*where, '--labels=7', '--steps=3', '--seeds=1') == 0
+  out = capsys.readouterr().out
+  # 14 labelled images and 76 others: batches of 14 and 50.
+  said = re.search('^settings for this data: (.*)', out, re.M)[1].split()
+  assert {'--batch_labelled=14', '--batch_unlabelled=50'} <= set(said)
+  assert '--network=digits' in said and '--steps=3' not in said
+  found = config.read((tmp_path / 'run/config.json').read_text())
+  assert found.batch.batch_labelled == 14 and found.split.labels == '7'
+  assert found.run.steps == 3
+  # The same command finds its run, complete.
+  assert binary.run(*where, '--labels=7', '--steps=3', '--seeds=1') == 0
+  assert 'holds this run, complete' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'named'),
+  [
+    ([], False),
+    (['--dataset=digits'], False),
+    (['--steps=3', '--dataset=mnist'], True),
+    (['--dataset', 'mnist'], True),
+    (['--source=mnist', '--target=digits'], True),
+  ],
+)
+def test_only_another_data_set_replaces_the_digits_preset(arguments, named):
+  command = main.MethodCommand('llp')
+  command.parse(['llp.py', *arguments])
+  assert command.fits_data == named
+  assert (command.preset is None) == named
+  given = command.given()
+  assert ('warm' in given) != named
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -18,7 +19,14 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 
-from ssljax.core import Averaging, BatchSpec, Method, Stage, TrainState
+from ssljax.core import (
+  Averaging,
+  BatchSpec,
+  Method,
+  Readiness,
+  Stage,
+  TrainState,
+)
 from ssljax.data import feeds
 from ssljax.distributed import preemption
 from ssljax.distributed.placement import Placer
@@ -604,3 +612,72 @@ def test_the_fields_of_the_state_keep_their_order():
   leaves = jax.tree.leaves(TrainState(**values, images=61))
   assert leaves == list(values.values())  # the number of images is no array
   assert Stage._field_defaults['every'] == 1
+
+
+def watched(readiness, steps=4, **more):
+  """A job whose only stage has a condition."""
+  change = lambda method: method._replace(
+    stages=(method.stages[0]._replace(readiness=readiness),)
+  )
+  return with_method(tiny.make_job('supervised', steps=steps, **more), change)
+
+
+def test_a_stage_that_is_not_ready_warns_by_seed(tmp_path, monkeypatch):
+  # The label tables of the two splits differ; that of seed 1 is condemned.
+  job = tiny.make_job('supervised', steps=4, seeds=(0, 1))
+  first = [int(split.labels[:20].sum()) for split in job.splits]
+  assert first[0] != first[1]
+  wrong = np.argmax(first)
+  condition = Readiness(
+    'first_labels',
+    'raise `steps`',
+    most=min(first) + 0.5,
+    measure=lambda state: jnp.sum(state.labels[:20]),
+  )
+  job = watched(condition, seeds=(0, 1))
+  often = OPTIONS._replace(checkpoint_seconds=0.0)
+  fit_until(4, monkeypatch, tmp_path, '', often, job)
+  _, progress = fit(tmp_path, '', often, job)  # resumes after the stage
+  (text,) = progress.warnings
+  assert text.startswith(f'seed {wrong}: stage supervised ends with first ')
+  assert f'labels {first[wrong]}' in text and 'raise steps' in text
+  found = {
+    m['seed']: m['first_labels'] for m in lines(tmp_path) if 'first_labels' in m
+  }
+  assert found == {0: first[0], 1: first[1]}
+
+
+def test_the_default_condition_is_on_the_mean_loss_since_the_last_stop(
+  tmp_path,
+):
+  never = watched(Readiness('mean_loss', 'no', most=0.01), steps=6)
+  _, progress = fit(tmp_path / 'a', '', OPTIONS, never)
+  losses = [m['loss'] for m in lines(tmp_path / 'a') if 'loss' in m]
+  (mean,) = [m['mean_loss'] for m in lines(tmp_path / 'a') if 'mean_loss' in m]
+  # Steps 5 and 6 are one span, whose line has the loss of step 6.
+  assert len(progress.warnings) == 1 and mean != losses[-1]
+  each = OPTIONS._replace(record_every=1)
+  fit(tmp_path / 'b', '', each, never)
+  losses = [m['loss'] for m in lines(tmp_path / 'b') if 'loss' in m]
+  assert mean == pytest.approx(np.mean(losses[4:]), rel=1e-5)
+  always = watched(Readiness('mean_loss', 'no', least=0.0), steps=6)
+  _, progress = fit(tmp_path / 'c', '', OPTIONS, always)
+  assert progress.warnings == ()
+  assert Readiness('x', 'no', least=1.0).is_met(math.nan)
+
+
+@pytest.mark.parametrize(
+  ('stage', 'step', 'left'),
+  [(0, 0, 3 * 16 + 2 * 61 + 5 * 16), (0, 2, 16 + 202), (2, 13, 3 * 16)],
+)
+def test_the_remaining_images_of_a_job_count_steps_and_epochs(
+  stage, step, left
+):
+  of = lambda **length: Stage(
+    name='s', tx=None, batch_spec=BatchSpec(6, 10), loss=None, **length
+  )
+  method = Method(name='m', stages=(of(steps=3), of(epochs=2), of(steps=5)))
+  # The second stage took 8 steps, so that the third began at 11.
+  progress = loop.Progress(stage=stage, step=step, ends=(3, 11)[:stage])
+  assert loop.remaining_images(method, progress, images=61) == left
+  assert loop.minutes(40) == 'a minute' and loop.minutes(400) == '7 minutes'
