@@ -6,7 +6,8 @@
       --flagfile=experiments/presets/r2d2.cifar10-4000.flags
 
 Takes the flags of the method's own program and, like that program, starts from
-its digits preset if no --flagfile is given. The steps are compiled from shapes
+its digits preset, or from settings that suit a data set which is named, if no
+--flagfile is given. The steps are compiled from shapes
 alone, for virtual devices of this CPU and with XLA's own convolutions, as on
 accelerators. The numbers are XLA's. The size of a data set that is not on disk
 is the one that TFDS states.
@@ -33,6 +34,7 @@ from ssljax.errors import InputError, require
 from ssljax.planning import collectives
 from ssljax.planning import plan as planning
 from ssljax.planning.plan import Plan, Subject
+from ssljax.runs import defaults
 
 MOST = 1024  # largest number of virtual devices that a CPU can start
 
@@ -186,8 +188,13 @@ class PlanCommand(main.MethodCommand):
     known = ', '.join(registry.METHODS)
     require(self.chosen is not None, f'`method`: give one of {known}')
     counts = device_counts(self.values.devices)
-    config = self.config()
-    dataset = planning.outline_of(config)
+    if self.fits_data:
+      config, dataset, _ = defaults.for_data(
+        self.method, self.given(), planning.outline_with_facts
+      )
+    else:
+      config = self.config()
+      dataset = planning.outline_of(config)
     make_devices(max(counts))
     planned = planning.subject(config, dataset)
     plans = [planning.make_plan(planned, count) for count in counts]

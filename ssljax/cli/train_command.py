@@ -7,7 +7,6 @@ import os
 import re
 from typing import Any
 
-from ssljax import config as config_lib
 from ssljax.cli import main
 from ssljax.config import Config, to_flags
 from ssljax.data import datasets
@@ -33,17 +32,10 @@ def run_on_data(method: str, given: Mapping[str, Any]) -> None:
     method: name of the method.
     given: settings that the command line gives.
   """
-  # The length depends on the data; any will do to open them.
-  length = {} if 'epochs' in given else {'steps': 1}
-  opened = _started(config_lib.from_values(method, length | dict(given)))
-  dataset = build.load_dataset(opened)
-  split = build.draw_splits(opened, dataset)[0]
-  facts = defaults.facts_of_split(dataset, split)
-  own = {'labels': opened.split.labels} | dict(given)
-  config = with_paths(defaults.complete(method, own, facts))
-  chosen = defaults.suggest(method, facts).keys() - own.keys()
-  said = ' '.join(to_flags(config, chosen))
-  _train(method, config, dataset, f'settings for this data: {said}')
+  load = lambda opened: defaults.load(_started(opened))
+  config, dataset, names = defaults.for_data(method, given, load)
+  said = f'settings for this data: {" ".join(to_flags(config, names))}'
+  _train(method, with_paths(config), dataset, said)
 
 
 def _started(config: Config) -> Config:

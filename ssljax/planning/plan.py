@@ -22,7 +22,7 @@ from ssljax.errors import require
 from ssljax.networks import network
 from ssljax.networks.cpu import conv
 from ssljax.planning import collectives
-from ssljax.runs import build, queries
+from ssljax.runs import build, defaults, queries
 from ssljax.training import checkpoint, footprint
 from ssljax.training import compiled as compiled_lib
 
@@ -134,6 +134,23 @@ def count_rows(config: Config, dataset: datasets.Dataset) -> tuple[int, int]:
     splits.refuse_count(kind, count, others)
     others = count
   return labelled, others
+
+
+def outline_with_facts(
+  config: Config,
+) -> tuple[datasets.Dataset, defaults.Facts]:
+  """Return the outline of a config's data set, and the facts of a split."""
+  dataset = outline_of(config)
+  labelled, others = count_rows(config, dataset)
+  classes = len(dataset.classes)
+  return dataset, defaults.Facts(
+    min(labelled + others, len(dataset.train.labels)),
+    labelled,
+    max(1, labelled // classes),
+    classes,
+    dataset.train.shape,
+    dataset.train.is_images,
+  )
 
 
 def subject(config: Config, dataset: datasets.Dataset) -> Subject:

@@ -16,6 +16,7 @@ from ssljax.config import Config
 from ssljax.core import UNLABELLED
 from ssljax.data import datasets
 from ssljax.data.splits import Split
+from ssljax.runs import build
 
 _SMALL, _MIDDLE = 12, 40  # sides in pixels
 # Settings that exclude each other: one that is given unsets the other.
@@ -40,6 +41,21 @@ class Facts(NamedTuple):
   def unlabelled(self) -> int:
     """Images without a label."""
     return self.images - self.labelled
+
+
+def load(config: Config) -> tuple[datasets.Dataset, Facts]:
+  """Open the data set of a config, and return the facts of its first split."""
+  dataset = build.load_dataset(config)
+  split = build.draw_splits(config, dataset)[0]
+  return dataset, facts_of_split(dataset, split)
+
+
+class Chosen(NamedTuple):
+  """A config that suits its data."""
+
+  config: Config
+  dataset: datasets.Dataset
+  names: frozenset[str]  # of the settings that were chosen for the data
 
 
 def facts_of(dataset: datasets.Dataset, held_out: int = 0) -> Facts:
@@ -91,6 +107,27 @@ def complete(
     if given.get(one) is not None and given.get(other) is None:
       suggested[other] = None
   return config_lib.from_values(method, suggested | dict(given), custom)
+
+
+def for_data(
+  method: str,
+  given: Mapping[str, Any],
+  load: Callable[[Config], tuple[datasets.Dataset, Facts]],
+) -> Chosen:
+  """Return the config of some settings and of the data that they name.
+
+  Args:
+    method: name of a method in the registry.
+    given: settings by name.
+    load: opens the data set of a config, and returns its facts too.
+  """
+  # The length depends on the data; any will do to open them.
+  length = {} if 'epochs' in given else {'steps': 1}
+  opened = config_lib.from_values(method, length | dict(given))
+  dataset, facts = load(opened)
+  own = {'labels': opened.split.labels} | dict(given)
+  names = suggest(method, facts).keys() - own.keys()
+  return Chosen(complete(method, own, facts), dataset, frozenset(names))
 
 
 def suggest(method: str, facts: Facts) -> dict[str, Any]:
