@@ -2,14 +2,15 @@
 
 The text between `<!-- results: TABLE BUDGET -->` and `<!-- end -->` holds the
 rows of a table that have stored results. The text between `<!-- presets -->`
-and `<!-- end -->` lists every preset with the paper's numbers and ours.
+and `<!-- end -->` lists every preset with the paper's numbers and ours, that
+between `<!-- claims -->` and `<!-- end -->` the claims of the papers.
 """
 
 import re
 
 from ssljax.errors import require
 from ssljax.experiments import FOLDER
-from ssljax.experiments.papers import runs, tables
+from ssljax.experiments.papers import claims, runs, tables
 from ssljax.runs import run_folder
 
 PAGES = (
@@ -18,8 +19,9 @@ PAGES = (
   FOLDER / 'README.md',
 )
 MARKS = re.compile(
-  r'(?P<begin><!-- (?:results: (?P<table>\S+) (?P<budget>\S+)|presets) -->)\n'
-  r'(?:(?!<!-- (?:results|presets)).)*?<!-- end -->',
+  r'(?P<begin><!-- (?:results: (?P<table>\S+) (?P<budget>\S+)'
+  r'|(?P<other>presets|claims)) -->)\n'
+  r'(?:(?!<!-- (?:results|presets|claims)).)*?<!-- end -->',
   re.DOTALL,
 )
 BUDGETS = ('paper', *tables.BUDGETS)
@@ -60,11 +62,12 @@ def with_tables(text: str, store: runs.Store) -> str:
   """
 
   def generate(match) -> str:
-    body = (
-      results_table(match['table'], match['budget'], store)
-      if match['table']
-      else presets_table(store)
-    )
+    if match['table']:
+      body = results_table(match['table'], match['budget'], store)
+    elif match['other'] == 'claims':
+      body = claims.markdown(store)
+    else:
+      body = presets_table(store)
     return f'{match["begin"]}\n{body}<!-- end -->'
 
   return MARKS.sub(generate, text)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -110,6 +111,16 @@ flags = ["--steps=3"]
 seeds = 2
 """
 
+CLAIMS = """
+seeds = 2
+
+[[claim]]
+paper = "a paper"
+text = "more steps help"
+with = { preset = "supervised.digits", flags = ["--steps=3"] }
+without = { preset = "supervised.digits", flags = ["--steps=2"] }
+"""
+
 
 @pytest.fixture
 def asked(tmp_path):
@@ -124,6 +135,7 @@ def asked(tmp_path):
     require(not status, f'status {status}')
 
   (tmp_path / 'own.toml').write_text(OWN)
+  (tmp_path / 'claims.toml').write_text(CLAIMS)
 
   def run(*more):
     where = f'--runs={tmp_path}/runs', f'--results={tmp_path}/results'
@@ -132,7 +144,7 @@ def asked(tmp_path):
       mock.patch.object(tables, 'PAPERS', ('supervised',)),
     ):
       # `binary.run` would run a copy of the module, whose `call` is real.
-      others = '--list', '--pages', '--figure', '--table'
+      others = '--list', '--pages', '--figure', '--table', '--claims'
       chosen = any(word.startswith(others) for word in more)
       table = () if chosen else ('--table=supervised/1',)
       return main(*table, '--budget=cpu', *where, *more)
@@ -560,3 +572,26 @@ def test_a_fifo_among_the_stored_results_is_refused(asked, tmp_path, name):
     pytest.raises(InputError, match='it is no regular file'),
   ):
     asked('--pages')
+
+
+def test_a_claim_is_tested_by_paired_runs(asked, capsys):
+  asked('--claims')
+  out = capsys.readouterr().out
+  assert len(asked.made) == 4  # two runs under two splits
+  folders = sorted(asked.results.glob('*/seed-*/result.json'))
+  errors = {}
+  for path in folders:
+    found = json.loads(path.read_text())
+    errors[found['steps'], found['seeds'][0]] = found['test_error']['last'][0]
+  differences = [errors[3, seed] - errors[2, seed] for seed in (0, 1)]
+  assert f'| {statistics.fmean(differences):+.2f} [' in out
+  assert out.count('| a paper | more steps help |') == 1
+  assert (asked.results / 'claims.md').read_text() in out
+  asked('--claims')  # finished runs are not repeated
+  assert len(asked.made) == 4
+
+
+def test_a_page_has_the_claims(asked, tmp_path):
+  text = made_anew(asked, tmp_path, '<!-- claims -->\nold\n<!-- end -->\n')
+  assert text.startswith('<!-- claims -->\n| paper | claim |')
+  assert '| a paper | more steps help | – | – | – | 0 | not yet run |' in text
