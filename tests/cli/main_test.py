@@ -172,6 +172,7 @@ def test_help_groups_the_flags_and_shows_the_defaults_in_use():
     [sys.executable, EXPERIMENTS / 'madnn.py', '--help'],
     capture_output=True,
     text=True,
+    timeout=300,
   ).stdout
   assert '--eta:' in shown and "(default: '0.5')" in shown
   # By part; the defaults are those of this command, with its digits preset.
@@ -624,6 +625,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     capture_output=True,
     text=True,
     env=binary.environment(JAX_ENABLE_COMPILATION_CACHE='0'),
+    timeout=300,
   )
   said = done.stderr.replace('\r', '\n').strip().split('\n')
   assert done.returncode == 2, done.stderr

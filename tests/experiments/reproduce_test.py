@@ -412,7 +412,9 @@ def test_a_called_program_ends_with_its_caller(tmp_path):
     f'  reproduce.call([sys.executable, "{script}"])\n'
   )
   process = subprocess.Popen([sys.executable, '-c', parent], env=ENVIRONMENT)
+  deadline = time.monotonic() + 60
   while not (tmp_path / 'began').exists():
+    assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.1)
   process.terminate()
   assert process.wait(timeout=30) == 143
