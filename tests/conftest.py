@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, strict dtypes and ranks, compiled code cached."""
 
 import gc
+import importlib
 import os
 import pathlib
 import re
@@ -95,6 +96,16 @@ def pytest_collection_modifyitems(items):
     if any(re.search(pattern, item.nodeid) for pattern in SLOW):
       item.add_marker('slow')
   items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+@pytest.fixture
+def import_oracle():
+  """Import a library to compare results with, or skip the test without it.
+
+  If SSLJAX_ORACLES is set, a missing library is a failure.
+  """
+  required = os.environ.get('SSLJAX_ORACLES')
+  return importlib.import_module if required else pytest.importorskip
 
 
 @pytest.fixture(scope='session')
