@@ -36,7 +36,10 @@ class Flat(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train, dropout):
-    x = nn.Dense(self.embedding)(image.reshape(image.shape[0], -1))
+    # A bias before batch norm has a slope of rounding errors alone.
+    x = nn.Dense(self.embedding, use_bias=False)(
+      image.reshape(image.shape[0], -1)
+    )
     x = layers.leaky_relu(layers.BatchNorm(0.9)(x, train=train))
     x = layers.dropout(x, self.dropout, train=train, active=dropout)
     return network.Outputs(nn.Dense(self.classes)(x), x)

@@ -430,7 +430,9 @@ def test_an_unknown_row_is_refused_by_number(asked, rows):
 
 
 def test_stored_results_contain_no_local_paths():
-  for path in (experiments.FOLDER / 'results').rglob('*.json'):
+  stored = list((experiments.FOLDER / 'results').rglob('*.json'))
+  assert stored
+  for path in stored:
     assert not re.search(r'["\s=]/\w', path.read_text()), path
 
 
