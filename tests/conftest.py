@@ -8,6 +8,10 @@ import re
 import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Threads of OpenMP and BLAS wait actively for each other; the workers of
+# pytest share the cores already.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 # What a test takes is compilation: half of it optimises code that runs once.
 os.environ['XLA_FLAGS'] = ' '.join(
   [

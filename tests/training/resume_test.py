@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 SCRIPT = binary.EXPERIMENTS / 'r2d2.py'
 STEPS = 160
 FLAGS = (
-  '--network=digits',
+  '--network=mlp',
   '--batch_labelled=8',
   '--batch_unlabelled=24',
   '--pretrain=40',
