@@ -47,7 +47,7 @@ class Flat(nn.Module):
 
 def flat(classes, *, dropout: float = 0.2):
   """Return `Flat`, with the setting that presets change."""
-  return network.from_linen(Flat(classes, dropout=dropout), smallest=2)
+  return network.from_linen(Flat(classes, dropout=dropout))
 
 
 @contextlib.contextmanager

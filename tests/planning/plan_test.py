@@ -296,8 +296,8 @@ def test_several_numbers_of_devices_stand_side_by_side(capsys):
   assert cells(head) == head_cells
   assert len({len(line) for line in (head, rule, *rows)}) == 1
   table = {cells(row)[0]: cells(row)[1:] for row in rows}
-  # Dense layers 64 → 8 → 10.
-  weights = program.as_size(4 * (64 * 8 + 8 + 8 * 10 + 10))
+  # Dense layers 64 → 8 → 10, and a batch norm of 8 scales and 8 offsets.
+  weights = program.as_size(4 * (64 * 8 + 8 + 8 + 8 * 10 + 10))
   assert table['parameters'] == ['whole', weights, weights]
   assert table['all-reduce: supervised'][1] == '0'
   assert table['sent in a step: supervised'][1] == '0 B'
