@@ -100,6 +100,7 @@ def test_epochs_are_passes_over_the_unlabelled_images(tmp_path):
     '--batch_unlabelled=399',
     '--epochs=0.7',
     '--seeds=1',
+    '--nobaseline',
     f'--workdir={tmp_path}/run',
   )
   assert json.loads((tmp_path / 'run/result.json').read_text())['steps'] == 2
@@ -688,6 +689,7 @@ def test_a_corrupt_image_stops_a_streamed_run_unless_tolerated(
     '--steps=4',
     '--seeds=1',
     '--feed=stream',
+    '--nobaseline',
   )
   line = binary.refused(capsys, *common_args, f'--workdir={tmp_path}/1')
   assert '17' in line and '--corrupt' in line
