@@ -419,7 +419,7 @@ def test_a_fit_in_another_thread_trains():
     'thread.start(); thread.join(); print(out)\n'
   )
   done = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True
+    [sys.executable, '-c', code], capture_output=True, text=True, timeout=300
   )
   assert 'Model(' in done.stdout, done.stderr
 

@@ -1,12 +1,17 @@
 """Eight virtual CPU devices, strict dtypes and ranks, compiled code cached."""
 
 import gc
+import importlib
 import os
 import pathlib
 import re
 import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Threads of OpenMP and BLAS wait actively for each other; the workers of
+# pytest share the cores already.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 # What a test takes is compilation: half of it optimises code that runs once.
 os.environ['XLA_FLAGS'] = ' '.join(
   [
@@ -95,6 +100,16 @@ def pytest_collection_modifyitems(items):
     if any(re.search(pattern, item.nodeid) for pattern in SLOW):
       item.add_marker('slow')
   items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+@pytest.fixture
+def import_oracle():
+  """Import a library to compare results with, or skip the test without it.
+
+  If SSLJAX_ORACLES is set, a missing library is a failure.
+  """
+  required = os.environ.get('SSLJAX_ORACLES')
+  return importlib.import_module if required else pytest.importorskip
 
 
 @pytest.fixture(scope='session')

@@ -77,16 +77,22 @@ def test_the_loss_touches_only_stats_and_memory(name):
 
 
 def test_each_stage_compiles_once_for_all_seeds(name):
-  job = tiny.make_job(name, 20, shared=False)
+  job = tiny.make_job(name, shared=False)
   program = job.program
   for seed in (0, 1):
     job = job._replace(splits=tiny.make_splits((seed,)))
     state, _ = tiny.initial(job)
-    # Over several epochs the rows change, but the shapes do not.
-    calls = [(i, i + 1) for i in range(20)]
-    for source, rows in tiny.sources(job, tiny.samplers(job), calls):
-      state, _ = program.steps[0](state, source, rows, FIRST)
-  assert program.steps[0]._cache_size() == 1
+    for number, step in enumerate(program.steps):
+      state = program.init_stage[number](state)
+      # Over several epochs the rows change, but the shapes do not.
+      calls = [(i, i + 1) for i in range(12)]
+      for source, rows in tiny.sources(job, tiny.samplers(job, number), calls):
+        state, _ = step(state, source, rows, FIRST)
+      if update := program.epoch_update[number]:
+        state = update(state)
+  assert [step._cache_size() for step in program.steps] == (
+    [1] * len(program.method.stages)
+  )
   assert program._initials[24]._cache_size() == 1
 
 

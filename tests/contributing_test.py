@@ -60,5 +60,6 @@ def test_the_method_recipe_takes_its_keyword_from_the_command_line(tmp_path):
     cwd=tmp_path,
     capture_output=True,
     text=True,
+    timeout=300,
   ).stdout
   assert 'Weight of the entropy.' in shown and "(default: '0.1')" in shown

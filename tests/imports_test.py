@@ -93,7 +93,11 @@ def test_importing_the_package_imports_nothing_heavy():
     f'print([n for n in {heavy} if n in sys.modules], dir(ssljax))'
   )
   shown = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=300,
   ).stdout
   assert shown.startswith('[]') and "'fit'" in shown
 

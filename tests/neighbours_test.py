@@ -114,8 +114,9 @@ def test_neighbours_are_scikit_learns(mesh, k, chunk):
   np.testing.assert_allclose(values, 1 - distance, atol=1e-6)
 
 
-def test_neighbours_are_those_of_faiss():
-  faiss = pytest.importorskip('faiss', reason='faiss is not installed')
+@pytest.mark.oracle
+def test_neighbours_are_those_of_faiss(import_oracle):
+  faiss = import_oracle('faiss')
   bank, v, _, _ = (np.float32(x) for x in example())
   index = faiss.IndexFlatIP(D)
   index.add(bank)

@@ -14,7 +14,7 @@ ROOT = binary.EXPERIMENTS.parent
 def test_the_wheel_holds_programs_and_presets(tmp_path):
   # Build isolation fetches setuptools.
   build = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps']
-  subprocess.run([*build, ROOT, '-w', tmp_path], check=True)
+  subprocess.run([*build, ROOT, '-w', tmp_path], check=True, timeout=300)
   (wheel,) = tmp_path.glob('*.whl')
   names = set(zipfile.ZipFile(wheel).namelist())
   sources = {

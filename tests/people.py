@@ -42,6 +42,7 @@ def start(folder, *more):
     capture_output=True,
     text=True,
     env=binary.environment(),
+    timeout=300,
   )
   assert 'Traceback' not in done.stderr, done.stderr
   lines = done.stderr.replace('\r', '\n').strip().split('\n')

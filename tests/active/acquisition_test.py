@@ -150,8 +150,9 @@ def test_scores_agree_with_numpy_over_the_passes():
     np.testing.assert_allclose(score, values, 1e-4, 1e-5, err_msg=name)
 
 
-def test_scores_agree_with_baal():
-  heuristics = pytest.importorskip('baal.active.heuristics.heuristics')
+@pytest.mark.oracle
+def test_scores_agree_with_baal(import_oracle):
+  heuristics = import_oracle('baal.active.heuristics.heuristics')
   p = random_passes()
   sampled = summed(p)
   by_row = p.transpose(1, 2, 0)  # [N, C, T]
@@ -174,9 +175,10 @@ def test_scores_agree_with_baal():
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_scores_agree_with_scikit_activeml():
-  pool = pytest.importorskip('skactiveml.pool')
-  committee = pytest.importorskip('skactiveml.pool._query_by_committee')
+@pytest.mark.oracle
+def test_scores_agree_with_scikit_activeml(import_oracle):
+  pool = import_oracle('skactiveml.pool')
+  committee = import_oracle('skactiveml.pool._query_by_committee')
   p = random_passes()
   sampled = summed(p)
   theirs = lambda method: pool.uncertainty_scores(p.mean(0), method=method)
@@ -303,8 +305,9 @@ def test_k_centre_is_a_greedy_loop(labelled):
   np.testing.assert_array_equal(rows, expected)
 
 
-def test_k_centre_agrees_with_scikit_activeml():
-  core_set = pytest.importorskip('skactiveml.pool._core_set')
+@pytest.mark.oracle
+def test_k_centre_agrees_with_scikit_activeml(import_oracle):
+  core_set = import_oracle('skactiveml.pool._core_set')
   rng = np.random.default_rng(1)
   x = rng.normal(size=(90, 3)).astype(np.float32)
   labels = np.where(np.arange(90) < 20, 1, UNLABELLED)

@@ -288,9 +288,14 @@ def test_classes_that_cannot_be_named_are_refused(tmp_path, names, expected):
   assert not list(tmp_path.iterdir())
 
 
-def test_ambiguous_names_have_numbers(tmp_path):
-  for names in (('cat', 'cat'), ('', 'cat'), ('a\nb', 'cat')):
-    person(tmp_path, classes=names)
+@pytest.mark.parametrize(
+  'names', [('cat', 'cat'), ('', 'cat'), ('a\nb', 'cat')]
+)
+def test_ambiguous_names_have_numbers(tmp_path, names):
+  assert 'number' in waits(tmp_path, classes=names)
+  fill(tmp_path, '1', '0', '1')
+  given = person(tmp_path, classes=names).ask(3, 1, ROWS)
+  np.testing.assert_array_equal(given, [1, 0, 1])
 
 
 HEADER = b'row,image,label\n'

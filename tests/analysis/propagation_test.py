@@ -17,6 +17,7 @@ METHODS = [
   p.deep_propagation,
   p.local_propagation,
 ]
+OF_A_NEAREST_GRAPH = [p.metric_transfer, p.deep_propagation]
 M, C = 120, 3
 
 
@@ -76,12 +77,16 @@ def test_separate_blobs_are_recovered(method):
   own = {
     k: n for k, n in few.items() if k in inspect.signature(method).parameters
   }
+  found = method(x, known, 2, **own)
+  np.testing.assert_array_equal(found, truth)
+
+
+@pytest.mark.parametrize('method', OF_A_NEAREST_GRAPH)
+def test_blobs_are_recovered_if_each_is_a_component_of_the_graph(method):
+  x, truth, known = blobs()
   # With 6 neighbours, all in the same blob, the graph has four components.
-  for nearest in ({}, {'nearest': 6}):
-    if nearest and 'nearest' not in inspect.signature(method).parameters:
-      continue
-    found = method(x, known, 2, **own, **nearest)
-    np.testing.assert_array_equal(found, truth)
+  found = method(x, known, 2, nearest=6)
+  np.testing.assert_array_equal(found, truth)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -119,10 +124,13 @@ def test_local_propagation_is_a_loop_over_equations_5_to_8(nearest):
 
 
 def test_the_defaults_equal_those_of_training():
-  trained = inspect.signature(llp).parameters
-  for name, alone in inspect.signature(p.local_propagation).parameters.items():
-    if alone.kind is alone.KEYWORD_ONLY:
-      assert alone.default == trained[name].default, name
+  trained, alone = (
+    inspect.signature(f).parameters for f in (llp, p.local_propagation)
+  )
+  settings = [n for n, x in alone.items() if x.kind is x.KEYWORD_ONLY]
+  assert 'temperature' in settings
+  for name in settings:
+    assert alone[name].default == trained[name].default, name
 
 
 # Label propagation and spreading.

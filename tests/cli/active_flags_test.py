@@ -157,7 +157,7 @@ BAD = {
   '--query_passes=0': ('query_passes=0',),
   '--budget=0': ('budget=0',),
   '--dropout=0': ('--acquire=entropy', '--dropout', 'least_confidence'),
-  '--network=digits': ('--network=digits', 'no dropout'),
+  '--network=linear': ('--network=linear', 'no dropout'),
   '--oracle=people --seeds=2': ('--oracle=people', '--seeds=1'),
   '--oracle=nobody': ('oracle', 'people'),
   '--acquire=luck': ('acquire', 'random'),

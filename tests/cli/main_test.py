@@ -151,6 +151,7 @@ def test_epochs_are_passes_over_the_unlabelled_images(tmp_path):
     '--batch_unlabelled=399',
     '--epochs=0.7',
     '--seeds=1',
+    '--nobaseline',
     f'--workdir={tmp_path}/run',
   )
   assert json.loads((tmp_path / 'run/result.json').read_text())['steps'] == 2
@@ -223,6 +224,7 @@ def test_help_groups_the_flags_and_shows_the_defaults_in_use():
     [sys.executable, EXPERIMENTS / 'madnn.py', '--help'],
     capture_output=True,
     text=True,
+    timeout=300,
   ).stdout
   assert '--eta:' in shown and "(default: '0.5')" in shown
   # By part; the defaults are those of this command, with its digits preset.
@@ -675,6 +677,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     capture_output=True,
     text=True,
     env=binary.environment(JAX_ENABLE_COMPILATION_CACHE='0'),
+    timeout=300,
   )
   said = done.stderr.replace('\r', '\n').strip().split('\n')
   assert done.returncode == 2, done.stderr
@@ -737,6 +740,7 @@ def test_a_corrupt_image_stops_a_streamed_run_unless_tolerated(
     '--steps=4',
     '--seeds=1',
     '--feed=stream',
+    '--nobaseline',
   )
   line = binary.refused(capsys, *common_args, f'--workdir={tmp_path}/1')
   assert '17' in line and '--corrupt' in line

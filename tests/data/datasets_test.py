@@ -1025,4 +1025,7 @@ assert not {{'tensorflow_datasets', 'sklearn'}} & set(sys.modules)
 datasets.arrays(datasets.load('pets', {str(tmp_path)!r}).train)
 assert 'tensorflow' not in sys.modules
 """
-  subprocess.run([sys.executable, '-c', script], check=True)
+  done = subprocess.run(
+    [sys.executable, '-c', script], capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr

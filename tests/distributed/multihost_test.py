@@ -72,7 +72,7 @@ def processes(count, devices, script, *args):
   finally:
     for process in started:
       process.kill()
-      process.communicate()
+      process.communicate(timeout=60)
 
 
 def ended(started, seconds=300):
@@ -177,8 +177,10 @@ def start(folder, *more):
 
 
 def wait_for_checkpoint(folder, started):
+  deadline = time.monotonic() + 120
   while not list((folder / CHECKPOINTS).glob('[0-9]*')):
     assert all(process.poll() is None for process in started), ended(started)
+    assert time.monotonic() < deadline, 'no checkpoint within two minutes'
     time.sleep(0.05)
 
 
@@ -330,10 +332,13 @@ def test_a_tpu_slice_of_several_hosts_is_detected(
     sys.modules['libtpu'].__spec__ = importlib.machinery.ModuleSpec(
       'libtpu', None
     )
-    thread = threading.Thread(target=server.handle_request)
+    # A request that does not come ends after this many seconds.
+    server.timeout = 30
+    thread = threading.Thread(target=server.handle_request, daemon=True)
     thread.start()
     assert multihost.in_cluster() == several
-    thread.join()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
   # Without an answer of the metadata server it is not a slice.
   monkeypatch.setenv('GCE_METADATA_IP', f'127.0.0.1:{free_port()}')
   assert not multihost.in_cluster()

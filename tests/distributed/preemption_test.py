@@ -66,8 +66,8 @@ def test_outside_the_main_thread_sigterm_keeps_its_effect(terminated):
       results.append(preempted())
 
   results, before = [], signal.getsignal(signal.SIGTERM)
-  thread = threading.Thread(target=listen)
+  thread = threading.Thread(target=listen, daemon=True)
   thread.start()
-  thread.join()
+  thread.join(timeout=60)
   assert results == [False]
   assert signal.getsignal(signal.SIGTERM) is before and not terminated

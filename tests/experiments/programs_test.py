@@ -89,6 +89,7 @@ def test_a_program_runs_in_any_folder(words, tmp_path):
     capture_output=True,
     text=True,
     env=binary.environment(),
+    timeout=300,
   )
   assert done.returncode == 0, done.stderr
   assert 'association/3' in done.stdout

@@ -424,7 +424,9 @@ def test_a_called_program_ends_with_its_caller(tmp_path):
     f'  reproduce.call([sys.executable, "{script}"])\n'
   )
   process = subprocess.Popen([sys.executable, '-c', parent], env=ENVIRONMENT)
+  deadline = time.monotonic() + 60
   while not (tmp_path / 'began').exists():
+    assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.1)
   process.terminate()
   assert process.wait(timeout=30) == 143
@@ -440,7 +442,9 @@ def test_an_unknown_row_is_refused_by_number(asked, rows):
 
 
 def test_stored_results_contain_no_local_paths():
-  for path in (experiments.FOLDER / 'results').rglob('*.json'):
+  stored = list((experiments.FOLDER / 'results').rglob('*.json'))
+  assert stored
+  for path in stored:
     assert not re.search(r'["\s=]/\w', path.read_text()), path
 
 

@@ -265,8 +265,9 @@ def test_inference_is_that_of_a_network_written_in_numpy(net, by_hand, side):
     assert outputs.feature is None
 
 
-def test_training_is_that_of_pytorchs_layers():
-  torch = pytest.importorskip('torch')
+@pytest.mark.oracle
+def test_training_is_that_of_pytorchs_layers(import_oracle):
+  torch = import_oracle('torch')
   net = tiny(1)
   image = np.random.default_rng(1).normal(size=(4, 20, 20, 3))
   image = image.astype(np.float32)

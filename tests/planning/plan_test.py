@@ -17,7 +17,6 @@ from ssljax import errors, registry
 from ssljax.data import catalog
 from ssljax.distributed import placement
 from ssljax.experiments import plan as program
-from ssljax.networks import network
 from ssljax.planning import plan
 from ssljax.training import footprint
 
@@ -83,10 +82,8 @@ def test_parts_that_grow_with_the_images_are_sharded():
 @contextlib.contextmanager
 def planned(*args):
   """The command line of plan.py with these arguments, and `Flat` networks."""
-  flat = lambda classes, *, dropout=0.0: network.from_linen(
-    binary.Flat(classes)
-  )
-  with mock.patch.dict(registry.NETWORKS, digits_heads=flat, digits=flat):
+  networks = {'digits_heads': binary.flat, 'digits': binary.flat}
+  with mock.patch.dict(registry.NETWORKS, networks):
     argv = ['plan.py', *args]
     command = program.PlanCommand(argv)
     command.parse(argv)
@@ -299,8 +296,8 @@ def test_several_numbers_of_devices_stand_side_by_side(capsys):
   assert cells(head) == head_cells
   assert len({len(line) for line in (head, rule, *rows)}) == 1
   table = {cells(row)[0]: cells(row)[1:] for row in rows}
-  # Dense layers 64 → 8 → 10.
-  weights = program.as_size(4 * (64 * 8 + 8 + 8 * 10 + 10))
+  # Dense layers 64 → 8 → 10, and a batch norm of 8 scales and 8 offsets.
+  weights = program.as_size(4 * (64 * 8 + 8 + 8 + 8 * 10 + 10))
   assert table['parameters'] == ['whole', weights, weights]
   assert table['all-reduce: supervised'][1] == '0'
   assert table['sent in a step: supervised'][1] == '0 B'
@@ -314,6 +311,6 @@ def test_more_devices_than_this_machine_has_can_be_planned_for():
     'assert jax.device_count() == 24, jax.devices()\n'
   )
   done = subprocess.run(
-    [sys.executable, '-c', script], capture_output=True, text=True
+    [sys.executable, '-c', script], capture_output=True, text=True, timeout=300
   )
   assert done.returncode == 0, done.stderr

@@ -79,7 +79,7 @@ def test_a_second_process_is_refused_with_pid_host_and_time(tmp_path):
       RunLock(tmp_path)
   finally:
     process.kill()
-    process.wait()
+    process.wait(timeout=60)
   host = os.uname().nodename
   said = str(refused.value)
   assert f'another process, {process.pid} on {host}, is running in it' in said
@@ -89,7 +89,7 @@ def test_a_second_process_is_refused_with_pid_host_and_time(tmp_path):
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, caplog):
   process = held_elsewhere(tmp_path)
   process.send_signal(signal.SIGKILL)
-  process.wait()
+  process.wait(timeout=60)
   assert (tmp_path / run_lock.NAME).exists()
   RunLock(tmp_path).release()
   assert f'process {process.pid}, which has ended' in caplog.text
@@ -102,7 +102,7 @@ def test_without_flock_the_process_number_decides_on_this_host(tmp_path):
     RunLock(tmp_path)
   lock.release()
   ended = subprocess.Popen([sys.executable, '-c', ''])
-  ended.wait()
+  ended.wait(timeout=60)
   written(tmp_path, pid=ended.pid, host=run_lock._host())
   RunLock(tmp_path).release()
 
@@ -162,7 +162,11 @@ def test_a_lock_that_is_lost_stops_the_run(tmp_path, monkeypatch, how):
 def test_a_damaged_lock_is_free_once_nobody_holds_it(tmp_path, text):
   (tmp_path / run_lock.NAME).write_text(text)
   aged(tmp_path, 1000)
-  RunLock(tmp_path).release()
+  lock = RunLock(tmp_path)
+  holder = json.loads((tmp_path / run_lock.NAME).read_text())
+  assert holder['pid'] == os.getpid()
+  lock.release()
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_that_is_no_file_is_refused(tmp_path):

@@ -58,6 +58,11 @@ def largest(folder):
   return max(files, key=lambda p: p.stat().st_size)
 
 
+def noise(count):
+  """Return random bytes, the same in every run."""
+  return np.random.default_rng(0).bytes(count)
+
+
 def replace(path, make):
   path.unlink()
   make(path)
@@ -66,7 +71,7 @@ def replace(path, make):
 DAMAGES = {
   'cut to 100 bytes': lambda p: p.write_bytes(p.read_bytes()[:100]),
   'emptied': lambda p: p.write_bytes(b''),
-  'random': lambda p: p.write_bytes(os.urandom(p.stat().st_size)),
+  'random': lambda p: p.write_bytes(noise(p.stat().st_size)),
   'a folder': lambda p: replace(p, lambda p: p.mkdir()),
   'a fifo': lambda p: replace(p, os.mkfifo),
   'a dangling link': lambda p: replace(p, lambda p: p.symlink_to('none')),
@@ -247,7 +252,7 @@ LOST = {
   'removed': (lambda p: p.unlink(), [2, 3, 4]),
   'half': (half, [3, 4]),
   'edited': (without_step_4, [4]),
-  'replaced': (lambda p: p.write_bytes(os.urandom(9999)), [2, 3, 4]),
+  'replaced': (lambda p: p.write_bytes(noise(9999)), [2, 3, 4]),
 }
 
 

@@ -1,6 +1,7 @@
 """A run that is killed several times ends like an uninterrupted one."""
 
 import json
+import os
 import pathlib
 import random
 import signal
@@ -18,7 +19,7 @@ import orbax.checkpoint as ocp
 SCRIPT = binary.EXPERIMENTS / 'r2d2.py'
 STEPS = 160
 FLAGS = (
-  '--network=digits',
+  '--network=mlp',
   '--batch_labelled=8',
   '--batch_unlabelled=24',
   '--pretrain=40',
@@ -32,6 +33,7 @@ FLAGS = (
   '--evaluate_every=20',
   '--checkpoint_seconds=0',
 )
+WAIT = 'SSLJAX_KILL_AFTER'  # seconds between a checkpoint and SIGKILL
 CHECKPOINTS = pathlib.Path('checkpoints', 'r2d2', 'seed-0')
 
 
@@ -70,14 +72,16 @@ def kill_after_checkpoint(folder, step, wait):
     time.sleep(0.01)
   time.sleep(wait)
   process.send_signal(signal.SIGKILL)
-  return process.wait()
+  return process.wait(timeout=60)
 
 
 def preempt_after_checkpoint(folder, step):
   """Send SIGTERM once there is a checkpoint beyond a step, and wait."""
   process = start(folder)
+  deadline = time.monotonic() + 120
   while max(saved_steps(folder), default=-1) <= step:
     assert process.poll() is None
+    assert time.monotonic() < deadline, 'no checkpoint within two minutes'
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
   return process.wait(timeout=120)
@@ -92,8 +96,9 @@ def arrays(folder):
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
   whole, folder = tmp_path / 'whole', tmp_path / 'killed'
   finish(whole)
-  moments = random.Random(int(time.time()))
-  wait = moments.uniform(0.0, 0.3)
+  # Another moment in every run; a failure prints it, and WAIT repeats it.
+  wait = float(os.environ.get(WAIT) or random.uniform(0.0, 0.3))
+  print(f'to repeat: {WAIT}={wait}')
   assert kill_after_checkpoint(folder, 48, wait) == -signal.SIGKILL
   # In another stage, by SIGTERM: the run saves, reports its step and exits.
   assert preempt_after_checkpoint(folder, 88) == 0
