@@ -32,9 +32,11 @@ import json
 import os
 import pathlib
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from typing import NamedTuple
@@ -53,9 +55,58 @@ INVALID = {
 NOTICED, SURVIVED = 'noticed by', 'SURVIVED'
 SKIPPED = 'INVALID'
 
-# The copy must not import `ssljax.experiments` of an editable installation.
+# Imports everything that no fault changes, once; then forks a process per line
+# of its input, [tests, first_only], which runs the tests and writes the status
+# of pytest and the failures: tests and the types of their exceptions. The
+# finder makes programs import `ssljax.experiments` of the copy, not that of an
+# editable installation; `sitecustomize` does the same in their subprocesses.
+SERVER = """
+import json
+import os
+import sys
+
+import sitecustomize
+
+import flax.linen
+import jax
+import optax
+import orbax.checkpoint
+import pytest
+
+
+class Report:
+
+  def __init__(self):
+    self.failures = []
+
+  def pytest_exception_interact(self, node, call):
+    self.failures.append([node.nodeid, call.excinfo.typename])
+
+
+def run(tests, first_only):
+  options = ['-n0', '-q', '--tb=no', '-p', 'no:cacheprovider', '-m', '']
+  options += ['-x'] if first_only else []
+  report = Report()
+  status = int(pytest.main([*options, *tests], plugins=[report]))
+  return [status, report.failures]
+
+
+answers = os.dup(1)
+os.dup2(2, 1)
+sys.path.insert(0, os.getcwd())
+for line in sys.stdin:
+  child = os.fork()
+  if not child:
+    os.setpgid(0, 0)
+    os.write(answers, (str(os.getpid()) + chr(10)).encode())
+    found = run(*json.loads(line))
+    os.write(answers, (json.dumps(found) + chr(10)).encode())
+    os._exit(0)
+  if os.waitpid(child, 0)[1]:
+    os.write(answers, (json.dumps([-1, []]) + chr(10)).encode())
+"""
+
 SITE = """
-import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -77,19 +128,6 @@ class Finder:
 
 
 sys.meta_path.insert(0, Finder)
-"""
-
-# Writes the failed test and the type of its exception.
-PLUGIN = """
-import json
-import os
-
-
-def pytest_exception_interact(node, call, report):
-  del report
-  with open(os.environ['MUTATED_REPORT'], 'a') as file:
-    pair = node.nodeid, call.excinfo.typename
-    file.write(json.dumps(pair) + '\\n')
 """
 
 
@@ -123,9 +161,10 @@ def read_table(path: pathlib.Path) -> list[Fault]:
   rows = tomllib.loads(path.read_text())['fault']
   faults = [Fault(**row | {'tests': tuple(row['tests'])}) for row in rows]
   problems = [p for fault in faults for p in problems_of(fault)]
-  for name, count in collections.Counter(f.what for f in faults).items():
+  names = collections.Counter((fault.file, fault.what) for fault in faults)
+  for (file, what), count in names.items():
     if count > 1:
-      problems.append(f'{name}: described {count} times')
+      problems.append(f'{file}: {what}: described {count} times')
   if problems:
     print(*problems, sep='\n', file=sys.stderr)
     sys.exit(2)
@@ -166,7 +205,6 @@ class Copy:
   def __init__(self, folder: pathlib.Path):
     """Copy all files that git does not ignore."""
     self.root, self._site = folder / 'tree', folder / 'site'
-    self._report = folder / 'report'
     listed = subprocess.run(
       ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'],
       cwd=ROOT,
@@ -181,33 +219,59 @@ class Copy:
         target.write_bytes(source.read_bytes())
     self._site.mkdir()
     (self._site / 'sitecustomize.py').write_text(SITE)
-    (self._site / 'mutated_report.py').write_text(PLUGIN)
+    self._server = None
+
+  def close(self) -> None:
+    """End the server."""
+    if self._server:
+      self._server.stdin.close()
+      self._server.wait()
 
   def run(self, tests, first_only: bool = True) -> tuple[int, list]:
-    """Run tests; return pytest's status and (test, exception) of failures."""
-    self._report.write_text('')
-    path = os.pathsep.join(
-      filter(None, [str(self._site), os.environ.get('PYTHONPATH')])
+    """Run tests.
+
+    Returns:
+      The status of pytest, and [test, exception] for each failure.
+
+    Raises:
+      TimeoutError: they took too long.
+    """
+    server = self._server = self._server or self._start()
+    server.stdin.write(json.dumps([tests, first_only]) + '\n')
+    server.stdin.flush()
+    child = int(server.stdout.readline())
+    limit = threading.Timer(
+      LIMIT_SECONDS if first_only else 10 * LIMIT_SECONDS,
+      os.killpg,
+      (child, signal.SIGKILL),
     )
-    cache = str(ROOT / '.jax_cache')
-    environment = {'JAX_COMPILATION_CACHE_DIR': cache} | os.environ
+    limit.start()
+    status, failed = json.loads(server.stdout.readline())
+    limit.cancel()
+    if status == -1:
+      raise TimeoutError
+    return status, failed
+
+  def _start(self) -> subprocess.Popen:
+    path = filter(None, [str(self._site), os.environ.get('PYTHONPATH')])
+    environment = {
+      'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'JAX_PLATFORMS': 'cpu',
+    } | os.environ
     environment |= {
-      'PYTHONPATH': path,
+      'PYTHONPATH': os.pathsep.join(path),
       'MUTATED_ROOT': str(self.root),
-      'MUTATED_REPORT': str(self._report),
     }
-    options = ['-n0', '-q', '--tb=no', '-p', 'no:cacheprovider']
-    options += ['-p', 'mutated_report', '-m', '']
-    options += ['-x'] if first_only else []
-    done = subprocess.run(
-      [sys.executable, '-m', 'pytest', *options, *tests],
+    return subprocess.Popen(
+      [sys.executable, '-c', SERVER],
       cwd=self.root,
       env=environment,
-      capture_output=True,
-      timeout=LIMIT_SECONDS if first_only else None,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      text=True,
     )
-    lines = self._report.read_text().splitlines()
-    return done.returncode, list(map(json.loads, lines))
 
   def try_fault(self, fault: Fault) -> Outcome:
     """Plant a fault, run its tests, and remove it."""
@@ -216,7 +280,7 @@ class Copy:
     try:
       self._write(path, text.replace(fault.old, fault.new))
       return outcome(*self.run(fault.tests))
-    except subprocess.TimeoutExpired:
+    except TimeoutError:
       return Outcome(NOTICED, 'the time limit')
     finally:
       self._write(path, text)
@@ -280,11 +344,11 @@ def run_all(faults: list[Fault], jobs: int) -> dict[Fault, Outcome]:
 
     found = {}
     with futures.ThreadPoolExecutor(jobs) as pool:
-      for fault, result in zip(
-        faults, pool.map(attempt, faults), strict=True
-      ):
+      for fault, result in zip(faults, pool.map(attempt, faults), strict=True):
         show(fault, result)
         found[fault] = result
+    for copy in copies:
+      copy.close()
   return found
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 import tiny
 
-from ssljax.core import UNLABELLED, Batch, BatchSpec, init_state
+from ssljax.core import UNLABELLED, Batch, BatchSpec, MemorySpec, init_state
 from ssljax.errors import InputError
 from ssljax.methods import llp as m
 from ssljax.networks import network
@@ -250,6 +250,44 @@ def test_until_something_is_propagated_every_image_is_its_own_class():
   known = np.asarray(state.memory.known_rows)
   np.testing.assert_array_equal(known, [*range(N), 64, 64, 64])
   assert (np.asarray(m.known_classes(state))[N:] == UNLABELLED).all()
+
+
+def test_rows_of_the_bank_start_with_length_1_on_average():
+  # U(−s, s) has variance s² / 3 = 1 / D.
+  spec = MemorySpec(
+    images=500,
+    labels=jnp.zeros(512, int),
+    labelled=500,
+    classes=3,
+    embedding=20,
+    multiple=8,
+  )
+  settings = m.Settings(3, 4, TAU, M, True, True, True, 'neighbours', 'float32')
+  bank = m.init_bank(settings, jax.random.key(0), None, None, spec)
+  rows = np.asarray(bank.rows, np.float64)
+  assert (rows[500:] == 0).all()
+  square = np.square(rows[:500])
+  assert square.sum(1).mean() == pytest.approx(1, abs=0.02)
+  assert 0.99 * np.sqrt(3 / 20) < np.sqrt(square.max()) <= np.sqrt(3 / 20)
+
+
+def test_an_acquired_label_has_a_vote_and_a_density():
+  method = make()
+  state, _ = example(method)
+  # There is room for sixteen labelled rows, which are all used: row 20 loses its
+  # label first, so that there is room for another one.
+  table = np.asarray(state.labels).copy()
+  table[20] = UNLABELLED
+  state = state.replace(labels=jnp.asarray(table))
+  after = method.add_labels(state, jnp.array([7, 64]), jnp.array([2, 1]))
+  known = np.asarray(after.memory.known_rows)
+  np.testing.assert_array_equal(known, [0, 4, 7, 8, 12, 16, *range(24, 61, 4)])
+  bank = np.asarray(after.memory.rows, np.float64)
+  np.testing.assert_array_equal(after.memory.known, after.memory.rows[known])
+  assert int(m.known_classes(after)[2]) == 2
+  near = np.sort(bank[:N] @ bank[7])[-4:]
+  want = np.log(np.exp(near / TAU).sum())
+  assert float(after.memory.log_density[2]) == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.parametrize(
