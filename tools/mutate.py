@@ -281,7 +281,7 @@ class Copy:
       self._write(path, text.replace(fault.old, fault.new))
       return outcome(*self.run(fault.tests))
     except TimeoutError:
-      return Outcome(NOTICED, 'the time limit')
+      return Outcome(NOTICED, 'a crash or the time limit')
     finally:
       self._write(path, text)
 

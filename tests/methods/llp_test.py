@@ -274,8 +274,8 @@ def test_rows_of_the_bank_start_with_length_1_on_average():
 def test_an_acquired_label_has_a_vote_and_a_density():
   method = make()
   state, _ = example(method)
-  # There is room for sixteen labelled rows, which are all used: row 20 loses its
-  # label first, so that there is room for another one.
+  # There is room for sixteen labelled rows, which are all used: row 20 loses
+  # its label first, so that there is room for another one.
   table = np.asarray(state.labels).copy()
   table[20] = UNLABELLED
   state = state.replace(labels=jnp.asarray(table))

@@ -19,7 +19,7 @@ def test_facts_are_counted_without_the_held_out_images():
   facts = defaults.facts_of(dataset())
   assert (facts.images, facts.labelled, facts.unlabelled) == (100, 40, 60)
   assert (facts.least, facts.classes) == (8, 3)
-  # A quarter of the labelled images is held out: 6 of the rarest class are left.
+  # A quarter of the labelled images is held out: 6 of the rarest are left.
   held_out = defaults.facts_of(dataset(), 10)
   assert (held_out.images, held_out.labelled) == (90, 30)
   assert held_out.unlabelled == 60 and held_out.least == 6

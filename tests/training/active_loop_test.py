@@ -195,8 +195,8 @@ def test_labels_are_asked_for_every_so_many_epochs(every, tmp_path):
   active.policy = POLICY._replace(every=every)
   job = loop_lib.Job('', program, tiny.make_splits(), active)
   _, progress = fit(tmp_path, '', job=job)
-  # An epoch of 24, and then of 28 labelled rows in batches of 8 has 3 steps, one
-  # of 32 rows has 4. There are 16 steps, and at most three queries.
+  # An epoch of 24, and then of 28 labelled rows in batches of 8 has 3 steps,
+  # one of 32 rows has 4. There are 16 steps, and at most three queries.
   asked = {1: [3, 6, 10], 2: [6, 12], 3: [9]}[every]
   assert [answer['step'] for answer in progress.asked] == asked
 
