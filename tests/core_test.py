@@ -81,6 +81,45 @@ def test_the_step_of_a_batch_counts_from_the_start_of_the_stage():
   assert seen == [1, 2, 3] and int(state.step) == 10
 
 
+def test_only_the_labelled_part_of_a_batch_shows_its_labels():
+  def loss(params, state, batch, key):
+    del key
+    labels = core.visible_labels(state, batch)
+    seen = {f'label {i}': label for i, label in enumerate(labels)}
+    return params['w'], (state, seen)
+
+  # A batch of two labelled rows, 2 and 0, and one unlabelled row, 1, all of
+  # which have a label in the table.
+  state, step = start(STAGE._replace(loss=loss))
+  state = state.replace(labels=jnp.array([4, 5, 6]))
+  _, metrics = step(state)
+  seen = [int(metrics[f'label {i}']) for i in range(3)]
+  assert seen == [6, 4, core.UNLABELLED]
+
+
+def test_every_step_has_other_keys_for_its_images_and_its_loss():
+  noise = lambda key: jax.random.uniform(key)
+
+  def loss(params, state, batch, key):
+    seen = {'loss key': noise(key), 'read key': batch.image.ravel()[0]}
+    return params['w'], (state, seen)
+
+  def noisy_read(source, rows, key):
+    return {'image': jnp.full([len(rows), 1, 1, 1], noise(key))}
+
+  stage = STAGE._replace(loss=loss)
+  state, _ = start(stage)
+  step = jax.jit(core.make_step(stage, noisy_read, None))
+  seen = []
+  for seed in (0, 1):
+    now = state.replace(key=jax.random.key(seed))
+    for _ in range(2):
+      now, metrics = step(now, (), ROWS, 0)
+      seen += [float(metrics['loss key']), float(metrics['read key'])]
+  # Two seeds of two steps with two keys each.
+  assert len(set(seen)) == 8
+
+
 def test_a_teacher_that_is_updated_after_the_step_includes_its_update():
   def after_update(state, batch):
     assert batch.rows.shape == (3,)

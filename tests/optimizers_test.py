@@ -45,6 +45,21 @@ def test_weight_decay_moves_kernels_only():
   chex.assert_trees_all_close(params, expected, rtol=1e-6)
 
 
+def test_the_default_decay_and_momentum_are_those_of_madnns_code():
+  # Weight decay 4e-5, rate 0.1, Nesterov momentum 0.9: the first step is 1.9
+  # times the slope. The rate is constant in the first half of the steps.
+  params, _ = run(optimizers.optimizer(10), ZERO)
+  moved = np.asarray(params['a']['kernel'] - PARAMS['a']['kernel'], np.float64)
+  expected = -0.1 * 1.9 * 4e-5 * np.array([[2.0, -4.0]])
+  np.testing.assert_allclose(moved, expected, rtol=0.02)
+  # Slopes are clipped to 2.
+  large = jax.tree.map(lambda x: jnp.full_like(x, 1e3), PARAMS)
+  params, _ = run(optimizers.optimizer(10), large)
+  np.testing.assert_allclose(
+    params['a']['bias'], [1 - 0.1 * 1.9 * 2], rtol=1e-6
+  )
+
+
 def test_clipping_bounds_each_entry_with_the_decay_included():
   # Slopes 5·w = (10, −20) are clipped to ±2: w ∓ 0.1·2.
   params, _ = run(plain(weight_decay=5.0, clip=2.0), ZERO)

@@ -257,6 +257,19 @@ def test_a_first_stage_sees_the_labelled_images_alone():
   np.testing.assert_allclose(updates, -0.01, rtol=1e-6)
 
 
+def test_each_stage_has_a_schedule_of_its_own_length():
+  # The rate of a stage is its length.
+  tx = lambda steps, scale=1.0: optax.sgd(scale * steps)
+  method = m.association(
+    tiny.NET, tx, BALANCED, 7, pretrain=5, associate_rate=0.1
+  )
+  slope, moved = jnp.ones([]), []
+  for stage in method.stages:
+    updates, _ = stage.tx.update(slope, stage.tx.init(slope))
+    moved.append(float(updates))
+  np.testing.assert_allclose(moved, [-5, -0.7], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('batch_spec', 'flag'),
   [

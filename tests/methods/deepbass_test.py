@@ -12,6 +12,7 @@ from ssljax.core import UNLABELLED, Batch, BatchSpec, TrainState, init_state
 from ssljax.data import sampling
 from ssljax.errors import InputError
 from ssljax.methods import deepbass as m
+from ssljax.networks import network
 from ssljax.training import loop
 from ssljax.training.compiled import Program
 
@@ -41,9 +42,9 @@ def bare_state(labels, memory):
 
 
 def sampled(p):
-  """`Sampled` with p̃ `[N, C]`; its other fields are not used."""
+  """`Sampled` with p̃ `[N, C]`; its other fields must not be used."""
   p = jnp.asarray(p, jnp.float32)
-  return Sampled(p, jnp.zeros(len(p)), p, p)
+  return Sampled(p, jnp.full(len(p), 0.5), p[:, ::-1], p[:, ::-1])
 
 
 def slow_entropy(p):
@@ -96,6 +97,36 @@ def test_all_data_are_learned_from_at_once_and_none_in_active_learning():
   np.testing.assert_array_equal(m.multiplicity(state, 5), [5, 1, 1, 0])
   alone = make(membership='none').stages[1]
   assert alone.per_example is None
+
+
+def test_pseudo_labels_take_t_prime_passes_and_the_threshold_takes_t():
+  # The network is sure of class 1 in its first two passes, and then of class 0.
+  image = jnp.zeros([4, 4, 4, 1])
+  fold = jax.vmap(jax.random.fold_in, (None, 0))
+  keys = jax.random.key_data(fold(jax.random.key(0), np.arange(5)))
+
+  def sample(params, stats, image, key):
+    same = jnp.all(keys == jax.random.key_data(key)[None], axis=-1)
+    sure = jnp.where(jnp.argmax(same) < 2, 9.0, -9.0)
+    logits = jnp.tile(jnp.stack([-sure, sure])[None], (len(image), 1))
+    return network.Outputs(logits, logits)
+
+  net = tiny.NET._replace(sample=sample)
+  method = m.deepbass(
+    net,
+    lambda _: optax.sgd(0.1),
+    tiny.DRAW,
+    4,
+    membership='stepwise',
+    passes=2,
+    labelled_passes=5,
+  )
+  memory = m.PseudoLabels(*[jnp.zeros(4)] * 3, jnp.zeros([]))
+  state, stage = bare_state(np.zeros(4), memory), method.stages[1]
+  votes = lambda per_example: per_example(state, image, jax.random.key(0)).votes
+  np.testing.assert_allclose(votes(stage.per_example)[0], [0, 1])
+  of_labelled = votes(stage.per_labelled_example)[0]
+  np.testing.assert_allclose(of_labelled, [0.6, 0.4], rtol=1e-6)
 
 
 def test_the_loss_is_the_mean_over_truth_and_pseudo_labels():

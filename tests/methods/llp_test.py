@@ -9,17 +9,19 @@ import optax
 import pytest
 import tiny
 
-from ssljax.core import UNLABELLED, Batch, BatchSpec, init_state
+from ssljax.core import UNLABELLED, Batch, BatchSpec, MemorySpec, init_state
 from ssljax.errors import InputError
 from ssljax.methods import llp as m
 from ssljax.networks import network
 from ssljax.training.compiled import compile_update
 
 N, D, TAU = 61, 5, 0.07
+M = 0.3  # bank momentum; with 0.5 its two shares would be equal
 
 
 def make(steps=1, **arguments):
-  given = dict(warm=0, neighbours=3, density_neighbours=4) | arguments
+  given = dict(warm=0, neighbours=3, density_neighbours=4, bank_momentum=M)
+  given |= arguments
   return m.llp(
     tiny.NET, lambda *_: optax.sgd(0.1), BatchSpec(8, 16), steps, **given
   )
@@ -59,14 +61,25 @@ def example(method, seed=0):
   return state.replace(memory=memory), batch
 
 
-def numpy_step(v, logits, state, rows, k):
+def numpy_step(
+  v,
+  logits,
+  state,
+  rows,
+  k,
+  confidence=True,
+  categorize=True,
+  density=True,
+  pseudo_labels='neighbours',
+):
   """Loss, bank, labels, confidences of a step, in loops and in float64."""
+  weigh, divide = confidence, density
   bank = np.asarray(state.memory.rows, np.float64)
   labels = np.asarray(state.memory.labels).copy()
   sure = np.asarray(state.memory.confidence, np.float64).copy()
   table = np.asarray(state.labels)
   known = np.asarray(state.memory.known_rows)
-  density = np.exp(np.asarray(state.memory.log_density, np.float64))
+  rho = np.exp(np.asarray(state.memory.log_density, np.float64))
   new_bank, new_labels, new_sure = bank.copy(), labels.copy(), sure.copy()
   loss, written = 0.0, set()
   for b, row in enumerate(rows):
@@ -74,31 +87,46 @@ def numpy_step(v, logits, state, rows, k):
     p /= p.sum()
     a = sum(p[i] for i in range(N) if labels[i] == labels[row])
     term = -np.log(a + 1e-7)
-    if labels[row] < 3:
-      q = np.exp(logits[b] - logits[b].max())
-      term -= np.log(q[labels[row]] / q.sum())
-    loss += sure[row] * term / len(rows)
+    q = np.exp(logits[b] - logits[b].max())
+    q /= q.sum()
+    if labels[row] < 3 and categorize:
+      term -= np.log(q[labels[row]])
+    loss += (sure[row] if weigh else 1.0) * term / len(rows)
     if row in written:
       continue
     written.add(row)
-    moved = 0.5 * bank[row] + 0.5 * v[b]
+    moved = 0.3 * bank[row] + 0.7 * v[b]
     new_bank[row] = moved / np.sqrt(moved @ moved)
     votes = {
-      i: np.exp(bank[i] @ v[b] / TAU) / density[j] for j, i in enumerate(known)
+      i: np.exp(bank[i] @ v[b] / TAU) / (rho[j] if divide else 1.0)
+      for j, i in enumerate(known)
     }
     best = sorted(votes, key=votes.get)[-k:]
     shares = np.zeros(3)
     for i in best:
       shares[table[i]] += votes[i]
     shares /= shares.sum()
+    if pseudo_labels == 'classifier':
+      shares = q
     new_labels[row], new_sure[row] = shares.argmax(), shares.max()
     if table[row] != UNLABELLED:
       new_labels[row], new_sure[row] = table[row], 1.0
   return loss, new_bank, new_labels, new_sure
 
 
-def test_a_step_equals_a_numpy_loop():
-  method = make()
+# Table 6 and the authors' code: each changes the loss or the pseudo-labels.
+SWITCHES = [
+  {},
+  dict(confidence=False),
+  dict(categorize=False),
+  dict(density=False),
+  dict(pseudo_labels='classifier'),
+]
+
+
+@pytest.mark.parametrize('switch', SWITCHES, ids=str)
+def test_a_step_equals_a_numpy_loop(switch):
+  method = make(**switch)
   state, batch = example(method)
   key = jax.random.key(1)
   outputs, _ = tiny.NET.train(state.params, state.stats, batch.image, key)
@@ -106,7 +134,7 @@ def test_a_step_equals_a_numpy_loop():
   v /= np.linalg.norm(v, axis=1, keepdims=True)
   logits = np.asarray(outputs.logits, np.float64)
   rows = np.asarray(batch.rows)
-  want, bank, labels, sure = numpy_step(v, logits, state, rows, 3)
+  want, bank, labels, sure = numpy_step(v, logits, state, rows, 3, **switch)
   loss, (after, _) = jax.jit(method.stages[0].loss)(
     state.params, state, batch, key
   )
@@ -117,6 +145,77 @@ def test_a_step_equals_a_numpy_loop():
   # The copies of labelled rows are updated too.
   known = np.asarray(state.memory.known_rows)
   chex.assert_trees_all_equal(after.memory.known, after.memory.rows[known])
+
+
+def numpy_contrast(v, own, others):
+  """Wu et al. 2018, Eq. 7 and 8, of one image in float64.
+
+  h = P / (P + R / N) for R rows of noise; the code's Z is 2876934.2 for
+  1,281,167 images.
+  """
+  z = 2876934.2 / 1281167 * N
+  h = lambda row: (p := np.exp(row @ v / TAU) / z) / (p + len(others) / N)
+  return -np.log(h(own)) - sum(np.log(1 - h(row)) for row in others)
+
+
+def unit(rng, *shape):
+  x = rng.normal(size=shape)
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_noise_contrastive_estimation_equals_a_numpy_loop():
+  rng = np.random.default_rng(0)
+  v, own, others = (unit(rng, rows, D) for rows in (3, 3, 7))
+  with jax.enable_x64(True):
+    got = m.contrast(*map(jnp.asarray, (v, own, others)), N, TAU)
+  want = [numpy_contrast(*pair, others) for pair in zip(v, own, strict=True)]
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_warming_contrasts_an_image_with_rows_of_the_whole_bank():
+  # All rows of the bank are equal, so the draw of the negatives is known; the
+  # rows of padding are no numbers, so that one of them would be noticed.
+  method = make(warm=1, negatives=500)
+  state, batch = example(method)
+  row = unit(np.random.default_rng(1), D)
+  rows = np.tile(np.float32(row), (64, 1))
+  rows[N:] = np.nan
+  memory = state.memory.replace(rows=jnp.asarray(rows))
+  state, key = state.replace(memory=memory), jax.random.key(2)
+  net_key, _ = jax.random.split(key)
+  outputs, _ = tiny.NET.train(state.params, state.stats, batch.image, net_key)
+  v = np.asarray(outputs.embedding, np.float64)
+  v /= np.linalg.norm(v, axis=1, keepdims=True)
+  warming = jax.jit(method.stages[0].loss)
+  loss, (after, _) = warming(state.params, state, batch, key)
+  want = np.mean([numpy_contrast(x, row, [row] * 500) for x in v])
+  np.testing.assert_allclose(loss, want, rtol=1e-4)
+  # v̄ moves; labels and confidences stay.
+  moved = 0.3 * row + 0.7 * v[0]
+  np.testing.assert_allclose(
+    after.memory.rows[0], moved / np.linalg.norm(moved), atol=1e-6
+  )
+  chex.assert_trees_all_equal(after.memory.labels, memory.labels)
+  chex.assert_trees_all_equal(after.memory.confidence, memory.confidence)
+
+
+def test_warming_draws_other_negatives_with_another_key():
+  # As it infers, the network does not depend on the key.
+  train = lambda params, stats, image, key: (
+    tiny.NET.infer(params, stats, image),
+    stats,
+  )
+  net, tx = tiny.NET._replace(train=train), lambda *_: optax.sgd(0.1)
+  method = m.llp(
+    net, tx, BatchSpec(8, 16), 1, warm=1, negatives=5, neighbours=3
+  )
+  state, batch = example(method)
+  warming = jax.jit(method.stages[0].loss)
+  losses = [
+    float(warming(state.params, state, batch, jax.random.key(seed))[0])
+    for seed in (0, 0, 1)
+  ]
+  assert losses[0] == losses[1] != losses[2]
 
 
 def test_density_is_over_the_nearest_of_the_whole_bank():
@@ -151,6 +250,44 @@ def test_until_something_is_propagated_every_image_is_its_own_class():
   known = np.asarray(state.memory.known_rows)
   np.testing.assert_array_equal(known, [*range(N), 64, 64, 64])
   assert (np.asarray(m.known_classes(state))[N:] == UNLABELLED).all()
+
+
+def test_rows_of_the_bank_start_with_length_1_on_average():
+  # U(−s, s) has variance s² / 3 = 1 / D.
+  spec = MemorySpec(
+    images=500,
+    labels=jnp.zeros(512, int),
+    labelled=500,
+    classes=3,
+    embedding=20,
+    multiple=8,
+  )
+  settings = m.Settings(3, 4, TAU, M, True, True, True, 'neighbours', 'float32')
+  bank = m.init_bank(settings, jax.random.key(0), None, None, spec)
+  rows = np.asarray(bank.rows, np.float64)
+  assert (rows[500:] == 0).all()
+  square = np.square(rows[:500])
+  assert square.sum(1).mean() == pytest.approx(1, abs=0.02)
+  assert 0.99 * np.sqrt(3 / 20) < np.sqrt(square.max()) <= np.sqrt(3 / 20)
+
+
+def test_an_acquired_label_has_a_vote_and_a_density():
+  method = make()
+  state, _ = example(method)
+  # There is room for sixteen labelled rows, which are all used: row 20 loses
+  # its label first, so that there is room for another one.
+  table = np.asarray(state.labels).copy()
+  table[20] = UNLABELLED
+  state = state.replace(labels=jnp.asarray(table))
+  after = method.add_labels(state, jnp.array([7, 64]), jnp.array([2, 1]))
+  known = np.asarray(after.memory.known_rows)
+  np.testing.assert_array_equal(known, [0, 4, 7, 8, 12, 16, *range(24, 61, 4)])
+  bank = np.asarray(after.memory.rows, np.float64)
+  np.testing.assert_array_equal(after.memory.known, after.memory.rows[known])
+  assert int(m.known_classes(after)[2]) == 2
+  near = np.sort(bank[:N] @ bank[7])[-4:]
+  want = np.log(np.exp(near / TAU).sum())
+  assert float(after.memory.log_density[2]) == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,27 @@ def test_the_link_of_theorem_1():
     assert float(got[i]) == pytest.approx(want, rel=1e-9)
 
 
+def test_each_instrument_is_of_its_own_logits():
+  y_hat, y_tilde = sample(4)
+  sums = np.arange(4.0)
+  with jax.enable_x64(True):
+    got = m.instruments(*map(jnp.asarray, (y_hat, y_tilde, sums)), 0.1, 0.03)
+  for i, (a, b) in enumerate(zip(y_hat, y_tilde, strict=True)):
+    p, q, n = softmax(a), softmax(b), a.argmax()
+    loss = numpy_loss(a, b, 0.1, 0.03, 'kl_reverse')
+    want = {
+      'predicted_entropy': -(p * np.log(p)).sum(),
+      'pseudo_entropy': -(q * np.log(q)).sum(),
+      'logit_sum': a.sum(),
+      'sum_drift': abs(b.sum() - sums[i]),
+      # p̃ of the class that is predicted, and Theorem 1.
+      'link_gap': abs(q[n] - np.exp(-loss / 0.1) * p[n] ** 0.7),
+    }
+    assert set(want) == set(got)
+    for name, value in want.items():
+      np.testing.assert_allclose(got[name][i], value, rtol=1e-9, err_msg=name)
+
+
 def test_on_the_link_a_pseudo_label_is_flatter_than_its_prediction():
   # Theorem 2: L ≥ −β log p̂_n, so that the link is at most p̂_n.
   y_hat, y_tilde = (jnp.float32(x) for x in sample(3, rows=500, classes=7))
@@ -308,6 +329,23 @@ def test_prediction_gives_logits_or_ten_where_the_label_is_given():
   np.testing.assert_array_equal(predicted[:4], 10 * np.eye(3)[labels[:4]])
   chex.assert_trees_all_equal(predicted[4:], logits[4:])
   chex.assert_trees_all_close(after.memory.sums, predicted.sum(-1))
+
+
+def test_an_acquired_label_fixes_its_pseudo_logits():
+  method = make()
+  state, _ = example(method)
+  # Class 2 for row 5, no answer for row 6, and a row of padding.
+  rows, labels = np.array([5, 6, 64]), np.array([2, UNLABELLED, 1])
+  after = method.add_labels(state, jnp.asarray(rows), jnp.asarray(labels))
+  want = np.asarray(state.memory.logits).copy()
+  want[5] = [0, 0, 10]
+  np.testing.assert_array_equal(after.memory.logits, want)
+  sums = np.asarray(state.memory.sums).copy()
+  sums[5] = 10
+  np.testing.assert_array_equal(after.memory.sums, sums)
+  table = np.asarray(state.labels).copy()
+  table[5] = 2
+  np.testing.assert_array_equal(after.labels, table)
 
 
 def test_finetuning_descends_the_cross_entropy_of_the_hard_labels():

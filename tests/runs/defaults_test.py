@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from ssljax import config, registry
-from ssljax.data import datasets
+from ssljax.core import UNLABELLED
+from ssljax.data import arrays, datasets
 from ssljax.errors import InputError
 from ssljax.runs import build, defaults
 
@@ -70,3 +71,32 @@ def test_the_facts_of_a_split_count_the_images_that_it_admits():
   assert found.images == 230 and found.labelled == 30 and found.least == 3
   assert found.unlabelled == 200 and found.shape == (8, 8, 1)
   assert not np.isin(split.validation, split.unlabelled).any()
+
+
+def arrays_of(labelled=(20, 8, 12), unlabelled=60, side=8):
+  labels = np.repeat([0, 1, 2, UNLABELLED], [*labelled, unlabelled])
+  images = np.zeros((len(labels), side, side, 1), np.uint8)
+  return arrays.from_arrays(images, labels)
+
+
+def test_facts_are_counted_without_the_held_out_images():
+  facts = defaults.facts_of(arrays_of())
+  assert (facts.images, facts.labelled, facts.unlabelled) == (100, 40, 60)
+  assert (facts.least, facts.classes) == (8, 3)
+  # A quarter of the labelled images is held out: 6 of the rarest are left.
+  held_out = defaults.facts_of(arrays_of(), 10)
+  assert (held_out.images, held_out.labelled) == (90, 30)
+  assert held_out.unlabelled == 60 and held_out.least == 6
+
+
+@pytest.mark.parametrize('method', sorted(registry.METHODS))
+@pytest.mark.parametrize('held_out', [0, 31])
+def test_no_batch_is_larger_than_its_images(method, held_out):
+  facts = defaults.facts_of(arrays_of(), held_out)
+  found = defaults.suggest(method, facts)
+  if found.get('batch_labelled'):
+    assert 0 < found['batch_labelled'] <= facts.labelled
+  all_images = found['unlabelled'] == 'all'
+  pool = facts.images if all_images else facts.unlabelled
+  assert 0 < found['batch_unlabelled'] <= pool
+  assert found['labels'] == 'all'

@@ -1,5 +1,6 @@
 """Labels that come in the middle of a run, for every method."""
 
+import copy
 import functools
 
 import chex
@@ -163,6 +164,56 @@ def test_killed_about_an_acquisition_it_ends_the_same(
   resumed, again = fit(parts, name, OFTEN, make_job(name))
   assert [*again.asked] == [*progress.asked]
   chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+
+
+def test_only_rows_of_the_pool_are_asked_about_once_each():
+  program, *_ = shared('supervised', 1)
+  split = tiny.make_splits()[0]
+  among = np.arange(tiny.ROWS) % 3 == 1
+  policy = POLICY._replace(budget=None, size=6)
+  active = active_loop.ActiveLearning(
+    policy, program, oracle.Simulation(tiny.truth()), among
+  )
+  state, _ = tiny.initial(make_job('supervised'))
+  pool = set(np.flatnonzero(among & (split.labels == UNLABELLED)))
+  past = []
+  while True:
+    state, answers = active.query(state, [split], past)
+    if answers is None:
+      break
+    past.append(answers)
+  rows = [row for answers in past for row in answers['rows'][0]]
+  assert sorted(rows) == sorted(pool) and len(pool) > 6
+
+
+@pytest.mark.parametrize('every', [1, 2, 3])
+def test_labels_are_asked_for_every_so_many_epochs(every, tmp_path):
+  program, active, answers = shared('supervised', 1)
+  answers.other = oracle.Simulation(tiny.truth())
+  active = copy.copy(active)
+  active.every = every
+  active.policy = POLICY._replace(every=every)
+  job = loop_lib.Job('', program, tiny.make_splits(), active)
+  _, progress = fit(tmp_path, '', job=job)
+  # An epoch of 24, and then of 28 labelled rows in batches of 8 has 3 steps,
+  # one of 32 rows has 4. There are 16 steps, and at most three queries.
+  asked = {1: [3, 6, 10], 2: [6, 12], 3: [9]}[every]
+  assert [answer['step'] for answer in progress.asked] == asked
+
+
+@pytest.mark.parametrize('every', [1, 2])
+def test_labels_are_asked_for_every_so_many_rounds_of_a_stage(every, tmp_path):
+  program, active, answers = shared('deepbass', 1)
+  answers.other = oracle.Simulation(tiny.truth())
+  active = copy.copy(active)
+  active.every = every
+  job = loop_lib.Job('', program, tiny.make_splits(), active)
+  _, progress = fit(tmp_path, '', job=job)
+  # The second stage has three epochs, which begin at these evaluations.
+  begun = [e['step'] for e in progress.evaluations if e['step'] >= 16][:3]
+  assert begun[0] == 16
+  expected = begun[::every]
+  assert [answer['step'] for answer in progress.asked] == expected
 
 
 @pytest.mark.slow
