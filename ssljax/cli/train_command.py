@@ -5,6 +5,7 @@ import functools
 import os
 import re
 
+from ssljax import files
 from ssljax.cli import main
 from ssljax.config import Config, to_flags
 from ssljax.distributed import multihost, placement, watchdog
@@ -26,7 +27,7 @@ def run(method: str, config: Config) -> None:
   awake = watchdog.exit_if_idle(config.hosts.hang_minutes * 60)
   with multihost.exit_if_peer_fails(), awake:
     if config.run.workdir is not None:
-      folder = run_folder.path_of(config.run.workdir)
+      folder = files.as_path('workdir', config.run.workdir)
     else:
       folder = run_folder.dated(f'{method}-{config.data_name}')
     multihost.require_same(
@@ -57,9 +58,9 @@ def with_paths(config: Config) -> Config:
     'disk that all hosts share',
   )
   if workdir is not None:
-    main.as_path('workdir', workdir)
+    files.as_path('workdir', workdir)
   if data_dir is not None and '://' not in data_dir:
-    data_dir = os.path.abspath(main.as_path('data_dir', data_dir))
+    data_dir = os.path.abspath(files.as_path('data_dir', data_dir))
   return dataclasses.replace(
     config, data=dataclasses.replace(config.data, data_dir=data_dir)
   )

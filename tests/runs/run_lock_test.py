@@ -162,7 +162,12 @@ def test_a_lock_that_is_lost_stops_the_run(tmp_path, monkeypatch, how):
 def test_a_damaged_lock_is_free_once_nobody_holds_it(tmp_path, text):
   (tmp_path / run_lock.NAME).write_text(text)
   aged(tmp_path, 1000)
-  RunLock(tmp_path).release()
+  lock = RunLock(tmp_path)
+  assert json.loads(lock.path.read_text())['pid'] == os.getpid()
+  with pytest.raises(InputError, match=f'process, {os.getpid()} on'):
+    RunLock(tmp_path)
+  lock.release()
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_that_is_no_file_is_refused(tmp_path):
