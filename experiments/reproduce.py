@@ -439,6 +439,7 @@ def define_flags(values: flags.FlagValues) -> None:
     'list': 'List the tables and figures.',
     'measure': 'Time a few steps of every run that is not done yet.',
     'pages': 'Generate the tables of the README.md files.',
+    'fewer': 'Let --pages remove results that are not in --results.',
   }.items():
     flags.DEFINE_bool(name, False, text, flag_values=values)
   flags.DEFINE_list(
@@ -487,10 +488,10 @@ def check_flags(asked: dict[str, Any]) -> None:
     '`table`: give one; `list=True` lists them',
   )
   owners = {'rows': ('table',), 'seeds': ('table', 'figure', 'list')}
-  owners |= {'measure': ('table', 'figure', 'list')}
+  owners |= {'measure': ('table', 'figure', 'list'), 'fewer': ('pages',)}
   for name, needed in owners.items():
     unused = asked[name] and actions and not actions.keys() & set(needed)
-    alone = name == 'rows' and asked[name] and not actions
+    alone = name in ('rows', 'fewer') and asked[name] and not actions
     words = ' or '.join(f'`{other}`' for other in needed)
     require(
       not unused and not alone,
@@ -505,7 +506,7 @@ def act(asked: dict[str, Any]) -> None:
     asked = asked | {'data_dir': main.as_path('data_dir', asked['data_dir'])}
   store = store_of(asked)
   if asked['pages']:
-    readme_tables.write_pages(store)
+    readme_tables.write_pages(store, asked['fewer'])
     return
   if asked['measure']:
     measure_steps(store, asked)

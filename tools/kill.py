@@ -176,7 +176,7 @@ def kill(kind: str, method, folder, whole: int, rng) -> str | None:
     '' outside a write, None if the run ended before the kill.
   """
   before = unfinished(folder)
-  for path in before:  # A process of another number would leave them.
+  for path in before:  # Or they would be taken for those of this process.
     if path.name.startswith('result.json.'):
       path.unlink()
   done = size(folder)
@@ -257,8 +257,7 @@ def differences(whole: dict[str, str], folder: pathlib.Path) -> list[str]:
   here = content(folder)
   names = [n for n in whole | here if whole.get(n) != here.get(n)]
   damaged = folder.rglob('damaged-*')
-  left = [p for p in unfinished(folder) if 'result.json' in p.name]
-  return [*names, *map(str, [*damaged, *left])]
+  return [*names, *map(str, [*damaged, *unfinished(folder)])]
 
 
 # The attack.

@@ -234,7 +234,7 @@ class _Jobs:
       method, settings.keep_stages, settings.keep_every
     )
     where = checkpoint_folder(self.folder, method, job.splits)
-    return checkpoint.Checkpoints(where, permanent=permanent)
+    return checkpoint.Checkpoints(where, permanent=permanent, clean_up=True)
 
 
 class _Observed:
