@@ -429,7 +429,7 @@ BASES = {
   ],
 }
 # All values of the flags that programs of methods share are tried in this one;
-# in the others, two values of each, in rotation.
+# in the others, two values of each, in rotation; one with --thin.
 COMMON = 'supervised'
 
 
@@ -458,7 +458,8 @@ def flag_cases(chosen: list[str], fresh: int, thin: int = 0) -> list[Case]:
     for name, kind in kinds.items():
       shared = name in common and program != COMMON and program not in BASES
       number += 1
-      for value in thinned(VALUES[kind], 2 if shared else thin, number):
+      most = (1 if thin else 2) if shared else thin
+      for value in thinned(VALUES[kind], most, number):
         found.append(Case(program, [*base, f'--{name}={value}'], name))
     for value in thinned(FLAGFILES, thin, number):
       found.append(Case(program, [*base, f'--flagfile={value}'], 'flagfile'))

@@ -283,7 +283,7 @@ def attack(method: str, kinds: list[str], base: pathlib.Path, seed: int):
   waiting, number = list(kinds), 0
   while waiting:
     number += 1
-    folder, chain = base / f'{method}-{number}', rng.randint(1, 3)
+    folder, chain = base / f'{method}-{number}', rng.randint(2, 4)
     while waiting and chain:
       try:
         inside = kill(waiting[0], method, folder, length, rng)
@@ -305,7 +305,7 @@ def attack(method: str, kinds: list[str], base: pathlib.Path, seed: int):
 
 def plan(count: int, methods: list[str], seed: int) -> dict[str, list[str]]:
   """Return the kinds of kills of every method."""
-  kinds = [KINDS[i % len(KINDS)] for i in range(count)]
+  kinds = [KINDS[(i + seed) % len(KINDS)] for i in range(count)]
   found = collections.defaultdict(list)
   for i, kind in enumerate(kinds):
     found[methods[(i // len(KINDS)) % len(methods)]].append(kind)
