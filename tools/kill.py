@@ -100,9 +100,9 @@ def started(method: str, folder: pathlib.Path, slow: bool = False):
     The process; its output is in `folder.log`.
   """
   cache = folder.parent / f'{method}.cache'
-  environment = os.environ | {
+  environment = {'JAX_COMPILATION_CACHE_DIR': str(cache)} | os.environ
+  environment |= {
     'JAX_PLATFORMS': 'cpu',
-    'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path]),
   }
@@ -157,9 +157,19 @@ def size(folder: pathlib.Path) -> int:
 def is_writing(kind: str, folder: pathlib.Path) -> bool:
   """Return True while a process writes a checkpoint, or the result."""
   if kind == 'result':
-    names = os.listdir(folder) if folder.is_dir() else []
-    return any(n.startswith('result.json.') for n in names)
-  return any('.partial' not in path.name for path in unfinished(folder))
+    return any(n.startswith('result.json.') for n in _names(folder))
+  return any(
+    UNFINISHED[0] in name
+    for job in _names(folder / 'checkpoints')
+    for seed in _names(folder / 'checkpoints' / job)
+    for name in _names(folder / 'checkpoints' / job / seed)
+  )
+
+
+def _names(folder: pathlib.Path) -> list[str]:
+  with contextlib.suppress(OSError):
+    return os.listdir(folder)
+  return []
 
 
 def kill(kind: str, method, folder, whole: int, rng) -> str | None:
@@ -195,7 +205,7 @@ def kill(kind: str, method, folder, whole: int, rng) -> str | None:
         break
       if time.monotonic() > deadline:
         raise TimeoutError(f'{method}: no {kind} to kill it in')
-      time.sleep(0.0005 if size(folder) else 0.01)
+      time.sleep(0.004)
     time.sleep(delay)
     if process.poll() is not None:
       return None
@@ -277,9 +287,11 @@ def attack(method: str, kinds: list[str], base: pathlib.Path, seed: int):
   """
   rng, kills, faults, compared = random.Random(f'{seed} {method}'), [], [], 0
   whole = base / f'{method}-whole'
+  began = time.time()
   if problem := finish(method, whole):
     return [], [f'{method}, not killed: {problem}'], 0
   expected, length = content(whole), size(whole)
+  print(f'{method} whole, {time.time() - began:.0f} s', file=sys.stderr)
   waiting, number = list(kinds), 0
   while waiting:
     number += 1
