@@ -459,6 +459,7 @@ def define_flags(values: flags.FlagValues) -> None:
     'list': 'List the tables and figures.',
     'measure': 'Time a few steps of every run that is not done yet.',
     'pages': 'Generate the tables of the README.md files.',
+    'fewer': 'Let --pages remove results that are not in --results.',
   }.items():
     flags.DEFINE_bool(name, False, text, flag_values=values)
   flags.DEFINE_list(
@@ -506,11 +507,16 @@ def check_flags(asked: dict[str, Any]) -> None:
     bool(actions) or asked['measure'],
     '`table`: give one, or `claims=True`; `list=True` lists the tables',
   )
+<<<<<<< HEAD
   owners = {'rows': ('table',), 'seeds': ('claims', 'table', 'figure', 'list')}
   owners |= {'measure': ('table', 'figure', 'list')}
+=======
+  owners = {'rows': ('table',), 'seeds': ('table', 'figure', 'list')}
+  owners |= {'measure': ('table', 'figure', 'list'), 'fewer': ('pages',)}
+>>>>>>> attack
   for name, needed in owners.items():
     unused = asked[name] and actions and not actions.keys() & set(needed)
-    alone = name == 'rows' and asked[name] and not actions
+    alone = name in ('rows', 'fewer') and asked[name] and not actions
     words = ' or '.join(f'`{other}`' for other in needed)
     require(
       not unused and not alone,
@@ -525,7 +531,7 @@ def act(asked: dict[str, Any]) -> None:
     asked = asked | {'data_dir': main.as_path('data_dir', asked['data_dir'])}
   store = store_of(asked)
   if asked['pages']:
-    readme_tables.write_pages(store)
+    readme_tables.write_pages(store, asked['fewer'])
     return
   if asked['measure']:
     measure_steps(store, asked)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssljax import config as config_lib
-from ssljax import optimizers, registry, signatures
+from ssljax import files, optimizers, registry, signatures
 from ssljax.augment import standard
 from ssljax.config import Config
 from ssljax.core import UNLABELLED, Method
@@ -218,7 +218,7 @@ class Model:
     Raises:
       InputError: the folder cannot be written.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = files.as_path('folder', str(folder))
     weights = flax.serialization.to_bytes(
       {'params': self._params, 'stats': self._stats, 'fitted': self._fitted}
     )
@@ -499,7 +499,7 @@ def _train(
     run = make_run()
     result = execute.train(run, **how)
     return _model_of(run, parts, found, result, history, white)
-  folder = run_folder.path_of(str(workdir))
+  folder = files.as_path('workdir', str(workdir))
   result, run = execute.train_in_folder(
     make_run, config, folder, say=lambda text: None, **how
   )
@@ -560,7 +560,7 @@ def load(
   Raises:
     InputError: the folder holds neither, or is incomplete or damaged.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = files.as_path('folder', str(folder))
   saved = next(
     (f for f in (folder, folder / 'model') if (f / _MODEL).is_file()), None
   )

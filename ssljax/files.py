@@ -10,7 +10,7 @@ import os
 import pathlib
 import stat
 
-from ssljax.errors import InputError
+from ssljax.errors import InputError, require
 
 
 def is_regular(path: str | os.PathLike) -> bool:
@@ -19,6 +19,36 @@ def is_regular(path: str | os.PathLike) -> bool:
     return stat.S_ISREG(os.stat(path).st_mode)
   except OSError:
     return False
+
+
+def as_path(name: str, text: str) -> pathlib.Path:
+  """Return the path that a user gave, with `~` expanded.
+
+  Args:
+    name: of the parameter.
+    text: its value.
+
+  Raises:
+    InputError: there is no such home folder, or the system cannot have such a
+      path.
+  """
+  require(bool(text.strip()), f'`{name}`={text}: give a path')
+  try:
+    path = pathlib.Path(text).expanduser()
+  except RuntimeError as error:
+    raise InputError(
+      f'`{name}`={text}: there is no such home folder: give the full path'
+    ) from error
+  try:
+    path.stat()
+  except (FileNotFoundError, NotADirectoryError):
+    pass
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', error)
+    raise InputError(
+      f'`{name}`={text}: cannot be used ({reason}): give another path'
+    ) from error
+  return path
 
 
 def exists(path: str | os.PathLike) -> bool:

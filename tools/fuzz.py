@@ -3,6 +3,7 @@
 python tools/fuzz.py            invalid and extreme values of every flag
 python tools/fuzz.py --damage   damaged files in the folder of a finished run
 python tools/fuzz.py --program=madnn --program=figures
+python tools/fuzz.py --thin=4   at most 4 values of a flag, in rotation
 
 Every value must be accepted as it is, or refused in one line with exit status
 2. A traceback, another exit status, a hang, a crash and a value that the
@@ -36,6 +37,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 MEMORY = 6 * 2**30  # bytes that a worker may add to its address space
 DEADLINE = 60.0  # seconds of a case
 START = 600.0  # seconds in which a worker starts
+TRAINS = 5.0  # seconds that a program may train
 GOOD = 'accepted', 'refused', 'waiting'
 FAULTS = (
   *('traceback', 'several lines', 'other status', 'hang', 'crash'),
@@ -333,25 +335,42 @@ def environment(folder: pathlib.Path) -> dict[str, str]:
 
 
 def run_fresh(case: Case, folder: pathlib.Path, deadline: float) -> dict:
-  """Run a case in a process of its own."""
+  """Run a case in a process of its own, which ends once it trains."""
   command = [f'{ROOT}/experiments/{case.program}.py', *case.arguments]
   began = time.time()
+  with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    try:
+      process = subprocess.Popen(
+        [sys.executable, *map(os.fsencode, command)],
+        cwd=folder,
+        env=environment(folder) | {'PYTHONUNBUFFERED': '1'},
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+      )
+    except (OSError, ValueError) as error:  # The system has no such command.
+      return {'kind': 'refused', 'message': str(error)}
+    status = _status(process, out, deadline)
+    if status is None:
+      return {'kind': 'hang', 'message': ''}
+    err.seek(0)
+    error = err.read().decode(errors='replace')
+  return judge(case, status, error) | {'seconds': time.time() - began}
+
+
+def _status(process, out, deadline: float) -> int | None:
+  """Return the exit status, 0 for a program that trains, None for a hang."""
+  end, trains = time.monotonic() + deadline, False
   try:
-    done = subprocess.run(
-      [sys.executable, *map(os.fsencode, command)],
-      cwd=folder,
-      env=environment(folder),
-      capture_output=True,
-      stdin=subprocess.DEVNULL,
-      timeout=deadline,
-    )
-  except subprocess.TimeoutExpired:
-    return {'kind': 'hang', 'message': ''}
-  except OSError as error:  # The system refuses such a command.
-    return {'kind': 'refused', 'message': str(error)}
-  error = done.stderr.decode(errors='replace')
-  outcome = judge(case, done.returncode, error)
-  return outcome | {'seconds': time.time() - began}
+    while (now := time.monotonic()) < end:
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(0.1)
+      if not trains and b', run folder ' in os.pread(out.fileno(), 2**20, 0):
+        trains, end = True, min(end, now + TRAINS)
+    return 0 if trains else None
+  finally:
+    process.kill()
+    process.wait()
 
 
 # The cases of flags.
@@ -410,13 +429,27 @@ BASES = {
   ],
 }
 # All values of the flags that programs of methods share are tried in this one;
-# in the others, two values of each.
+# in the others, two values of each, in rotation; one with --thin.
 COMMON = 'supervised'
 
 
-def flag_cases(chosen: list[str], fresh: int) -> list[Case]:
-  """Return the cases of every flag of the chosen programs; all if none."""
-  found, known = [], programs_of_flags()
+def thinned(values: list, most: int, number: int) -> list:
+  """Return at most so many values, others for every number."""
+  if not most or len(values) <= most:
+    return values
+  first = number * most
+  return [values[(first + i) % len(values)] for i in range(most)]
+
+
+def flag_cases(chosen: list[str], fresh: int, thin: int = 0) -> list[Case]:
+  """Return the cases of every flag of the chosen programs.
+
+  Args:
+    chosen: names of programs; all if there are none.
+    fresh: run every so many-th case in a process of its own.
+    thin: most values of a flag; 0 for all.
+  """
+  found, known, number = [], programs_of_flags(), 0
   common = set(known['supervised'])
   for program, kinds in known.items():
     if chosen and program not in chosen:
@@ -424,13 +457,14 @@ def flag_cases(chosen: list[str], fresh: int) -> list[Case]:
     base = BASES.get(program, ['--workdir={new}/run'])
     for name, kind in kinds.items():
       shared = name in common and program != COMMON and program not in BASES
-      values = VALUES[kind][shared::5] if shared else VALUES[kind]
-      values = [values[-1], values[0]] if shared else values
-      for value in values:
+      number += 1
+      most = (1 if thin else 2) if shared else thin
+      for value in thinned(VALUES[kind], most, number):
         found.append(Case(program, [*base, f'--{name}={value}'], name))
-    for value in FLAGFILES:
+    for value in thinned(FLAGFILES, thin, number):
       found.append(Case(program, [*base, f'--flagfile={value}'], 'flagfile'))
-    found += [Case(program, [*base, *more], more[0]) for more in BARE]
+    for more in thinned(BARE, thin, number):
+      found.append(Case(program, [*base, *more], more[0]))
   for case in found[:: fresh or len(found) + 1][1:]:
     case.fresh = True
   return found
@@ -601,12 +635,16 @@ def report(outcomes: list[tuple[Case, dict]], every: bool) -> int:
     print('  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)))
   bad = [(c, o) for c, o in outcomes if o['kind'] in FAULTS]
   for case, outcome in outcomes if every else bad:
-    words = ' '.join(ascii(x)[:120] for x in case.arguments)
-    print(
-      f'\n{outcome["kind"]}: {case.program} {words} [{case.what} {case.damage}]'
-    )
-    print(f'  {outcome["message"]!a}')
+    print(f'\n{described(case, outcome)}')
   return len(bad)
+
+
+def described(case: Case, outcome: dict) -> str:
+  """Return the command of a case, and its message."""
+  words = ' '.join(ascii(x)[:120] for x in case.arguments)
+  what = f'[{case.what} {case.damage}]'
+  message = f'{outcome["message"]!a}'
+  return f'{outcome["kind"]}: {case.program} {words} {what}\n  {message}'
 
 
 def attack(cases: list[Case], places: Places, whole: bool, deadline: float):
@@ -619,6 +657,8 @@ def attack(cases: list[Case], places: Places, whole: bool, deadline: float):
     outcome = worker.run(case, deadline)
     outcomes.append((case, outcome))
     places.next()
+    if outcome['kind'] in FAULTS:
+      print(described(case, outcome), file=sys.stderr, flush=True)
     if sys.stderr.isatty() or number % 100 == 99:
       print(f'{number + 1} of {len(cases)}', file=sys.stderr, flush=True)
   worker.stop()
@@ -632,6 +672,7 @@ def main() -> int:
   parser.add_argument('--program', action='append', default=[])
   parser.add_argument('--only', action='append', default=[])
   parser.add_argument('--fresh', type=int, default=0)
+  parser.add_argument('--thin', type=int, default=0)
   parser.add_argument('--deadline', type=float, default=DEADLINE)
   parser.add_argument('--every', action='store_true')
   parser.add_argument('--worker', action='store_true')
@@ -646,7 +687,7 @@ def main() -> int:
     if asked.damage:
       cases = damage_cases(asked.program)
     else:
-      cases = flag_cases(asked.program, asked.fresh)
+      cases = flag_cases(asked.program, asked.fresh, asked.thin)
     if asked.only:
       cases = [case for case in cases if case.what in asked.only]
     outcomes = attack(cases, places, asked.whole, asked.deadline)

@@ -27,12 +27,16 @@ MARKS = re.compile(
 BUDGETS = ('paper', *tables.BUDGETS)
 
 
-def write_pages(store: runs.Store) -> None:
-  """Generate the tables of both pages.
+def write_pages(store: runs.Store, fewer: bool = False) -> None:
+  """Generate the tables of all pages.
+
+  Args:
+    store: the store of the results.
+    fewer: replace tables also by some that show fewer results.
 
   Raises:
-    InputError: the pages are missing, there are no results, or a mark names no
-      table or budget.
+    InputError: the pages are missing, there are no results, a mark names no
+      table or budget, or results would be lost.
   """
   for page in PAGES:
     require(
@@ -46,6 +50,18 @@ def write_pages(store: runs.Store) -> None:
     'stored results',
   )
   texts = {page: with_tables(page.read_text(), store) for page in PAGES}
+  lost = []
+  for page, text in texts.items():
+    now = _shown(text)
+    before = _shown(page.read_text()).items()
+    lost += [f'{page.name} {n}' for n, count in before if now.get(n, 0) < count]
+  more = ', ...' if len(lost) > 10 else ''
+  require(
+    fewer or not lost,
+    f'`results`={store.results}: has fewer results than the pages show now '
+    f'({", ".join(lost[:10])}{more}): give the folder that holds them, or '
+    '`fewer=True` to replace the tables all the same',
+  )
   for page, text in texts.items():
     run_folder.write_atomically(page, text)
 
@@ -71,6 +87,22 @@ def with_tables(text: str, store: runs.Store) -> str:
     return f'{match["begin"]}\n{body}<!-- end -->'
 
   return MARKS.sub(generate, text)
+
+
+def _shown(text: str) -> dict[str, int]:
+  """Return the splits of our results in a page, by 'TABLE BUDGET: ROW'."""
+  found = {}
+  for match in MARKS.finditer(text):
+    name = ' '.join(filter(None, (match['table'], match['budget'])))
+    lines = [line for line in match[0].splitlines() if line.startswith('|')]
+    header, _, *rows = [x.strip('| ').split(' | ') for x in lines] or [[], []]
+    for row in rows:
+      cells = dict(zip(header, row, strict=False))
+      counts = re.findall(r'\((\d+)\)', cells.get('ours', ''))
+      counts = [cells['n']] if 'n' in cells else counts
+      numbers = [int(count) for count in counts if count.isdecimal()]
+      found[f'{name or "presets"}: {row[0]}'] = sum(numbers)
+  return found
 
 
 def results_table(name: str, budget: str, store: runs.Store) -> str:

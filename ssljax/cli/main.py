@@ -4,7 +4,7 @@ Exit statuses: 0 done, 2 invalid input (one line), 3 waiting for labels, 1
 anything else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import errno
 import gc
@@ -22,14 +22,10 @@ from absl import app, flags, logging
 from ssljax import config
 from ssljax.cli import config_flags
 from ssljax.errors import InputError, require
+from ssljax.files import as_path
 
 _PRESETS = 'ssljax.experiments'  # the package whose folder has them
-# Failures of a place that the user named, not of the program.
-_PLACES = (
-  *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-  *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
-  *(errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG, errno.ENXIO),
-)
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 _TITLES = {
   'data': 'Data',
   'split': 'Label splits',
@@ -216,7 +212,7 @@ def run(
     except InputError as error:
       fail(program, as_flags(error))
     except OSError as error:
-      if error.errno not in _PLACES or not error.filename:
+      if not _is_of_a_place(error, sys.argv[1:]):
         raise
       where = os.fsdecode(error.filename)
       fail(program, f'{where}: {error.strerror}: give another place')
@@ -229,6 +225,42 @@ def run(
       sys.exit(130 if preempted.signal == 'SIGINT' else 0)
 
   app.run(begin, flags_parser=parse_or_fail)
+
+
+def _is_of_a_place(error: OSError, arguments: Sequence[str]) -> bool:
+  """Return True for a full disk, and for an error of a path the user named.
+
+  An error of any other file is one of the program, and is not hidden.
+
+  Args:
+    error: with the path it is about.
+    arguments: of the program.
+  """
+  if not isinstance(error.filename, str | bytes) or not error.strerror:
+    return False
+  path = _absolute(os.fsdecode(error.filename))
+  is_above_all = _absolute(os.curdir).is_relative_to(path)
+  return error.errno in _FULL or any(
+    path.is_relative_to(named)
+    # A folder above the named one, which could not be made.
+    or (named.is_relative_to(path) and not is_above_all)
+    for named in map(_absolute, _values(arguments))
+  )
+
+
+def _absolute(path: str) -> pathlib.Path:
+  return pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _values(arguments: Sequence[str]) -> Iterator[str]:
+  """Yield the values in arguments and flag files, and the items of lists."""
+  for number, argument in enumerate(arguments):
+    name, _, value = argument.strip().partition('=')
+    if name.lstrip('-') == 'flagfile':
+      where = value or ''.join(arguments[number + 1 : number + 2])
+      yield from _values(_flag_lines(os.path.expanduser(where)))
+    text = value if name.startswith('-') else argument
+    yield from filter(None, {text, *text.split(',')})
 
 
 def _print_error(program: str, error: Exception) -> None:
@@ -341,30 +373,6 @@ def _flag_lines(where: str) -> list[str]:
 
 
 # Paths and devices.
-
-
-def as_path(name: str, text: str) -> pathlib.Path:
-  """Return the path that a flag gives, with `~` expanded.
-
-  Args:
-    name: of the flag.
-    text: its value.
-
-  Raises:
-    InputError: the system cannot have such a path.
-  """
-  require(bool(text.strip()), f'`{name}`={text}: give a path')
-  path = pathlib.Path(os.path.expanduser(text))
-  try:
-    path.stat()
-  except (FileNotFoundError, NotADirectoryError):
-    pass
-  except (OSError, ValueError) as error:
-    reason = getattr(error, 'strerror', error)
-    raise InputError(
-      f'`{name}`={text}: cannot be used ({reason}): give another path'
-    ) from error
-  return path
 
 
 def as_output(name: str, text: str) -> pathlib.Path:

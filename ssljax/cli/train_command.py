@@ -7,6 +7,7 @@ import os
 import re
 from typing import Any
 
+from ssljax import files
 from ssljax.cli import main
 from ssljax.config import Config, to_flags
 from ssljax.data import datasets
@@ -64,7 +65,7 @@ def _train(
   awake = watchdog.exit_if_idle(config.hosts.hang_minutes * 60)
   with multihost.exit_if_peer_fails(), awake:
     if config.run.workdir is not None:
-      folder = run_folder.path_of(config.run.workdir)
+      folder = files.as_path('workdir', config.run.workdir)
     else:
       folder = run_folder.dated(f'{method}-{config.data_name}')
     multihost.require_same(
@@ -97,9 +98,9 @@ def with_paths(config: Config) -> Config:
     'disk that all hosts share',
   )
   if workdir is not None:
-    main.as_path('workdir', workdir)
+    files.as_path('workdir', workdir)
   if data_dir is not None and '://' not in data_dir:
-    data_dir = os.path.abspath(main.as_path('data_dir', data_dir))
+    data_dir = os.path.abspath(files.as_path('data_dir', data_dir))
   return dataclasses.replace(
     config, data=dataclasses.replace(config.data, data_dir=data_dir)
   )

@@ -4,9 +4,12 @@ from collections.abc import Callable
 import difflib
 import importlib.util
 import logging
+import os
+import pathlib
 import re
 from typing import Any, NamedTuple
 
+from ssljax import files
 from ssljax.data.types import MAX_CLASSES
 from ssljax.errors import InputError, require
 
@@ -40,6 +43,7 @@ def _find(name: str, root):
   """Return the TFDS builder of a data set, and True if it is prepared."""
   import tensorflow_datasets as tfds  # slow to import; `digits` needs none
 
+  _refuse_irregular(name, root)
   try:
     builder = _builder(name, root)
     return builder, builder.is_prepared() and bool(builder.info.splits)
@@ -54,6 +58,26 @@ def _find(name: str, root):
       f'({one_line(cause(error))}); give name, name/config or name:version, '
       "prepare it again, or pip install 'ssljax[prepare]'"
     ) from error
+
+
+def _refuse_irregular(name: str, root) -> None:
+  """Raise `InputError` if the folder of a data set holds a FIFO or a device.
+
+  TFDS would block when it opens one. Only local folders can hold them.
+  """
+  plain = _parts(name).get('set')
+  if plain is None or '://' in str(root):
+    return
+  folder = os.path.join(root, plain)
+  for where, folders, names in os.walk(folder):
+    if len(pathlib.Path(where).relative_to(folder).parts) > 1:
+      folders.clear()  # SET/CONFIGURATION/VERSION is the deepest
+    for path in (os.path.join(where, file) for file in names):
+      require(
+        files.is_regular(path) or not os.path.exists(path),
+        f'`dataset`={name}: {path} is no regular file: remove it, or copy the '
+        'data set again',
+      )
 
 
 def _builder(name: str, root):

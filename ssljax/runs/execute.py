@@ -240,7 +240,7 @@ class _Jobs:
       method, settings.keep_stages, settings.keep_every
     )
     where = checkpoint_folder(self.folder, method, job.splits)
-    return checkpoint.Checkpoints(where, permanent=permanent)
+    return checkpoint.Checkpoints(where, permanent=permanent, clean_up=True)
 
 
 class _Observed:
@@ -337,7 +337,7 @@ def _locked(folder: pathlib.Path, is_new: bool):
   """Hold the lock on a folder; all processes of a run share it.
 
   A folder that is still empty at the end is removed, with its parents, if this
-  call has made them.
+  call has made them, and likewise the dated folder of a new run.
 
   Args:
     folder: of the run; made if absent.
@@ -361,7 +361,8 @@ def _locked(folder: pathlib.Path, is_new: bool):
   finally:
     for lock in locks:
       lock.release()
-    for path in made or ([folder] if is_new and locks else []):
+    dated = [folder, folder.parent] if is_new and locks else []
+    for path in made or dated:
       with contextlib.suppress(OSError):
         path.rmdir()
 

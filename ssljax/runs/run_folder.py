@@ -82,24 +82,6 @@ def _reason(error: OSError, folder: pathlib.Path) -> str:
   return error.strerror + ('' if where == str(folder) else f': {where}'[:200])
 
 
-def path_of(text: str) -> pathlib.Path:
-  """Return the path that a user gave, with `~` expanded.
-
-  Raises:
-    InputError: there is no such home, or the text cannot be a path.
-  """
-  require(
-    '\0' not in text and text != '',
-    f'`workdir`={text!r}: give the name of a folder',
-  )
-  try:
-    return pathlib.Path(text).expanduser()
-  except RuntimeError as error:
-    raise InputError(
-      f'`workdir`={text}: there is no such home folder: give its full path'
-    ) from error
-
-
 def dated(name: str) -> pathlib.Path:
   """Make and return a new folder: runs/NAME-YYYYMMDD-HHMMSS.
 
@@ -207,12 +189,17 @@ def _recorded_method(folder: pathlib.Path) -> str | None:
 def claim(folder: pathlib.Path, config: Config, overwrite: bool) -> None:
   """Make the folder the run's own: remove an earlier run, write the config.
 
+  The lock on the folder must be held.
+
   Args:
     folder: made if absent.
     config: of the run.
     overwrite: removes the files of an earlier run, and nothing else.
   """
   folder.mkdir(parents=True, exist_ok=True)
+  for name in CONTENT:  # of a process that was killed while it wrote
+    for partial in folder.glob(f'{name}.*.partial'):
+      partial.unlink()
   if overwrite and is_run(folder):
     clear(folder)
   if not is_run(folder):

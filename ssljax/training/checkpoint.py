@@ -21,6 +21,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 from typing import Any
 
 import jax
@@ -271,6 +272,7 @@ class Checkpoints:
     folder: str | pathlib.Path,
     keep: int = 2,
     permanent: Collection[int] = (),
+    clean_up: bool = False,
   ):
     """Open the folder, and create it if it does not exist.
 
@@ -278,8 +280,12 @@ class Checkpoints:
       folder: folder of the checkpoints.
       keep: number of newest checkpoints to keep.
       permanent: steps whose checkpoints are kept as well.
+      clean_up: remove checkpoints that a killed process has not finished. The
+        lock on the run's folder must be held.
     """
     self.folder = pathlib.Path(folder).absolute()
+    if clean_up:
+      multihost.on_main_process(self._remove_unfinished)
     self._policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(keep),
@@ -292,10 +298,16 @@ class Checkpoints:
     self._manager = _Manager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=self._policy, step_name_format=_Names()
+        preservation_policy=self._policy,
+        step_name_format=_Names(),
       ),
       item_names=('state', 'progress'),
     )
+
+  def _remove_unfinished(self) -> None:
+    """Remove the checkpoints that a killed process has not finished."""
+    for path in self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
+      shutil.rmtree(path, ignore_errors=True)
 
   def steps(self) -> tuple[int, ...]:
     """Return the steps that have a checkpoint, in rising order."""

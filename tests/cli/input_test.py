@@ -1,5 +1,6 @@
 """Invalid flags, flag files, paths and devices are refused in one line."""
 
+import errno
 import os
 import pathlib
 from unittest import mock
@@ -131,15 +132,41 @@ def test_a_platform_without_devices_is_refused(capsys):
         assert 'JAX_PLATFORMS=' in line and 'more' not in line
 
 
-def test_a_failure_of_the_program_itself_is_not_hidden():
+@pytest.mark.parametrize('name', [None, '/elsewhere/file', '.'])
+def test_a_failure_of_the_program_itself_is_not_hidden(name, tmp_path):
   def fail():
-    raise OSError('of no file')
+    raise OSError(errno.EACCES, 'of no named file', name)
 
   with (
-    mock.patch.object(main.sys, 'argv', ['p']),
-    pytest.raises(OSError, match='of no file'),
+    mock.patch.object(main.sys, 'argv', ['p', f'--out={tmp_path}', '--n=3']),
+    pytest.raises(OSError, match='of no named file'),
   ):
-    main.run('p', fail, lambda argv: argv, str)
+    main.run('p', fail, lambda argv: argv[:1], str)
+
+
+@pytest.mark.parametrize('how', ['equals', 'apart', 'listed', 'in a file'])
+@pytest.mark.parametrize('place', ['', 'below', '..'])
+def test_a_failure_of_a_named_path_is_one_line(how, place, tmp_path, capsys):
+  named = tmp_path / 'folder' / 'out'
+  (tmp_path / 'flags').write_text(f'# a comment\n--out={named}\n')
+
+  def fail():
+    where = os.path.normpath(named / place)
+    raise PermissionError(errno.EACCES, 'Permission denied', where)
+
+  argv = {
+    'equals': ['p', f'--out={named}'],
+    'apart': ['p', '--out', str(named)],
+    'listed': ['p', f'--out=a,{named}'],
+    'in a file': ['p', f'--flagfile={tmp_path}/flags'],
+  }[how]
+  with (
+    mock.patch.object(main.sys, 'argv', argv),
+    pytest.raises(SystemExit) as ended,
+  ):
+    main.run('p', fail, lambda argv: argv[:1], str)
+  assert ended.value.code == 2
+  assert 'Permission denied: give another place' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

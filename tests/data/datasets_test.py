@@ -992,6 +992,19 @@ def test_missing_and_damaged_files_are_one_line(tmp_path):
   assert 'split train are missing or damaged' in error('pets', tmp_path)
 
 
+@pytest.mark.parametrize('config', [None, 'big'])
+@pytest.mark.parametrize(
+  'name',
+  ['dataset_info.json', 'features.json', 'pets-train.array_record-00000-of-*'],
+)
+def test_a_fifo_in_a_data_set_is_refused(tmp_path, name, config):
+  folder = fake_tfds.write(tmp_path, 'pets', flat(2), [0, 1], 2, config=config)
+  (file,) = folder.glob(name)
+  file.unlink()
+  os.mkfifo(file)
+  assert f'{file} is no regular file: remove it' in error('pets', tmp_path)
+
+
 def test_a_class_that_cannot_be_made_here_is_read_from_its_folder(tmp_path):
   # TFDS's class of coco needs TensorFlow to be made; its data do not.
   assert 'dataset=coco' in error('coco', tmp_path)

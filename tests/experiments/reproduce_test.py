@@ -462,9 +462,27 @@ def test_pages_are_kept_if_there_are_no_results(asked, tmp_path, results):
   assert 'numbers' in page.read_text()
 
 
+@pytest.mark.parametrize('mark', ['results: supervised/1 cpu', 'presets'])
+def test_pages_are_kept_if_results_would_be_lost(asked, tmp_path, mark):
+  begin, end = f'<!-- {mark} -->\n', '<!-- end -->\n'
+  text = made_anew(asked, tmp_path, begin + end)
+  page = tmp_path / 'page.md'
+  (gone,) = asked.results.glob('*/seed-1')
+  shutil.rmtree(gone)
+  with mock.patch.object(readme_tables, 'PAGES', [page]):
+    with pytest.raises(InputError, match=r'has fewer results .*page\.md'):
+      asked('--pages')
+    assert page.read_text() == text
+    asked('--pages', '--fewer')
+  assert page.read_text() != text
+
+
 @pytest.mark.parametrize(
   ('given', 'expected'),
   [
+    (('--pages', '--table=supervised/1'), 'give one of these'),
+    (('--list', '--fewer'), 'fewer: has an effect with pages alone'),
+    (('--fewer',), 'fewer: has an effect'),
     (('--table=supervised/1', '--figure=supervised/1'), 'give one of these'),
     (('--list', '--pages'), 'give one of these'),
     (('--figure=supervised/1', '--rows=1'), 'rows: has an effect with table'),

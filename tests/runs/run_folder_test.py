@@ -150,10 +150,10 @@ def test_a_dated_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
 
 def test_home_is_expanded_and_impossible_names_are_one_line(monkeypatch):
   monkeypatch.setenv('HOME', '/elsewhere')
-  assert run_folder.path_of('~/x') == pathlib.Path('/elsewhere/x')
+  assert files.as_path('workdir', '~/x') == pathlib.Path('/elsewhere/x')
   for text in ('~no-such-user/x', 'a\0b', ''):
     with pytest.raises(InputError, match='workdir'):
-      run_folder.path_of(text)
+      files.as_path('workdir', text)
 
 
 PLACES = {

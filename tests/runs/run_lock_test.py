@@ -163,8 +163,9 @@ def test_a_damaged_lock_is_free_once_nobody_holds_it(tmp_path, text):
   (tmp_path / run_lock.NAME).write_text(text)
   aged(tmp_path, 1000)
   lock = RunLock(tmp_path)
-  holder = json.loads((tmp_path / run_lock.NAME).read_text())
-  assert holder['pid'] == os.getpid()
+  assert json.loads(lock.path.read_text())['pid'] == os.getpid()
+  with pytest.raises(InputError, match=f'process, {os.getpid()} on'):
+    RunLock(tmp_path)
   lock.release()
   assert not list(tmp_path.iterdir())
 

@@ -344,3 +344,14 @@ def test_stages_that_have_ended_had_their_lengths():
   assert 'had 5 steps' in good._replace(ends=(5,)).problem(stages)
   assert 'before' in good._replace(ends=()).problem(stages)
   assert 'step 5 lies' in good._replace(step=5).problem(stages)
+
+
+@pytest.mark.parametrize('clean_up', [False, True])
+def test_an_unfinished_checkpoint_is_removed_by_the_run_alone(run, clean_up):
+  unfinished = run / 'checkpoints' / '9.orbax-checkpoint-tmp'
+  shutil.copytree(run / 'checkpoints' / '4', unfinished)
+  (unfinished / 'commit_success.txt').unlink(missing_ok=True)
+  checkpoints = checkpoint.Checkpoints(run / 'checkpoints', clean_up=clean_up)
+  assert checkpoints.steps() == (4, 6)
+  checkpoints.close()
+  assert unfinished.exists() == (not clean_up)
