@@ -105,6 +105,20 @@ def test_every_preset_takes_two_steps(preset, sets, tmp_path, capsys):
   assert result['method'] == name
 
 
+def settings_of(name):
+  """Return the flags of a preset by name."""
+  path = binary.EXPERIMENTS / f'presets/{name}.flags'
+  lines = [x for x in path.read_text().splitlines() if x.startswith('--')]
+  return dict(line[2:].partition('=')[::2] for line in lines)
+
+
+def test_r2d2_crops_and_standardizes_imagenet():
+  # Images of ImageNet differ in size: without a crop their centres are used.
+  found = settings_of('r2d2.imagenet-10')
+  assert found['augment'] == 'crop,flip'
+  assert found['preprocess'] == 'imagenet'
+
+
 OF_R2D2 = [preset for preset in PRESETS if preset.stem.startswith('r2d2.')]
 
 
