@@ -54,6 +54,35 @@ def test_a_table_has_presets_and_the_papers_numbers(name):
   assert all(0 < row.paper < 100 and not row.preset for row in table.quoted)
 
 
+def test_every_preset_of_r2d2s_tables_has_a_row_and_its_splits_are_counted():
+  rows = [
+    (table.name, row)
+    for table in tables.all_tables().values()
+    for row in table.rows
+    if table.name.startswith('r2d2/')
+  ]
+  used = {row.preset for _, row in rows}
+  columns = {f'r2d2.cifar10-4000-{column}' for column in 'abcde'}
+  assert columns <= used
+  # The means and deviations of these tables are over five splits.
+  for name, row in rows:
+    if name in ('r2d2/6', 'r2d2/7', 'r2d2/8'):
+      assert row.n == 5, row
+  # Column e of Table 1 is a row of Tables 2 to 4: it is trained once.
+  shared = [
+    runs.run_of(row)
+    for name, row in rows
+    if row.paper == 5.78 and name in ('r2d2/1', 'r2d2/2', 'r2d2/3', 'r2d2/4')
+  ]
+  assert len(shared) == 4 and len(set(shared)) == 1
+
+
+def test_r2d2_has_a_row_with_the_labels_of_the_released_script():
+  rows = tables.all_tables()['r2d2/7'].rows
+  flags = [row.flags for row in rows]
+  assert ('--finetune_labels=repredicted',) in flags
+
+
 def check_flags(run):
   """The preset exists, and its program has every flag."""
   name = run.preset.split('.')[0]
