@@ -107,6 +107,9 @@ NETWORKS: dict[str, Callable] = {
   'mlp': heads.mlp,
   'convlarge': convlarge.convlarge,
   'convlarge_weightnorm': functools.partial(convlarge.convlarge, norm='weight'),
+  'convlarge_pytorch': functools.partial(
+    convlarge.convlarge, norm='weight_batch'
+  ),
 }
 ACQUISITIONS = acquisition.ACQUISITIONS
 

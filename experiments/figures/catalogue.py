@@ -36,6 +36,7 @@ class Drawing(NamedTuple):
   runs: int = 1  # largest number of runs that it compares
   alone: bool = True  # it can show a single run
   merges: bool = False  # runs that differ in their splits alone count as one
+  others: tuple[str, ...] = ()  # methods beside its own whose runs it shows
 
 
 # Key: METHOD/NUMBER of the paper's figure; METHOD/WORD if the paper has none.
@@ -82,10 +83,11 @@ FIGURES = {
   ),
   'madnn/3': Drawing(
     madnn_figures.robustness,
-    'test error by number of labels; --run for each number',
+    'test error by number of labels; --run for each number and method',
     runs=9,
     alone=False,
     merges=True,
+    others=('supervised',),
   ),
   'madnn/4': Drawing(
     madnn_figures.keys,
@@ -158,7 +160,7 @@ def check_flags(figure: str | None, folders: Sequence[pathlib.Path]) -> None:
   for folder in folders:
     method = load.finished_result(folder)['method']
     require(
-      method == figure.split('/')[0],
+      method in (figure.split('/')[0], *FIGURES[figure].others),
       f'`figure`={figure}: is not a figure of {method}, the method of '
       f'`run`={folder}: give another figure or another run',
     )

@@ -15,21 +15,29 @@ from ssljax.runs.load import Finished
 PANELS = 5  # steps that a figure shows by default
 
 
-def choose_steps(finished: Finished, steps: Sequence[int]) -> list[int]:
+def choose_steps(
+  finished: Finished, steps: Sequence[int], *, initial: bool = False
+) -> list[int]:
   """Return the given steps in order, or up to five of the kept steps if empty.
+
+  Args:
+    finished: the finished run.
+    steps: steps of kept checkpoints, or 0, the initial state.
+    initial: choose among step 0 and the kept steps if `steps` is empty.
 
   Raises:
     InputError: the run kept no checkpoint of a given step.
   """
   kept = finished.kept
-  missing = [step for step in steps if step not in kept]
+  missing = [step for step in steps if step not in (0, *kept)]
   require(
     not missing,
     f'`steps`={",".join(map(str, steps))}: the run kept the checkpoints of '
-    f'steps {", ".join(map(str, kept))}: give some of these',
+    f'steps {", ".join(map(str, kept))}: give some of these, or 0 for the '
+    'initial state',
   )
-  found = style.evenly(np.array(kept or [finished.steps]), PANELS)
-  return sorted(set(steps)) or found.tolist()
+  pool = [0] * initial + list(kept or [finished.steps])
+  return sorted(set(steps)) or style.evenly(np.array(pool), PANELS).tolist()
 
 
 def names_of(runs: Sequence[Finished]) -> list[str]:

@@ -10,6 +10,7 @@ Chen, Zhu, Gong, ECCV 2018, sections 4.2 and 4.3:
 `robustness` takes one or more `runs.load.Finished`, the others one, of a run
 that kept checkpoints (`--keep_every`). Features are computed with the weights
 as trained, not with averaged weights, because the keys are means of the former.
+Step 0 is the initial state, where all keys are 0 and all values are uniform.
 
 Letters: P steps, M images of a part, C classes, D numbers of a feature.
 """
@@ -38,7 +39,8 @@ def robustness(*runs):
   """Draw Figure 3: test error by number of labelled images.
 
   Args:
-    *runs: finished runs with different numbers of labels or other label splits.
+    *runs: finished runs with different numbers of labels or other label splits,
+      of MA-DNN and of `supervised`, whose steps follow the number of labels.
       Every trained method is a line, the mean over all splits.
 
   Returns:
@@ -107,13 +109,14 @@ def keys(finished, *, points: int = 300, steps: Sequence[int] = ()):
   Args:
     finished: the finished run.
     points: largest number of images of each part.
-    steps: steps of kept checkpoints; up to five of all kept steps if empty.
+    steps: steps of kept checkpoints, 0 for the initial state; up to five of
+      step 0 and all kept steps if empty.
 
   Returns:
     The figure, and its data as a table.
   """
   positive(points=points)
-  steps = comparison.choose_steps(finished, steps)
+  steps = comparison.choose_steps(finished, steps, initial=True)
   parts, truth = sample_parts(finished, points)
   maps = [tsne(finished, step, parts) for step in steps]
   names, classes = finished.dataset.classes, len(finished.dataset.classes)
@@ -232,12 +235,13 @@ def values(finished, *, steps: Sequence[int] = ()):
 
   Args:
     finished: the finished run.
-    steps: steps of kept checkpoints; up to five of all kept steps if empty.
+    steps: steps of kept checkpoints, 0 for the initial state; up to five of
+      step 0 and all kept steps if empty.
 
   Returns:
     The figure, and its data as a table.
   """
-  steps = comparison.choose_steps(finished, steps)
+  steps = comparison.choose_steps(finished, steps, initial=True)
   names = finished.dataset.classes
   found = [np.asarray(finished.after(step).memory.values[0]) for step in steps]
   table = [('step', 'class', *names)]
@@ -276,13 +280,14 @@ def predictions(finished, *, images: int = 5, steps: Sequence[int] = ()):
   Args:
     finished: the finished run.
     images: number of images, chosen at random.
-    steps: steps of kept checkpoints; up to five of all kept steps if empty.
+    steps: steps of kept checkpoints, 0 for the initial state; up to five of
+      step 0 and all kept steps if empty.
 
   Returns:
     The figure, and its data as a table.
   """
   positive(images=images)
-  steps = comparison.choose_steps(finished, steps)
+  steps = comparison.choose_steps(finished, steps, initial=True)
   split, dataset = finished.split, finished.dataset
   hidden = finished.hidden
   rows = np.sort(generator(split.seed, _IMAGES).permutation(hidden)[:images])

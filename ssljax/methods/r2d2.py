@@ -32,7 +32,13 @@ Departures from the paper:
   - Batch norm is over the labelled and unlabelled images of a batch together.
     In the authors' code each of four devices normalises its own images.
   - Only parameters of rank 2 or more decay (`optimizers.optimizer`); in the
-    authors' code all parameters do.
+    authors' code all parameters do. In `convlarge_pytorch` the scales and
+    offsets of its norms have rank 2, and decay too.
+  - The ConvLarge of Tables 6 and 8 is not published. Their presets have the one
+    of other PyTorch code that trains it with SGD, `convlarge_pytorch`, with
+    input noise of 0.15.
+  - A row that occurs several times in a batch is augmented alike each time, as
+    in all methods here: random keys depend on the step and the row.
   - Cutout in the first and the last stage, and the cosine schedules of these
     stages, follow the authors' code.
 The paper's labels for `finetune` are the default. The authors' code predicts
@@ -285,7 +291,7 @@ def r2d2(
   interval: int = 8_925,
   repredict: bool = True,
   lower: bool = True,
-  finetune: int = 4_850,
+  finetune: int = 4_900,
   finetune_rate: float = 0.01,
   finetune_labels: Literal['pseudo', 'repredicted'] = 'pseudo',
   cutout: int = 16,
@@ -318,7 +324,7 @@ def r2d2(
       (Table 1, columns c and e).
     lower: lower the learning rate from part to part (columns d and e), to 1,
       2/3, 1/3 and from the fourth on 1/30 of the run's.
-    finetune: steps of the last stage.
+    finetune: steps of the last stage; the authors have 50 epochs of 98 batches.
     finetune_rate: learning rate of the last stage, with a cosine decay to 0.
     finetune_labels: argmax of the current pseudo-logits, or of the network's
       logits at the start of the stage.

@@ -1,8 +1,11 @@
 """ConvLarge: a ten-layer network, common in semi-supervised learning.
 
 Laine & Aila 2017 (Temporal Ensembling), Table 5, with weight norm and mean-only
-batch norm; MA-DNN's authors use the same layers with ordinary batch norm. It
-has nine convolutions and a linear classifier, 3.1 million parameters.
+batch norm; MA-DNN's authors use the same layers with ordinary batch norm. The
+PyTorch versions that are trained with SGD (Athiwaratkun et al. 2019, Iscen et
+al. 2019) have both weight norm and ordinary batch norm, and Gaussian noise on
+the input, which is an augmentation here (`noise`). It has nine convolutions and
+a linear classifier, 3.1 million parameters.
 """
 
 from flax import linen as nn
@@ -42,6 +45,9 @@ class ConvLarge(nn.Module):
     if self.norm == 'batch':
       init = nn.initializers.normal(0.05)
       logits = nn.Dense(self.classes, kernel_init=init)(embedding)
+    elif self.norm == 'weight_batch':
+      last = layers.WeightNorm(self.classes, from_kernel=True, bias=True)
+      logits = last(embedding)
     else:
       logits = layers.WeightNorm(self.classes)(embedding)
       logits = layers.BatchNorm(self.momentum, mean_only=True)(
@@ -62,11 +68,14 @@ def convlarge(
   Args:
     classes: C.
     norm: 'batch', as in MA-DNN's code; 'weight', as in Temporal Ensembling:
-      weight norm, mean-only batch norm, data-dependent initialisation.
-    momentum: of the running averages; by default the authors' value, 0.9999
-      with batch norm and 0.999 with weight norm.
+      weight norm, mean-only batch norm, data-dependent initialisation;
+      'weight_batch', as in the PyTorch versions: weight norm and batch norm,
+      whose scales and offsets decay like kernels, and PyTorch's initial values.
+    momentum: of the running averages; by default the authors' value: 0.9999
+      with 'batch', 0.999 with 'weight', 0.9 with 'weight_batch' (PyTorch's
+      default, written there as 0.1).
     dropout: the rate after each pooling.
   """
   if momentum is None:
-    momentum = {'batch': 0.9999, 'weight': 0.999}[norm]
+    momentum = {'batch': 0.9999, 'weight': 0.999, 'weight_batch': 0.9}[norm]
   return network.from_linen(ConvLarge(classes, norm, momentum, dropout), 9)

@@ -1,5 +1,6 @@
 """Layers shared by several networks."""
 
+import math
 from typing import Literal
 
 from flax import linen as nn
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 from ssljax.networks.cpu import conv
 
 SLOPE = 0.1  # of every leaky ReLU, as in the five papers
-Norm = Literal['batch', 'weight']
+TORCH_EPSILON = 1e-5  # of batch norm in PyTorch
+Norm = Literal['batch', 'weight', 'weight_batch']
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
@@ -75,12 +77,15 @@ class BatchNorm(nn.Module):
     mean_only: subtract the mean and add a learned offset, without scaling
       (Salimans & Kingma 2016, section 3), for weight-normalised layers.
     scaled: whether a factor is learned.
+    decayed: give the parameters the shape [1, C], so that weight decay applies
+      to them, see `optimizers.decayed`.
   """
 
   momentum: float = 0.9999
   epsilon: float = 1e-3
   mean_only: bool = False
   scaled: bool = True
+  decayed: bool = False
 
   @nn.compact
   def __call__(self, x, *, train: bool):
@@ -111,34 +116,54 @@ class BatchNorm(nn.Module):
       divisor = jnp.where(is_trained, weight.value, 1.0)
       mean = mean_sum.value / divisor
       var = jnp.where(is_trained, square_sum.value / divisor, 1.0)
-    bias = self.param('bias', nn.initializers.zeros, shape)
+    bias = self._parameter('bias', nn.initializers.zeros, shape)
     if self.mean_only:
       return x + jnp.expand_dims(bias - mean, axes)
     scale = jax.lax.rsqrt(var + self.epsilon)
     if self.scaled:
-      scale *= self.param('scale', nn.initializers.ones, shape)
+      scale *= self._parameter('scale', nn.initializers.ones, shape)
     shift = bias - mean * scale
     return x * jnp.expand_dims(scale, axes) + jnp.expand_dims(shift, axes)
 
+  def _parameter(self, name: str, init, shape) -> jax.Array:
+    """Return a parameter of `shape` [C]."""
+    stored = (1, *shape) if self.decayed else shape
+    return self.param(name, init, stored).reshape(shape)
+
 
 class WeightNorm(nn.Module):
-  """A convolution or matrix product with normalised columns and no bias.
+  """A convolution or matrix product with normalised columns.
 
-  Each output's weights have length 1 times a learned scale. The scale starts at
-  1/std of the output on the batch given to `init`: the data-dependent
-  initialisation of Salimans & Kingma 2016.
+  Each output's weights have length 1 times a learned scale. By default the
+  scale starts at 1/std of the output on the batch given to `init`: the
+  data-dependent initialisation of Salimans & Kingma 2016.
+
+  Attributes:
+    features: number of outputs.
+    kernel: size of the convolution; () for a matrix.
+    padding: of the convolution.
+    from_kernel: start as in PyTorch: kernels are U(−1, 1) / √fan_in and the
+      scale is their length, so that the layer begins as one without weight
+      norm. The scale has the rank of the kernel, so that weight decay applies
+      to it, see `optimizers.decayed`.
+    bias: whether a bias is added; it starts as in PyTorch.
   """
 
   features: int
-  kernel: tuple[int, ...] = ()  # size of the convolution; () for a matrix
+  kernel: tuple[int, ...] = ()
   padding: str = 'SAME'
+  from_kernel: bool = False
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x):
     """Map `x [..., c]` to `[..., features]`."""
     shape = (*self.kernel, x.shape[-1], self.features)
-    kernel = self.param('kernel', nn.initializers.normal(0.05), shape)
     axes = tuple(range(len(shape) - 1))
+    uniform = uniform_fan_in(math.prod(shape[:-1]))
+    normal = nn.initializers.normal(0.05)
+    init = uniform if self.from_kernel else normal
+    kernel = self.param('kernel', init, shape)
     norm = jnp.sqrt(jnp.sum(jnp.square(kernel), axes, keepdims=True))
     unit = kernel / norm
 
@@ -153,8 +178,14 @@ class WeightNorm(nn.Module):
     else:
       y = x @ unit
     axes = tuple(range(x.ndim - 1))
-    scale = self.param('scale', lambda key: 1.0 / (jnp.std(y, axes) + 1e-8))
-    return y * jnp.expand_dims(scale, axes)
+    if self.from_kernel:
+      scale = self.param('scale', lambda key: norm).reshape(-1)
+    else:
+      scale = self.param('scale', lambda key: 1.0 / (jnp.std(y, axes) + 1e-8))
+    y *= jnp.expand_dims(scale, axes)
+    if self.bias:
+      y += jnp.expand_dims(self.param('bias', uniform, (self.features,)), axes)
+    return y
 
 
 class ConvBlock(nn.Module):
@@ -180,7 +211,11 @@ class ConvBlock(nn.Module):
         conv_general_dilated=conv.conv_general_dilated,
       )(x)
     else:
-      x = WeightNorm(self.features, size, self.padding)(x)
-    mean_only = self.norm == 'weight'
-    x = BatchNorm(self.momentum, mean_only=mean_only)(x, train=train)
-    return leaky_relu(x)
+      from_kernel = self.norm == 'weight_batch'
+      x = WeightNorm(self.features, size, self.padding, from_kernel)(x)
+    if self.norm == 'weight_batch':
+      normalize = BatchNorm(self.momentum, TORCH_EPSILON, decayed=True)
+    else:
+      mean_only = self.norm == 'weight'
+      normalize = BatchNorm(self.momentum, mean_only=mean_only)
+    return leaky_relu(normalize(x, train=train))

@@ -21,7 +21,13 @@ from ssljax.data.splits import Split
 from ssljax.errors import InputError, require
 from ssljax.networks.network import Outputs
 from ssljax.runs import build, execute, queries, run_folder
-from ssljax.training import checkpoint, compiled, loop, metrics_writer
+from ssljax.training import (
+  checkpoint,
+  compiled,
+  loop,
+  metrics_writer,
+  snapshots,
+)
 from ssljax.training import job as job_lib
 
 CHUNK = 2**16  # images whose outputs are on the devices at a time
@@ -37,7 +43,8 @@ class Finished:
   split: Split
   program: compiled.Program  # of one seed
   kept: tuple[int, ...]  # steps whose checkpoints there are, in rising order
-  after: Callable  # step -> its state, with an axis [1] of seeds, if kept
+  # step -> its state, with an axis [1] of seeds, if it is 0 or was kept
+  after: Callable
   per_example: Callable  # (state, image, key) -> Outputs; one, so compiled once
   settings: dict[str, Any]  # the method's hyper-parameters
   measured: list[dict]  # lines of metrics.jsonl, in order
@@ -439,13 +446,14 @@ def restore(folder: pathlib.Path, made, group, seed: int, step: int):
     made: the `Program` of the group.
     group: splits that were trained at once.
     seed: of one of them.
-    step: after which the state was kept.
+    step: after which the state was kept, or 0: the initial state is computed.
   """
   where = execute.checkpoint_folder(folder, made.method, group)
-  restored = None
-  if step in kept_steps(where):
+  restored, job = None, job_lib.Job(made.method.name, made, group)
+  if step == 0:
+    restored = snapshots.Snapshots(job, None).initial()
+  elif step in kept_steps(where):
     with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
-      job = job_lib.Job(made.method.name, made, group)
       restored = loop.restore(job, checkpoints, step)
   require(
     restored is not None,

@@ -158,7 +158,9 @@ def test_epochs_are_passes_over_the_unlabelled_images(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('network', ['convlarge', 'convlarge_weightnorm'])
+@pytest.mark.parametrize(
+  'network', ['convlarge', 'convlarge_weightnorm', 'convlarge_pytorch']
+)
 def test_convlarge_takes_a_step_from_the_command_line(
   network, tmp_path, capsys
 ):

@@ -7,6 +7,7 @@ from unittest import mock
 import binary
 import pytest
 
+from ssljax import config
 from ssljax.runs import execute
 
 PRESETS = sorted((binary.EXPERIMENTS / 'presets').glob('*.flags'))
@@ -103,6 +104,45 @@ def test_every_preset_takes_two_steps(preset, sets, tmp_path, capsys):
   name = preset.stem.split('.')[0]
   assert result['steps'] == {'r2d2': 4, 'llp': 3}.get(name, 2)
   assert result['method'] == name
+
+
+def settings_of(name):
+  """Return the flags of a preset by name."""
+  path = binary.EXPERIMENTS / f'presets/{name}.flags'
+  lines = [x for x in path.read_text().splitlines() if x.startswith('--')]
+  return dict(line[2:].partition('=')[::2] for line in lines)
+
+
+def test_r2d2_crops_and_standardizes_imagenet():
+  # Images of ImageNet differ in size: without a crop their centres are used.
+  found = settings_of('r2d2.imagenet-10')
+  assert found['augment'] == 'crop,flip'
+  assert found['preprocess'] == 'imagenet'
+
+
+@pytest.mark.parametrize('name', ['cifar100-10000', 'svhn-1000'])
+def test_r2d2_has_the_convlarge_of_pytorch_with_noise(name):
+  found = settings_of(f'r2d2.{name}')
+  assert found['network'] == 'convlarge_pytorch'
+  flip = ['flip'] if name.startswith('cifar') else []
+  assert found['augment'].split(',') == ['translate4', *flip, 'noise']
+
+
+# Training images and images per batch of the last stage, which keeps the last
+# batch of an epoch (CIFAR-10: ⌈50,000 / 512⌉ = 98).
+LAST_STAGE = {
+  'cifar10-4000': (50_000, 512),
+  'cifar100-10000': (50_000, 128),
+  'svhn-1000': (73_257, 128),
+}
+
+
+@pytest.mark.parametrize('name', LAST_STAGE)
+def test_r2d2_ends_with_fifty_epochs_of_all_batches(name):
+  images, batch = LAST_STAGE[name]
+  found = {k: s.default for k, s in config.schema('r2d2')['parameters'].items()}
+  found |= settings_of(f'r2d2.{name}')
+  assert int(found['finetune']) == 50 * -(-images // batch)
 
 
 OF_R2D2 = [preset for preset in PRESETS if preset.stem.startswith('r2d2.')]

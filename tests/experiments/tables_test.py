@@ -54,6 +54,35 @@ def test_a_table_has_presets_and_the_papers_numbers(name):
   assert all(0 < row.paper < 100 and not row.preset for row in table.quoted)
 
 
+def test_every_preset_of_r2d2s_tables_has_a_row_and_its_splits_are_counted():
+  rows = [
+    (table.name, row)
+    for table in tables.all_tables().values()
+    for row in table.rows
+    if table.name.startswith('r2d2/')
+  ]
+  used = {row.preset for _, row in rows}
+  columns = {f'r2d2.cifar10-4000-{column}' for column in 'abcde'}
+  assert columns <= used
+  # The means and deviations of these tables are over five splits.
+  for name, row in rows:
+    if name in ('r2d2/6', 'r2d2/7', 'r2d2/8'):
+      assert row.n == 5, row
+  # Column e of Table 1 is a row of Tables 2 to 4: it is trained once.
+  shared = [
+    runs.run_of(row)
+    for name, row in rows
+    if row.paper == 5.78 and name in ('r2d2/1', 'r2d2/2', 'r2d2/3', 'r2d2/4')
+  ]
+  assert len(shared) == 4 and len(set(shared)) == 1
+
+
+def test_r2d2_has_a_row_with_the_labels_of_the_released_script():
+  rows = tables.all_tables()['r2d2/7'].rows
+  flags = [row.flags for row in rows]
+  assert ('--finetune_labels=repredicted',) in flags
+
+
 def check_flags(run):
   """The preset exists, and its program has every flag."""
   name = run.preset.split('.')[0]
@@ -92,7 +121,58 @@ def test_a_figure_has_as_many_runs_as_its_drawing_compares(name):
       assert sized.seeds == 1 or drawing.merges, part
     for run in runs.runs_of(sized) if sized else ():
       check_flags(run)
-      assert run.preset.split('.')[0] == name.split('/')[0]
+      method = run.preset.split('.')[0]
+      drawings = [catalogue.FIGURES[part.drawn] for part in sized.parts]
+      others = {method for drawing in drawings for method in drawing.others}
+      assert method in {name.split('/')[0]} | others
+
+
+def test_madnns_ablations_train_no_baseline():
+  # Six rows of Table 2 and three of section 4.2; the full rows have one.
+  rows = tables.all_tables()['madnn/2'].rows
+  ablations = [row for row in rows if 'without' in row.name]
+  assert len(ablations) == 9
+  for row in ablations:
+    for budget in ('paper', 'cpu'):
+      sized = row.at(budget)
+      assert sized is None or '--nobaseline' in sized.flags, row
+
+
+def test_madnn_has_the_ablation_of_the_values():
+  # Section 4.2: errors rise by 0.69, 1.94 and 2.78 without value embeddings.
+  rows = tables.all_tables()['madnn/2'].rows
+  full = {row.preset: row.paper for row in rows if 'full' in row.name}
+  without = {row.preset: row for row in rows if '--novalues' in row.flags}
+  rises = {name: row.paper - full[name] for name, row in without.items()}
+  assert rises == pytest.approx(
+    {
+      'madnn.svhn-1000': 0.69,
+      'madnn.cifar10-4000': 1.94,
+      'madnn.cifar100-10000': 2.78,
+    }
+  )
+
+
+def test_figure_3_of_madnn_trains_the_supervised_network_by_its_labels():
+  figure = tables.all_figures()['madnn/3']
+  steps = {}
+  for run in runs.runs_of(figure):
+    if run.preset.startswith('supervised'):
+      found = dict(x[2:].partition('=')[::2] for x in run.lines)
+      assert found['batch_labelled'] == '100'
+      steps[found['labels']] = int(found['steps'])
+    else:
+      assert '--nobaseline' in run.flags
+  # 200 epochs of full batches of 100: 250, 1,000 and 73,257 labelled images.
+  assert steps == {'25': 200 * 2, '100': 200 * 10, 'all': 200 * 732}
+
+
+@pytest.mark.parametrize('number', '456')
+def test_figures_of_madnn_begin_with_the_initial_state(number):
+  figure = tables.all_figures()[f'madnn/{number}']
+  for budget in ('paper', 'cpu'):
+    for part in figure.at(budget).parts:
+      assert part.arguments[0].startswith('--steps=0,'), part
 
 
 def test_the_interval_is_students_if_the_paper_gives_no_deviation():

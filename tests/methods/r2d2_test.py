@@ -412,7 +412,7 @@ def test_the_authors_schedule():
     (35_700, 1.0, {}),
     *(part(share) for share in (0.12 / 0.12, 0.08 / 0.12, 0.04 / 0.12)),
     part(0.004 / 0.12),
-    (4850, dict(learning_rate=0.01) | cosine),
+    (4900, dict(learning_rate=0.01) | cosine),
   ]
   for want in expected:
     (found,) = [
@@ -425,7 +425,7 @@ def test_the_authors_schedule():
     asked.remove(found)
   assert not asked
   steps = [stage.steps for stage in method.stages]
-  assert steps == [30_000, 35_700, 8925, 8925, 8925, 8925, 4850]
+  assert steps == [30_000, 35_700, 8925, 8925, 8925, 8925, 4900]
   draws = [stage.batch_spec[:2] for stage in method.stages]
   assert draws == [(40, 0), *[(128, 384)] * 5, (0, 512)]
   rate = inspect.signature(m.r2d2).parameters['pseudo_rate'].default

@@ -173,6 +173,68 @@ def test_the_weight_norm_variant_is_initialised_from_the_images():
   )
 
 
+def test_weight_norm_as_in_pytorch_begins_as_a_plain_layer():
+  # g = ‖v‖ at the start, so the layer is x ↦ v * x + b.
+  layer = layers.WeightNorm(6, (3, 3), 'VALID', from_kernel=True, bias=True)
+  x = jax.random.normal(jax.random.key(0), [2, 5, 5, 4])
+  params = layer.init(jax.random.key(1), x)['params']
+  y = np.asarray(layer.apply({'params': params}, x))
+  expected = np.zeros([2, 3, 3, 6]) + np.asarray(params['bias'])
+  for i, j, a, b in itertools.product(range(3), range(3), range(3), range(3)):
+    patch = np.asarray(x[:, i + a, j + b])
+    expected[:, i, j] += patch @ np.asarray(params['kernel'][a, b])
+  np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+  # PyTorch's U(−1, 1) / √fan_in.
+  largest = np.abs(params['kernel']).max()
+  assert 0.9 / 6 < largest <= 1 / 6
+  # Doubling g doubles the product, doubling v does nothing.
+  bias = jnp.broadcast_to(params['bias'], y.shape)
+  longer = params | {'kernel': 2 * params['kernel']}
+  stronger = params | {'scale': 2 * params['scale']}
+  at = lambda p: np.asarray(layer.apply({'params': p}, x) - bias)
+  np.testing.assert_allclose(at(longer), at(params), rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(at(stronger), 2 * at(params), rtol=1e-3, atol=1e-5)
+
+
+def test_the_convlarge_of_pytorch_has_both_norms_and_decays_their_scales():
+  # The PyTorch versions have weight norm and ordinary batch norm on every
+  # convolution, and a weight-normed classifier with a bias; SGD decays all.
+  from ssljax import optimizers, registry
+
+  net = registry.NETWORKS['convlarge_pytorch'](3)
+  image = jax.random.uniform(jax.random.key(0), [4, 9, 9, 1])
+  params, stats = jax.eval_shape(net.init, jax.random.key(1), image)
+  blocks = [params[f'ConvBlock_{i}'] for i in range(9)]
+  for block in blocks:
+    assert set(block) == {'WeightNorm_0', 'BatchNorm_0'}
+    assert set(block['WeightNorm_0']) == {'kernel', 'scale'}
+    assert set(block['BatchNorm_0']) == {'bias', 'scale'}
+  last = params['WeightNorm_0']
+  assert last['kernel'].shape == (128, 3) and last['bias'].shape == (3,)
+  assert set(params) == {f'ConvBlock_{i}' for i in range(9)} | {'WeightNorm_0'}
+  # Batch norm has running variances, unlike the mean-only one's, in use.
+  assert set(stats) == {f'ConvBlock_{i}' for i in range(9)}
+  ones = jax.tree.map(lambda x: jnp.ones(x.shape), params)
+  decays = optimizers.decayed(ones)
+  kept = [path for path, d in jax.tree.leaves_with_path(decays) if not d]
+  assert [jax.tree_util.keystr(path) for path in kept] == [
+    "['WeightNorm_0']['bias']"
+  ]
+
+
+def test_batch_norm_with_decaying_parameters_computes_the_same():
+  x = 3 + 2 * jax.random.normal(jax.random.key(0), [64, 5])
+  outputs = []
+  for decayed in (False, True):
+    norm = layers.BatchNorm(momentum=0.9, epsilon=1e-5, decayed=decayed)
+    variables = norm.init(jax.random.key(1), x, train=True)
+    shapes = {p.shape for p in jax.tree.leaves(variables['params'])}
+    assert shapes == {(1, 5) if decayed else (5,)}
+    y, _ = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+    outputs.append(y)
+  np.testing.assert_array_equal(*outputs)
+
+
 def test_from_linen_hides_no_statistics_of_a_module_without_any():
   from flax import linen as nn
 

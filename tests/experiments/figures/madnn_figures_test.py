@@ -10,12 +10,14 @@ import subprocess
 from unittest import mock
 
 import binary
+import chex
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 
 from ssljax.core import UNLABELLED
+from ssljax.data import sampling
 from ssljax.experiments.figures import catalogue, madnn, style
 from ssljax.runs import load
 
@@ -30,7 +32,7 @@ RUN = (
   '--record_every=1',
   '--seeds=2',
 )
-STEPS = [2, 4, 6]
+STEPS = [0, 2, 4, 6]  # of the figures: the initial state and the kept ones
 CLASSES = [str(digit) for digit in range(10)]
 
 
@@ -123,6 +125,46 @@ def test_figure_5_is_the_memory(drawn, finished):
     np.testing.assert_allclose(np.sum(values, axis=1), 1, rtol=1e-5)
 
 
+def test_figure_5_begins_with_a_memory_that_knows_nothing(drawn, finished):
+  rows = [r for r in table(drawn, '5.seed-0.values') if r['step'] == '0']
+  assert [[float(row[c]) for c in CLASSES] for row in rows] == pytest.approx(
+    np.full([10, 10], 0.1), rel=1e-6
+  )
+  # The initial state is that of the run: its keys are 0, and its weights are
+  # those that a new program of the same split starts from.
+  state = finished.after(0)
+  assert int(state.step[0]) == 0
+  assert not np.any(state.memory.keys)
+  first = sampling.Sampler(
+    finished.program.method.stages[0].batch_spec, finished.split
+  ).rows(0)
+  again = finished.program.initial([finished.split], first[None])
+  chex.assert_trees_all_equal(state.params, again.params)
+
+
+def test_figure_3_shows_supervised_runs_of_their_own_length(
+  folder, tmp_path, drawn
+):
+  (tmp_path / 'none.flags').touch()
+  alone = tmp_path / 'alone'
+  status = binary.run(
+    f'--flagfile={tmp_path}/none.flags',
+    *('--network=digits', '--labels=2', '--batch_labelled=8', '--steps=2'),
+    f'--workdir={alone}',
+    binary='supervised',
+  )
+  assert status == 0
+  figure = '--figure=madnn/3', f'--out={tmp_path}/out'
+  runs = f'--run={folder}', f'--run={alone}'
+  assert binary.run(*figure, *runs, binary='figures') == 0
+  with open(tmp_path / 'out/madnn-3.seed-0.errors.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  errors = json.loads((alone / 'result.json').read_text())['test_error']
+  mine = [row for row in rows if row['arm'] == 'supervised']
+  # The last row is that of the run of two steps.
+  assert float(mine[-1]['error']) == errors['averaged'][0]
+
+
 def test_figure_6_is_equations_4_and_6_of_images_without_a_label(
   drawn, finished
 ):
@@ -205,7 +247,7 @@ def test_a_report_has_the_errors_of_predicted_labels(page, finished):
   ]
   rows = np.setdiff1d(finished.split.unlabelled, finished.split.labelled)
   truth = finished.dataset.train.labels[rows]
-  for i, step in enumerate(STEPS):
+  for i, step in enumerate(STEPS[1:]):
     shown = page.cells[at + 4 + 5 * i :][:5]
     state, data = finished.after(step), finished.program.data
     net = finished.program.net
