@@ -421,6 +421,7 @@ def refuse_too_large(config: Config, method, net, dataset, split, mesh) -> None:
     multiple=placement.row_multiple(mesh),
     extra=queries.most(config, split),
     seeds=min(config.split.seeds, config.run.seeds_at_once),
+    trained=len(split.trained),
   )
   footprint.refuse_too_large(method, states[0], mesh)
 
