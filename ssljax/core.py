@@ -234,6 +234,9 @@ class Stage(NamedTuple):
   views: tuple[View, ...] = ()  # views beside the default one, or replacing it
   after_update: AfterUpdate | None = None
   per_example: PerExample | None = None
+  # T > 0: `per_example` returns `acquisition.Sampled` of T passes by the
+  # trained weights. A query with as many passes uses it instead of its own.
+  sampled_passes: int = 0
   # As `per_example`, but only for rows with a label; zeros in the other rows.
   per_labelled_example: PerExample | None = None
   epoch_update: EpochUpdate = no_update

@@ -276,9 +276,10 @@ class Program:
 
   @functools.cached_property
   def epoch_update(self) -> list[Callable | None]:
-    """Per stage `(state, before=None) -> state`: the update between epochs.
+    """Per stage `(state, before=None) -> (state, mapped)`: the epoch update.
 
     It maps functions over all images, and passes `before` to `make_map`.
+    `mapped` are the outputs of `Stage.per_example`, None without it.
     """
     return [
       None if stage.epoch_update is no_update else _epoch_update(self, stage)
@@ -377,22 +378,23 @@ def compile_update(program: Program, stage: Stage) -> Callable:
 
 
 def _epoch_update(program: Program, stage: Stage) -> Callable:
-  """Return `(state, before=None) -> state`, see `Program.epoch_update`."""
+  """Return `(state, before=None) -> ...`, see `Program.epoch_update`."""
   feed, update = program.data.train, compile_update(program, stage)
   if stage.per_example is None:
-    return lambda state, before=None: update(state, None)
+    return lambda state, before=None: (update(state, None), None)
   over_all = program.map_dataset(stage.per_example, feed)
-  rows = np.arange(feed.size)
-  if stage.per_labelled_example is None:
-    return lambda state, before=None: update(
-      state, over_all(state, rows, before=before)
-    )
-  over_labelled = program.map_dataset(stage.per_labelled_example, feed)
+  rows, over_labelled = np.arange(feed.size), None
+  if stage.per_labelled_example is not None:
+    over_labelled = program.map_dataset(stage.per_labelled_example, feed)
 
   def epoch_update(state, before=None):
+    if over_labelled is None:
+      mapped = over_all(state, rows, before=before)
+      return update(state, mapped), mapped
     labels = multihost.fetch(state.labels)  # [S, rows]
     known = np.flatnonzero((labels != UNLABELLED).any(axis=0))
     labelled = over_labelled(state, known, in_place=True, before=before)
-    return update(state, (over_all(state, rows, before=before), labelled))
+    mapped = over_all(state, rows, before=before)
+    return update(state, (mapped, labelled)), mapped
 
   return epoch_update

@@ -188,7 +188,7 @@ def run_on(images, labels, split, warm_loss):
   state = tiny.initial(job)[0]
   for number, stage in enumerate(method.stages):
     if stage.epoch_update is not no_update:
-      state = program.epoch_update[number](state)
+      state, _ = program.epoch_update[number](state)
     calls = [(i, i + 1) for i in range(stage.steps)]
     first = np.int32(9 * number)
     for source, rows in tiny.sources(job, tiny.samplers(job, number), calls):
