@@ -507,13 +507,8 @@ def check_flags(asked: dict[str, Any]) -> None:
     bool(actions) or asked['measure'],
     '`table`: give one, or `claims=True`; `list=True` lists the tables',
   )
-<<<<<<< HEAD
   owners = {'rows': ('table',), 'seeds': ('claims', 'table', 'figure', 'list')}
-  owners |= {'measure': ('table', 'figure', 'list')}
-=======
-  owners = {'rows': ('table',), 'seeds': ('table', 'figure', 'list')}
   owners |= {'measure': ('table', 'figure', 'list'), 'fewer': ('pages',)}
->>>>>>> attack
   for name, needed in owners.items():
     unused = asked[name] and actions and not actions.keys() & set(needed)
     alone = name in ('rows', 'fewer') and asked[name] and not actions

@@ -75,6 +75,8 @@ class MemorySpec(NamedTuple):
   embedding: int  # D
   multiple: int = 1  # sharded tables are padded to a multiple of this number
   extra: int = 0  # upper bound on the labels acquired during training
+  # [A] int32 rows that a batch may contain, in rising order; None: all N.
+  admitted: jax.Array | None = None
 
   @property
   def rows(self) -> int:
@@ -258,6 +260,9 @@ class Stage(NamedTuple):
   views: tuple[View, ...] = ()  # views beside the default one, or replacing it
   after_update: AfterUpdate | None = None
   per_example: PerExample | None = None
+  # T > 0: `per_example` returns `acquisition.Sampled` of T passes by the
+  # trained weights. A query with as many passes uses it instead of its own.
+  sampled_passes: int = 0
   # As `per_example`, but only for rows with a label; zeros in the other rows.
   per_labelled_example: PerExample | None = None
   epoch_update: EpochUpdate = no_update
@@ -403,6 +408,18 @@ def add_labels(state: TrainState, rows, labels) -> TrainState:
   return state.replace(labels=labels)
 
 
+class UpgradeMemory(Protocol):
+  """The conversion of a memory from a checkpoint of an earlier version."""
+
+  def __call__(self, state: TrainState, fresh: Any, /) -> Any:
+    """Return the memory in the current layout, of the lengths of `fresh`.
+
+    Args:
+      state: restored state; fields that its checkpoint lacks are None.
+      fresh: initial memory of the run, in the current layout.
+    """
+
+
 class Method(NamedTuple):
   """A sequence of stages over one memory. Construct it with keywords."""
 
@@ -412,6 +429,8 @@ class Method(NamedTuple):
   layout: Any = P()  # prefix tree of `PartitionSpec` of the memory
   weights: Weights = evaluated_weights
   add_labels: AddLabels = add_labels
+  # For memories with fields, None by default, that earlier versions lack.
+  upgrade_memory: UpgradeMemory | None = None
   averaging: Averaging | None = None  # None: averages nothing
 
 
@@ -430,6 +449,7 @@ def init_state(
   labelled: int = 0,
   multiple: int = 1,
   extra: int = 0,
+  admitted: jax.Array | None = None,
 ) -> TrainState:
   """Return a new state, before `init_stage` of the first stage.
 
@@ -442,6 +462,7 @@ def init_state(
     labelled: M of `MemorySpec`, for memories that depend on it.
     multiple: padding of `MemorySpec`.
     extra: number of labels to come, of `MemorySpec`.
+    admitted: `[A]` int32, of `MemorySpec`.
   """
   net_key, memory_key, train_key = jax.random.split(key, 3)
   params, stats = net.init(net_key, image)
@@ -457,6 +478,7 @@ def init_state(
     embedding=outputs.embedding.shape[-1],
     multiple=multiple,
     extra=extra,
+    admitted=admitted,
   )
   return TrainState(
     step=jnp.zeros([], jnp.int32),

@@ -22,7 +22,8 @@ from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import tables
 from ssljax.runs import run_folder
 
-EMBEDDED = ('digits', 'yin-yang')  # data sets that need no files
+# Data sets that need no files.
+EMBEDDED = ('digits', 'yin-yang', 'yin-yang-redrawn')
 LINES = 200  # lines of metrics.jsonl that are kept, beside all evaluations
 
 

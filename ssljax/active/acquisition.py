@@ -68,22 +68,28 @@ def one_pass(logits) -> Sampled:
   return Sampled(p, entropy_in_nats(p), vote, jnp.square(p))
 
 
-def sampler(net, passes: int) -> Callable:
+Masks = Literal['shared', 'per_image']
+
+
+def sampler(net, passes: int, masks: Masks = 'shared') -> Callable:
   """Return Monte-Carlo dropout whose memory use does not depend on T.
 
   Args:
     net: the `Network`.
     passes: T. The key of each pass is the given key folded with its number.
+    masks: all images of a pass share a dropout mask, or each has its own.
 
   Returns:
-    `(params, stats, image [B, H, W, c], key) -> Sampled` for the B images.
+    `(params, stats, image [B, H, W, c], key) -> Sampled` for the B images. The
+    result for an image does not depend on the other images.
   """
   errors.positive(passes=passes)
+  run = net.sample if masks == 'shared' else sample_with_own_masks(net)
 
   def sample(params, stats, image, key) -> Sampled:
     def run_pass(number) -> Sampled:
       pass_key = jax.random.fold_in(key, number)
-      return one_pass(net.sample(params, stats, image, pass_key).logits)
+      return one_pass(run(params, stats, image, pass_key).logits)
 
     # On a CPU, forward convolutions in a loop are as fast as unrolled ones;
     # kernel gradients are not. See `experiments/speed.py --part=mc`.
@@ -94,6 +100,33 @@ def sampler(net, passes: int) -> Callable:
     return jax.tree.map(lambda total: total / passes, sums)
 
   return sample
+
+
+def sample_with_own_masks(net) -> Callable:
+  """Return `net.sample` with a dropout mask for each image.
+
+  The key of an image is the given one folded with a hash of its pixels. So the
+  masks do not depend on the batch, and equal images have equal masks.
+  """
+
+  def sample_one(params, stats, image, key):
+    outputs = net.sample(params, stats, image[None], key)
+    return jax.tree.map(lambda x: x[0], outputs)
+
+  def sample(params, stats, image, key):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, pixel_hash(image))
+    return jax.vmap(sample_one, (None, None, 0, 0))(params, stats, image, keys)
+
+  return sample
+
+
+def pixel_hash(image) -> jax.Array:
+  """Return a hash `[B]` uint32 of the pixels of `image [B, H, W, c]`."""
+  words = lax.bitcast_convert_type(image.reshape(len(image), -1), jnp.uint32)
+  place = jnp.arange(words.shape[1], dtype=jnp.uint32)
+  odd = place * jnp.uint32(0x9E3779B2) + jnp.uint32(0x85EBCA6B)
+  mixed = (words ^ (words >> 15)) * odd[None]
+  return jnp.sum(mixed ^ (mixed >> 13), axis=1, dtype=jnp.uint32)
 
 
 # Scores [N]: images with the highest scores are labelled first.

@@ -1,6 +1,7 @@
 """Named data sets: embedded ones, .npz files, and sets in the TFDS layout.
 
-`digits` and `yin-yang` (points in the plane) are embedded. A name that ends in
+`digits`, `yin-yang` and `yin-yang-redrawn` (points in the plane, see `toy`) are
+embedded. A name that ends in
 .npz is a file of arrays, see `arrays.load_npz`. Every other name is a TFDS
 image classification set, or one prepared in the TFDS layout, read row by row
 through its data source; no TensorFlow is imported unless a set has to be
@@ -39,6 +40,7 @@ def load(
   corrupt: int = 0,
   crop: bool = False,
   with_test: bool = True,
+  seed: int = 0,
 ) -> Dataset:
   """Open a data set.
 
@@ -46,8 +48,8 @@ def load(
   in memory.
 
   Args:
-    name: `digits`, `yin-yang`, the path of an .npz file, a TFDS name, or a set
-      in the TFDS layout in `data_dir`.
+    name: `digits`, `yin-yang`, `yin-yang-redrawn`, the path of an .npz file, a
+      TFDS name, or a set in the TFDS layout in `data_dir`.
     data_dir: the folder that holds prepared TFDS sets; only these need it.
     train_split: in TFDS split notation, as 'train+extra' or 'train[:90%]';
       'train' or 'test' for sets in memory.
@@ -64,6 +66,7 @@ def load(
       then resizes the shorter side to 8/7 of the image size, so that the centre
       crop leaves out as much border as is usual beside random crops.
     with_test: False leaves the test split empty.
+    seed: of a set in `REDRAWN`; the others do not depend on it.
 
   Returns:
     The data set. `Source.read` may be called from many threads at once.
@@ -92,7 +95,7 @@ def load(
       image_size=image_size,
       with_test=with_test,
     )
-  sources, classes = EMBEDDED[name]()
+  sources, classes = EMBEDDED[name](seed)
   sources = resized(name, sources, image_size)
   return select(name, sources, classes, train_split, test_split, with_test)
 
@@ -127,11 +130,12 @@ def arrays(source: Source) -> np.ndarray:
 # The embedded data sets.
 
 
-def _digits() -> tuple[dict[str, Source], tuple[str, ...]]:
+def _digits(seed: int) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Return the splits and classes of scikit-learn's 1,797 real 8 x 8 digits.
 
   1,297 are to train on, 500 to test.
   """
+  del seed
   from sklearn import datasets  # slow to import, and only needed here
 
   digits = datasets.load_digits()
@@ -160,14 +164,29 @@ def _digits_test(labels: np.ndarray) -> np.ndarray:
   return test
 
 
-def _yin_yang() -> tuple[dict[str, Source], tuple[str, ...]]:
-  """Return DeepBASS's 500 + 500 points to train on, and as many to test."""
-  splits = enumerate(('train', 'test'))
-  sources = {split: in_memory(*toy.yin_yang(500, key)) for key, split in splits}
+def _yin_yang(seed: int) -> tuple[dict[str, Source], tuple[str, ...]]:
+  """Return 500 + 500 points to train on, and as many to test."""
+  del seed
+  return _of_points(toy.fixed())
+
+
+def _yin_yang_redrawn(seed: int) -> tuple[dict[str, Source], tuple[str, ...]]:
+  """Return as many points as `_yin_yang`, drawn for the seed."""
+  return _of_points(toy.redrawn(seed))
+
+
+def _of_points(points) -> tuple[dict[str, Source], tuple[str, ...]]:
+  sources = {split: in_memory(*of_split) for split, of_split in points.items()}
   return sources, toy.CLASSES
 
 
-EMBEDDED = {'digits': _digits, 'yin-yang': _yin_yang}
+EMBEDDED = {
+  'digits': _digits,
+  'yin-yang': _yin_yang,
+  'yin-yang-redrawn': _yin_yang_redrawn,
+}
+# Sets whose images, but not their labels, are drawn anew for every seed.
+REDRAWN = frozenset({'yin-yang-redrawn'})
 
 
 # Sets in the TFDS layout.

@@ -37,6 +37,11 @@ class Split(NamedTuple):
     """The rows `[U]` that the unlabelled part is drawn from."""
     return np.flatnonzero(self.admitted)
 
+  @property
+  def trained(self) -> np.ndarray:
+    """The rows `[A]` that a batch may contain: labelled or admitted."""
+    return np.flatnonzero(self.admitted | (self.labels != UNLABELLED))
+
   def seen(self, unlabelled_from: int = 0) -> np.ndarray:
     """Return the mask `[N]` bool of the rows that a run may look at.
 

@@ -8,13 +8,18 @@ each other:
   blue = (−1/3,  1/10) + r (cos φ, −sin φ)           Eq. 12
 
 Eq. 10 as printed lacks the π; the paper's figure requires it, and the authors'
-code has it.
+code has it. The authors draw new points for every run, as `redrawn` does; the
+points of `fixed` are the same for every seed.
 """
 
 import numpy as np
 from scipy import special
 
 CLASSES = ('blue', 'red')
+EACH = 500  # points of each class, to train on and to test
+SPLITS = ('train', 'test')
+
+Points = tuple[np.ndarray, np.ndarray]  # [2n, 2] float32, [2n] int32 labels
 
 
 def normals(shape: tuple[int, ...], key: int) -> np.ndarray:
@@ -28,7 +33,7 @@ def normals(shape: tuple[int, ...], key: int) -> np.ndarray:
   return special.ndtri(uniform).reshape(shape)
 
 
-def yin_yang(each: int, key: int) -> tuple[np.ndarray, np.ndarray]:
+def yin_yang(each: int, key: int) -> Points:
   """Return n points of each class.
 
   Args:
@@ -45,3 +50,18 @@ def yin_yang(each: int, key: int) -> tuple[np.ndarray, np.ndarray]:
   x = sign / 3 + r * np.cos(phi)
   y = -sign / 10 + sign * r * np.sin(phi)
   return np.stack([x, y], axis=1).astype(np.float32), label
+
+
+def fixed() -> dict[str, Points]:
+  """Return the points of both splits, the same every time."""
+  return {split: yin_yang(EACH, key) for key, split in enumerate(SPLITS)}
+
+
+def redrawn(seed: int) -> dict[str, Points]:
+  """Return points of both splits that depend on the seed.
+
+  The labels do not depend on it.
+  """
+  # 128 bits, of which the high half is 0 for the keys of `fixed`.
+  keys = {split: (seed + 1 << 64) + i for i, split in enumerate(SPLITS)}
+  return {split: yin_yang(EACH, key) for split, key in keys.items()}

@@ -22,6 +22,11 @@ Departures from the paper:
   - The length of the stage `labelled` is given in steps; the authors train for
     100 epochs of 20 copies.
   - Predictions are evaluated without dropout, as in the authors' code.
+  - In a pass with dropout all images share one mask (`layers.dropout`), so that
+    a pass evaluates one function and costs no more than inference; in the
+    authors' code each image has its own, as with `masks='per_image'`.
+
+Section 5 also reports the method without dropout in step 1: `passes=0`.
 """
 
 import functools
@@ -87,14 +92,21 @@ def deepbass_loss(net) -> Loss:
   return loss
 
 
-def sampled_with(net, passes: int) -> PerExample:
+def sampled_with(
+  net, passes: int, masks: acquisition.Masks = 'shared'
+) -> PerExample:
   """Return the function that summarises predictions with dropout.
 
   Args:
     net: the `Network`.
-    passes: number of passes, T or T'.
+    passes: number of passes, T or T'; 0 for one pass without dropout.
+    masks: as in `acquisition.sampler`.
   """
-  sample = acquisition.sampler(net, passes)
+  if not passes:
+    return lambda state, image, key: acquisition.one_pass(
+      net.infer(state.params, state.stats, image).logits
+    )
+  sample = acquisition.sampler(net, passes, masks)
 
   def per_example(state, image, key):
     return sample(state.params, state.stats, image, key)
@@ -169,6 +181,7 @@ def deepbass(
   passes: int = 10,
   labelled_passes: int = 100,
   upsample: int = 20,
+  masks: acquisition.Masks = 'shared',
 ) -> Method:
   """Return DeepBASS with the paper's constants.
 
@@ -182,13 +195,16 @@ def deepbass(
     iterations: length of the second stage in epochs; 0 leaves it out.
     membership: images whose pseudo-labels are learned from: all, those that
       were below the threshold θ at least once, or none (active learning alone).
-    passes: T', passes with dropout over all images.
+    passes: T', passes with dropout over all images; 0 predicts pseudo-labels,
+      and θ, without dropout. A query with `query_passes` = T' uses the same
+      passes.
     labelled_passes: T, passes with dropout over the labelled images, for θ.
     upsample: multiplicity of a labelled image in an epoch.
+    masks: all images of a pass share a dropout mask, or each has its own.
   """
-  positive(steps=steps, batch_unlabelled=batch_spec.unlabelled, passes=passes)
+  positive(steps=steps, batch_unlabelled=batch_spec.unlabelled)
   positive(labelled_passes=labelled_passes, upsample=upsample)
-  non_negative(iterations=iterations)
+  non_negative(iterations=iterations, passes=passes)
   first = Stage(
     name='labelled',
     steps=steps,
@@ -209,12 +225,15 @@ def deepbass(
   )
   if membership != 'none':
     second = second._replace(
-      per_example=sampled_with(net, passes),
+      per_example=sampled_with(net, passes, masks),
+      sampled_passes=passes,
       epoch_update=update_with(membership),
     )
   if membership == 'stepwise':
     second = second._replace(
-      per_labelled_example=sampled_with(net, labelled_passes)
+      per_labelled_example=sampled_with(
+        net, labelled_passes if passes else 0, masks
+      )
     )
   return Method(
     name='deepbass',

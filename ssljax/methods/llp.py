@@ -1,9 +1,9 @@
 """LLP: local label propagation over a bank of embeddings.
 
 Zhuang, Ding, Murli, Yamins, 2019. An image has an embedding v on the unit
-sphere and logits ŷ. For every image a bank holds a running average v̄ of its
-embedding, a pseudo-label y and a confidence c; y is the true label and c is 1
-for labelled images. Every step draws a batch from all images, and
+sphere and logits ŷ. For every image of the run a bank holds a running average v̄
+of its embedding, a pseudo-label y and a confidence c; y is the true label and c
+is 1 for labelled images. Every step draws a batch from all images, and
 
   1. minimises  mean c·(L_C + L_A)                                      Eq. 4
        L_C = CE(y, softmax ŷ), L_A = −log P(A|v), A = {i: y_i = y}      Eq. 3
@@ -30,6 +30,10 @@ The code propagates the classifier's prediction instead of step 3:
 
 Departures from the paper:
   - A row that occurs twice in a batch is written once, from its first place.
+  - In `warm` all images of a step share one set of negatives, drawn from the
+    images of the run; the authors draw a set for each image. The expected loss
+    and gradient are the same, their variance over steps is larger. Sets of
+    their own would gather B · `negatives` rows of a sharded bank each step.
   - Only parameters of rank 2 or more decay (`optimizers.optimizer`); in the
     authors' code all but those of batch norm do.
   - Optional: the softmax loss over the whole bank in `warm`
@@ -62,14 +66,34 @@ ABSENT = -1  # label of padding
 
 @struct.dataclass
 class Bank:
-  """The memory; N images, M labelled images, and padding of both."""
+  """The memory; A images of a run, M labelled ones, and padding of both.
 
-  rows: jax.Array  # [N, D] v̄
-  labels: jax.Array  # [N] int32: a class, C + the row's own number, or ABSENT
-  confidence: jax.Array  # [N] c
+  The A images are those that a batch may contain, not the N of the training
+  set: images that the run does not use would add noise to Eq. 1.
+  """
+
+  rows: jax.Array  # [A, D] v̄
+  labels: jax.Array  # [A] int32: a class, C + the place in the bank, or ABSENT
+  confidence: jax.Array  # [A] c
   known: jax.Array  # [M, D] a copy of the labelled images' rows
-  known_rows: jax.Array  # [M] int32 their numbers in rising order; N in padding
+  # [M] int32 their image numbers in rising order, at least N in padding.
+  known_rows: jax.Array
   log_density: jax.Array  # [M] log ρ
+  # Version 0.1 has no such fields, see `upgrade`.
+  known_classes: jax.Array | None = None  # [M] int32; UNLABELLED in padding
+  # [A] int32 image numbers in rising order, no padding; None: A = N.
+  admitted: jax.Array | None = None
+
+  @property
+  def images(self) -> int | None:
+    """A, or None if A = N."""
+    return None if self.admitted is None else len(self.admitted)
+
+  def places(self, images: jax.Array) -> jax.Array:
+    """Return the places `[B]` in the bank of `images [B]` of a batch."""
+    if self.admitted is None:
+      return images
+    return places_of(images, self.admitted)
 
 
 LAYOUT = Bank(
@@ -79,6 +103,8 @@ LAYOUT = Bank(
   known=P('data'),
   known_rows=P(),
   log_density=P('data'),
+  known_classes=P(),
+  admitted=P(),
 )
 
 
@@ -140,25 +166,26 @@ def places_of(rows, known_rows) -> jax.Array:
   return search(rows, known_rows)
 
 
-def write(memory: Bank, rows, v, labels, confidence, momentum: float) -> Bank:
+def write(memory: Bank, images, v, labels, confidence, momentum) -> Bank:
   """Write a batch's embeddings, pseudo-labels and confidences into the bank.
 
   Args:
     memory: bank before the step.
-    rows: `[B]` int32 rows of the batch.
+    images: `[B]` int32 image numbers of the batch.
     v: `[B, D]` their embeddings.
     labels: `[B]` int32 their pseudo-labels.
     confidence: `[B]` their confidences.
     momentum: m, the share of the old row.
   """
-  old = memory.rows[rows].astype(v.dtype)
+  place = memory.places(images)
+  old = memory.rows[place].astype(v.dtype)
   new = neighbours.l2_normalize(momentum * old + (1 - momentum) * v)
   new = new.astype(memory.rows.dtype)
-  first = first_of_each(rows)
-  place = jnp.where(first, rows, len(memory.rows))
-  at = places_of(rows, memory.known_rows)
+  first = first_of_each(images)
+  place = jnp.where(first, place, len(memory.rows))
+  at = places_of(images, memory.known_rows)
   at = jnp.minimum(at, len(memory.known_rows) - 1)
-  is_known = first & (memory.known_rows[at] == rows)
+  is_known = first & (memory.known_rows[at] == images)
   known_place = jnp.where(is_known, at, len(memory.known_rows))
   put = lambda whole, place, part: whole.at[place].set(part, mode='drop')
   return memory.replace(
@@ -169,12 +196,27 @@ def write(memory: Bank, rows, v, labels, confidence, momentum: float) -> Bank:
   )
 
 
-def known_classes(state) -> jax.Array:
-  """Return the classes `[M]` of the labelled rows; UNLABELLED in padding."""
-  rows = state.memory.known_rows
-  inside = rows < len(state.labels)
-  clipped = jnp.minimum(rows, len(state.labels) - 1)
-  return jnp.where(inside, state.labels[clipped], UNLABELLED)
+def classes_of(labels, images) -> jax.Array:
+  """Return the classes `[M]` of `images [M]`; UNLABELLED in padding.
+
+  Args:
+    labels: `[rows]` int32 label table.
+    images: `[M]` int32 image numbers, at least N in padding.
+  """
+  clipped = jnp.minimum(images, len(labels) - 1)
+  return jnp.where(images < len(labels), labels[clipped], UNLABELLED)
+
+
+def averaged_embeddings(memory: Bank, images: int) -> tuple:
+  """Return image numbers `[A]` and their rows `[A, D]` of the bank.
+
+  Args:
+    memory: the bank.
+    images: N.
+  """
+  numbers = jnp.arange(images) if memory.admitted is None else memory.admitted
+  rows = memory.rows[: len(numbers)].astype(jnp.float32)
+  return numbers, neighbours.l2_normalize(rows)
 
 
 def aggregate(v, own, memory: Bank, tau: float) -> jax.Array:
@@ -210,7 +252,7 @@ def infer(v, logits, state, settings: Settings) -> tuple[jax.Array, jax.Array]:
   return propagate(
     v,
     memory.known,
-    known_classes(state),
+    memory.known_classes,
     density,
     settings.neighbours,
     settings.temperature,
@@ -224,7 +266,8 @@ def llp_loss(net, settings: Settings) -> Loss:
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
     v, memory = neighbours.l2_normalize(outputs.embedding), state.memory
-    own, sure = memory.labels[batch.rows], memory.confidence[batch.rows]
+    places = memory.places(batch.rows)
+    own, sure = memory.labels[places], memory.confidence[places]
     of_class = own < outputs.logits.shape[-1]
     known = jnp.where(of_class, own, UNLABELLED)
     aggregation = aggregate(v, own, memory, settings.temperature)
@@ -267,23 +310,18 @@ def instance_loss(net, settings: Settings, kind: str, negatives: int) -> Loss:
     net_key, negative_key = jax.random.split(key)
     outputs, stats = net.train(params, state.stats, batch.image, net_key)
     v, memory = neighbours.l2_normalize(outputs.embedding), state.memory
-    tau = settings.temperature
-    own = memory.labels[batch.rows]
+    tau, count = settings.temperature, memory.images or state.images
+    places = memory.places(batch.rows)
+    own = memory.labels[places]
     if kind == 'softmax':
       total = jnp.mean(aggregate(v, own, memory, tau))
     else:
-      others = jax.random.randint(negative_key, (negatives,), 0, state.images)
+      others = jax.random.randint(negative_key, (negatives,), 0, count)
       total = jnp.mean(
-        contrast(
-          v,
-          memory.rows[batch.rows],
-          memory.rows[others],
-          state.images,
-          tau,
-        )
+        contrast(v, memory.rows[places], memory.rows[others], count, tau)
       )
     v = jax.lax.stop_gradient(v)
-    sure = memory.confidence[batch.rows]
+    sure = memory.confidence[places]
     memory = write(memory, batch.rows, v, own, sure, settings.bank_momentum)
     state = state.replace(stats=stats, memory=memory)
     return total, (state, {'instance': total})
@@ -344,6 +382,8 @@ def init_bank(settings: Settings, key, params, stats, spec) -> Bank:
   """
   del params, stats
   k, t, images = settings.neighbours, settings.density_neighbours, spec.images
+  if spec.admitted is not None:
+    images = len(spec.admitted)
   require(
     settings.pseudo_labels == 'classifier' or k <= spec.labelled,
     f'`neighbours`={k}: there are {spec.labelled} labelled images: give at '
@@ -358,19 +398,34 @@ def init_bank(settings: Settings, key, params, stats, spec) -> Bank:
   drawn = jax.random.uniform(
     key, [images, spec.embedding], minval=-bound, maxval=bound
   )
-  rows = jnp.pad(drawn, ((0, spec.rows - images), (0, 0)))
-  number = jnp.arange(spec.rows, dtype=jnp.int32)
-  labels = jnp.where(number < images, spec.classes + number, ABSENT)
+  size = spec.padded(images)
+  number = jnp.arange(size, dtype=jnp.int32)
   known = rows_of_labels(spec.labels, spec.padded(spec.labelled + spec.extra))
+  rows = jnp.pad(drawn, ((0, size - images), (0, 0)))
   rows = rows.astype(settings.bank_dtype)
   return Bank(
     rows=rows,
-    labels=labels,
-    confidence=jnp.ones(spec.rows),
-    known=rows[jnp.minimum(known, spec.rows - 1)],
+    labels=jnp.where(number < images, spec.classes + number, ABSENT),
+    confidence=jnp.ones(size),
+    known=rows_of_images(rows, known, spec.admitted),
     known_rows=known,
     log_density=jnp.zeros(len(known)),
+    known_classes=classes_of(spec.labels, known),
+    admitted=spec.admitted,
   )
+
+
+def rows_of_images(rows, images, admitted) -> jax.Array:
+  """Return the rows `[M, D]` of a bank for some images; any row in padding.
+
+  Args:
+    rows: `[A, D]` of the bank.
+    images: `[M]` int32 image numbers, at least N in padding.
+    admitted: `[A]` as in `Bank`, or None.
+  """
+  if admitted is not None:
+    images = jnp.searchsorted(admitted, images)
+  return rows[jnp.minimum(images, len(rows) - 1)]
 
 
 def rows_of_labels(labels, size: int) -> jax.Array:
@@ -386,9 +441,42 @@ def add_voters(settings: Settings, state, rows, labels):
   state = add_labels(state, rows, labels)
   memory = state.memory
   known = rows_of_labels(state.labels, len(memory.known_rows))
-  some = memory.rows[jnp.minimum(known, len(state.labels) - 1)]
-  memory = memory.replace(known=some, known_rows=known)
+  memory = memory.replace(
+    known=rows_of_images(memory.rows, known, memory.admitted),
+    known_rows=known,
+    known_classes=classes_of(state.labels, known),
+  )
   return estimate_density(settings)(state.replace(memory=memory), None)
+
+
+def upgrade(state, fresh: Bank) -> Bank:
+  """Convert a bank of version 0.1, see `core.UpgradeMemory`.
+
+  It has a row for each of the N images and no classes of the labelled images.
+  Rows that are not admitted are left out.
+  """
+  old, kept = state.memory, fresh.admitted
+  bank = {name: getattr(old, name) for name in ('rows', 'labels', 'confidence')}
+  if kept is not None:
+    bank = {name: column[kept] for name, column in bank.items()}
+    classes = fresh.labels[0]  # C: the first image of a new bank has label C
+    place = classes + jnp.arange(len(kept), dtype=jnp.int32)
+    has_class = bank['labels'] < classes
+    bank['labels'] = jnp.where(has_class, bank['labels'], place)
+  known_classes = classes_of(state.labels, old.known_rows)
+  bank |= dict(
+    known=old.known,
+    known_rows=old.known_rows,
+    log_density=old.log_density,
+    known_classes=known_classes,
+  )
+
+  def put(column, padded):  # the padding depends on the number of devices
+    count = min(len(column), len(padded))
+    return padded.at[:count].set(column[:count])
+
+  bank = {name: put(c, getattr(fresh, name)) for name, c in bank.items()}
+  return fresh.replace(**bank)
 
 
 def llp(
@@ -476,6 +564,7 @@ def llp(
     init=functools.partial(init_bank, settings),
     layout=LAYOUT,
     add_labels=functools.partial(add_voters, settings),
+    upgrade_memory=upgrade,
   )
 
 

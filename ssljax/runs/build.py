@@ -40,11 +40,28 @@ class Run(NamedTuple):
   drawn: list[splits.Split]  # one per seed
   net: Network
   methods: list[Method]  # baselines first, the config's own method last
-  data: compiled.Data
+  data: compiled.Data  # of the first seed
   mesh: jax.sharding.Mesh
   # Test images that are also training images, see `duplicates`; None if that is
   # not known.
   copies: int | None = None
+  # Data by seed, of a set in `datasets.REDRAWN`.
+  data_by_seed: Mapping[int, compiled.Data] | None = None
+
+  @property
+  def group_size(self) -> int:
+    """The number of splits that are trained at once."""
+    return 1 if self.data_by_seed else self.config.run.seeds_at_once
+
+  def data_of(self, group: Sequence[splits.Split]) -> compiled.Data:
+    """Return the data of splits that are trained at once."""
+    return self.data_by_seed[group[0].seed] if self.data_by_seed else self.data
+
+  def dataset_of(self, seed: int) -> datasets.Dataset:
+    """Return the data set of a seed."""
+    if not self.data_by_seed:
+      return self.dataset
+    return load_dataset(self.config, seed)
 
 
 def build(
@@ -84,7 +101,16 @@ def build(
   for method in methods:
     refuse_too_large(config, method, net, dataset, drawn[0], mesh)
   data, copies = make_data(config, dataset, drawn, mesh, augmentation)
-  run = Run(config, dataset, drawn, net, methods, data, mesh, copies)
+  by_seed = None
+  if dataset.name in datasets.REDRAWN:
+    by_seed = {
+      split.seed: make_data(
+        config, load_dataset(config, split.seed), [split], mesh, augmentation
+      )[0]
+      for split in drawn
+    }
+    data = by_seed[config.split.seed]
+  run = Run(config, dataset, drawn, net, methods, data, mesh, copies, by_seed)
   queries.refuse(run, dropout_rate(config))
   return run
 
@@ -92,8 +118,13 @@ def build(
 # The data.
 
 
-def load_dataset(config: Config) -> datasets.Dataset:
-  """Open the data set, or the two of a domain adaptation, of a config."""
+def load_dataset(config: Config, seed: int | None = None) -> datasets.Dataset:
+  """Open the data set, or the two of a domain adaptation, of a config.
+
+  Args:
+    config: of the run.
+    seed: of a set in `datasets.REDRAWN`; the config's first if None.
+  """
   data = config.data
   how = dict(
     data_dir=data.data_dir,
@@ -105,7 +136,8 @@ def load_dataset(config: Config) -> datasets.Dataset:
   )
   if data.source:
     return domain_pair.load(data.source, data.target, **how)
-  dataset = datasets.load(data.dataset, **how)
+  seed = config.split.seed if seed is None else seed
+  dataset = datasets.load(data.dataset, seed=seed, **how)
   if not dataset.train.is_images:
     refuse_image_settings(config, dataset.name)
   return dataset
@@ -421,6 +453,7 @@ def refuse_too_large(config: Config, method, net, dataset, split, mesh) -> None:
     multiple=placement.row_multiple(mesh),
     extra=queries.most(config, split),
     seeds=min(config.split.seeds, config.run.seeds_at_once),
+    trained=len(split.trained),
   )
   footprint.refuse_too_large(method, states[0], mesh)
 

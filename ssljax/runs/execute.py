@@ -42,7 +42,7 @@ def checkpoint_folder(folder: pathlib.Path, method: Method, group):
 
 def groups_of(run: Run) -> list[list[splits.Split]]:
   """Return the splits that are trained at once, group by group."""
-  size = run.config.run.seeds_at_once
+  size = run.group_size
   return [run.drawn[i : i + size] for i in range(0, len(run.drawn), size)]
 
 
@@ -183,30 +183,25 @@ class _Jobs:
 
   def train_method(self, method: Method) -> None:
     """Train a method under every split."""
-    run, groups = self.run, groups_of(self.run)
-    make = functools.partial(
-      compiled.Program,
-      method,
-      run.net,
-      run.data,
-      run.mesh,
-      extra=queries.most(run.config, run.drawn[0]),
-    )
-    programs = {
-      seeds: make(seeds=seeds) for seeds in {len(group) for group in groups}
-    }
-    asks = {
-      seeds: queries.make(run, program, self.folder)
-      for seeds, program in programs.items()
-    }
-    for group in groups:
+    run, made = self.run, {}  # programs, with their active learning
+    for group in groups_of(run):
       name = f'{method.name} seed {seed_range(group)}'
-      program = programs[len(group)]
+      data = run.data_of(group)
+      key = len(group), id(data)
+      if key not in made:
+        program = compiled.Program(
+          method,
+          run.net,
+          data,
+          run.mesh,
+          seeds=len(group),
+          extra=queries.most(run.config, run.drawn[0]),
+        )
+        made[key] = program, queries.make(run, program, self.folder)
+      program, asks = made[key]
       program.use_splits(group)
       settings = settings_of(run.config)
-      self.train_job(
-        job_lib.Job(name, program, group, asks[len(group)], settings)
-      )
+      self.train_job(job_lib.Job(name, program, group, asks, settings))
 
   def train_job(self, job: job_lib.Job) -> None:
     """Train a method under a group of splits and add it to the result."""

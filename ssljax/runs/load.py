@@ -400,13 +400,13 @@ def load(
     f'`run`={folder}: its labelled images are others than its settings draw '
     'now: give the data set it was trained on, with `data_dir`',
   )
-  method, size = run.methods[-1], config.run.seeds_at_once
+  method, size = run.methods[-1], run.group_size
   group = run.drawn[at - at % size :][:size]
   make = functools.partial(
     compiled.Program,
     method,
     run.net,
-    run.data,
+    run.data_of(group),
     run.mesh,
     extra=queries.most(config, run.drawn[0]),
   )
@@ -419,7 +419,7 @@ def load(
   return Finished(
     folder,
     config,
-    run.dataset,
+    run.dataset_of(seed),
     run.drawn[at],
     program_of([run.drawn[at]]),
     kept_steps(execute.checkpoint_folder(folder, method, group)),

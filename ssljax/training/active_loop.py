@@ -3,7 +3,8 @@
 At the start of a round every image is passed T times through the network with
 dropout, an acquisition function chooses Q images without a label, and the
 oracle's answers are written into the label table. No shape changes, so nothing
-is compiled again.
+is compiled again. If the method has just made such passes for its own update,
+they are used again.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssljax.active import acquisition
-from ssljax.core import UNLABELLED, PerExample, TrainState
+from ssljax.core import (
+  UNLABELLED,
+  PerExample,
+  Stage,
+  TrainState,
+  evaluated_weights,
+)
 from ssljax.data.splits import Split
 from ssljax.distributed import multihost, placement
 from ssljax.training.compiled import Program
@@ -77,6 +84,19 @@ class ActiveLearning:
 
     return per_example
 
+  def can_use(self, stage: Stage) -> bool:
+    """Return True if the outputs of a stage's `per_example` are those needed.
+
+    They are of the trained weights, so the method must not average any.
+    """
+    method, policy = self._program.method, self.policy
+    return (
+      stage.sampled_passes == policy.passes
+      and policy.acquire not in acquisition.NEEDS_EMBEDDING
+      and method.averaging is None
+      and method.weights is evaluated_weights
+    )
+
   def _choice(self, state: TrainState, mapped, askable) -> jax.Array:
     """Choose rows `[Q]` of one seed; rows that are not askable come last."""
     sampled, embedding = mapped
@@ -108,6 +128,7 @@ class ActiveLearning:
     splits: Sequence[Split],
     past: Sequence[dict],
     before: Callable | None = None,
+    sampled: acquisition.Sampled | None = None,
   ) -> list[list[int]]:
     """Return the rows of a query, at most Q per seed.
 
@@ -116,6 +137,7 @@ class ActiveLearning:
       splits: S splits at the start of the run.
       past: answers of all earlier queries, as returned by `query`.
       before: called before each batch of the pass over the data set; may raise.
+      sampled: `[S, rows, ...]` of all images, to use instead of such a pass.
     """
     asked = [
       list(itertools.chain.from_iterable(p['rows'][i] for p in past))
@@ -126,7 +148,10 @@ class ActiveLearning:
     left = [min(self.policy.size, budget - len(rows)) for rows in asked]
     if not any(left) or not askable.any():
       return [[] for _ in splits]
-    mapped = self._score(state, self._rows, before=before)
+    if sampled is None:
+      mapped = self._score(state, self._rows, before=before)
+    else:
+      mapped = sampled, None
     chosen = jax.device_get(self._choose(state, mapped, askable))
     return [
       rows[may[rows]][:count].tolist()
@@ -139,6 +164,7 @@ class ActiveLearning:
     splits: Sequence[Split],
     past: Sequence[dict],
     before: Callable | None = None,
+    sampled: acquisition.Sampled | None = None,
   ) -> tuple[TrainState, dict | None]:
     """Query the oracle once.
 
@@ -147,12 +173,13 @@ class ActiveLearning:
       splits: S splits at the start of the run.
       past: answers of all earlier queries, as returned by this function.
       before: as in `choose`.
+      sampled: as in `choose`.
 
     Returns:
       The state with the answers, and {'rows': [S][Q], 'labels': [S][Q]}, or
       None if no image is left to query.
     """
-    rows = self.choose(state, splits, past, before)
+    rows = self.choose(state, splits, past, before, sampled)
     if not any(rows):
       return state, None
     labels = multihost.on_main_process(

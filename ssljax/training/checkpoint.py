@@ -6,7 +6,8 @@ before it is restored. A checkpoint of other types or shapes than expected is
 refused and stays where it is: the settings have changed, not the files.
 
 Checkpoints of version 0.1 can be restored too: they hold the moving average of
-the parameters as the last element of the optimiser's state.
+the parameters as the last element of the optimiser's state, and may lack fields
+of a memory, see `core.UpgradeMemory`.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -195,11 +196,49 @@ class _Names:
 
 
 def _to_tree(plain: TrainState) -> dict[str, Any]:
-  """Return the fields to save of a plain state, without an absent average."""
+  """Return the fields to save of a plain state, without absent ones.
+
+  The average may be absent, and fields of the memory that are None.
+  """
   fields = {name: getattr(plain, name) for name in _FIELDS}
-  if isinstance(plain.average, Average):
-    return fields
-  return {k: v for k, v in fields.items() if k != 'average'}
+  if not isinstance(plain.average, Average):
+    del fields['average']
+  optional = _optional(plain.memory)
+  if optional:
+    memory = {k: v for k, v in vars(plain.memory).items() if v is not None}
+    fields['memory'] = memory
+  return fields
+
+
+def _optional(memory: Any) -> list[str]:
+  """Return the names of the fields of a memory that may be None."""
+  if not dataclasses.is_dataclass(memory):
+    return []
+  return [x.name for x in dataclasses.fields(memory) if x.default is None]
+
+
+def _known_to(saved: Collection[str], plain: TrainState) -> TrainState:
+  """Return the expected state without memory fields that were not saved.
+
+  Args:
+    saved: names of the saved arrays.
+    plain: the expected state.
+  """
+  absent = [
+    name
+    for name in _optional(plain.memory)
+    if not any(array.startswith(f'memory.{name}') for array in saved)
+  ]
+  if not absent:
+    return plain
+  return plain.replace(memory=plain.memory.replace(**dict.fromkeys(absent)))
+
+
+def _from_tree(tree: dict[str, Any], plain: TrainState) -> TrainState:
+  """Return the state with the fields of `tree`; the inverse of `_to_tree`."""
+  if _optional(plain.memory):
+    tree = tree | {'memory': type(plain.memory)(**tree['memory'])}
+  return TrainState(**tree, images=plain.images)
 
 
 def _to_0_1(tree: dict[str, Any]) -> dict[str, Any]:
@@ -442,7 +481,8 @@ class Checkpoints:
     read = functools.partial(self._manager.restore, step)
     progress = self._progress(step)
     signed = progress.pop('arrays', None)
-    plain, saved = _abstract_plain(like(progress)), self._saved_arrays(step)
+    saved = self._saved_arrays(step)
+    plain = _known_to(saved, _abstract_plain(like(progress)))
     is_0_1 = any(map(_AVERAGE_0_1.match, saved))
     expected = _to_tree(plain)
     expected = _to_0_1(expected) if is_0_1 else expected
@@ -459,7 +499,7 @@ class Checkpoints:
       args=ocp.args.Composite(state=ocp.args.StandardRestore(tree))
     ).state
     tree = _from_0_1(tree) if is_0_1 else tree
-    state = TrainState(**tree, images=plain.images)
+    state = _from_tree(tree, plain)
     state = state.replace(key=jax.random.wrap_key_data(state.key))
     if progress.pop('checksum') != examine(state)[1]:
       raise DamagedError('its content does not match its checksum')

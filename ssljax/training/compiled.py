@@ -126,20 +126,29 @@ class Program:
     pixels, rows = next(iter(self.data.train.batches(lambda _: rows, [0])))
     seeds = np.array([split.seed for split in splits], np.uint32)
     labels = np.stack([split.labels for split in splits])
-    labelled = len(splits[0].labelled)  # equal in every split
-    if labelled not in self._initials:
-      self._initials[labelled] = self._initial(labelled)
-    return self._initials[labelled](
+    trained = np.stack([split.trained for split in splits]).astype(np.int32)
+    # Both numbers are equal in every split.
+    sizes = len(splits[0].labelled), trained.shape[1]
+    if sizes not in self._initials:
+      self._initials[sizes] = self._initial(*sizes)
+    return self._initials[sizes](
       self.place(seeds, None),
       self.place(labels, None),
+      self.place(trained, None),
       (pixels, self.fitted),
       rows,
     )
 
-  def _initial(self, labelled: int) -> Callable:
-    """Compile the initial state of splits with so many labelled rows."""
+  def _initial(self, labelled: int, trained: int) -> Callable:
+    """Compile the initial state of splits.
 
-    def one(seed, labels, source, rows):
+    Args:
+      labelled: number of labelled rows.
+      trained: number of rows that a batch may contain.
+    """
+    admits_all = trained == self.data.train.size
+
+    def one(seed, labels, admitted, source, rows):
       key = jax.random.key(seed)
       image = self.plain(source, rows, key)
       state = init_state(
@@ -151,10 +160,11 @@ class Program:
         labelled=labelled,
         multiple=placement.row_multiple(self.mesh),
         extra=self.extra,
+        admitted=None if admits_all else admitted,
       )
       return init_stage(self.method.stages[0], state, self.method.averaging)
 
-    return self.compile_state(one, (0, 0, self._source_axes, 0))
+    return self.compile_state(one, (0, 0, 0, self._source_axes, 0))
 
   @property
   def _source_axes(self) -> tuple[int | None, int | None]:
@@ -266,9 +276,10 @@ class Program:
 
   @functools.cached_property
   def epoch_update(self) -> list[Callable | None]:
-    """Per stage `(state, before=None) -> state`: the update between epochs.
+    """Per stage `(state, before=None) -> (state, mapped)`: the epoch update.
 
     It maps functions over all images, and passes `before` to `make_map`.
+    `mapped` are the outputs of `Stage.per_example`, None without it.
     """
     return [
       None if stage.epoch_update is no_update else _epoch_update(self, stage)
@@ -382,22 +393,23 @@ def compile_update(program: Program, stage: Stage) -> Callable:
 
 
 def _epoch_update(program: Program, stage: Stage) -> Callable:
-  """Return `(state, before=None) -> state`, see `Program.epoch_update`."""
+  """Return `(state, before=None) -> ...`, see `Program.epoch_update`."""
   feed, update = program.data.train, compile_update(program, stage)
   if stage.per_example is None:
-    return lambda state, before=None: update(state, None)
+    return lambda state, before=None: (update(state, None), None)
   over_all = program.map_dataset(stage.per_example, feed)
-  rows = np.arange(feed.size)
-  if stage.per_labelled_example is None:
-    return lambda state, before=None: update(
-      state, over_all(state, rows, before=before)
-    )
-  over_labelled = program.map_dataset(stage.per_labelled_example, feed)
+  rows, over_labelled = np.arange(feed.size), None
+  if stage.per_labelled_example is not None:
+    over_labelled = program.map_dataset(stage.per_labelled_example, feed)
 
   def epoch_update(state, before=None):
+    if over_labelled is None:
+      mapped = over_all(state, rows, before=before)
+      return update(state, mapped), mapped
     labels = multihost.fetch(state.labels)  # [S, rows]
     known = np.flatnonzero((labels != UNLABELLED).any(axis=0))
     labelled = over_labelled(state, known, in_place=True, before=before)
-    return update(state, (over_all(state, rows, before=before), labelled))
+    mapped = over_all(state, rows, before=before)
+    return update(state, (mapped, labelled)), mapped
 
   return epoch_update

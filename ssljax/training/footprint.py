@@ -27,7 +27,16 @@ class Part(NamedTuple):
 
 
 def stage_shapes(
-  method, net, shape, rows: int, *, labelled, multiple, extra, seeds
+  method,
+  net,
+  shape,
+  rows: int,
+  *,
+  labelled,
+  multiple,
+  extra,
+  seeds,
+  trained=None,
 ) -> list[TrainState]:
   """Return the shapes `[S, ...]` of the state in each stage.
 
@@ -42,18 +51,23 @@ def stage_shapes(
     multiple: as in `core.MemorySpec`.
     extra: as in `core.MemorySpec`.
     seeds: S.
+    trained: A of `core.MemorySpec`; all rows if None.
 
   Raises:
     InputError: the method refuses these sizes.
   """
   options = dict(labelled=labelled, multiple=multiple, extra=extra)
+  admitted = None
+  if trained is not None and trained < rows:
+    admitted = jax.ShapeDtypeStruct((trained,), np.int32)
   state = jax.eval_shape(
-    lambda key, labels, image: init_state(
-      method, net, key, labels, image, **options
+    lambda key, labels, image, admitted: init_state(
+      method, net, key, labels, image, admitted=admitted, **options
     ),
     jax.random.key(0),
     jax.ShapeDtypeStruct((rows,), np.int32),
     jax.ShapeDtypeStruct((1, *shape), np.float32),
+    admitted,
   )
   with_seeds = lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype)
   states = []

@@ -206,23 +206,36 @@ class _Loop:
 
   def open_round(self):
     """Do the work before the first step of a round."""
-    is_first = self.progress.round == 0
+    is_first, mapped = self.progress.round == 0, None
     has_update = self.stage.epoch_update is not no_update
     if has_update and (self.stage.every or is_first):
-      self.epoch_update()
+      mapped = self.epoch_update()
     if rounds.acquires(self.job, self.progress):
-      self.acquire()
+      self.acquire(mapped)
 
   def epoch_update(self):
-    """Call the stage's `epoch_update`, or exit with the state before it."""
-    update = self.program.epoch_update[self.progress.stage]
-    self.state = update(self.state, before=self.exit_if_preempted)
+    """Call the stage's `epoch_update`, or exit with the state before it.
 
-  def acquire(self):
-    """Query the oracle, and pass its answers to the method."""
-    past = self.progress.asked
-    self.state, answer = self.job.active_learning.query(
-      self.state, self.job.splits, past, before=self.exit_if_preempted
+    Returns:
+      The outputs of the stage's `per_example` for all images, or None.
+    """
+    update = self.program.epoch_update[self.progress.stage]
+    self.state, mapped = update(self.state, before=self.exit_if_preempted)
+    return mapped
+
+  def acquire(self, mapped):
+    """Query the oracle, and pass its answers to the method.
+
+    Args:
+      mapped: as `epoch_update` returns it.
+    """
+    past, active = self.progress.asked, self.job.active_learning
+    self.state, answer = active.query(
+      self.state,
+      self.job.splits,
+      past,
+      before=self.exit_if_preempted,
+      sampled=mapped if active.can_use(self.stage) else None,
     )
     if answer:
       self.progress = self.progress.with_answer(answer)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ssljax.core import UNLABELLED, TrainState
 from ssljax.data import sampling
+from ssljax.distributed import placement
 from ssljax.errors import require
 from ssljax.training import checkpoint, jax_settings
 from ssljax.training.job import Job, Progress
@@ -86,7 +87,19 @@ class Snapshots:
     state, saved = restored
     progress = self._progress(saved)
     self.saved = progress.step
-    return self.repad(state, abstract(progress.stage)), progress
+    like = abstract(progress.stage)
+    return self.repad(self._upgrade(state, like), like), progress
+
+  def _upgrade(self, state: TrainState, like: TrainState) -> TrainState:
+    """Return a state whose memory has the current layout, that of `like`."""
+    if jax.tree.structure(state.memory) == jax.tree.structure(like.memory):
+      return state
+    program = self.program
+    upgrade = placement.over_seeds(
+      program.method.upgrade_memory, program.seeds, (0, 0)
+    )
+    upgrade = jax.jit(upgrade, out_shardings=program.sharding.memory)
+    return state.replace(memory=upgrade(state, self.initial().memory))
 
   def _refuse_other(self, saved: Mapping[str, Any], names) -> None:
     """Raise `InputError` if the checkpoint is of another split or settings.

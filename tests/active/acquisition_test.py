@@ -1,4 +1,5 @@
 import chex
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,8 @@ from ssljax.active.acquisition import ACQUISITIONS, NEEDS_EMBEDDING, Sampled
 from ssljax.core import UNLABELLED
 from ssljax.distributed import placement
 from ssljax.errors import InputError
+from ssljax.networks import layers
+from ssljax.networks.network import Outputs, from_linen
 
 PASSES = 7
 LOG2 = np.log(2)
@@ -65,15 +68,40 @@ def test_monte_carlo_dropout_is_a_loop_over_the_passes():
   chex.assert_trees_all_close(sampled, summed(p), rtol=1e-4, atol=1e-5)
 
 
-def test_the_samples_of_an_image_do_not_depend_on_other_images():
+@pytest.mark.parametrize('masks', ['shared', 'per_image'])
+def test_the_samples_of_an_image_do_not_depend_on_other_images(masks):
   params, stats, image = network()
-  sample = jax.jit(acquisition.sampler(tiny.NET, PASSES))
+  sample = jax.jit(acquisition.sampler(tiny.NET, PASSES, masks))
   key = jax.random.key(3)
   whole = sample(params, stats, image, key)
   parts = [sample(params, stats, part, key) for part in np.split(image, [2])]
   chex.assert_trees_all_close(
     whole, jax.tree.map(lambda *x: jnp.concatenate(x), *parts), rtol=1e-5
   )
+
+
+def test_images_share_a_mask_or_have_their_own():
+  # A network that outputs its mask: dropout of ones.
+  class Mask(nn.Module):
+    @nn.compact
+    def __call__(self, image, *, train, dropout):
+      nn.Dense(1)(image[:, 0, 0])
+      ones = jnp.ones([len(image), 64])
+      x = layers.dropout(ones, 0.5, train=train, active=dropout)
+      return Outputs(x, x)
+
+  net = from_linen(Mask())
+  image = jax.random.uniform(jax.random.key(0), [7, 4, 4, 1])
+  image = image.at[6].set(image[0])
+  params, stats = net.init(jax.random.key(1), image)
+  key = jax.random.key(2)
+  shared = np.asarray(net.sample(params, stats, image, key).logits)
+  assert (shared == shared[0]).all()
+  own = acquisition.sample_with_own_masks(net)
+  own = np.asarray(own(params, stats, image, key).logits)
+  assert len(np.unique(own, axis=0)) == 6  # equal images have equal masks
+  # Half of 6 · 64 values are dropped, ± 4 standard deviations.
+  assert abs((own[:6] == 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(6 * 64)
 
 
 def test_scores_of_disagreement_are_0_for_a_single_pass():

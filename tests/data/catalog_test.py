@@ -19,6 +19,7 @@ def described(dataset):
     ('digits', {}),
     ('digits', dict(image_size=12)),
     ('yin-yang', {}),
+    ('yin-yang-redrawn', {}),
     ('cifar10', {}),
     ('mnist', dict(image_size=14, train_split='test', test_split='train')),
     ('mnist', dict(train_split='test', with_test=False)),

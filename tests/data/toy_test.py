@@ -10,6 +10,7 @@ TWICE = np.exp(-((2 * np.pi / 3) ** 2) / 2)  # of the doubled angle
 VAR_X = 17 / 16 * (1 - TWICE) / 2
 VAR_Y = 17 / 16 * (1 + TWICE) / 2 - COSINE**2
 MANY = 200_000
+REDRAWN = 'yin-yang-redrawn'
 
 
 def test_the_normals_are_normal():
@@ -72,3 +73,21 @@ def test_a_split_of_it_has_four_of_each_class():
   split = draw_split(data.train.labels, data.classes, per_class=4, seed=0)
   given = split.labels[split.labelled]
   np.testing.assert_array_equal(np.bincount(given), [4, 4])
+
+
+def points_of(name, seed):
+  data = datasets.load(name, seed=seed)
+  return [datasets.arrays(source) for source in (data.train, data.test)]
+
+
+def test_redrawn_points_depend_on_the_seed_and_the_split_alone():
+  drawn = [part for seed in (0, 1) for part in points_of(REDRAWN, seed)]
+  fixed = points_of('yin-yang', 0)
+  every = np.concatenate([*drawn, *fixed]).reshape(6000, 2)
+  assert len(np.unique(every, axis=0)) == 6000  # no point is in two of them
+  for one, again in zip(drawn[2:], points_of(REDRAWN, 1), strict=True):
+    np.testing.assert_array_equal(one, again)
+  for one, other in zip(fixed, points_of('yin-yang', 1), strict=True):
+    np.testing.assert_array_equal(one, other)
+  labels = [datasets.load(REDRAWN, seed=seed).train.labels for seed in (0, 1)]
+  np.testing.assert_array_equal(*labels)

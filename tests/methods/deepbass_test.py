@@ -7,13 +7,14 @@ import optax
 import pytest
 import tiny
 
+from ssljax.active import oracle
 from ssljax.active.acquisition import Sampled
 from ssljax.core import UNLABELLED, Batch, BatchSpec, TrainState, init_state
 from ssljax.data import sampling
 from ssljax.errors import InputError
 from ssljax.methods import deepbass as m
 from ssljax.networks import network
-from ssljax.training import loop
+from ssljax.training import active_loop, loop
 from ssljax.training.compiled import Program
 
 N, C = tiny.ROWS, tiny.CLASSES
@@ -229,6 +230,60 @@ def test_seeds_whose_epochs_differ_are_not_trained_at_once(tmp_path):
     fit(tmp_path, 'deepbass', job=job)
 
 
+@pytest.mark.parametrize('membership', ['all', 'stepwise'])
+def test_0_passes_predict_without_dropout(membership):
+  stage = make(passes=0, membership=membership).stages[1]
+  image = jnp.asarray(tiny.images()[0][:9] / np.float32(255))
+  params, stats = tiny.NET.init(jax.random.key(1), image)
+  state = bare_state(np.zeros(9, int), PADDED).replace(
+    params=params, stats=stats
+  )
+  p = jax.nn.softmax(tiny.NET.infer(params, stats, image).logits)
+  wanted = [stage.per_example]
+  if membership == 'stepwise':
+    wanted.append(stage.per_labelled_example)
+  for per_example in wanted:
+    found = per_example(state, image, jax.random.key(0))
+    np.testing.assert_array_equal(found.mean, p)
+
+
+PADDED = m.PseudoLabels(
+  jnp.zeros(9, int), jnp.zeros(9), jnp.zeros(9, bool), jnp.zeros([])
+)
+
+
+def ask_job(passes, query_passes):
+  """A job with a query before every iteration but the first."""
+  data, mesh = tiny.make_data()
+  method = make(4, iterations=3, passes=passes, upsample=2)
+  program = Program(method, tiny.NET, data, mesh, batch=8, extra=8)
+  active = active_loop.ActiveLearning(
+    active_loop.Policy('entropy', 1, 4, None, query_passes),
+    program,
+    oracle.Simulation(tiny.truth()),
+    np.ones(N, bool),
+  )
+  return loop.Job('deepbass', program, tiny.make_splits(), active)
+
+
+def test_a_query_uses_the_passes_of_the_pseudo_labels(tmp_path, monkeypatch):
+  calls, choose = [], active_loop.ActiveLearning.choose
+
+  def note(self, state, splits, past, before=None, sampled=None):
+    calls.append(sampled is not None)
+    chosen = choose(self, state, splits, past, before, sampled)
+    # Passes of its own choose the same images.
+    assert chosen == choose(self, state, splits, past, before)
+    return chosen
+
+  monkeypatch.setattr(active_loop.ActiveLearning, 'choose', note)
+  _, progress = fit(tmp_path / '1', 'deepbass', job=ask_job(2, 2))
+  assert calls == [True] * 3 == [True] * len(progress.asked)
+  calls.clear()
+  fit(tmp_path / '2', 'deepbass', job=ask_job(2, 3))  # another number
+  assert calls == [False] * 3
+
+
 @pytest.mark.slow
 def test_a_run_resumes_in_any_round_bit_for_bit(tmp_path, monkeypatch):
   often = OPTIONS._replace(checkpoint_seconds=0.0, record_every=3)
@@ -260,7 +315,7 @@ def test_a_run_resumes_in_any_round_bit_for_bit(tmp_path, monkeypatch):
   [
     (dict(steps=0), 'steps'),
     (dict(iterations=-1), 'iterations'),
-    (dict(passes=0), 'passes'),
+    (dict(passes=-1), 'passes'),
     (dict(labelled_passes=0), 'labelled_passes'),
     (dict(upsample=0), 'upsample'),
   ],

@@ -1,5 +1,7 @@
+import contextlib
 import math
 import re
+from typing import NamedTuple
 
 import chex
 import jax
@@ -9,11 +11,24 @@ import optax
 import pytest
 import tiny
 
-from ssljax.core import UNLABELLED, Batch, BatchSpec, MemorySpec, init_state
+from ssljax.augment import preprocess
+from ssljax.core import (
+  UNLABELLED,
+  Batch,
+  BatchSpec,
+  MemorySpec,
+  init_state,
+  no_update,
+)
+from ssljax.data import feeds
+from ssljax.data.splits import Split
+from ssljax.distributed import placement
 from ssljax.errors import InputError
 from ssljax.methods import llp as m
 from ssljax.networks import network
-from ssljax.training.compiled import compile_update
+from ssljax.training import checkpoint, loop
+from ssljax.training.compiled import Data, Program, compile_update
+from ssljax.training.snapshots import Snapshots
 
 N, D, TAU = 61, 5, 0.07
 M = 0.3  # bank momentum; with 0.5 its two shares would be equal
@@ -27,7 +42,15 @@ def make(steps=1, **arguments):
   )
 
 
-def example(method, seed=0):
+# Images of a run that leaves out some unlabelled ones; with all labelled ones
+# and those of the batch below.
+SOME = np.flatnonzero(np.arange(N) % 4 < 2)
+each_admitted = pytest.mark.parametrize(
+  'admitted', [np.arange(N), SOME], ids=['all', 'some']
+)
+
+
+def example(method, admitted, seed=0):
   """A state with a random bank, and a batch with a row twice."""
   images, truth = tiny.images()
   table = np.full(N, UNLABELLED, np.int32)
@@ -41,18 +64,20 @@ def example(method, seed=0):
     image[:4],
     labelled=16,
     multiple=16,
+    admitted=None if len(admitted) == N else jnp.int32(admitted),
   )
   rng = np.random.default_rng(seed)
-  bank = rng.normal(size=(64, D))
+  size = len(state.memory.rows)
+  bank = rng.normal(size=(size, D))
   bank /= np.linalg.norm(bank, axis=1, keepdims=True)
-  labels = np.asarray(state.memory.labels).copy()
-  propagated = rng.random(64) < 0.7
-  labels[:N][propagated[:N]] = rng.integers(0, 3, propagated[:N].sum())
-  known = np.asarray(state.memory.known_rows)
+  labels, count = np.asarray(state.memory.labels).copy(), len(admitted)
+  propagated = rng.random(count) < 0.7
+  labels[:count][propagated] = rng.integers(0, 3, propagated.sum())
+  known = np.searchsorted(admitted, np.asarray(state.memory.known_rows))
   memory = state.memory.replace(
     rows=jnp.float32(bank),
     labels=jnp.asarray(labels),
-    confidence=jnp.float32(rng.random(64)),
+    confidence=jnp.float32(rng.random(size)),
     known=jnp.float32(bank[known]),
     log_density=jnp.float32(rng.normal(size=16)),
   )
@@ -65,6 +90,7 @@ def numpy_step(
   v,
   logits,
   state,
+  admitted,
   rows,
   k,
   confidence=True,
@@ -74,6 +100,7 @@ def numpy_step(
 ):
   """Loss, bank, labels, confidences of a step, in loops and in float64."""
   weigh, divide = confidence, density
+  place = {image: i for i, image in enumerate(admitted)}
   bank = np.asarray(state.memory.rows, np.float64)
   labels = np.asarray(state.memory.labels).copy()
   sure = np.asarray(state.memory.confidence, np.float64).copy()
@@ -83,22 +110,24 @@ def numpy_step(
   new_bank, new_labels, new_sure = bank.copy(), labels.copy(), sure.copy()
   loss, written = 0.0, set()
   for b, row in enumerate(rows):
-    p = np.exp([bank[i] @ v[b] / TAU for i in range(N)])
+    at = place[row]
+    every = range(len(admitted))
+    p = np.exp([bank[i] @ v[b] / TAU for i in every])
     p /= p.sum()
-    a = sum(p[i] for i in range(N) if labels[i] == labels[row])
+    a = sum(p[i] for i in every if labels[i] == labels[at])
     term = -np.log(a + 1e-7)
     q = np.exp(logits[b] - logits[b].max())
     q /= q.sum()
-    if labels[row] < 3 and categorize:
-      term -= np.log(q[labels[row]])
-    loss += (sure[row] if weigh else 1.0) * term / len(rows)
+    if labels[at] < 3 and categorize:
+      term -= np.log(q[labels[at]])
+    loss += (sure[at] if weigh else 1.0) * term / len(rows)
     if row in written:
       continue
     written.add(row)
-    moved = 0.3 * bank[row] + 0.7 * v[b]
-    new_bank[row] = moved / np.sqrt(moved @ moved)
+    moved = 0.3 * bank[at] + 0.7 * v[b]
+    new_bank[at] = moved / np.sqrt(moved @ moved)
     votes = {
-      i: np.exp(bank[i] @ v[b] / TAU) / (rho[j] if divide else 1.0)
+      i: np.exp(bank[place[i]] @ v[b] / TAU) / (rho[j] if divide else 1.0)
       for j, i in enumerate(known)
     }
     best = sorted(votes, key=votes.get)[-k:]
@@ -108,9 +137,9 @@ def numpy_step(
     shares /= shares.sum()
     if pseudo_labels == 'classifier':
       shares = q
-    new_labels[row], new_sure[row] = shares.argmax(), shares.max()
+    new_labels[at], new_sure[at] = shares.argmax(), shares.max()
     if table[row] != UNLABELLED:
-      new_labels[row], new_sure[row] = table[row], 1.0
+      new_labels[at], new_sure[at] = table[row], 1.0
   return loss, new_bank, new_labels, new_sure
 
 
@@ -124,17 +153,23 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize('switch', SWITCHES, ids=str)
-def test_a_step_equals_a_numpy_loop(switch):
+@pytest.mark.parametrize(
+  ('switch', 'admitted'),
+  [*((switch, np.arange(N)) for switch in SWITCHES), ({}, SOME)],
+  ids=str,
+)
+def test_a_step_equals_a_numpy_loop(switch, admitted):
   method = make(**switch)
-  state, batch = example(method)
+  state, batch = example(method, admitted)
   key = jax.random.key(1)
   outputs, _ = tiny.NET.train(state.params, state.stats, batch.image, key)
   v = np.asarray(outputs.embedding, np.float64)
   v /= np.linalg.norm(v, axis=1, keepdims=True)
   logits = np.asarray(outputs.logits, np.float64)
   rows = np.asarray(batch.rows)
-  want, bank, labels, sure = numpy_step(v, logits, state, rows, 3, **switch)
+  want, bank, labels, sure = numpy_step(
+    v, logits, state, admitted, rows, 3, **switch
+  )
   loss, (after, _) = jax.jit(method.stages[0].loss)(
     state.params, state, batch, key
   )
@@ -143,7 +178,7 @@ def test_a_step_equals_a_numpy_loop(switch):
   np.testing.assert_array_equal(after.memory.labels, labels)
   np.testing.assert_allclose(after.memory.confidence, sure, rtol=1e-4)
   # The copies of labelled rows are updated too.
-  known = np.asarray(state.memory.known_rows)
+  known = np.searchsorted(admitted, np.asarray(state.memory.known_rows))
   chex.assert_trees_all_equal(after.memory.known, after.memory.rows[known])
 
 
@@ -176,7 +211,7 @@ def test_warming_contrasts_an_image_with_rows_of_the_whole_bank():
   # All rows of the bank are equal, so the draw of the negatives is known; the
   # rows of padding are no numbers, so that one of them would be noticed.
   method = make(warm=1, negatives=500)
-  state, batch = example(method)
+  state, batch = example(method, np.arange(N))
   row = unit(np.random.default_rng(1), D)
   rows = np.tile(np.float32(row), (64, 1))
   rows[N:] = np.nan
@@ -209,7 +244,7 @@ def test_warming_draws_other_negatives_with_another_key():
   method = m.llp(
     net, tx, BatchSpec(8, 16), 1, warm=1, negatives=5, neighbours=3
   )
-  state, batch = example(method)
+  state, batch = example(method, np.arange(N))
   warming = jax.jit(method.stages[0].loss)
   losses = [
     float(warming(state.params, state, batch, jax.random.key(seed))[0])
@@ -218,14 +253,14 @@ def test_warming_draws_other_negatives_with_another_key():
   assert losses[0] == losses[1] != losses[2]
 
 
-def test_density_is_over_the_nearest_of_the_whole_bank():
+@each_admitted
+def test_density_is_over_the_nearest_of_the_whole_bank(admitted):
   method = make()
-  state, _ = example(method)
+  state, _ = example(method, admitted)
   after = method.stages[0].epoch_update(state, None)
-  bank = np.asarray(state.memory.rows, np.float64)[:N]
-  for row, found in zip(
-    state.memory.known_rows, after.memory.log_density, strict=True
-  ):
+  bank = np.asarray(state.memory.rows, np.float64)[: len(admitted)]
+  known = np.searchsorted(admitted, np.asarray(state.memory.known_rows))
+  for row, found in zip(known, after.memory.log_density, strict=True):
     near = np.sort(bank @ bank[int(row)])[-4:]  # itself among them
     want = np.log(np.exp(near / TAU).sum())
     assert float(found) == pytest.approx(want, rel=1e-5)
@@ -249,7 +284,125 @@ def test_until_something_is_propagated_every_image_is_its_own_class():
   # Padding follows the labelled rows and has no vote.
   known = np.asarray(state.memory.known_rows)
   np.testing.assert_array_equal(known, [*range(N), 64, 64, 64])
-  assert (np.asarray(m.known_classes(state))[N:] == UNLABELLED).all()
+  assert (np.asarray(state.memory.known_classes)[N:] == UNLABELLED).all()
+
+
+def run_on(images, labels, split, warm_loss):
+  """Losses of every step and the last memory of a run without augmentation."""
+  mesh = placement.make_mesh([1])
+  feed = feeds.resident(images, placement.Placer(mesh))
+  none = np.zeros(0, np.int32)
+  data = Data(feed, feed, labels, none, preprocess.identity(), (), None)
+  method = make(9, warm=9, warm_loss=warm_loss, negatives=7, temperature=0.5)
+  program = Program(method, tiny.NET, data, mesh, batch=8)
+  job, found = loop.Job('llp', program, [split]), []
+  state = tiny.initial(job)[0]
+  for number, stage in enumerate(method.stages):
+    if stage.epoch_update is not no_update:
+      state, _ = program.epoch_update[number](state)
+    calls = [(i, i + 1) for i in range(stage.steps)]
+    first = np.int32(9 * number)
+    for source, rows in tiny.sources(job, tiny.samplers(job, number), calls):
+      step = program.steps[number]
+      state, metrics = step(state, source, rows, first)
+      found.append(float(metrics['loss'][0]))
+  return found, state.memory
+
+
+@pytest.mark.parametrize('warm_loss', ['nce', 'softmax'])
+def test_a_run_is_as_if_images_that_it_does_not_admit_were_absent(warm_loss):
+  images, truth = tiny.images()
+  labels = np.full(N, UNLABELLED, np.int32)
+  labels[::4] = truth[::4]
+  mask = np.isin(np.arange(N), SOME)
+  part = Split(0, labels, mask, np.zeros(0, np.int32))
+  losses, bank = run_on(images, truth, part, warm_loss)
+  alone = part._replace(labels=labels[SOME], admitted=mask[SOME])
+  want, other = run_on(images[SOME], truth[SOME], alone, warm_loss)
+  assert losses == want
+  assert bank.admitted is not None and other.admitted is None
+  same = ('rows', 'labels', 'confidence', 'log_density', 'known_classes')
+  for name in same:
+    chex.assert_trees_all_equal(getattr(bank, name), getattr(other, name))
+
+
+def test_acquired_labels_vote_with_their_classes():
+  method = make(density=False)
+  state, _ = example(method, SOME)
+  state = state.replace(
+    memory=state.memory.replace(
+      known=jnp.zeros([32, D]),
+      known_rows=jnp.full(32, 64, jnp.int32),
+      log_density=jnp.zeros(32),
+      known_classes=jnp.full(32, UNLABELLED, jnp.int32),
+    )
+  )
+  after = method.add_labels(state, jnp.int32([5, 64]), jnp.int32([2, 0]))
+  known = np.asarray(after.memory.known_rows)
+  np.testing.assert_array_equal(known[:17], sorted([*range(0, N, 4), 5]))
+  places = np.searchsorted(SOME, known[:17])
+  np.testing.assert_array_equal(
+    after.memory.known[:17], np.asarray(after.memory.rows)[places]
+  )
+  np.testing.assert_array_equal(
+    after.memory.known_classes[:17], np.asarray(after.labels)[known[:17]]
+  )
+  assert (np.asarray(after.memory.known_classes)[17:] == UNLABELLED).all()
+
+
+class OldBank(NamedTuple):
+  """The fields of the bank of version 0.1."""
+
+  rows: jax.Array
+  labels: jax.Array
+  confidence: jax.Array
+  known: jax.Array
+  known_rows: jax.Array
+  log_density: jax.Array
+
+
+@each_admitted
+def test_a_checkpoint_of_version_0_1_is_converted(admitted, tmp_path):
+  job = tiny.make_job('llp')
+  split = job.splits[0]
+  labelled = split.labels != UNLABELLED
+  mask = np.isin(np.arange(N), admitted)
+  job = job._replace(splits=[split._replace(admitted=mask & ~labelled)])
+  state, _ = tiny.initial(job)
+  kept = np.flatnonzero(mask | labelled)
+  # A bank as of version 0.1: a row per image; some have a class.
+  bank = {
+    name: np.asarray(getattr(state.memory, name)).copy()
+    for name in OldBank._fields
+  }
+  size = 256
+  rng = np.random.default_rng(0)
+  bank['rows'] = rng.normal(size=(1, size, D)).astype(np.float32)
+  bank['confidence'] = rng.random((1, size)).astype(np.float32)
+  labels = np.where(np.arange(size) < N, 3 + np.arange(size), m.ABSENT)
+  labels[kept[::3]] = 1
+  bank['labels'] = labels[None].astype(np.int32)
+  bank['known'] = bank['rows'][:, np.minimum(bank['known_rows'][0], size - 1)]
+  old = state.replace(memory=OldBank(**jax.tree.map(jnp.asarray, bank)))
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  with contextlib.closing(checkpoints):
+    snapshots = Snapshots(job, checkpoints)
+    progress = loop.Progress()._replace(step=0)
+    snapshots.save(old, progress, checkpoint.examine(old)[1])
+    checkpoints.wait()
+    after = snapshots.restore()[0].memory
+  count = len(kept)
+  for name in ('rows', 'confidence'):
+    got = getattr(after, name)
+    np.testing.assert_array_equal(got[0, :count], bank[name][0, kept])
+  want = 3 + np.arange(count)
+  want[::3] = 1
+  np.testing.assert_array_equal(after.labels[0, :count], want)
+  assert (np.asarray(after.labels)[0, count:] == m.ABSENT).all()
+  for name in ('known', 'known_rows', 'log_density'):
+    np.testing.assert_array_equal(getattr(after, name), bank[name])
+  chex.assert_trees_all_equal(after.known_classes, state.memory.known_classes)
+  chex.assert_trees_all_equal(after.admitted, state.memory.admitted)
 
 
 def test_rows_of_the_bank_start_with_length_1_on_average():
@@ -273,7 +426,7 @@ def test_rows_of_the_bank_start_with_length_1_on_average():
 
 def test_an_acquired_label_has_a_vote_and_a_density():
   method = make()
-  state, _ = example(method)
+  state, _ = example(method, np.arange(N))
   # There is room for sixteen labelled rows, which are all used: row 20 loses
   # its label first, so that there is room for another one.
   table = np.asarray(state.labels).copy()
@@ -284,7 +437,7 @@ def test_an_acquired_label_has_a_vote_and_a_density():
   np.testing.assert_array_equal(known, [0, 4, 7, 8, 12, 16, *range(24, 61, 4)])
   bank = np.asarray(after.memory.rows, np.float64)
   np.testing.assert_array_equal(after.memory.known, after.memory.rows[known])
-  assert int(m.known_classes(after)[2]) == 2
+  assert int(after.memory.known_classes[2]) == 2
   near = np.sort(bank[:N] @ bank[7])[-4:]
   want = np.log(np.exp(near / TAU).sum())
   assert float(after.memory.log_density[2]) == pytest.approx(want, rel=1e-5)

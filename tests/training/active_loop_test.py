@@ -16,7 +16,7 @@ from ssljax.distributed.preemption import PreemptedError
 from ssljax.training import active_loop, rounds
 from ssljax.training import loop as loop_lib
 
-POLICY = active_loop.Policy('entropy', every=1, size=4, budget=10, passes=2)
+POLICY = active_loop.Policy('entropy', every=1, size=4, budget=10, passes=3)
 OFTEN = OPTIONS._replace(checkpoint_seconds=0.0)
 
 
