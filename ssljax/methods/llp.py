@@ -56,6 +56,7 @@ from ssljax.core import (
   EpochUpdate,
   Loss,
   Method,
+  Readiness,
   Stage,
   add_labels,
 )
@@ -436,6 +437,46 @@ def rows_of_labels(labels, size: int) -> jax.Array:
   return known.astype(jnp.int32)
 
 
+# Embeddings that were not learned yet have an agreement of 0 ± 0.05.
+LEAST_AGREEMENT = 0.1
+PROBES = 1024  # labelled images, at most, whose neighbours are looked at
+
+
+def neighbour_agreement(settings: Settings, state) -> jax.Array:
+  """Compute how well labelled images find their own class, `[]`.
+
+  The K nearest other labelled images vote with exp(v̄_i·v̄_j/τ). Returned is
+  (a − e) / (1 − e): a is the mean share of the votes for the own class, and e
+  its expectation if the classes were permuted. 0 is chance, 1 is perfect; NaN
+  if every image is of one class or there is one image.
+
+  Args:
+    settings: hyper-parameters.
+    state: state at the end of a stage.
+  """
+  memory = state.memory
+  known, classes = memory.known.astype(jnp.float32), memory.known_classes
+  is_known = classes != UNLABELLED
+  queries = known[:PROBES]
+  values, at = neighbours.nearest(
+    queries,
+    known,
+    min(settings.neighbours + 1, len(known)),  # each finds itself
+    jnp.where(is_known, 0.0, -jnp.inf),
+  )
+  itself = at == jnp.arange(len(queries))[:, None]
+  votes = jnp.where(itself, -jnp.inf, values) / settings.temperature
+  same = (classes[at] == classes[: len(queries), None]).astype(jnp.float32)
+  share = jnp.sum(jax.nn.softmax(votes) * same, axis=-1)
+  equal = (classes[:, None] == classes[None, : len(queries)]) & is_known[
+    :, None
+  ]
+  others = jnp.sum(equal, axis=0) - 1
+  chance = others / (jnp.sum(is_known) - 1)
+  mean = lambda x: losses.mean_where(x, is_known[: len(queries)])
+  return (mean(share) - mean(chance)) / (1 - mean(chance))
+
+
 def add_voters(settings: Settings, state, rows, labels):
   """Give acquired labels a vote, see `core.AddLabels`."""
   state = add_labels(state, rows, labels)
@@ -557,6 +598,12 @@ def llp(
     batch_spec=all_images,
     loss=instance_loss(net, settings, warm_loss, negatives),
     acquire_labels=False,
+    readiness=Readiness(
+      'neighbour_agreement',
+      'propagation would spread noise; raise `warm`, or `temperature`',
+      least=LEAST_AGREEMENT,
+      measure=functools.partial(neighbour_agreement, settings),
+    ),
   )
   return Method(
     name='llp',

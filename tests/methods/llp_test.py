@@ -496,3 +496,34 @@ def test_the_compiled_step_never_gathers_the_bank(imagenet):
   update = compile_update(program, program.method.stages[0])
   update = update.lower(state, None)
   check_no_bank_is_gathered(update.compile(), 4 * math.prod(eighth))
+
+
+def test_the_agreement_of_neighbours_equals_a_numpy_loop():
+  method = make(warm=1, neighbours=3)
+  state, _ = example(method, SOME)
+  # Two labels are missing: their places are padding.
+  known = np.asarray(state.memory.known, np.float64)
+  classes = np.asarray(state.memory.known_classes).copy()
+  classes[-2:] = UNLABELLED
+  memory = state.memory.replace(known_classes=jnp.asarray(classes))
+  (first, _) = method.stages
+  measure = first.readiness.measure
+  got = measure(state.replace(memory=memory))
+  count, shares, expected = len(classes) - 2, [], []
+  for i in range(count):
+    votes = {
+      j: np.exp(known[i] @ known[j] / TAU) for j in range(count) if j != i
+    }
+    best = sorted(votes, key=votes.get)[-3:]
+    own = sum(votes[j] for j in best if classes[j] == classes[i])
+    shares.append(own / sum(votes[j] for j in best))
+    expected.append((np.sum(classes[:count] == classes[i]) - 1) / (count - 1))
+  chance = np.mean(expected)
+  want = (np.mean(shares) - chance) / (1 - chance)
+  assert float(got) == pytest.approx(want, rel=1e-4)
+  # Images of a class in one place agree; noise does not.
+  apart = jnp.eye(D)[jnp.asarray(classes)]
+  perfect = measure(state.replace(memory=memory.replace(known=apart)))
+  assert float(perfect) == pytest.approx(1, abs=1e-4)
+  assert first.readiness.is_met(float(perfect))
+  assert not first.readiness.is_met(0.05)
