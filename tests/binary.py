@@ -40,8 +40,10 @@ class Flat(nn.Module):
 @contextlib.contextmanager
 def small():
   """On one device, and with `Flat` as the networks for digits."""
-  # A preset may say how much is dropped, where there is something to drop.
-  flat = lambda classes, *, dropout=0.0: network.from_linen(Flat(classes))
+  # A preset may set the dropout and batch norm of a network that has them.
+  flat = lambda classes, *, dropout=0.0, momentum=None: network.from_linen(
+    Flat(classes)
+  )
   one_device = functools.partial(placement.make_mesh, [1])
   with (
     mock.patch.dict(registry.NETWORKS, digits=flat, digits_heads=flat),
