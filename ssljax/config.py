@@ -82,7 +82,9 @@ class Network:
     None, "Dropout rate; the network's own if unset."
   )
   bn_momentum: float | None = _setting(
-    None, "Momentum of batch-norm statistics; the network's own if unset."
+    None,
+    'Momentum of batch-norm statistics; if unset, 1 - 6 / steps, at most the '
+    "network's own and at least 0.5.",
   )
 
 
@@ -251,8 +253,17 @@ class Config:
     return found | dict(self.parameters) | dict(self.optimizer)
 
   def replace(self, **changes) -> 'Config':
-    """Return a config with other values of some settings, by name."""
-    return from_values(self.method, self.values() | changes, self.custom)
+    """Return a config with other values of some settings, by name.
+
+    A momentum of batch norm that is the default for the length of the run
+    follows a change of the length or of the network.
+    """
+    values, steps = self.values(), self.run.steps
+    default = steps and registry.bn_momentum(self.network.network, steps)
+    if {'steps', 'epochs', 'network'} & changes.keys():
+      if values['bn_momentum'] == default:
+        values['bn_momentum'] = None
+    return from_values(self.method, values | changes, self.custom)
 
 
 def schema(method: str) -> dict[str, dict[str, Setting]]:
@@ -372,7 +383,28 @@ def from_values(
   }
   config = _assembled(method, parts, _settled(checked, values))
   validate(config)
-  return dataclasses.replace(config, custom=tuple(custom))
+  config = dataclasses.replace(config, custom=tuple(custom))
+  return config if config.run.steps is None else with_momentum(config)
+
+
+def with_momentum(config: Config, steps: int | None = None) -> Config:
+  """Return a config with a momentum of batch norm, if it names none.
+
+  The default depends on the length of the run; so that the record shows the
+  value, it is a part of the config.
+
+  Args:
+    config: may name a network that has no batch norm.
+    steps: of the run; those of the config if None.
+  """
+  is_object = any(part.startswith('net') for part in config.custom)
+  if config.network.bn_momentum is not None or is_object:
+    return config
+  momentum = registry.bn_momentum(
+    config.network.network, steps or config.run.steps
+  )
+  network = dataclasses.replace(config.network, bn_momentum=momentum)
+  return dataclasses.replace(config, network=network)
 
 
 def unknown_setting(name: str, method: str, known) -> str:
@@ -593,11 +625,16 @@ def differences(there: Config, here: Config) -> list[str]:
   shown = lambda name, value: (
     f'no `{name}`' if value is None else f'`{name}`={_text(value)}'
   )
+  ignored = set(FREE)
+  if here.run.steps is None and here.network.bn_momentum is None:
+    # It follows from the number of steps, which a run of epochs does not know
+    # before it is built.
+    ignored.add('bn_momentum')
   return [
     f'{shown(name, values[0].get(name))} there, '
     f'{shown(name, values[1].get(name))} here'
     for name in sorted(values[0].keys() | values[1].keys())
-    if name not in FREE and not _same(*(v.get(name) for v in values))
+    if name not in ignored and not _same(*(v.get(name) for v in values))
   ]
 
 

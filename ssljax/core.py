@@ -99,6 +99,7 @@ class BatchSpec(NamedTuple):
   classes: int = 0  # C for equally many labelled rows per class; 0: any class
   include_labelled: bool = False  # draw `unlabelled` from labelled rows as well
   flag: str = 'batch_labelled'  # parameter that sets `labelled`, for messages
+  from_labelled: bool = False  # draw `unlabelled` from labelled rows alone
 
   @property
   def size(self) -> int:

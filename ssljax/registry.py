@@ -7,6 +7,7 @@ else. `config.register_method` and the functions below add a user's own.
 from collections.abc import Callable, Collection, Mapping
 import difflib
 import functools
+import inspect
 import re
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from ssljax.networks import (
   convlarge,
   elu,
   heads,
+  layers,
   lenet,
   resnet,
   shakeshake,
@@ -105,12 +107,15 @@ NETWORKS: dict[str, Callable] = {
   'resnet50v2': functools.partial(resnet.resnet_v2, depth=50, embedding=128),
   'linear': heads.linear,
   'mlp': heads.mlp,
-  'convlarge': convlarge.convlarge,
-  'convlarge_weightnorm': functools.partial(convlarge.convlarge, norm='weight'),
-  'convlarge_pytorch': functools.partial(
-    convlarge.convlarge, norm='weight_batch'
-  ),
 }
+for _name, _norm in (
+  ('convlarge', 'batch'),
+  ('convlarge_weightnorm', 'weight'),
+  ('convlarge_pytorch', 'weight_batch'),
+):
+  NETWORKS[_name] = functools.partial(
+    convlarge.convlarge, norm=_norm, momentum=convlarge.MOMENTUM[_norm]
+  )
 ACQUISITIONS = acquisition.ACQUISITIONS
 
 
@@ -137,6 +142,23 @@ def method(name: str) -> MethodEntry:
     InputError: there is none of this name.
   """
   return METHODS[choose('method', name, METHODS)]
+
+
+def bn_momentum(network: str, steps: int) -> float | None:
+  """Return the default momentum of batch norm in a run of so many steps.
+
+  Args:
+    network: name of the network.
+    steps: steps of the run.
+
+  Returns:
+    The network's own momentum, or a smaller one for a short run, see
+    `layers.momentum_for`. None if the network has no such keyword.
+  """
+  keywords = inspect.signature(NETWORKS[network]).parameters
+  own = keywords['momentum'].default if 'momentum' in keywords else None
+  has_value = isinstance(own, int | float)
+  return layers.momentum_for(steps, own) if has_value else None
 
 
 def arms(name: str, baselines: bool) -> dict[str, Callable]:

@@ -33,6 +33,7 @@ class Flat(nn.Module):
   classes: int
   embedding: int = 8
   dropout: float = 0.2
+  momentum: float = 0.9
 
   @nn.compact
   def __call__(self, image, *, train, dropout):
@@ -40,14 +41,15 @@ class Flat(nn.Module):
     x = nn.Dense(self.embedding, use_bias=False)(
       image.reshape(image.shape[0], -1)
     )
-    x = layers.leaky_relu(layers.BatchNorm(0.9)(x, train=train))
+    x = layers.leaky_relu(layers.BatchNorm(self.momentum)(x, train=train))
     x = layers.dropout(x, self.dropout, train=train, active=dropout)
     return network.Outputs(nn.Dense(self.classes)(x), x)
 
 
-def flat(classes, *, dropout: float = 0.2):
-  """Return `Flat`, with the setting that presets change."""
-  return network.from_linen(Flat(classes, dropout=dropout))
+def flat(classes, *, dropout: float = 0.2, momentum: float = 0.9):
+  """Return `Flat`, with the settings that presets change."""
+  module = Flat(classes, dropout=dropout, momentum=momentum)
+  return network.from_linen(module)
 
 
 @contextlib.contextmanager

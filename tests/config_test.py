@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ssljax import config, registry
+from ssljax import config, experiments, registry
 from ssljax.errors import InputError
 
 VALUES = {'steps': 3}
@@ -54,6 +54,71 @@ def test_a_config_cannot_be_changed_but_replaced():
   other = made.replace(eta=0.4, seed=7)
   assert (other.parameters['eta'], other.split.seed) == (0.4, 7)
   assert made.parameters['eta'] == 0.3
+
+
+@pytest.mark.parametrize(
+  ('network', 'steps', 'momentum'),
+  [
+    # 1 − 6 / steps, at most the network's own: 0.9999, 0.99 and 0.9.
+    ('convlarge', 600, 0.99),
+    ('convlarge', 289_000, 0.9999),
+    ('digits', 300, 0.98),
+    ('digits', 600, 0.99),
+    ('digits', 5000, 0.99),
+    ('shakeshake', 30_000, 0.9),
+    ('shakeshake', 30, 0.8),
+    ('digits', 3, 0.5),  # at least
+    ('elu_mnist', 600, None),  # no batch norm
+  ],
+)
+def test_the_momentum_of_batch_norm_follows_the_length_and_is_recorded(
+  network, steps, momentum
+):
+  made = make(network=network, steps=steps)
+  recorded = config.to_json(made)['network']['bn_momentum']
+  assert recorded == (momentum and pytest.approx(momentum, abs=1e-12))
+  again = config.from_json(json.loads(json.dumps(config.to_json(made))))
+  assert again == made
+  if momentum:
+    assert f'--bn_momentum={recorded}' in config.to_flags(made)
+    assert make(network=network, bn_momentum=0.7).network.bn_momentum == 0.7
+
+
+def test_the_momentum_of_batch_norm_follows_a_replaced_length():
+  made = make(network='digits', steps=600)
+  assert made.replace(steps=300).network.bn_momentum == 0.98
+  assert made.replace(seed=1).network.bn_momentum == 0.99
+  chosen = make(network='digits', steps=600, bn_momentum=0.9)
+  assert chosen.replace(steps=300).network.bn_momentum == 0.9
+
+
+def test_the_presets_of_the_papers_keep_their_momentum_of_batch_norm():
+  own = {'convlarge': 0.9999, 'shakeshake': 0.9, 'resnet18': 0.9}
+  own |= {'convlarge_pytorch': 0.9, 'resnet18v2': 0.997, 'resnet50v2': 0.997}
+  own |= {'digits': 0.99, 'digits_heads': 0.99, 'mnist': 0.99}
+  own |= {'mnist_heads': 0.99, 'elu_stl10': 0.99, 'resnet18v2_small': 0.997}
+  checked = set()
+  for path in (experiments.FOLDER / 'presets').glob('*.flags'):
+    made = config.from_flags(
+      path.stem.split('.')[0], path.read_text().splitlines()
+    )
+    if made.network.bn_momentum is not None:
+      assert made.network.bn_momentum == own[made.network.network], path
+      checked.add(made.network.network)
+  assert {'convlarge', 'shakeshake', 'digits'} <= checked
+
+
+def test_a_run_of_epochs_can_be_resumed_without_naming_the_momentum():
+  values = {'steps': None, 'epochs': 2.0, 'network': 'digits'}
+  here = make(**values)
+  assert here.network.bn_momentum is None  # its steps are not known yet
+  there = config.with_momentum(here, 300)
+  assert there.network.bn_momentum == 0.98
+  assert config.differences(there, here) == []
+  other = make(**values, bn_momentum=0.7)
+  assert config.differences(there, other) == [
+    '`bn_momentum`=0.98 there, `bn_momentum`=0.7 here'
+  ]
 
 
 ODD = {

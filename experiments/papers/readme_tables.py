@@ -166,6 +166,7 @@ def preset_cells(numbers: dict[tuple, list], store: runs.Store) -> list[str]:
   ]
   ours = [
     f'{row.name}: {tables.our_number(table, mine)} ({len(mine.values)})'
+    f'{mine.on}'
     for table, row, mine in there
   ]
   devices = sorted({mine.device for _, _, mine in there})

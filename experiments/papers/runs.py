@@ -14,6 +14,7 @@ import json
 import pathlib
 import shutil
 import stat
+import statistics
 import sys
 from typing import NamedTuple
 
@@ -276,6 +277,31 @@ def thinned(metrics: list[str]) -> list[str]:
   return [line for line in metrics if 'test_error' in line or line in chosen]
 
 
+def with_minimum(store: Store, run: PresetRun, seed: int, result: dict) -> dict:
+  """Return a result with the smallest test error over its last stage.
+
+  A run without --report_minimum does not report it: it is a choice made on test
+  images, for rows that are named after it. It is taken from the evaluations.
+
+  Raises:
+    InputError: the evaluations are missing.
+  """
+  if 'minimum' in result['test_error']:
+    return result
+  lines = read_lines(store.result_folder(run, seed) / 'metrics.jsonl') or []
+  measured = [json.loads(line) for line in lines if 'test_error_last' in line]
+  of_run = [line for line in measured if line['job'] == result['method']]
+  stage = of_run[-1]['stage'] if of_run else None
+  errors = [x['test_error_last'] for x in of_run if x['stage'] == stage]
+  require(
+    bool(errors),
+    f'{store.result_folder(run, seed)}: metrics.jsonl has no evaluations: '
+    'restore it, or remove the folder and run the same command again',
+  )
+  minimum = {'minimum': [min(errors)]}
+  return result | {'test_error': result['test_error'] | minimum}
+
+
 def check_result(folder: pathlib.Path, result: dict, row: tables.Row) -> None:
   """Raise `InputError` for a stored result without what a table shows."""
   arms = result.get('arms')
@@ -317,6 +343,11 @@ def ours(
   results = [store.result(run, seed) for seed in seeds]
   for seed, result in zip(seeds, results, strict=True):
     check_result(store.result_folder(run, seed), result, row)
+  if row.take == 'minimum':
+    results = [
+      with_minimum(store, run, seed, result)
+      for seed, result in zip(seeds, results, strict=True)
+    ]
   measured = [store.measurement(run, seed, row.measurement) for seed in seeds]
   taken = [
     tables.our_values(result, measurement, row.take)
@@ -331,9 +362,16 @@ def ours(
     values=tuple(value for values in taken for value in values),
     seeds=tuple(seeds),
     steps=max(entry['steps'] for entry in entries) if whole else None,
-    seconds=sum(e['seconds'] for e in entries) / len(seeds) if whole else None,
+    seconds=(
+      statistics.median(entry['seconds'] for entry in entries)
+      if whole
+      else None
+    ),
     device=joined('device'),
     commit=joined('commit'),
     smaller=row.smaller,
     state=f'{len(wanted) - left} of {len(wanted)} splits' if left else '',
+    data=', '.join(
+      sorted({result.get('data_variant') or '' for result in results} - {''})
+    ),
   )

@@ -12,6 +12,9 @@ The comparison depends on the paper's statistic:
              mean alone
   medians    our median minus the paper's, the number of our splits below the
              paper's median, and the p-value of a two-sided sign test
+
+A run with reduced settings is not compared: its difference to the paper's
+number would be that of the settings.
 """
 
 import csv
@@ -130,11 +133,17 @@ class Ours(NamedTuple):
   values: tuple[float, ...] = ()  # one per split, or one per subsample
   seeds: tuple[int, ...] = ()  # numbers of the splits
   steps: int | None = None  # largest number of steps of a split
-  seconds: float | None = None  # in compiled steps, mean over the splits
+  seconds: float | None = None  # in compiled steps, median over the splits
   device: str = ''
   commit: str = ''
   smaller: str = ''  # settings that are reduced compared with the paper's
   state: str = ''  # reason why results are missing or incomplete
+  data: str = ''  # 'CIFAR-10 (JPEG)' for a copy that differs from the original
+
+  @property
+  def on(self) -> str:
+    """' on CIFAR-10 (JPEG)', or '' for the data set that the preset names."""
+    return f' on {self.data}' if self.data else ''
 
 
 def read_paper(paper: str) -> tuple[list[Table], list[Figure]]:
@@ -288,13 +297,17 @@ def compare_medians(values, paper: float) -> Difference:
   )
 
 
-def compare(table: Table, row: Row, values) -> Difference | None:
-  """Compare our splits with the paper's number by the paper's statistic."""
-  if row.paper is None or not values:
+def compare(table: Table, row: Row, mine: Ours) -> Difference | None:
+  """Compare our splits with the paper's number by the paper's statistic.
+
+  Returns:
+    None without a number of either side, and for reduced settings.
+  """
+  if row.paper is None or not mine.values or mine.smaller:
     return None
   if table.centre == 'median':
-    return compare_medians(values, row.paper)
-  return compare_means(values, row.paper, row.std, row.n)
+    return compare_medians(mine.values, row.paper)
+  return compare_means(mine.values, row.paper, row.std, row.n)
 
 
 def with_std(centre: float | None, std: float | None) -> str:
@@ -357,9 +370,9 @@ def cells_of(table: Table, ours: list[Ours]) -> list[list[str]]:
       [
         row.name,
         paper,
-        our_number(table, mine) + state,
+        our_number(table, mine) + mine.on + state,
         str(len(mine.values)),
-        as_text(compare(table, row, mine.values)),
+        as_text(compare(table, row, mine)),
         NONE if mine.steps is None else f'{mine.steps:,}',
         NONE if mine.seconds is None else f'{mine.seconds:,.0f}',
         mine.device,
@@ -401,8 +414,7 @@ def markdown(
   notes += [f'{left} rows without our results are left out'] if left else []
   commits = sorted({c for mine in ours for c in mine.commit.split(', ') if c})
   notes += [f'commits {", ".join(commits)}'] if commits else []
-  if '*' in body:
-    notes.append('* confidence interval of our mean alone')
+  notes += _explanations(table, cells)
   heading = f'{table.title}; {table.measure}'
   if paper != 'own':
     heading = f'{table.source}, Table {number}: {heading}'
@@ -410,12 +422,45 @@ def markdown(
   return f'{heading}\n\n{body}\n{"; ".join(notes)}\n'
 
 
+# The spread that an interval is computed from.
+SPREAD = 'labelled images, initial weights and order of the images'
+
+
+def _explanations(table: Table, cells: list[list[str]]) -> list[str]:
+  """Return notes on the numbers of a table: what each of them contains."""
+  column = lambda name: [line[HEADER.index(name)] for line in cells]
+  differences, notes = column('ours − paper'), []
+  if any('±' in cell for cell in column('ours')):
+    notes.append(f'ours: {table.centre} ± standard deviation over n splits')
+  if any(cell.endswith(']') for cell in differences):
+    notes.append(
+      f'[ ]: 95 % interval of the difference of two means (Welch), from the '
+      f"spread over our splits ({SPREAD}) and over the paper's"
+    )
+  if any(cell.endswith(']*') for cell in differences):
+    notes.append(
+      f'[ ]*: 95 % interval (Student) from the spread over our splits alone '
+      f"({SPREAD}); the paper's number is taken as exact"
+    )
+  if any('(p ' in cell for cell in differences):
+    notes.append(
+      "p: two-sided sign test of our splits against the paper's median"
+    )
+  if any(cell != NONE for cell in column('seconds per split')):
+    notes.append('seconds: median over the splits')
+  if any(cell != NONE for cell in column('reduced settings')):
+    notes.append(
+      "rows of reduced settings are not compared with the paper's number"
+    )
+  return notes
+
+
 # Columns of the CSV file; `values` are the numbers of all splits.
 COLUMNS = (
   *('table', 'row', 'paper', 'paper_std', 'paper_n', 'ours', 'ours_std', 'n'),
   *('difference', 'low', 'high', 'alone', 'below', 'apart', 'probability'),
-  *('steps', 'seconds', 'device', 'commit', 'smaller', 'state', 'seeds'),
-  'values',
+  *('steps', 'seconds', 'device', 'commit', 'smaller', 'data', 'state'),
+  *('seeds', 'values'),
 )
 
 
@@ -428,13 +473,13 @@ def as_csv(table: Table, ours: list[Ours]) -> str:
     centre = (None, None)
     if mine.values:
       centre = centre_and_std(table, mine.values)
-    found = compare(table, row, mine.values)
+    found = compare(table, row, mine)
     writer.writerow(
       [
         *(table.name, row.name, row.paper, row.std, row.n, *centre),
         *(len(mine.values), *(found or [None] * len(Difference._fields))),
         *(mine.steps, mine.seconds, mine.device, mine.commit, mine.smaller),
-        *(mine.state, ' '.join(map(str, mine.seeds))),
+        *(mine.data, mine.state, ' '.join(map(str, mine.seeds))),
         ' '.join(map(str, mine.values)),
       ]
     )

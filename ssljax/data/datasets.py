@@ -9,6 +9,7 @@ prepared first. Letters: N rows of a split, H x W x c the size of an image.
 """
 
 import math
+import re
 
 import numpy as np
 
@@ -26,6 +27,17 @@ from ssljax.data.types import Dataset, Source
 from ssljax.errors import InputError, non_negative, require
 
 _DIGITS_TEST = 50  # test images of each digit
+# Sets whose original pixels are stored without loss.
+_LOSSLESS = {
+  'mnist': 'MNIST',
+  'fashion_mnist': 'Fashion-MNIST',
+  'kmnist': 'KMNIST',
+  'cifar10': 'CIFAR-10',
+  'cifar100': 'CIFAR-100',
+  'svhn_cropped': 'SVHN',
+  'stl10': 'STL-10',
+}
+_JPEG = b'\xff\xd8\xff'  # the first bytes of a JPEG file
 # Ratio of the resized shorter side to the crop at its centre, 256 / 224.
 _MARGIN = 8 / 7
 
@@ -232,7 +244,31 @@ def _prepared_set(
   ]
   _refuse_labels(parts, sources, builder)
   test = sources[1] if with_test else without_rows(sources[0])
-  return Dataset(name, sources[0], test, columns.classes)
+  return Dataset(
+    name,
+    sources[0],
+    test,
+    columns.classes,
+    variant=variant_of(name, audit.readers[0]),
+  )
+
+
+def variant_of(name: str, reader: records.Reader) -> str:
+  """Return 'CIFAR-10 (JPEG)' for such a copy of a lossless set, else ''.
+
+  JPEG changes the pixels, so that errors on the copy are not those on the
+  original.
+
+  Args:
+    name: of the data set.
+    reader: of one of its splits, whose first image is looked at.
+  """
+  title = _LOSSLESS.get(re.split('[/:]', name)[0])
+  if title is None:
+    return ''
+  columns = reader.columns
+  (image,) = records.fetch(reader.split, reader.records, [0], columns.image)
+  return f'{title} (JPEG)' if image.startswith(_JPEG) else ''
 
 
 def _source(reader: records.Reader, found, kept, crop: bool) -> Source:

@@ -132,6 +132,7 @@ def join(source: Dataset, target: Dataset) -> Dataset:
     Source(target.test.labels, shape, read_test, digests=target.test.digests),
     source.classes,
     unlabelled_from=first,
+    variant=', '.join(filter(None, (source.variant, target.variant))),
   )
 
 

@@ -34,6 +34,16 @@ def count(train: np.ndarray, test: np.ndarray) -> int:
   return int(np.isin(test, train).sum())
 
 
+def fingerprint(train: np.ndarray, test: np.ndarray) -> str:
+  """Return 16 hexadecimal digits that tell copies of a data set apart.
+
+  Args:
+    train: `[N]` uint64 of `digests`.
+    test: `[M]` uint64 of `digests`.
+  """
+  return f'{digest(np.concatenate([train, test])):016x}'
+
+
 def describe(copies: int | None, tests: int) -> str:
   """Return a sentence on `count` for the start of a run; '' if it is 0.
 

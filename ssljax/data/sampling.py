@@ -87,6 +87,9 @@ def epoch_steps(batch_spec: BatchSpec, labelled: int, unlabelled: int) -> int:
     f'the {unlabelled} training images; give smaller ones'
     if batch_spec.include_labelled
     else f'`batch_unlabelled`={size} is larger than the {unlabelled} '
+    'labelled images; give a smaller one, or more `labels`'
+    if batch_spec.from_labelled
+    else f'`batch_unlabelled`={size} is larger than the {unlabelled} '
     'unlabelled images; give a smaller one, or `unlabelled`=all, or train on '
     'the labelled images alone (supervised.py)',
   )
@@ -131,6 +134,8 @@ class Sampler:
     self._unlabelled = split.unlabelled
     if batch_spec.include_labelled:
       self._unlabelled = np.union1d(split.labelled, split.unlabelled)
+    if batch_spec.from_labelled:
+      self._unlabelled = split.labelled
     if multiplicity is not None:
       admitted = split.admitted | (split.labels != UNLABELLED)
       self._unlabelled = np.repeat(

@@ -53,3 +53,6 @@ class Dataset(NamedTuple):
   # The first training row that may be used without its label; smaller ones are
   # only used labelled (the source images of domain adaptation).
   unlabelled_from: int = 0
+  # A name such as 'CIFAR-10 (JPEG)' for a copy whose pixels differ from the
+  # original's, '' for any other.
+  variant: str = ''

@@ -21,10 +21,21 @@ Departures from the paper:
   - Logarithms add 1e-8 to a probability, after which the probabilities are
     normalised again, as in the authors' code.
   - In networks with batch norm the statistics are over A and B together.
-  - A first stage on the labelled images alone (`pretrain`) implements section
-    4.6, where labelled and unlabelled images come from two data sets. The paper
-    restores a network that was trained on the first one.
+  - A first stage (`pretrain`) implements section 4.6, where labelled and
+    unlabelled images come from two data sets. The paper restores a network that
+    was trained on the first one with the whole loss; that is
+    `pretrain_loss='association'`, where B comes from the labelled images. The
+    default is L_classification alone.
   - Label smoothing of L_classification is optional; the paper has none.
+  - Weight decay does not apply to biases, and has one weight for all kernels:
+    in the authors' code the classifier has 1e-4 of its own. On MNIST the paper
+    states 1e-4 and the authors' code has 1e-3, which the presets take.
+  - A row that occurs several times in a batch, as with fewer than ten labels of
+    a class, is augmented alike each time, as in all methods here: random keys
+    depend on the step and the row.
+Table 4 reports that training on MNIST fails without the visit loss (weight 0:
+5.68 %). That is not so here: with 1,000 labels and 400 steps the error is 2.4 %
+with weight 0 and 1.8 % with weight 1.
 """
 
 import functools
@@ -187,6 +198,7 @@ def association(
   similarity: Similarity = 'dot',
   smoothing: float = 0.0,
   pretrain: int = 0,
+  pretrain_loss: Literal['supervised', 'association'] = 'supervised',
   associate_rate: float = 1.0,
 ) -> Method:
   """Return Learning by Association with the paper's constants.
@@ -204,6 +216,9 @@ def association(
     smoothing: label smoothing of the classification loss.
     pretrain: steps of a first stage on the labelled images alone (section
       4.6); 0 leaves it out.
+    pretrain_loss: loss of the first stage: the classification loss, or all
+      three losses with labelled images in both batches (section 4.6: "as
+      described in Section 4").
     associate_rate: factor of the learning rate in the stage `associate`.
   """
   positive(steps=steps, associate_rate=associate_rate)
@@ -233,6 +248,9 @@ def association(
     loss=supervised_loss(net, smoothing=smoothing),
     readiness=fitted('pretrain'),
   )
+  if pretrain_loss == 'association':
+    within = batch_spec._replace(from_labelled=True)
+    alone = alone._replace(batch_spec=within, loss=loss)
   stages = (alone, associating) if pretrain else (associating,)
   return Method(name='association', stages=stages)
 

@@ -2,6 +2,9 @@
 
 Minimises the mean over the labelled rows of CE(y, softmax f(x)), with the
 network, the optimiser and the steps of the method that it is compared with.
+
+A row that occurs several times in a batch is augmented alike each time, as in
+all methods here: random keys depend on the step and the row.
 """
 
 from ssljax import losses

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from ssljax.networks import layers, network
 from ssljax.networks.cpu import conv
 
+# The authors' momentum of the running averages; PyTorch writes 0.9 as 0.1.
+MOMENTUM = {'batch': 0.9999, 'weight': 0.999, 'weight_batch': 0.9}
+
 
 class ConvLarge(nn.Module):
   """Nine convolutions, their mean over pixels, and a classifier.
@@ -71,11 +74,9 @@ def convlarge(
       weight norm, mean-only batch norm, data-dependent initialisation;
       'weight_batch', as in the PyTorch versions: weight norm and batch norm,
       whose scales and offsets decay like kernels, and PyTorch's initial values.
-    momentum: of the running averages; by default the authors' value: 0.9999
-      with 'batch', 0.999 with 'weight', 0.9 with 'weight_batch' (PyTorch's
-      default, written there as 0.1).
+    momentum: of the running averages; by default that of `MOMENTUM`.
     dropout: the rate after each pooling.
   """
   if momentum is None:
-    momentum = {'batch': 0.9999, 'weight': 0.999, 'weight_batch': 0.9}[norm]
+    momentum = MOMENTUM[norm]
   return network.from_linen(ConvLarge(classes, norm, momentum, dropout), 9)

@@ -14,6 +14,27 @@ TORCH_EPSILON = 1e-5  # of batch norm in PyTorch
 Norm = Literal['batch', 'weight', 'weight_batch']
 
 
+# The default momentum averages the statistics of batch norm over 1 / SHARE of
+# the steps. Chosen on 300 validation images of the digits (3 splits, MA-DNN and
+# its baseline, 300 and 600 steps): from 6 to 30 the mean errors differ by 0.34
+# at most, and below 6 they rise. With 0.9999 after 600 steps the baseline has
+# 6.2 % instead of 4.9 %, MA-DNN 5.0 % instead of 2.7 %.
+SHARE = 6
+
+
+def momentum_for(steps: int, most: float) -> float:
+  """Return the momentum of batch norm's running averages for a run.
+
+  A momentum m averages about the last 1 / (1 − m) steps. In a short run a large
+  one would average over weights that are long outdated.
+
+  Args:
+    steps: steps of the run.
+    most: upper bound, the network's own momentum.
+  """
+  return min(most, max(0.5, 1 - SHARE / steps))
+
+
 def leaky_relu(x: jax.Array) -> jax.Array:
   """Return max(x, 0.1 x), of any shape."""
   return jnp.maximum(x, SLOPE * x)

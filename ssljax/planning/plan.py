@@ -167,10 +167,12 @@ def subject(config: Config, dataset: datasets.Dataset) -> Subject:
   rows = len(dataset.train.labels)
 
   def epoch_steps(batch_spec: core.BatchSpec) -> int:
-    both = min(labelled + others, rows)
-    return sampling.epoch_steps(
-      batch_spec, labelled, both if batch_spec.include_labelled else others
-    )
+    pool = others
+    if batch_spec.include_labelled:
+      pool = min(labelled + others, rows)
+    if batch_spec.from_labelled:
+      pool = labelled
+    return sampling.epoch_steps(batch_spec, labelled, pool)
 
   net, methods = build.make_methods(config, dataset, epoch_steps)
   return Subject(config, dataset, net, methods, labelled)

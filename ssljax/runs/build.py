@@ -11,7 +11,7 @@ import numpy as np
 
 from ssljax import optimizers, registry
 from ssljax.augment import standard
-from ssljax.config import Config, per_class, pool
+from ssljax.config import Config, per_class, pool, with_momentum
 from ssljax.core import BatchSpec, Method
 from ssljax.data import (
   datasets,
@@ -45,6 +45,7 @@ class Run(NamedTuple):
   # Test images that are also training images, see `duplicates`; None if that is
   # not known.
   copies: int | None = None
+  fingerprint: str = ''  # of the data set, '' if it is not known
   # Data by seed, of a set in `datasets.REDRAWN`.
   data_by_seed: Mapping[int, compiled.Data] | None = None
 
@@ -93,6 +94,7 @@ def build(
   epoch_steps = lambda batch_spec: (
     sampling.Sampler(batch_spec, drawn[0]).epoch_steps
   )
+  config = with_momentum(config, steps_of(config, dataset, epoch_steps))
   net, methods = make_methods(config, dataset, epoch_steps, net=net, tx=tx)
   mesh = placement.make_mesh(
     [stage.batch_spec.size for method in methods for stage in method.stages],
@@ -100,7 +102,7 @@ def build(
   )
   for method in methods:
     refuse_too_large(config, method, net, dataset, drawn[0], mesh)
-  data, copies = make_data(config, dataset, drawn, mesh, augmentation)
+  data, fed = make_data(config, dataset, drawn, mesh, augmentation)
   by_seed = None
   if dataset.name in datasets.REDRAWN:
     by_seed = {
@@ -110,7 +112,18 @@ def build(
       for split in drawn
     }
     data = by_seed[config.split.seed]
-  run = Run(config, dataset, drawn, net, methods, data, mesh, copies, by_seed)
+  run = Run(
+    config,
+    dataset,
+    drawn,
+    net,
+    methods,
+    data,
+    mesh,
+    copies=fed.copies,
+    fingerprint=fed.fingerprint,
+    data_by_seed=by_seed,
+  )
   queries.refuse(run, dropout_rate(config))
   return run
 
@@ -238,11 +251,11 @@ def make_augmentations(
 
 def make_data(
   config: Config, dataset, drawn, mesh, augmentation: Callable | None = None
-) -> tuple[compiled.Data, int | None]:
+) -> tuple[compiled.Data, '_Fed']:
   """Put feeds, fitted preprocessing and truth on the devices of a mesh.
 
   Returns:
-    The data, and the number of test images that are also training images.
+    The data, and what was found while its images were read.
   """
   source = dataset.train
   fed = _feed(dataset, config.run.feed, placement.Placer(mesh))
@@ -268,7 +281,7 @@ def make_data(
     on_pixels,
     by_seed,
   )
-  return data, fed.copies
+  return data, fed
 
 
 def fit(
@@ -311,27 +324,35 @@ class _Fed(NamedTuple):
   test: feeds.Feed
   read: Callable  # training rows [B] -> images [B, H, W, c]
   copies: int | None  # test images that are training images, if that is known
+  fingerprint: str  # of both splits, '' if it is not known
 
 
 def _feed(dataset: datasets.Dataset, kind: str, place) -> _Fed:
   """Make the feeds of a data set; the arguments are those of `feed_maker`."""
   train, test = dataset.train, dataset.test
   if is_streamed(dataset, kind):
-    copies = None
-    if train.digests and test.digests:
-      copies = duplicates.count(train.digests(), test.digests())
+    known = train.digests and test.digests
+    encoded = (train.digests(), test.digests()) if known else None
     return _Fed(
-      feeds.stream(train, place), feeds.stream(test, place), train.read, copies
+      feeds.stream(train, place),
+      feeds.stream(test, place),
+      train.read,
+      duplicates.count(*encoded) if encoded else None,
+      duplicates.fingerprint(*encoded) if encoded else '',
     )
   images, tests = datasets.arrays(train), datasets.arrays(test)
-  copies = 0
-  if len(tests):
-    copies = duplicates.count(*map(duplicates.digests, (images, tests)))
+  pixels = duplicates.digests(images), duplicates.digests(tests)
+  # Encoded images identify the data set at any `image_size`.
+  own = [
+    source.digests() if source.digests else found
+    for source, found in zip((train, test), pixels, strict=True)
+  ]
   return _Fed(
     feeds.resident(images, place),
     feeds.resident(tests, place),
     images.__getitem__,
-    copies,
+    duplicates.count(*pixels) if len(tests) else 0,
+    duplicates.fingerprint(*own),
   )
 
 
@@ -364,10 +385,18 @@ def dropout_rate(config: Config) -> float:
   return parameters['dropout'].default if 'dropout' in parameters else 0.0
 
 
-def make_batch_spec(
-  config: Config, classes: int, supervised_only: bool
-) -> BatchSpec:
+def steps_of(config: Config, dataset, epoch_steps: Callable) -> int:
+  """Return the steps of a config, which may give epochs.
+
+  The arguments are those of `make_methods`.
+  """
+  epoch = epoch_steps(make_batch_spec(config, len(dataset.classes)))
+  return config.run.steps or max(1, round(config.run.epochs * epoch))
+
+
+def make_batch_spec(config: Config, classes: int) -> BatchSpec:
   """Return the rows of a step that the config asks for."""
+  supervised_only = list(registry.arms(config.method, True)) == ['supervised']
   batch = config.batch
   each = batch.batch_per_class
   return BatchSpec(
@@ -398,10 +427,8 @@ def make_methods(
   image = jax.ShapeDtypeStruct((1, *dataset.train.shape), np.float32)
   check_network(net, image, len(dataset.classes))
   factories = config.factories
-  supervised_only = list(registry.arms(config.method, True)) == ['supervised']
-  batch_spec = make_batch_spec(config, len(dataset.classes), supervised_only)
-  epoch = epoch_steps(batch_spec)
-  steps = config.run.steps or max(1, round(config.run.epochs * epoch))
+  batch_spec = make_batch_spec(config, len(dataset.classes))
+  steps = steps_of(config, dataset, epoch_steps)
   if tx is None:
     chosen = given(optimizers.optimizer, config.optimizer)
     tx = functools.partial(optimizers.optimizer, **chosen)

@@ -22,6 +22,8 @@ def begin(run) -> dict[str, Any]:
   return {
     'method': run.methods[-1].name,
     'dataset': run.dataset.name,
+    'data_variant': run.dataset.variant,
+    'data_fingerprint': run.fingerprint,
     'labels': run.config.split.labels,
     'seeds': [split.seed for split in run.drawn],
     'splits': [split.digest for split in run.drawn],
@@ -100,7 +102,7 @@ def opening(run, folder: pathlib.Path) -> str:
   copies = duplicates.describe(run.copies, tests)
   copies += '\n' if copies else ''
   return (
-    f'{run.dataset.name}: {len(train.labels)} training images '
+    f'{_data_name(run.dataset)}: {len(train.labels)} training images '
     f'{"x".join(map(str, train.shape))}, {labelled} labelled ({each}), '
     f'{unlabelled} seen as unlabelled ({"with" if shared else "without"} the '
     f'labelled ones), {len(split.validation)} held out, '
@@ -108,6 +110,12 @@ def opening(run, folder: pathlib.Path) -> str:
     f'seeds {split.seed}..{run.drawn[-1].seed}, {run.mesh.size} devices'
     f'{_processes()}{_idle(run)}, {_feed(run)}, run folder {folder}'
   )
+
+
+def _data_name(dataset) -> str:
+  """Return 'cifar10', or 'cifar10 = CIFAR-10 (JPEG)' for such a copy."""
+  variant = f' = {dataset.variant}' if dataset.variant else ''
+  return f'{dataset.name}{variant}'
 
 
 def _idle(run) -> str:
@@ -225,7 +233,8 @@ def table(result: dict[str, Any], folder: pathlib.Path) -> str:
     for text in entry.get('warnings', [])
   ]
   title = (
-    f'{kind.replace("_", " ")} in % on {result["dataset"]}, '
+    f'{kind.replace("_", " ")} in % on '
+    f'{result.get("data_variant") or result["dataset"]}, '
     f'{result["labels"]} labels per class, {len(result["seeds"])} seeds'
   )
   return '\n'.join(

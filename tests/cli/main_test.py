@@ -600,6 +600,15 @@ def test_adaptation_reports_the_target_before_and_after(sets, tmp_path, capsys):
   assert {'walker', 'visit', 'cross_entropy', 'correct_walks'} < set(losses[-1])
 
 
+def test_the_source_can_be_trained_by_association(sets, tmp_path):
+  adapt(tmp_path / 'run', sets, '--pretrain_loss=association')
+  lines = (tmp_path / 'run/metrics.jsonl').read_text().splitlines()
+  losses = [m for m in map(json.loads, lines) if 'loss' in m]
+  assert [m['stage'] for m in losses] == (2 * ['pretrain'] + 2 * ['associate'])
+  for measured in losses:
+    assert {'walker', 'visit', 'cross_entropy'} < set(measured)
+
+
 def test_the_labels_of_the_targets_training_images_change_nothing(
   tmp_path_factory,
 ):

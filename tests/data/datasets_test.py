@@ -848,6 +848,37 @@ def test_copies_of_training_images_are_found(tmp_path):
   assert duplicates.count(*pixels) == 2
 
 
+@pytest.mark.parametrize(
+  ('name', 'encoding', 'variant'),
+  [
+    ('cifar10', 'jpeg', 'CIFAR-10 (JPEG)'),
+    ('cifar10', 'png', ''),
+    ('mnist', 'jpeg', 'MNIST (JPEG)'),
+    ('pets', 'jpeg', ''),  # the original may be JPEG too
+  ],
+)
+def test_a_lossy_copy_of_a_lossless_set_is_named(
+  tmp_path, name, encoding, variant
+):
+  side, channels = (28, 1) if name == 'mnist' else (32, 3)
+  images = [np.full((side, side, channels), i, np.uint8) for i in range(4)]
+  labels = [0, 1, 0, 1]
+  splits = dict(train=2, test=2)
+  fake_tfds.write(
+    tmp_path, name, images, labels, splits=splits, encoding=encoding
+  )
+  assert datasets.load(name, str(tmp_path)).variant == variant
+
+
+def test_a_fingerprint_tells_copies_of_a_data_set_apart():
+  train, test = (np.arange(n, dtype=np.uint64) for n in (5, 3))
+  found = duplicates.fingerprint(train, test)
+  assert len(found) == 16 and int(found, 16) >= 0
+  assert found == duplicates.fingerprint(train.copy(), test.copy())
+  assert found != duplicates.fingerprint(train, test[::-1])
+  assert found != duplicates.fingerprint(train[1:], test)
+
+
 def test_labels_beyond_32_bits_are_refused(tmp_path):
   for name, label in (('even', 2**40), ('max', 2**32 + 1)):
     fake_tfds.write(tmp_path, name, flat(3), [0, label, 1], 2)

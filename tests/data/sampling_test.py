@@ -90,6 +90,19 @@ def test_each_part_of_a_batch_is_of_another_order_in_each_epoch_and_seed(
   assert len({rows.tobytes() for rows in epochs}) == 6
 
 
+def test_the_second_part_of_a_batch_can_be_drawn_from_the_labelled_rows():
+  sampler = sampling.Sampler(BatchSpec(6, 8, 3, from_labelled=True), SPLIT)
+  rows = epoch(sampler, 0)
+  assert set(rows.ravel().tolist()) <= set(SPLIT.labelled.tolist())
+  # A shuffle: no row twice in an epoch.
+  second = rows[:, 6:].ravel()
+  assert len(np.unique(second)) == len(second)
+  assert sampler.epoch_steps == len(SPLIT.labelled) // 8
+  many = BatchSpec(6, len(SPLIT.labelled) + 1, 3, from_labelled=True)
+  with pytest.raises(InputError, match='labelled images; give a smaller one'):
+    sampling.Sampler(many, SPLIT)
+
+
 @pytest.mark.parametrize('total', [47, 48, 49])
 def test_an_epoch_with_multiplicity_ends_with_a_full_batch(total):
   # Batches of 8: 47 and 48 rows are 6 of them, 49 are 7.

@@ -8,6 +8,7 @@ import binary
 import pytest
 
 from ssljax import config
+from ssljax.methods import madnn
 from ssljax.runs import execute
 
 PRESETS = sorted((binary.EXPERIMENTS / 'presets').glob('*.flags'))
@@ -126,6 +127,26 @@ def test_r2d2_has_the_convlarge_of_pytorch_with_noise(name):
   assert found['network'] == 'convlarge_pytorch'
   flip = ['flip'] if name.startswith('cifar') else []
   assert found['augment'].split(',') == ['translate4', *flip, 'noise']
+
+
+def test_the_docstring_of_madnn_lists_its_departures_and_addressing():
+  said = ' '.join(madnn.__doc__.split())
+  for departure in (
+    'no weight norm, no noise, and images in [0, 1] without ZCA',
+    'several times in a batch',
+    'running averages of batch norm',
+  ):
+    assert departure in said
+  names = {p.stem.split('.')[1] for p in PRESETS if p.stem[:6] == 'madnn.'}
+  kind = lambda name: settings_of(f'madnn.{name}').get('distance', 'euclidean')
+  euclidean = {name for name in names if kind(name) == 'euclidean'}
+  assert euclidean == {'digits', 'mnist-100'}
+  assert '`digits` and `mnist-100` have the Euclidean one' in said
+  for name in names - euclidean:
+    assert kind(name) == 'l1'
+    # As in the paper's code: raw images and no noise.
+    found = settings_of(f'madnn.{name}')
+    assert 'noise' not in found['augment'] and 'preprocess' not in found
 
 
 # Training images and images per batch of the last stage, which keeps the last

@@ -389,7 +389,8 @@ def test_our_own_table_has_no_columns_of_a_paper(asked, tmp_path):
     '| row | ours | n | steps | seconds per split | device |\n'
     '| --- | --- | --- | --- | --- | --- |\n'
     '| the baseline | 5.00 ± 1.41 | 2 | 2 | 5 | 1 x cpu |\n\n'
-    '`python experiments/reproduce.py --table=own/mine`; commits abc\n'
+    '`python experiments/reproduce.py --table=own/mine`; commits abc; ours: '
+    'mean ± standard deviation over n splits; seconds: median over the splits\n'
   )
 
 

@@ -1,5 +1,8 @@
 """The papers' tables as data, and the comparison with our results."""
 
+import csv
+import io
+import json
 import math
 
 import binary
@@ -7,7 +10,7 @@ import pytest
 
 from ssljax.errors import InputError
 from ssljax.experiments.figures import catalogue
-from ssljax.experiments.papers import runs, tables
+from ssljax.experiments.papers import readme_tables, runs, tables
 
 # Numbers in the papers: tables, and figures that show data.
 HEADINGS = {
@@ -106,8 +109,9 @@ def check_take(row):
     assert rest in ('supervised:last', 'supervised:averaged'), row
   elif kind not in ('probe', 'propagate'):
     assert kind in ('last', 'averaged', 'median_last', 'minimum'), row
-  if kind == 'minimum':
-    assert '--report_minimum' in runs.run_of(row).lines, row
+  if kind == 'minimum':  # the name of the row or of the table says so
+    said = '--report_minimum' in runs.run_of(row).lines
+    assert said or 'smallest over training' in row.name, row
 
 
 @pytest.mark.parametrize('name', tables.all_figures())
@@ -206,40 +210,67 @@ def test_medians_are_compared_by_signs():
   # Equal values are not counted.
   assert tables.compare_medians([5, 4], 5)[4:] == (1, 1, 1.0)
   row = tables.Row('', 5.0, 1.0, 10, 'madnn.digits')
-  assert tables.compare(MEDIANS, row, [1, 2, 3, 9]) == found
-  assert tables.compare(TABLE, row, [1, 2, 3, 9]).below is None
+  mine = tables.Ours((1, 2, 3, 9), (0, 1, 2, 3))
+  assert tables.compare(MEDIANS, row, mine) == found
+  assert tables.compare(TABLE, row, mine).below is None
 
 
 def test_a_worse_row_is_shown_as_worse():
   row = tables.Row('hard', 2.0, 0.5, 4, 'madnn.digits')
   mine = tables.Ours(
-    (4.0, 6.0), (0, 1), 120, 34.5, '1 x cpu', 'abc', 'fewer images'
+    (4.0, 6.0), (0, 1), 120, 34.5, '1 x cpu', 'abc', data='CIFAR-10 (JPEG)'
   )
   cells = tables.cells_of(TABLE._replace(rows=(row,)), [mine])[0]
   low, high = tables.compare_means([4, 6], 2, 0.5, 4)[1:3]
   assert cells == [
     'hard',
     '2.00 ± 0.50',
-    '5.00 ± 1.41',
+    '5.00 ± 1.41 on CIFAR-10 (JPEG)',
     '2',
     f'+3.00 [{low:+.2f}, {high:+.2f}]',
     '120',
     '34',
     '1 x cpu',
-    'fewer images',
+    '–',
   ]
 
 
-def test_an_interval_of_ours_alone_is_marked_and_explained():
-  table = TABLE._replace(rows=(tables.Row('one', 2.0, preset='madnn.digits'),))
-  mine = tables.Ours((4.0, 6.0), (0, 1), 120, 34.5, '1 x cpu', 'abc')
+def test_reduced_settings_are_not_compared_with_the_paper():
+  row = tables.Row('small', 2.0, 0.5, 4, 'madnn.digits')
+  mine = tables.Ours((4.0, 6.0), (0, 1), smaller='fewer images')
+  table = TABLE._replace(rows=(row,))
+  assert tables.compare(table, row, mine) is None
+  assert tables.compare(MEDIANS, row, mine) is None
+  cells = tables.cells_of(table, [mine])[0]
+  assert cells[tables.HEADER.index('ours − paper')] == tables.NONE
+  read = list(csv.DictReader(io.StringIO(tables.as_csv(table, [mine]))))
+  assert read[0]['difference'] == read[0]['low'] == read[0]['high'] == ''
+  assert (read[0]['ours'], read[0]['smaller']) == ('5.0', 'fewer images')
   text = tables.markdown(table, [mine], 'cpu')
+  assert 'rows of reduced settings are not compared' in text
+
+
+def test_a_table_says_what_its_numbers_contain():
+  alone = tables.Row('one', 2.0, preset='madnn.digits')
+  both = tables.Row('two', 2.0, 0.5, 4, preset='madnn.digits')
+  mine = tables.Ours((4.0, 6.0), (0, 1), 120, 34.5, '1 x cpu', 'abc')
+  text = tables.markdown(TABLE._replace(rows=(alone,)), [mine], 'cpu')
   assert '+3.00 [-9.71, +15.71]* |' in text  # t of 1 degree: 12.706
   assert text.startswith('a paper, Table 1: it; test error in %; paper: mean')
   assert text.endswith(
     '`python experiments/reproduce.py --table=madnn/1 --budget=cpu`; commits '
-    'abc; * confidence interval of our mean alone\n'
+    'abc; ours: mean ± standard deviation over n splits; [ ]*: 95 % interval '
+    '(Student) from the spread over our splits alone (labelled images, initial '
+    "weights and order of the images); the paper's number is taken as exact; "
+    'seconds: median over the splits\n'
   )
+  text = tables.markdown(TABLE._replace(rows=(both,)), [mine], 'cpu')
+  assert '(Welch), from the spread over our splits' in text
+  assert '[ ]*' not in text
+  medians = MEDIANS._replace(rows=(both,))
+  text = tables.markdown(medians, [mine], 'paper')
+  assert 'ours: median ± standard deviation' in text
+  assert 'p: two-sided sign test' in text and '95 %' not in text
 
 
 def test_our_number_is_taken_from_the_place_in_the_row():
@@ -256,6 +287,95 @@ def test_our_number_is_taken_from_the_place_in_the_row():
   probed = {'test_error': {'nearest': 1.5}}
   assert taken('probe:test_error.nearest', probed) == [1.5]
   assert taken('propagate:LS', {'accuracy': {'LS': [90, 80]}}) == [10, 20]
+
+
+def stored(folder, preset, results):
+  """Store results of a preset, one per split, as `reproduce.py` does."""
+  run = runs.PresetRun(preset, ())
+  store = runs.Store(folder / 'runs', folder / 'results')
+  for seed, more in enumerate(results):
+    entry = {'steps': 2, 'seconds': 11.0, 'test_error': {'last': [5.0]}} | more
+    method = preset.split('.')[0]
+    result = {'method': method, 'arms': {method: entry}, 'complete': True}
+    result |= {'device': '1 x cpu', 'commit': 'abc'} | entry
+    kept = store.result_folder(run, seed)
+    kept.mkdir(parents=True)
+    (kept / 'run.flags').write_text('\n'.join(run.lines) + '\n')
+    (kept / 'result.json').write_text(json.dumps(result))
+  return store
+
+
+def test_a_stalled_split_does_not_change_the_seconds(tmp_path):
+  # Five splits of which two stalled, as LLP's on digits once did.
+  times = 11.0, 10.9, 700.0, 11.2, 750.0
+  store = stored(tmp_path, 'llp.digits', [{'seconds': x} for x in times])
+  row = tables.Row('LLP', preset='llp.digits', seeds=5)
+  assert runs.ours(store, row, 'paper').seconds == 11.2
+
+
+def test_the_smallest_error_is_taken_from_the_evaluations_of_the_run(tmp_path):
+  preset = 'association.mnist-100'
+  store = stored(tmp_path, preset, [{}, {}])
+  run = runs.PresetRun(preset, ())
+  for seed, errors in enumerate([(0.5, 4.0, 3.0, 5.0), (0.5, 2.0, 6.0, 5.0)]):
+    stages = 'pretrain', *3 * ['associate']
+    lines = [
+      {'job': job, 'stage': stage, 'step': step, 'test_error_last': error}
+      for job in ('supervised', 'association')
+      for step, (stage, error) in enumerate(zip(stages, errors, strict=True))
+    ]
+    lines[3]['test_error_last'] = 1.0  # of the baseline
+    lines.append({'job': 'association', 'stage': 'associate', 'loss': 0.1})
+    text = '\n'.join(map(json.dumps, lines))
+    (store.result_folder(run, seed) / 'metrics.jsonl').write_text(text)
+  row = tables.Row('it', 1.0, preset=preset, take='minimum', seeds=2)
+  assert runs.ours(store, row, 'paper').values == (3.0, 2.0)
+  assert runs.ours(store, row._replace(take='last'), 'paper').values == (5, 5)
+
+
+def test_association_reports_medians_at_the_end_and_the_smallest():
+  table = tables.all_tables()['association/1']
+  assert table.centre == 'median'
+  takes = {}
+  for row in table.rows:
+    takes.setdefault(row.preset, []).append(row.take)
+    assert row.n == 10
+  assert takes == {
+    f'association.mnist-{labels}': ['last', 'minimum']
+    for labels in ('100', '1000', 'all')
+  }
+  # One run for both.
+  assert len({runs.run_of(row) for row in table.rows}) == 3
+  shown = [runs.run_of(row.at('cpu')) for row in table.rows if row.at('cpu')]
+  assert len(shown) == 2 and len(set(shown)) == 1
+
+
+def test_association_trains_the_source_as_section_4_says():
+  rows = tables.all_tables()['association/5'].rows
+  lines = {row.name: runs.run_of(row).lines for row in rows}
+  assert '--pretrain_loss=association' in lines['source only']
+  variants = [row for row in rows if row.flags]
+  assert {row.flags for row in variants} == {('--pretrain_loss=supervised',)}
+  assert [row.take for row in variants] == ['after:pretrain', 'minimum']
+
+
+def test_the_copy_of_the_data_is_beside_the_number(tmp_path):
+  jpeg = {'data_variant': 'CIFAR-10 (JPEG)'}
+  preset = 'madnn.cifar10-4000'
+  store = stored(tmp_path, preset, [jpeg, jpeg])
+  row = tables.Row('CIFAR-10', 11.91, 0.22, 10, preset, seeds=2)
+  mine = runs.ours(store, row, 'paper')
+  assert mine.data == 'CIFAR-10 (JPEG)'
+  table = TABLE._replace(rows=(row,))
+  assert '| 5.00 ± 0.00 on CIFAR-10 (JPEG) | 2 |' in tables.markdown(
+    table, [mine], 'paper'
+  )
+  read = list(csv.DictReader(io.StringIO(tables.as_csv(table, [mine]))))
+  assert read[0]['data'] == 'CIFAR-10 (JPEG)'
+  numbers = {(): [(table, row, 'paper')]}
+  assert readme_tables.preset_cells(numbers, store)[2] == (
+    'CIFAR-10: 5.00 ± 0.00 (2) on CIFAR-10 (JPEG)'
+  )
 
 
 def test_a_budgets_flags_follow_the_rows_or_replace_them_with_a_preset():

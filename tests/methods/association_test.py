@@ -270,6 +270,24 @@ def test_each_stage_has_a_schedule_of_its_own_length():
   np.testing.assert_allclose(moved, [-5, -0.7], rtol=1e-6)
 
 
+def test_a_first_stage_can_associate_labelled_images_with_each_other():
+  # Section 4.6: the network of the source is trained "as described in Section
+  # 4", with all three losses.
+  method = make(pretrain=5, pretrain_loss='association', visit=0.5)
+  first, associating = method.stages
+  assert (first.name, first.steps) == ('pretrain', 5)
+  assert first.batch_spec == BALANCED._replace(from_labelled=True)
+  assert associating.batch_spec == BALANCED
+  state, batch = example(method)
+  key = jax.random.key(1)
+  chex.assert_trees_all_equal(
+    first.loss(state.params, state, batch, key),
+    associating.loss(state.params, state, batch, key),
+  )
+  (_, (_, metrics)) = first.loss(state.params, state, batch, key)
+  assert {'walker', 'visit', 'cross_entropy'} < set(metrics)
+
+
 @pytest.mark.parametrize(
   ('batch_spec', 'flag'),
   [

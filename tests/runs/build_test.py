@@ -231,3 +231,36 @@ def test_a_seed_is_trained_alike_alone_and_beside_others(tmp_path):
     )
     np.testing.assert_array_equal(mean, fitted_to(data, split.seen()).mean)
   assert means[0] != means[1]
+
+
+def test_a_result_names_the_copy_of_the_data_set():
+  jpeg = dataset()._replace(name='cifar10', variant='CIFAR-10 (JPEG)')
+  run = made(jpeg)
+  result = summary.begin(run)
+  assert result['dataset'] == 'cifar10'
+  assert result['data_variant'] == 'CIFAR-10 (JPEG)'
+  # The same images by either feed, and other ones.
+  assert len(result['data_fingerprint']) == 16
+  streamed = made(jpeg, feed='stream')
+  assert streamed.fingerprint == run.fingerprint
+  assert made(dataset(copies=1)).fingerprint != run.fingerprint
+  assert made().dataset.variant == ''
+  folder = pathlib.Path('anywhere')
+  assert 'cifar10 = CIFAR-10 (JPEG): 60' in summary.opening(run, folder)
+  result |= {'test_error': {'last': [1.0]}}
+  result['arms'] = {
+    'madnn': {'steps': 1, 'seconds': 1.0, 'test_error': {'last': [1.0]}}
+  }
+  assert 'in % on CIFAR-10 (JPEG), 4 labels' in summary.table(result, folder)
+
+
+def test_the_network_of_a_run_has_the_recorded_momentum():
+  # 60 images, 48 of them unlabelled: 8 steps of 6 are an epoch.
+  run = made(steps=None, epochs=2.0)
+  assert run.config.network.bn_momentum == 1 - 6 / 16
+  image = np.zeros([3, 8, 8, 1], np.float32)
+  params, stats = run.net.init(jax.random.key(0), image)
+  _, after = run.net.train(params, stats, image, jax.random.key(1))
+  # The weight of one step is 1 − m.
+  weights = {float(b['BatchNorm_0']['weight']) for b in after.values()}
+  assert weights == {6 / 16}
