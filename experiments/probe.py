@@ -6,7 +6,8 @@ python experiments/probe.py --run=runs/FOLDER --out=embeddings.npz
 
 Prints test errors in percent and writes them to RUN/probe.json, or to the
 folder of --out: of the nearest training image's label, with all true labels or
-with the run's labels alone; of the classifier; and of a linear readout. Also
+with the run's labels alone, or of the nearest row of LLP's bank; of the
+classifier; and of a linear readout. Also
 reports how closely the images of a class lie together. With --out the
 embeddings are written to an .npz file.
 """
@@ -132,7 +133,9 @@ def report(
     'dataset': dataset.name,
     'seed': finished.split.seed,
     'step': step,
-    **probing.measure(embedded, logits, dataset.classes),
+    **probing.measure(
+      embedded, logits, dataset.classes, probing.bank_of(finished, state)
+    ),
   }
   if asked['readout']:
     result['readout'] = probing.evaluate_readout(
@@ -174,6 +177,7 @@ def as_table(result: dict[str, Any]) -> str:
     f'nearest of {result["labelled_images"]} labelled images': errors[
       'nearest_labelled'
     ],
+    'nearest row of the bank': errors.get('nearest_in_bank'),
     'softmax': errors['softmax'],
     f'softmax, top {probing.TOP}': errors.get(top),
   }

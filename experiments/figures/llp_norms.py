@@ -93,8 +93,9 @@ def norms(*runs):
   """Draw Figures 2c and 2d: the aggregation of each class.
 
   Args:
-    *runs: two finished runs, compared at their ends; or one, compared at its
-      first kept checkpoint and its end.
+    *runs: two finished runs, compared at their ends, the first on the x axis
+      (ResNet-18 in the paper); or one, compared at its first kept checkpoint
+      and its end.
 
   Returns:
     The figure, and its data as a table.

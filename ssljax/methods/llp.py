@@ -30,6 +30,10 @@ The code propagates the classifier's prediction instead of step 3:
 
 Departures from the paper:
   - A row that occurs twice in a batch is written once, from its first place.
+  - In `warm` all images of a step share one set of negatives, drawn from the
+    images of the run; the authors draw a set for each image. The expected loss
+    and gradient are the same, their variance over steps is larger. Sets of
+    their own would gather B · `negatives` rows of a sharded bank each step.
   - Only parameters of rank 2 or more decay (`optimizers.optimizer`); in the
     authors' code all but those of batch norm do.
   - Optional: the softmax loss over the whole bank in `warm`
@@ -201,6 +205,18 @@ def classes_of(labels, images) -> jax.Array:
   """
   clipped = jnp.minimum(images, len(labels) - 1)
   return jnp.where(images < len(labels), labels[clipped], UNLABELLED)
+
+
+def averaged_embeddings(memory: Bank, images: int) -> tuple:
+  """Return image numbers `[A]` and their rows `[A, D]` of the bank.
+
+  Args:
+    memory: the bank.
+    images: N.
+  """
+  numbers = jnp.arange(images) if memory.admitted is None else memory.admitted
+  rows = memory.rows[: len(numbers)].astype(jnp.float32)
+  return numbers, neighbours.l2_normalize(rows)
 
 
 def aggregate(v, own, memory: Bank, tau: float) -> jax.Array:

@@ -1,9 +1,14 @@
 """Measurements of embeddings, checked by hand."""
 
+import types
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ssljax.analysis import probing
+from ssljax.core import UNLABELLED
+from ssljax.methods import llp
 
 
 def embedded(*labels):
@@ -29,6 +34,34 @@ def test_the_errors_are_those_of_the_nearest_images_and_of_the_logits():
     'softmax': 50.0,
   }
   assert found['train_images'] == 3 and found['labelled_images'] == 2
+
+
+def test_the_neighbour_of_table_6_is_looked_up_in_the_bank():
+  # Averaged rows differ from the embeddings; an image that the run left out (2)
+  # and one of unknown class (3) are not in the bank.
+  memory = llp.Bank(
+    rows=jnp.array([[[0.0, 2], [1, 0], [3, 4], [9, 9]]], jnp.bfloat16),
+    labels=None,
+    confidence=None,
+    known=None,
+    known_rows=None,
+    log_density=None,
+    admitted=jnp.array([[0, 1, 3]]),
+  )
+  truth = np.array([1, 0, 2, UNLABELLED])
+  source = types.SimpleNamespace(labels=truth)
+  finished = types.SimpleNamespace(dataset=types.SimpleNamespace(train=source))
+  state = types.SimpleNamespace(memory=memory, images=4)
+  bank = probing.bank_of(finished, state)
+  np.testing.assert_array_equal(bank.rows, np.float32([[0, 1], [1, 0]]))
+  np.testing.assert_array_equal(bank.labels, [1, 0])
+  found = probing.measure(
+    embedded(0, 1, 2), np.zeros((2, 3)), ('a', 'b', 'c'), bank
+  )
+  # Truth: 1 and 1. Nearest in the bank: 1 (0.8) and 0 (1).
+  assert found['test_error']['nearest_in_bank'] == 50
+  state.memory = ()
+  assert probing.bank_of(finished, state) is None
 
 
 def test_the_aggregation_is_the_norm_of_the_mean_embedding():

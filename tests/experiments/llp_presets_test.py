@@ -50,3 +50,15 @@ def test_a_supervised_row_has_the_recipe_of_the_papers_baseline(share):
   assert given['decay_at'] == '160000,310000'
   assert (given['learning_rate'], given['decay']) == ('0.1', 'steps')
   assert given['weight_decay'] == '0.0001' and 'nonesterov' in given
+
+
+def test_table_6_looks_the_neighbour_up_in_the_bank():
+  (table,) = (t for t in TABLES['table'] if t['number'] == 6)
+  taken = {row['take'] for row in table['row']}
+  assert taken == {'probe:test_error.nearest_in_bank'}
+
+
+def test_figure_2d_has_resnet_18_on_the_x_axis():
+  (part,) = (p for p in TABLES['figure'][0]['part'] if p['drawn'] == 'llp/2cd')
+  x, y = (settings(run[0])['network'] for run in part['runs'])
+  assert (x, y) == ('resnet18v2', 'resnet50v2')
