@@ -75,7 +75,8 @@ class MemorySpec(NamedTuple):
   embedding: int  # D
   multiple: int = 1  # sharded tables are padded to a multiple of this number
   extra: int = 0  # upper bound on the labels acquired during training
-  # [A] int32 rows that a batch may contain, in rising order; None: all N.
+  # [A] int32 rows that a batch may contain, in rising order. None if these are
+  # all N, or the method has not set `Method.uses_admitted`.
   admitted: jax.Array | None = None
 
   @property
@@ -430,6 +431,7 @@ class Method(NamedTuple):
   layout: Any = P()  # prefix tree of `PartitionSpec` of the memory
   weights: Weights = evaluated_weights
   add_labels: AddLabels = add_labels
+  uses_admitted: bool = False  # `init` gets `MemorySpec.admitted`
   # For memories with fields, None by default, that earlier versions lack.
   upgrade_memory: UpgradeMemory | None = None
   averaging: Averaging | None = None  # None: averages nothing

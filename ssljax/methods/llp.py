@@ -611,6 +611,7 @@ def llp(
     init=functools.partial(init_bank, settings),
     layout=LAYOUT,
     add_labels=functools.partial(add_voters, settings),
+    uses_admitted=True,
     upgrade_memory=upgrade,
   )
 

@@ -35,6 +35,7 @@ class Subject(NamedTuple):
   net: network.Network
   methods: list[core.Method]  # baselines first, the config's method last
   labelled: int  # number of rows with a label
+  trained: int  # number of rows that a batch may contain, at most
 
   @property
   def method(self) -> core.Method:
@@ -165,6 +166,7 @@ def subject(config: Config, dataset: datasets.Dataset) -> Subject:
   """
   labelled, others = count_rows(config, dataset)
   rows = len(dataset.train.labels)
+  trained = min(labelled + others, rows - config.split.validation)
 
   def epoch_steps(batch_spec: core.BatchSpec) -> int:
     pool = others
@@ -175,7 +177,7 @@ def subject(config: Config, dataset: datasets.Dataset) -> Subject:
     return sampling.epoch_steps(batch_spec, labelled, pool)
 
   net, methods = build.make_methods(config, dataset, epoch_steps)
-  return Subject(config, dataset, net, methods, labelled)
+  return Subject(config, dataset, net, methods, labelled, trained)
 
 
 # Compilation from shapes.
@@ -266,6 +268,7 @@ def make_plan(planned: Subject, devices: int) -> Plan:
     multiple=placement.row_multiple(mesh),
     extra=program.extra,
     seeds=seeds,
+    trained=planned.trained,
   )
   with conv.native():
     steps = [

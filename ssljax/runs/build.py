@@ -101,6 +101,8 @@ def build(
     flags=summary.batch_settings(methods),
   )
   for method in methods:
+    if method.uses_admitted:
+      refuse_unequal(drawn, config.run.seeds_at_once, method)
     refuse_too_large(config, method, net, dataset, drawn[0], mesh)
   data, fed = make_data(config, dataset, drawn, mesh, augmentation)
   by_seed = None
@@ -467,6 +469,20 @@ def stage_augmentations(stage) -> list[Callable]:
   """Return the augmentations that the views of a stage add to the run's own."""
   both = [(view.on_pixels, view.augment) for view in stage.views]
   return [augment for pair in both for augment in pair if augment]
+
+
+def refuse_unequal(
+  drawn: Sequence[splits.Split], at_once: int, method: Method
+) -> None:
+  """Raise `InputError` for splits at once whose memories differ in length."""
+  for first in range(0, len(drawn), at_once):
+    sizes = {len(split.trained) for split in drawn[first : first + at_once]}
+    require(
+      len(sizes) == 1,
+      f'`seeds_at_once`={at_once}: {method.name} trains on '
+      f'{min(sizes)} images under one split and {max(sizes)} under another: '
+      'give `seeds_at_once`=1',
+    )
 
 
 def refuse_too_large(config: Config, method, net, dataset, split, mesh) -> None:

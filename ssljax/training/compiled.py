@@ -126,27 +126,28 @@ class Program:
     pixels, rows = next(iter(self.data.train.batches(lambda _: rows, [0])))
     seeds = np.array([split.seed for split in splits], np.uint32)
     labels = np.stack([split.labels for split in splits])
-    trained = np.stack([split.trained for split in splits]).astype(np.int32)
+    trained = None
+    if self.method.uses_admitted and len(splits[0].trained) < labels.shape[1]:
+      trained = np.stack([split.trained for split in splits]).astype(np.int32)
     # Both numbers are equal in every split.
-    sizes = len(splits[0].labelled), trained.shape[1]
+    sizes = len(splits[0].labelled), None if trained is None else trained.shape
     if sizes not in self._initials:
-      self._initials[sizes] = self._initial(*sizes)
+      self._initials[sizes] = self._initial(sizes[0], trained is not None)
     return self._initials[sizes](
       self.place(seeds, None),
       self.place(labels, None),
-      self.place(trained, None),
+      None if trained is None else self.place(trained, None),
       (pixels, self.fitted),
       rows,
     )
 
-  def _initial(self, labelled: int, trained: int) -> Callable:
+  def _initial(self, labelled: int, has_admitted: bool) -> Callable:
     """Compile the initial state of splits.
 
     Args:
       labelled: number of labelled rows.
-      trained: number of rows that a batch may contain.
+      has_admitted: the third argument is not None.
     """
-    admits_all = trained == self.data.train.size
 
     def one(seed, labels, admitted, source, rows):
       key = jax.random.key(seed)
@@ -160,11 +161,12 @@ class Program:
         labelled=labelled,
         multiple=placement.row_multiple(self.mesh),
         extra=self.extra,
-        admitted=None if admits_all else admitted,
+        admitted=admitted,
       )
       return init_stage(self.method.stages[0], state, self.method.averaging)
 
-    return self.compile_state(one, (0, 0, 0, self._source_axes, 0))
+    axis = 0 if has_admitted else None
+    return self.compile_state(one, (0, 0, axis, self._source_axes, 0))
 
   @property
   def _source_axes(self) -> tuple[int | None, int | None]:

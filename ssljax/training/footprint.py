@@ -58,7 +58,7 @@ def stage_shapes(
   """
   options = dict(labelled=labelled, multiple=multiple, extra=extra)
   admitted = None
-  if trained is not None and trained < rows:
+  if method.uses_admitted and trained is not None and trained < rows:
     admitted = jax.ShapeDtypeStruct((trained,), np.int32)
   state = jax.eval_shape(
     lambda key, labels, image, admitted: init_state(

@@ -4,6 +4,7 @@ import re
 from typing import NamedTuple
 
 import chex
+import contract_test
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +22,12 @@ from ssljax.core import (
   no_update,
 )
 from ssljax.data import feeds
-from ssljax.data.splits import Split
+from ssljax.data.splits import Split, draw_split
 from ssljax.distributed import placement
 from ssljax.errors import InputError
 from ssljax.methods import llp as m
 from ssljax.networks import network
+from ssljax.runs import build
 from ssljax.training import checkpoint, loop
 from ssljax.training.compiled import Data, Program, compile_update
 from ssljax.training.snapshots import Snapshots
@@ -324,6 +326,33 @@ def test_a_run_is_as_if_images_that_it_does_not_admit_were_absent(warm_loss):
   same = ('rows', 'labels', 'confidence', 'log_density', 'known_classes')
   for name in same:
     chex.assert_trees_all_equal(getattr(bank, name), getattr(other, name))
+
+
+def test_a_bank_of_some_images_is_sharded_and_has_an_axis_of_seeds(tmp_path):
+  job = tiny.make_job('llp', seeds=(0, 1), validation=9)
+  whole, _ = contract_test.fit(tmp_path / '1', 'llp', job=job)
+  assert whole.memory.admitted.shape == (2, N - 9)
+  for i, split in enumerate(job.splits):
+    np.testing.assert_array_equal(whole.memory.admitted[i], split.trained)
+  job = tiny.make_job('llp', seeds=(0, 1), validation=9, devices=8)
+  split, _ = contract_test.fit(tmp_path / '8', 'llp', job=job)
+  some = lambda state: jax.tree.map(
+    lambda x: np.asarray(x)[:, : N - 9], (state.params, state.memory)
+  )
+  chex.assert_trees_all_close(some(split), some(whole), rtol=1e-4, atol=1e-5)
+
+
+def test_splits_of_different_sizes_are_not_trained_at_once():
+  # `unlabelled`=all:20 draws 20 of all images; the labelled ones come on top.
+  draw = lambda seed: draw_split(
+    tiny.truth(), 3, per_class=4, seed=seed, unlabelled='all', count=20
+  )
+  drawn = [draw(seed) for seed in range(4)]
+  sizes = [len(split.trained) for split in drawn]
+  assert len(set(sizes)) > 1 and max(sizes) <= 32
+  build.refuse_unequal(drawn, 1, make())
+  with pytest.raises(InputError, match=r'seeds_at_once=4: llp .*give'):
+    build.refuse_unequal(drawn, 4, make())
 
 
 def test_acquired_labels_vote_with_their_classes():

@@ -183,6 +183,16 @@ def test_no_array_of_the_size_of_the_data_is_allocated():
     assert parts['memory, logits'].bytes == 2**30 * 10 * 4 // 8
 
 
+def test_a_bank_is_planned_for_the_images_of_the_run():
+  few = '--unlabelled=300', '--labels=10', '--seeds=1'
+  with planned(*LLP, *few) as planner:
+    made = subject(planner)
+    assert made.trained == 300 + 100
+    (step,) = plan.make_plan(made, 1).steps
+  # Padded to 512 images; labels are int32.
+  assert step.parts['memory, labels'].bytes == 512 * 4
+
+
 def test_the_outputs_for_all_images_are_counted():
   # R2-D2 maps 1,297 images, padded to 1,536, to C = 10 logits on two devices.
   with planned('--method=r2d2') as planner:
