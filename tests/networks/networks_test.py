@@ -92,6 +92,11 @@ def test_train_infer_and_sample_differ_as_they_should():
   again = sample(params, after, image, keys[0])
   chex.assert_trees_all_equal(one, again)
   assert not np.allclose(one.logits, other.logits)
+  # Inference drops nothing.
+  without = jax.jit(tiny_net(dropout=0.0).infer)
+  chex.assert_trees_all_equal(
+    without(params, after, image), jax.jit(net.infer)(params, after, image)
+  )
   # Inference does not look at the rest of the batch.
   infer = jax.jit(net.infer)
   chex.assert_trees_all_close(
