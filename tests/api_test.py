@@ -82,14 +82,23 @@ def test_a_model_predicts_and_evaluates(model):
   of_truth = p[np.arange(40), truth]
   assert found.loss == pytest.approx(-np.log(of_truth).mean(), rel=1e-5)
   assert right > 0.8  # brightness is easy
+  # Of labels that are wrong the loss is that of their own probabilities.
+  wrong = (truth + 1 + np.arange(40) % 2) % CLASSES
+  of_wrong = np.maximum(p[np.arange(40), wrong], 1e-12)
+  loss = model.evaluate(new, wrong).loss
+  assert loss == pytest.approx(-np.log(of_wrong).mean(), rel=1e-4)
+  assert loss > found.loss
   assert model.embed(new).shape == (40, 8)
   assert model.classes == ('0', '1', '2') and model.shape == (9, 9, 1)
 
 
 def test_unlabelled_rows_are_left_out_of_an_evaluation(model):
-  hidden = np.where(np.arange(len(Y)) < 30, Y, -1)
-  assert model.evaluate(X, hidden).images == 30
-  assert model.evaluate(X, hidden) == model.evaluate(X[:30], Y[:30])
+  # Every third row has a label, right or wrong.
+  labels = (Y + np.arange(len(Y)) // 3 % 2) % CLASSES
+  known = np.arange(len(Y)) % 3 == 2
+  found = model.evaluate(X, np.where(known, labels, -1))
+  assert found.images == 30 and 0 < found.accuracy < 1
+  assert found == model.evaluate(X[known], labels[known])
 
 
 def test_a_prediction_does_not_depend_on_the_other_images(model):

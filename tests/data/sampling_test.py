@@ -36,6 +36,13 @@ def test_an_epoch_visits_each_unlabelled_row_once():
     assert sorted(others) == sorted(SPLIT.unlabelled)
 
 
+def test_an_epoch_may_visit_the_labelled_rows_too():
+  sampler = sampling.Sampler(BatchSpec(5, 6, include_labelled=True), SPLIT)
+  for number in (0, 2):
+    others = epoch(sampler, number)[:, 5:].ravel()
+    assert sorted(others) == list(range(60))
+
+
 def test_labelled_rows_come_round_evenly():
   # 6 steps of 5 are two and a half rounds of the 12 labelled rows.
   counts = Counter(

@@ -80,6 +80,17 @@ def test_validation_rows_are_neither_labelled_nor_seen_and_shared_by_seeds():
     )
 
 
+def test_held_out_rows_of_a_source_are_not_seen():
+  # The first 40 rows are the source of a domain adaptation: only the others are
+  # drawn from, but all are seen, apart from those held out.
+  split = make_split(validation=9, among=np.arange(60) >= 40, count=5)
+  held_out = set(split.validation)
+  assert min(held_out) < 40 <= max(held_out)
+  seen = set(range(40)) | set(split.labelled) | set(split.unlabelled)
+  assert set(np.flatnonzero(split.seen(40))) == seen - held_out
+  assert len(seen - held_out) < 60 - 9
+
+
 def test_rows_without_truth_are_seen_but_never_labelled():
   truth = np.concatenate([TRUTH, np.full(30, UNLABELLED, np.int32)])
   split = make_split(None, truth=truth)

@@ -1,6 +1,7 @@
 import itertools
 
 import chex
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +92,11 @@ def test_train_infer_and_sample_differ_as_they_should():
   again = sample(params, after, image, keys[0])
   chex.assert_trees_all_equal(one, again)
   assert not np.allclose(one.logits, other.logits)
+  # Inference drops nothing.
+  without = jax.jit(tiny_net(dropout=0.0).infer)
+  chex.assert_trees_all_equal(
+    without(params, after, image), jax.jit(net.infer)(params, after, image)
+  )
   # Inference does not look at the rest of the batch.
   infer = jax.jit(net.infer)
   chex.assert_trees_all_close(
@@ -99,6 +105,31 @@ def test_train_infer_and_sample_differ_as_they_should():
     rtol=1e-5,
     atol=1e-6,
   )
+
+
+class Dropped(nn.Module):
+  """Dropout of half of the values, and nothing else."""
+
+  @nn.compact
+  def __call__(self, x, *, train, active):
+    return layers.dropout(x, 0.5, train=train, active=active)
+
+
+def test_images_drop_by_themselves_in_training_and_together_in_a_pass():
+  x = jnp.ones([6, 64])
+
+  def drop(seed, **mode):
+    key = jax.random.key(seed)
+    return np.asarray(Dropped().apply({}, x, rngs={'dropout': key}, **mode))
+
+  rows = lambda dropped: len({row.tobytes() for row in dropped})
+  assert rows(drop(0, train=True, active=True)) == 6
+  sampled = drop(0, train=False, active=True)
+  assert rows(sampled) == 1
+  assert set(sampled[0]) == {0, 2}  # divided by the share that is kept
+  assert not np.array_equal(sampled, drop(1, train=False, active=True))
+  for train in (False, True):
+    np.testing.assert_array_equal(drop(0, train=train, active=False), x)
 
 
 def test_running_statistics_are_useful_after_one_step():
@@ -153,9 +184,10 @@ def test_weight_norm_starts_with_unit_variance_on_its_data():
   variables = layer.init(jax.random.key(1), x)
   y = layer.apply(variables, x)
   np.testing.assert_allclose(jnp.std(y, (0, 1, 2)), np.ones(6), rtol=1e-4)
-  # The direction's length has no effect.
+  # The length of the direction of each output has no effect.
   doubled = jax.tree.map(lambda w: w, variables['params'])
-  doubled['kernel'] = 2 * doubled['kernel']
+  lengths = jnp.arange(1.0, 7.0)[None, None, None]
+  doubled['kernel'] = lengths * doubled['kernel']
   chex.assert_trees_all_close(
     layer.apply({'params': doubled}, x), y, rtol=1e-4, atol=1e-5
   )
@@ -236,8 +268,6 @@ def test_batch_norm_with_decaying_parameters_computes_the_same():
 
 
 def test_from_linen_hides_no_statistics_of_a_module_without_any():
-  from flax import linen as nn
-
   class Plain(nn.Module):
     @nn.compact
     def __call__(self, image, *, train, dropout):

@@ -170,6 +170,23 @@ def test_averaged_statistics_are_evaluated_where_they_are_averaged(tmp_path):
   ]
 
 
+def test_averaged_and_trained_weights_each_give_their_own_predictions():
+  job = with_method(tiny.make_job('supervised'), averaging(0.9))
+  state, _ = tiny.initial(job)
+  state = jax.tree.map(lambda x: x[0], state)
+
+  def sure_of(label, params):
+    bias = params['Dense_1']['bias'].at[label].set(1e6)
+    return params | {'Dense_1': params['Dense_1'] | {'bias': bias}}
+
+  average = state.average.replace(params=sure_of(2, state.average.params))
+  state = state.replace(params=sure_of(1, state.params), average=average)
+  predict = evaluate.predictor(tiny.NET, job.program.method)
+  found = predict(state, jnp.ones([2, 4, 4, 1]), jax.random.key(0))
+  assert found['last'].tolist() == [1, 1]
+  assert found['averaged'].tolist() == [2, 2]
+
+
 def error_by_hand(params, stats):
   """Error in percent on the test images."""
   test, truth = tiny.images(1, 20)
@@ -508,6 +525,47 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, how, caplog):
   assert progress.step == 6
   chex.assert_trees_all_equal(comparable(again), comparable(whole))
   assert lines(tmp_path) == metrics
+
+
+def swap_rows(x):
+  return x.at[0, :2].set(x[0, 1::-1])
+
+
+@pytest.mark.parametrize(
+  ('field', 'change'),
+  [
+    ('params', lambda x: x.at[(0,) * x.ndim].add(1e-30)),
+    ('opt_state', lambda x: x.at[(0,) * x.ndim].add(1e-30)),
+    ('memory', swap_rows),
+    ('labels', swap_rows),
+    ('step', lambda x: x + 1),
+  ],
+)
+def test_arrays_that_are_not_those_of_the_checksum_are_damage(
+  tmp_path, field, change
+):
+  state, _ = tiny.initial(tiny.make_job('madnn'))
+  # The first two rows of the tables must differ to be swapped.
+  keys = state.memory.keys.at[0, 0].set(1.0)
+  labels = state.labels.at[0, :2].set(jnp.array([0, 1]))
+  memory = state.memory.replace(keys=keys)
+  state = state.replace(memory=memory, labels=labels)
+  leaves, tree = jax.tree.flatten(getattr(state, field))
+  leaves[0] = change(leaves[0])
+  changed = state.replace(**{field: jax.tree.unflatten(tree, leaves)})
+  like = checkpoint.abstract(state, state.step.sharding)
+  progress = {'checksum': checkpoint.examine(state)[1]}
+  saved = checkpoint.Checkpoints(tmp_path)
+  with contextlib.closing(saved):
+    saved.save(1, state, progress)
+    saved.wait()
+    restored, _ = saved.restore(lambda progress: like)
+    chex.assert_trees_all_equal(comparable(restored), comparable(state))
+    saved.save(2, changed, progress)
+    saved.wait()
+    _, failed = saved._attempt(2, lambda progress: like)
+  assert isinstance(failed, checkpoint.DamagedError)
+  assert 'does not match its checksum' in str(failed)
 
 
 # TensorStore's background reads complain about what they could not read.
