@@ -34,6 +34,7 @@ import tiny
 
 from ssljax import errors
 from ssljax.distributed import multihost, placement
+from ssljax.runs import run_lock
 
 HERE = pathlib.Path(__file__).parent
 NAMES = (*tiny.METHODS, 'asking', 'stream')
@@ -257,6 +258,23 @@ def test_bad_input_is_one_line_and_stops_all_processes(
     line = next(x for x in said.splitlines() if x.startswith('madnn: '))
     assert reason in line
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_refused_by_all_processes(tmp_path):
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  lock = run_lock.RunLock(folder)
+  held = lock.path.read_text()
+  with start(folder) as started:
+    ends = ended(started)
+  assert lock.path.read_text() == held
+  lock.release()
+  assert [status for status, _ in ends] == [2, 2], ends
+  for _, said in ends:
+    line = next(x for x in said.splitlines() if x.startswith('madnn: '))
+    assert f'another process, {os.getpid()} on' in line
+  assert not list(folder.iterdir())
 
 
 def test_cpu_collectives_of_several_processes_are_serialized(
