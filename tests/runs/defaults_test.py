@@ -17,7 +17,7 @@ def facts(images=7000, labelled=100, side=16, classes=10, is_images=True):
   )
 
 
-@pytest.mark.parametrize('method', registry._OWN_METHODS)
+@pytest.mark.parametrize('method', sorted(registry._OWN_METHODS))
 @pytest.mark.parametrize(
   'of_data',
   [
