@@ -95,17 +95,19 @@ def test_the_momentum_of_batch_norm_follows_a_replaced_length():
 def test_the_presets_of_the_papers_keep_their_momentum_of_batch_norm():
   own = {'convlarge': 0.9999, 'shakeshake': 0.9, 'resnet18': 0.9}
   own |= {'convlarge_pytorch': 0.9, 'resnet18v2': 0.997, 'resnet50v2': 0.997}
-  own |= {'digits': 0.99, 'digits_heads': 0.99, 'mnist': 0.99}
+  own |= {'digits_heads': 0.99, 'mnist': 0.99}
   own |= {'mnist_heads': 0.99, 'elu_stl10': 0.99, 'resnet18v2_small': 0.997}
   checked = set()
   for path in (experiments.FOLDER / 'presets').glob('*.flags'):
+    if path.stem.endswith('.digits'):
+      continue  # no paper's
     made = config.from_flags(
       path.stem.split('.')[0], path.read_text().splitlines()
     )
     if made.network.bn_momentum is not None:
       assert made.network.bn_momentum == own[made.network.network], path
       checked.add(made.network.network)
-  assert {'convlarge', 'shakeshake', 'digits'} <= checked
+  assert {'convlarge', 'shakeshake', 'resnet18v2'} <= checked
 
 
 def test_a_run_of_epochs_can_be_resumed_without_naming_the_momentum():
