@@ -7,6 +7,7 @@ import pytest
 
 from ssljax import config, experiments, registry
 from ssljax.errors import InputError
+from ssljax.runs import execute
 
 VALUES = {'steps': 3}
 
@@ -108,6 +109,27 @@ def test_the_presets_of_the_papers_keep_their_momentum_of_batch_norm():
       assert made.network.bn_momentum == own[made.network.network], path
       checked.add(made.network.network)
   assert {'convlarge', 'shakeshake', 'resnet18v2'} <= checked
+
+
+def test_a_record_without_a_momentum_had_the_networks_own():
+  # Records of earlier versions, which are resumed with what they began with.
+  tree = config.to_json(make(network='digits', steps=300))
+  assert tree['network']['bn_momentum'] == 0.98
+  tree['network']['bn_momentum'] = None
+  there = config.from_json(tree)
+  assert there.network.bn_momentum == 0.99
+  lines = [x for x in config.to_flags(there) if 'bn_momentum' not in x]
+  assert config.from_flags('madnn', lines, recorded=True) == there
+  assert config.from_flags('madnn', lines).network.bn_momentum == 0.98
+  same = make(network='digits', steps=300, bn_momentum=0.99)
+  assert execute.settings_of(same)['bn_momentum'] is None
+  assert config.differences(there, same) == []
+  assert config.differences(there, make(network='digits', steps=300)) == [
+    '`bn_momentum`=0.99 there, `bn_momentum`=0.98 here'
+  ]
+  # A long run goes on as it is.
+  long = make(network='digits', steps=6000)
+  assert execute.settings_of(long)['bn_momentum'] is None
 
 
 def test_a_run_of_epochs_can_be_resumed_without_naming_the_momentum():
