@@ -572,7 +572,22 @@ def from_json(tree: Mapping[str, Any]) -> Config:
   values = {}
   for part in settings_of:
     values |= tree[part]
+  _as_recorded(values, tree['custom'])
   return from_values(tree['method'], values, tree['custom'])
+
+
+def _as_recorded(values: dict[str, Any], custom: Sequence[str] = ()) -> None:
+  """Complete the settings of a record, in place.
+
+  Records of earlier versions name no momentum of batch norm: it was the
+  network's own at any length.
+  """
+  network = values.get('network', Network().network)
+  is_object = any(part.startswith('net') for part in custom)
+  unknown = values.get('bn_momentum') is None and not is_object
+  if unknown and values.get('steps') is not None:
+    registry.choose('network', network, registry.NETWORKS)
+    values['bn_momentum'] = registry.own_momentum(network)
 
 
 def to_flags(config: Config, among: Collection[str] | None = None) -> list[str]:
@@ -595,8 +610,15 @@ def to_flags(config: Config, among: Collection[str] | None = None) -> list[str]:
   return lines
 
 
-def from_flags(method: str, lines: Sequence[str]) -> Config:
+def from_flags(
+  method: str, lines: Sequence[str], *, recorded: bool = False
+) -> Config:
   """Return the config of the lines of a `flags.txt` or a preset.
+
+  Args:
+    method: name of the method in the registry.
+    lines: the lines; comments are skipped.
+    recorded: they are the record of a run, not a command.
 
   Raises:
     InputError: a line is no setting of the method.
@@ -614,6 +636,8 @@ def from_flags(method: str, lines: Sequence[str]) -> Config:
       positive_name = name if name in known else name.removeprefix('no')
       require(positive_name in known, unknown_setting(name, method, known))
       values[positive_name] = name in known
+  if recorded:
+    _as_recorded(values)
   return from_values(method, values)
 
 

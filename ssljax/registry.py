@@ -144,21 +144,29 @@ def method(name: str) -> MethodEntry:
   return METHODS[choose('method', name, METHODS)]
 
 
+def own_momentum(network: str) -> float | None:
+  """Return a network's own momentum of batch norm, None if it has none.
+
+  Args:
+    network: name of the network.
+  """
+  keywords = inspect.signature(NETWORKS[network]).parameters
+  own = keywords['momentum'].default if 'momentum' in keywords else None
+  return own if isinstance(own, int | float) else None
+
+
 def bn_momentum(network: str, steps: int) -> float | None:
   """Return the default momentum of batch norm in a run of so many steps.
+
+  It is the network's own, or a smaller one for a short run, see
+  `layers.momentum_for`; None if the network has none.
 
   Args:
     network: name of the network.
     steps: steps of the run.
-
-  Returns:
-    The network's own momentum, or a smaller one for a short run, see
-    `layers.momentum_for`. None if the network has no such keyword.
   """
-  keywords = inspect.signature(NETWORKS[network]).parameters
-  own = keywords['momentum'].default if 'momentum' in keywords else None
-  has_value = isinstance(own, int | float)
-  return layers.momentum_for(steps, own) if has_value else None
+  own = own_momentum(network)
+  return None if own is None else layers.momentum_for(steps, own)
 
 
 def arms(name: str, baselines: bool) -> dict[str, Callable]:

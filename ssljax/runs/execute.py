@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from ssljax import config as config_lib
-from ssljax import files
+from ssljax import files, registry
 from ssljax.core import Method, TrainState
 from ssljax.data import feeds, splits
 from ssljax.distributed import multihost, preemption, watchdog
@@ -67,6 +67,10 @@ class NoCheckpoints:
 def settings_of(config: config_lib.Config) -> dict[str, Any]:
   """Return the settings that a resumed run must not change, by name."""
   values = {'method': config.method} | config.values()
+  network = config.network.network
+  # As in checkpoints of earlier versions, which knew no other default.
+  if values['bn_momentum'] == registry.own_momentum(network):
+    values['bn_momentum'] = None
   return {k: v for k, v in values.items() if k not in config_lib.FREE}
 
 

@@ -166,7 +166,7 @@ def read_config(folder: pathlib.Path, method: str | None = None) -> Config:
     method = method or (read_result(folder) or {}).get('method')
     require(method is not None, 'result.json names no method')
     lines = files.read_text(folder / 'flags.txt').splitlines()
-    return config_lib.from_flags(method, lines)
+    return config_lib.from_flags(method, lines, recorded=True)
   # Values of a wrong type make the checks of the settings raise other types,
   # and JSON that is nested too deep makes the parser raise.
   except (ValueError, TypeError, KeyError, RecursionError) as error:
