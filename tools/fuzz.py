@@ -467,6 +467,8 @@ def flag_cases(chosen: list[str], fresh: int, thin: int = 0) -> list[Case]:
       found.append(Case(program, [*base, *more], more[0]))
   for case in found[:: fresh or len(found) + 1][1:]:
     case.fresh = True
+  for case in found:  # It sets a number of devices, once per process.
+    case.fresh |= case.program == 'plan'
   return found
 
 
