@@ -3,7 +3,8 @@
 python tools/fuzz.py            invalid and extreme values of every flag
 python tools/fuzz.py --damage   damaged files in the folder of a finished run
 python tools/fuzz.py --program=madnn --program=figures
-python tools/fuzz.py --thin=4   at most 4 values of a flag, in rotation
+python tools/fuzz.py --thin=4   at most 4 values of a flag, or damages of a file
+                                by a program, in rotation
 
 Every value must be accepted as it is, or refused in one line with exit status
 2. A traceback, another exit status, a hang, a crash and a value that the
@@ -467,6 +468,8 @@ def flag_cases(chosen: list[str], fresh: int, thin: int = 0) -> list[Case]:
       found.append(Case(program, [*base, *more], more[0]))
   for case in found[:: fresh or len(found) + 1][1:]:
     case.fresh = True
+  for case in found:  # It sets a number of devices, once per process.
+    case.fresh |= case.program == 'plan'
   return found
 
 
@@ -535,21 +538,24 @@ READERS = {
 STORED = 'run.flags', 'metrics.jsonl', 'result.json'
 
 
-def damage_cases(chosen: list[str]) -> list[Case]:
-  """Return every damage of every file, for every program that reads it."""
-  found = [
-    Case(program, arguments, f'run/{name}', kind)
-    for program, arguments in READERS.items()
-    for name in FILES
-    for kind in DAMAGES
-  ]
+def damage_cases(chosen: list[str], thin: int = 0) -> list[Case]:
+  """Return every damage of every file, for every program that reads it.
+
+  Args:
+    chosen: names of programs; all if there are none.
+    thin: most damages of a file by a program, others by each; 0 for all.
+  """
+  found, kinds = [], list(DAMAGES)
+  for number, (program, arguments) in enumerate(READERS.items()):
+    for name in FILES:
+      for kind in thinned(kinds, thin, number):
+        found.append(Case(program, arguments, f'run/{name}', kind))
   arguments = [*BASES['reproduce'], '--seeds=1']
-  found += [
-    Case('reproduce', [*arguments[:3], *more], f'stored/{name}', kind)
-    for name in STORED
-    for kind in DAMAGES
-    for more in (arguments[3:], ['--list'], ['--pages'])
-  ]
+  for number, more in enumerate((arguments[3:], ['--list'], ['--pages'])):
+    for name in STORED:
+      for kind in thinned(kinds, thin, number):
+        given = [*arguments[:3], *more]
+        found.append(Case('reproduce', given, f'stored/{name}', kind))
   return [case for case in found if not chosen or case.program in chosen]
 
 
@@ -685,7 +691,7 @@ def main() -> int:
     places = Places(pathlib.Path(made))
     make_run(places.folder)
     if asked.damage:
-      cases = damage_cases(asked.program)
+      cases = damage_cases(asked.program, asked.thin)
     else:
       cases = flag_cases(asked.program, asked.fresh, asked.thin)
     if asked.only:

@@ -16,6 +16,7 @@ import sys
 import textwrap
 import threading
 from typing import Any
+import warnings
 
 from absl import app, flags, logging
 
@@ -204,6 +205,8 @@ def run(
 
     if not flags.FLAGS['verbosity'].present:
       quieten_orbax()
+      # Of large images, which `decode` refuses by a limit of its own.
+      warnings.filterwarnings('ignore', module=r'PIL\.Image')
     try:
       require(
         len(argv) == 1, f'"{argv[-1]}" is not a flag: flags begin with --'
