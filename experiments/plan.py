@@ -29,6 +29,8 @@ import jax
 
 from ssljax import core, registry
 from ssljax.cli import main
+from ssljax.config import Config
+from ssljax.data import datasets
 from ssljax.distributed import placement
 from ssljax.errors import InputError, require
 from ssljax.planning import collectives
@@ -183,18 +185,21 @@ class PlanCommand(main.MethodCommand):
       registry.method(self.chosen)
     return super().parse(argv)
 
+  def outlined(self) -> tuple[Config, datasets.Dataset]:
+    """Return the config that the flags stand for, and its data's outline."""
+    if self.fits_data:
+      config, dataset, _ = defaults.for_data(
+        self.method, self.given(), planning.outline_with_facts
+      )
+      return config, dataset
+    return self.config(), planning.outline_of(self.config())
+
   def act(self) -> None:
     """Print the plan of the run that the flags describe."""
     known = ', '.join(registry.METHODS)
     require(self.chosen is not None, f'`method`: give one of {known}')
     counts = device_counts(self.values.devices)
-    if self.fits_data:
-      config, dataset, _ = defaults.for_data(
-        self.method, self.given(), planning.outline_with_facts
-      )
-    else:
-      config = self.config()
-      dataset = planning.outline_of(config)
+    config, dataset = self.outlined()
     make_devices(max(counts))
     planned = planning.subject(config, dataset)
     plans = [planning.make_plan(planned, count) for count in counts]

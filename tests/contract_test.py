@@ -89,7 +89,7 @@ def test_each_stage_compiles_once_for_all_seeds(name):
       for source, rows in tiny.sources(job, tiny.samplers(job, number), calls):
         state, _ = step(state, source, rows, FIRST)
       if update := program.epoch_update[number]:
-        state = update(state)
+        state, _ = update(state)
   assert [step._cache_size() for step in program.steps] == (
     [1] * len(program.method.stages)
   )

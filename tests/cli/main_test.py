@@ -489,8 +489,8 @@ def test_a_bank_that_does_not_fit_is_refused_in_bytes_per_device(
     )
   need = int(re.search(r'the state of llp needs (\d+) bytes', line)[1])
   # N = 1297 is 1536 in use or not: rows of D = 8, two labels, a confidence; 256
-  # labelled rows again, with a density and a number.
-  bank = 1536 * (8 + 3) + 256 * (8 + 2)
+  # labelled rows again, with a density, a number and a class.
+  bank = 1536 * (8 + 3) + 256 * (8 + 3)
   with binary.small():
     net, image = registry.NETWORKS['digits_heads'](10), np.zeros([1, 8, 8, 1])
   params, stats = jax.eval_shape(net.init, jax.random.key(0), image)

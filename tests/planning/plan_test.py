@@ -94,8 +94,7 @@ LLP = '--method=llp', '--warm=0', '--preprocess=standardize'
 
 
 def subject(command):
-  config = command.config()
-  return plan.subject(config, plan.outline_of(config))
+  return plan.subject(*command.outlined())
 
 
 def resident(rows):
@@ -238,8 +237,7 @@ def test_stages_that_differ_in_their_rates_alone_are_compiled_once():
 )
 def test_rows_are_counted_as_a_split_has_them(args, expected):
   with planned('--method=llp', *args) as planner:
-    config = planner.config()
-    assert plan.count_rows(config, plan.outline_of(config)) == expected
+    assert plan.count_rows(*planner.outlined()) == expected
 
 
 def test_a_state_that_does_not_fit_is_refused_with_its_largest_part():
