@@ -182,6 +182,11 @@ def network_for(method: str, facts: Facts) -> str:
   return f'mnist{heads}'
 
 
+def _madnn(facts: Facts, found) -> dict[str, Any]:
+  # On features the memory's own mistakes outweigh the labels at full weight.
+  return {} if facts.is_images else {'weight': 0.3}
+
+
 def _association(facts: Facts, found) -> dict[str, Any]:
   each = max(1, min(10, facts.least))
   others = min(max(100, each * facts.classes), facts.images)
@@ -246,6 +251,7 @@ def _deepbass(facts: Facts, found) -> dict[str, Any]:
 
 
 _OWN: dict[str, Callable] = {
+  'madnn': _madnn,
   'association': _association,
   'r2d2': _r2d2,
   'llp': _llp,
