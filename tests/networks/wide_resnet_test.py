@@ -113,8 +113,9 @@ def wide_by_loop(params, x, stages, blocks):
     a = act(x, p['Activation_0'])
     y = convolved(a, p['Conv_0']['kernel'], stride)
     y = convolved(act(y, p['Activation_1']), p['Conv_1']['kernel'], 1)
+    x = a if n == 0 else x
     if 'Conv_2' in p:
-      x = convolved(a if n == 0 else x, p['Conv_2']['kernel'], stride)
+      x = convolved(x, p['Conv_2']['kernel'], stride)
     x = x + y
   pooled = act(x, params['Activation_0']).mean((1, 2))
   head = params['Dense_0']
@@ -141,11 +142,13 @@ def nine_by_loop(params, x):
   return pooled @ params['Dense_0']['kernel'] / 8, pooled
 
 
-@pytest.mark.parametrize('kind', ['wide', 'nine'])
+@pytest.mark.parametrize('kind', ['wide', 'narrow', 'nine'])
 def test_training_outputs_are_those_of_a_loop(kind):
   x = np.random.default_rng(0).normal(size=(3, 8, 8, 2)).astype(np.float32)
-  if kind == 'wide':
-    net = wide_resnet.wide_resnet(3, widen=1, stages=2, blocks=2)
+  if kind != 'nine':
+    # From 16 to 16 channels the first block needs no convolution to its sum.
+    widen = 2 if kind == 'wide' else 1
+    net = wide_resnet.wide_resnet(3, widen=widen, stages=2, blocks=2)
     by_loop = functools.partial(wide_by_loop, stages=2, blocks=2)
   else:
     net, by_loop = resnet9.resnet9(3, width=2), nine_by_loop
