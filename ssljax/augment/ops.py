@@ -215,7 +215,6 @@ def equalize(
   del op
   channels = image.shape[-1]
   levels = grey_levels(image).astype(jnp.int32)
-  highest = jnp.max(levels, (0, 1))
   # One table of 256 entries for each channel, one after another.
   first = (LEVELS + 1) * jnp.arange(channels, dtype=jnp.int32)
   cells = levels + first[None, None, :]
@@ -223,7 +222,8 @@ def equalize(
   counts = counts.reshape(channels, LEVELS + 1)
   below = jnp.cumsum(counts, axis=1) - counts
   # The pixels of all levels but the highest are those below it.
-  step = jnp.take_along_axis(below, highest[:, None], axis=1) // LEVELS
+  others = jnp.max(jnp.where(counts > 0, below, 0), axis=1, keepdims=True)
+  step = others // LEVELS
   table = (step // 2 + below) // jnp.maximum(step, 1)
   table = jnp.minimum(table, LEVELS).astype(image.dtype) / LEVELS
   result = jnp.take(table.reshape(-1), cells, mode='clip')

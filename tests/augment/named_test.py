@@ -169,3 +169,12 @@ def test_a_run_augments_before_and_after_its_preprocessing():
   before, after = build.make_augmentations(('crop', 'flip'), on_host=True)
   assert before is None
   assert same(after, standard.chain(standard.flip))
+
+
+def test_a_run_refuses_augmentations_of_larger_images():
+  names, shape = ('flip', 'cutout:16'), (8, 8, 1)
+  with pytest.raises(
+    InputError, match='augment=flip,cutout:16: cutout: a square of 16 pixels'
+  ):
+    augmentations = filter(None, build.make_augmentations(names, False))
+    build.refuse_small_images(names, augmentations, shape)
