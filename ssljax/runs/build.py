@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ssljax import optimizers, registry
-from ssljax.augment import standard
+from ssljax.augment import named
 from ssljax.config import Config, per_class, pool, with_momentum
 from ssljax.core import BatchSpec, Method
 from ssljax.data import (
@@ -22,7 +22,7 @@ from ssljax.data import (
   splits,
 )
 from ssljax.distributed import placement
-from ssljax.errors import require
+from ssljax.errors import InputError, require
 from ssljax.networks.network import Network
 from ssljax.runs import queries, summary
 from ssljax.signatures import given
@@ -226,7 +226,7 @@ def feed_maker(dataset: datasets.Dataset, kind: str, place) -> Callable:
 
 def make_augmentations(
   names: tuple[str, ...], on_host: bool
-) -> list[Callable | None]:
+) -> tuple[Callable | None, Callable | None]:
   """Return the augmentations before and after the preprocessing.
 
   Args:
@@ -240,15 +240,17 @@ def make_augmentations(
       'as they are decoded: give crop once, as the first',
     )
     names = names[1:]
-  first = max(
-    (i + 1 for i, name in enumerate(names) if name in registry.ON_PIXELS),
-    default=0,
-  )
-  chosen = lambda part: (registry.AUGMENTATIONS[name] for name in part)
-  return [
-    standard.chain(*chosen(part)) if part else None
-    for part in (names[:first], names[first:])
-  ]
+  return named.split_chain(names)
+
+
+def refuse_small_images(names, augmentations, shape: tuple[int, ...]) -> None:
+  """Raise `InputError` for augmentations that images [H, W, c] cannot have."""
+  one = jax.ShapeDtypeStruct(shape, np.float32)
+  for augment in augmentations:
+    try:
+      jax.eval_shape(augment, jax.random.key(0), one)
+    except InputError as error:
+      raise InputError(f'`augment`={",".join(names)}: {error}') from error
 
 
 def make_data(
@@ -263,6 +265,7 @@ def make_data(
   fed = _feed(dataset, config.run.feed, placement.Placer(mesh))
   names, chosen = config.augmentation.augment, config.augmentation.preprocess
   on_pixels, own = make_augmentations(names, source.crop is not None)
+  refuse_small_images(names, filter(None, (on_pixels, own)), source.shape)
   processing = registry.preprocess_of(chosen, source.is_images)
   fitted, by_seed = (), None
   if chosen in registry.FITTED:
