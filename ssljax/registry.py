@@ -16,9 +16,16 @@ from ssljax.errors import InputError
 from ssljax.methods import (
   association,
   deepbass,
+  fixmatch,
+  flexmatch,
+  freematch,
   llp,
   madnn,
+  mean_teacher,
+  pi_model,
+  pseudo_label,
   r2d2,
+  softmatch,
   supervised,
 )
 from ssljax.networks import (
@@ -50,6 +57,27 @@ METHODS: dict[str, MethodEntry] = {
   'r2d2': MethodEntry(r2d2.r2d2, (), r2d2.DEFAULTS),
   'llp': MethodEntry(llp.llp, ('supervised',), llp.DEFAULTS),
   'deepbass': MethodEntry(deepbass.deepbass, (), deepbass.DEFAULTS),
+  'pseudo_label': MethodEntry(
+    pseudo_label.pseudo_label, ('supervised',), pseudo_label.DEFAULTS
+  ),
+  'pi_model': MethodEntry(
+    pi_model.pi_model, ('supervised',), pi_model.DEFAULTS
+  ),
+  'mean_teacher': MethodEntry(
+    mean_teacher.mean_teacher, ('supervised',), mean_teacher.DEFAULTS
+  ),
+  'fixmatch': MethodEntry(
+    fixmatch.fixmatch, ('supervised',), fixmatch.DEFAULTS
+  ),
+  'flexmatch': MethodEntry(
+    flexmatch.flexmatch, ('supervised',), flexmatch.DEFAULTS
+  ),
+  'freematch': MethodEntry(
+    freematch.freematch, ('supervised',), freematch.DEFAULTS
+  ),
+  'softmatch': MethodEntry(
+    softmatch.softmatch, ('supervised',), softmatch.DEFAULTS
+  ),
 }
 _OWN_METHODS = frozenset(METHODS)
 AUGMENTATIONS = {

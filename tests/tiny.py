@@ -13,9 +13,16 @@ from ssljax.data import datasets, feeds, sampling, splits
 from ssljax.distributed import placement
 from ssljax.methods.association import association
 from ssljax.methods.deepbass import deepbass
+from ssljax.methods.fixmatch import fixmatch
+from ssljax.methods.flexmatch import flexmatch
+from ssljax.methods.freematch import freematch
 from ssljax.methods.llp import llp
 from ssljax.methods.madnn import madnn
+from ssljax.methods.mean_teacher import mean_teacher
+from ssljax.methods.pi_model import pi_model
+from ssljax.methods.pseudo_label import pseudo_label
 from ssljax.methods.r2d2 import r2d2
+from ssljax.methods.softmatch import softmatch
 from ssljax.methods.supervised import supervised
 from ssljax.networks import layers, network
 from ssljax.training import loop, snapshots
@@ -58,6 +65,8 @@ def brighten(key, image):
   return image + 0.1 * jax.random.normal(key)
 
 
+STRONG = ('noise',)  # of methods with a strong view
+
 METHODS = {
   'supervised': lambda tx, steps: supervised(NET, tx, DRAW, steps),
   'madnn': lambda tx, steps: madnn(NET, tx, DRAW, steps),
@@ -90,6 +99,23 @@ METHODS = {
     interval=2,
     finetune=2,
     cutout=2,
+  ),
+  'pseudo_label': lambda tx, steps: pseudo_label(NET, tx, DRAW, steps),
+  'pi_model': lambda tx, steps: pi_model(NET, tx, DRAW, steps, weight=1.0),
+  'mean_teacher': lambda tx, steps: mean_teacher(
+    NET, tx, DRAW, steps, weight=1.0
+  ),
+  'fixmatch': lambda tx, steps: fixmatch(
+    NET, tx, DRAW, steps, threshold=0.5, strong_augment=STRONG
+  ),
+  'flexmatch': lambda tx, steps: flexmatch(
+    NET, tx, DRAW, steps, threshold=0.5, strong_augment=STRONG
+  ),
+  'freematch': lambda tx, steps: freematch(
+    NET, tx, DRAW, steps, strong_augment=STRONG
+  ),
+  'softmatch': lambda tx, steps: softmatch(
+    NET, tx, DRAW, steps, strong_augment=STRONG
   ),
 }
 

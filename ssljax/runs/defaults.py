@@ -245,9 +245,34 @@ def _deepbass(facts: Facts, found) -> dict[str, Any]:
   }
 
 
+def _consistency(facts: Facts, found) -> dict[str, Any]:
+  seen = facts.images if found['unlabelled'] == 'all' else facts.unlabelled
+  others = max(1, min(150, seen))
+  return {
+    'batch_unlabelled': others,
+    'steps': _steps(25, seen, others, 1000, 2500),
+  }
+
+
+def _strong_view(facts: Facts, found) -> dict[str, Any]:
+  chosen = _consistency(facts, found)
+  if not facts.is_images:
+    return chosen  # and the run is refused with its remedies
+  small = min(facts.shape[:2]) <= _SMALL
+  strong = 'translate:1' if small else 'randaugment:2:10'
+  return chosen | {'strong_augment': (strong, 'cutout:0.25')}
+
+
 _OWN: dict[str, Callable] = {
   'association': _association,
   'r2d2': _r2d2,
   'llp': _llp,
   'deepbass': _deepbass,
+  'pseudo_label': _consistency,
+  'pi_model': _consistency,
+  'mean_teacher': _consistency,
+  'fixmatch': _strong_view,
+  'flexmatch': _strong_view,
+  'freematch': _strong_view,
+  'softmatch': _strong_view,
 }
