@@ -102,7 +102,9 @@ class Augmentation:
   """Changes of every image."""
 
   augment: tuple[str, ...] = _setting(
-    (), f'Augmentations in order, of {", ".join(registry.AUGMENTATIONS)}.'
+    (),
+    f'Augmentations in order, of {", ".join(registry.AUGMENTATIONS)}. '
+    'Parameters follow after colons: translate:4, randaugment:2:10.',
   )
   preprocess: str = _setting(
     'none',
@@ -449,7 +451,7 @@ def validate(config: Config) -> None:
     'acquire', values['acquire'], ('none', *registry.ACQUISITIONS)
   )
   for name in values['augment']:
-    registry.choose('augment', name, registry.AUGMENTATIONS)
+    registry.augmentation(name)  # raises
   per_class('labels', values['labels'])
   pool('unlabelled', values['unlabelled'])
 

@@ -1,5 +1,7 @@
 """Invalid user input: one error class, and the checks that raise it."""
 
+from collections.abc import Collection
+import difflib
 import math
 import re
 
@@ -53,3 +55,19 @@ def probability(**parameters: float) -> None:
   """Raise `InputError` for a value outside [0, 1]."""
   for name, value in parameters.items():
     require(0 <= value <= 1, f'`{name}`={value}: give a number from 0 to 1')
+
+
+def choose(setting: str, name, known: Collection[str]) -> str:
+  """Return a name that is known.
+
+  Raises:
+    InputError: it is not; the message lists the nearest names.
+  """
+  if name in known:
+    return name
+  near = difflib.get_close_matches(str(name), known, 3) or known
+  more = ', or register it first' if setting in ('method', 'network') else ''
+  raise InputError(
+    f'`{setting}`={name}: there is no such {setting}; give '
+    f'{" or ".join(near) if len(near) < 4 else ", ".join(near)}{more}'
+  )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import functools
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,7 +12,9 @@ import optax
 from ssljax.core import Averaging
 from ssljax.errors import fraction, non_negative, positive, require
 
-Decay = Literal['constant', 'linear', 'half_linear', 'cosine', 'steps']
+Decay = Literal[
+  'constant', 'linear', 'half_linear', 'cosine', 'cosine716', 'steps'
+]
 
 
 def averaging(*, average: float = 0.9999) -> Averaging | None:
@@ -53,7 +56,9 @@ def schedule(
   Args:
     decay: 'linear' and 'cosine' fall to 0 from the first step on; 'half_linear'
       is constant for the first half of the steps and then falls linearly to 0
-      (MA-DNN's code on CIFAR); 'steps' falls by `factor` at each step in `at`.
+      (MA-DNN's code on CIFAR); 'cosine716' is FixMatch's, the rate times
+      cos(7πk / 16K) at step k of K, which ends at 0.195 times the first rate;
+      'steps' falls by `factor` at each step in `at`.
     learning_rate: rate at the first step.
     steps: length of the schedule.
     at: steps of decay 'steps'; a step that is listed twice counts twice.
@@ -64,11 +69,64 @@ def schedule(
     return lambda step: learning_rate * factor ** passed(step).astype(float)
   if decay == 'constant':
     return optax.constant_schedule(learning_rate)
+  if decay == 'cosine716':
+    return lambda step: (
+      learning_rate * jnp.cos(7 * jnp.pi / 16 * _elapsed(step, steps))
+    )
   if decay == 'cosine':
     cosine = optax.cosine_decay_schedule(learning_rate, steps)
     return lambda step: cosine(jnp.asarray(step, float))
   begin = steps // 2 if decay == 'half_linear' else 0
   return optax.linear_schedule(learning_rate, 0.0, steps - begin, begin)
+
+
+def _elapsed(step: chex.Numeric, length: float) -> chex.Array:
+  """Return the share [] in [0, 1] of `length` steps that have passed."""
+  if length <= 0:
+    return jnp.ones([])
+  return jnp.clip(jnp.asarray(step, float) / length, 0.0, 1.0)
+
+
+def ramp_up_sigmoid(step: chex.Numeric, length: float) -> chex.Array:
+  """Return exp(−5 (1 − t)²) [] with t = min(step / length, 1).
+
+  Laine and Aila 2017 ramp the weight of the unsupervised loss up by it, over
+  the first 80 epochs; it starts at exp(−5) = 0.0067.
+
+  Args:
+    step: [] step within the stage, as `Batch.step`.
+    length: steps until the value is 1; 0 means 1 from the first step on.
+  """
+  return jnp.exp(-5 * jnp.square(1 - _elapsed(step, length)))
+
+
+def ramp_up_linear(step: chex.Numeric, length: float) -> chex.Array:
+  """Return min(step / length, 1) [], MixMatch's ramp.
+
+  Args:
+    step: [] step within the stage.
+    length: steps until the value is 1; 0 means 1 from the first step on.
+  """
+  return _elapsed(step, length)
+
+
+def ramp_down_sigmoid(
+  step: chex.Numeric, length: float, steps: int
+) -> chex.Array:
+  """Return exp(−12.5 t²) [], t in [0, 1] over the last `length` of `steps`.
+
+  Laine and Aila 2017 ramp the learning rate down by it, over the last 50
+  epochs; it is 1 before, and exp(−12.5) after the last step.
+
+  Args:
+    step: [] step within the stage.
+    length: steps of the ramp; 0 means 1 at every step.
+    steps: length of the stage.
+  """
+  if length <= 0:
+    return jnp.ones([])
+  passed = jnp.asarray(step, float) - (steps - length)
+  return jnp.exp(-12.5 * jnp.square(_elapsed(passed, length)))
 
 
 def optimizer(

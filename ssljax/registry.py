@@ -4,15 +4,14 @@ A name in a flag, in `config.json` or in `result.json` resolves here and nowhere
 else. `config.register_method` and the functions below add a user's own.
 """
 
-from collections.abc import Callable, Collection, Mapping
-import difflib
+from collections.abc import Callable, Mapping
 import functools
 import re
 from typing import Any, NamedTuple
 
 from ssljax.active import acquisition
-from ssljax.augment import geometric, imagenet, preprocess, standard
-from ssljax.errors import InputError
+from ssljax.augment import named, preprocess
+from ssljax.errors import InputError, choose
 from ssljax.methods import (
   association,
   deepbass,
@@ -34,8 +33,10 @@ from ssljax.networks import (
   heads,
   lenet,
   resnet,
+  resnet9,
   shakeshake,
   small,
+  wide_resnet,
 )
 from ssljax.networks import deepbass as deepbass_networks
 
@@ -80,25 +81,8 @@ METHODS: dict[str, MethodEntry] = {
   ),
 }
 _OWN_METHODS = frozenset(METHODS)
-AUGMENTATIONS = {
-  'flip': standard.flip,
-  'translate': standard.translate(2),
-  'translate4': standard.translate(4),
-  'crop_or_resize': standard.crop_or_resize(2),
-  'distort': standard.distort,
-  'rotate': geometric.rotate(0.2),
-  'turn_scale': geometric.turn_and_scale(),
-  'noise': standard.noise(0.15),
-  'affine': geometric.affine(),
-  'blur': standard.blur(),
-  'stl10': standard.stl10(),
-  'cutout': standard.cutout(),
-  'crop': imagenet.crop(),
-  'grey': imagenet.grey(),
-  'jitter': imagenet.jitter(),
-}
-# They and the augmentations listed before them precede the preprocessing.
-ON_PIXELS = ('crop', 'grey', 'jitter')
+AUGMENTATIONS = named.AUGMENTATIONS
+augmentation = named.chosen  # with parameters: 'translate:4'
 PREPROCESS = {
   'none': preprocess.identity,
   'standardize': preprocess.standardize,
@@ -135,24 +119,13 @@ NETWORKS: dict[str, Callable] = {
   'mlp': heads.mlp,
   'convlarge': convlarge.convlarge,
   'convlarge_weightnorm': functools.partial(convlarge.convlarge, norm='weight'),
+  'wrn28_2': wide_resnet.wide_resnet,
+  'wrn28_8': functools.partial(wide_resnet.wide_resnet, widen=8),
+  'wrn37_2': functools.partial(wide_resnet.wide_resnet, stages=4),
+  'resnet9': resnet9.resnet9,
+  'resnet9_wide': functools.partial(resnet9.resnet9, width=64),
 }
 ACQUISITIONS = acquisition.ACQUISITIONS
-
-
-def choose(setting: str, name, known: Collection[str]) -> str:
-  """Return a name that is known.
-
-  Raises:
-    InputError: it is not; the message lists the nearest names.
-  """
-  if name in known:
-    return name
-  near = difflib.get_close_matches(str(name), known, 3) or known
-  more = ', or register it first' if setting in ('method', 'network') else ''
-  raise InputError(
-    f'`{setting}`={name}: there is no such {setting}; give '
-    f'{" or ".join(near) if len(near) < 4 else ", ".join(near)}{more}'
-  )
 
 
 def method(name: str) -> MethodEntry:

@@ -93,12 +93,43 @@ def test_a_network_of_vectors_alone_has_nothing_to_decay():
     ('linear', [1, 0.75, 0.5, 0.25, 0]),
     ('half_linear', [1, 1, 1, 0.5, 0]),
     ('cosine', [1, 0.853553, 0.5, 0.146447, 0]),  # ½(1 + cos πt/4)
+    # cos(7πt / 64): 0.19509 = cos(7π/16) at the end.
+    ('cosine716', np.cos(7 * np.pi * np.arange(5) / 64)),
   ],
 )
 def test_schedules(decay, rates):
   schedule = optimizers.schedule(decay, 1.0, 4)
   got = [float(schedule(t)) for t in range(5)]
   np.testing.assert_allclose(got, rates, atol=1e-6)
+
+
+def test_the_7_16_cosine_ends_above_0_and_stays_there():
+  schedule = optimizers.schedule('cosine716', 0.03, 100)
+  assert abs(float(schedule(100)) - 0.03 * 0.195090) < 1e-7
+  assert float(schedule(1000)) == float(schedule(100))
+  # Within a compiled step the step is an int32.
+  np.testing.assert_allclose(
+    jax.jit(schedule)(jnp.int32(50)), 0.03 * np.cos(7 * np.pi / 32), rtol=1e-6
+  )
+
+
+def test_ramps_by_hand():
+  steps = jnp.array([0, 2, 4, 6, 8, 100], jnp.int32)
+  t = np.array([0, 0.25, 0.5, 0.75, 1, 1])
+  ramps = jax.vmap(lambda k: optimizers.ramp_up_sigmoid(k, 8))(steps)
+  np.testing.assert_allclose(ramps, np.exp(-5 * (1 - t) ** 2), rtol=1e-6)
+  ramps = jax.vmap(lambda k: optimizers.ramp_up_linear(k, 8))(steps)
+  np.testing.assert_allclose(ramps, t, rtol=1e-6)
+  # Over the last 4 of 8 steps.
+  ramps = jax.vmap(lambda k: optimizers.ramp_down_sigmoid(k, 4, 8))(steps)
+  t = np.array([0, 0, 0, 0.5, 1, 1])
+  np.testing.assert_allclose(ramps, np.exp(-12.5 * t**2), rtol=1e-6)
+
+
+def test_a_ramp_of_no_steps_is_1_from_the_first_step_on():
+  assert float(optimizers.ramp_up_sigmoid(0, 0)) == 1
+  assert float(optimizers.ramp_up_linear(0, 0)) == 1
+  assert float(optimizers.ramp_down_sigmoid(7, 0, 8)) == 1
 
 
 def test_a_schedule_of_steps_falls_at_each_twice_where_named_twice():

@@ -150,28 +150,34 @@ def noise(sigma: float = 0.15) -> Augmentation:
   return apply
 
 
-def cutout(size: int = 16) -> Augmentation:
+def cutout(size: int | float = 16) -> Augmentation:
   """Set one square with a random centre in the image to zero.
 
   DeVries, Taylor 2017 (arXiv:1708.04552), section 3.2; R2-D2 uses the default.
   As in their code, cutout follows the preprocessing: after
   `preprocess.standardize` a zero is the training set's mean of the channel,
-  without preprocessing it is black.
+  without preprocessing it is black. FixMatch's square has half the side of the
+  image: 0.5.
 
   Args:
-    size: side of the square in pixels; the square is clipped at the border.
+    size: side of the square, a whole number of pixels, or a number in (0, 1),
+      the share of the image's shorter side, rounded to pixels; the square is
+      clipped at the border.
   """
-  size = _check_whole_number(size=size)
+  if not 0 < size < 1:
+    size = _check_whole_number(size=size)
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
+    shorter = min(image.shape[:2])
+    side = size if isinstance(size, int) else round(size * shorter)
     errors.require(
-      size < min(image.shape[:2]),
-      f'`cutout`: a square of {size} pixels can cover a whole image of '
+      side < shorter,
+      f'`cutout`: a square of {side} pixels can cover a whole image of '
       f'{image.shape[0]}x{image.shape[1]} pixels: give a smaller one, or 0 for '
       'no cutout',
     )
     centre = jax.random.randint(key, (2,), 0, np.array(image.shape[:2]))
-    return jnp.where(square_mask(image.shape, centre, size), 0.0, image)
+    return jnp.where(square_mask(image.shape, centre, side), 0.0, image)
 
   return apply
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ssljax import optimizers, registry
-from ssljax.augment import standard
+from ssljax.augment import named
 from ssljax.config import Config, per_class, pool
 from ssljax.core import BatchSpec, Method
 from ssljax.data import (
@@ -179,7 +179,7 @@ def feed_maker(dataset: datasets.Dataset, kind: str, place) -> Callable:
 
 def make_augmentations(
   names: tuple[str, ...], on_host: bool
-) -> list[Callable | None]:
+) -> tuple[Callable | None, Callable | None]:
   """Return the augmentations before and after the preprocessing.
 
   Args:
@@ -193,15 +193,7 @@ def make_augmentations(
       'as they are decoded: give crop once, as the first',
     )
     names = names[1:]
-  first = max(
-    (i + 1 for i, name in enumerate(names) if name in registry.ON_PIXELS),
-    default=0,
-  )
-  chosen = lambda part: (registry.AUGMENTATIONS[name] for name in part)
-  return [
-    standard.chain(*chosen(part)) if part else None
-    for part in (names[:first], names[first:])
-  ]
+  return named.split_chain(names)
 
 
 def make_data(
