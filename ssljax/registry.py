@@ -18,14 +18,20 @@ from ssljax.methods import (
   fixmatch,
   flexmatch,
   freematch,
+  ict,
+  laplacenet,
   llp,
   madnn,
   mean_teacher,
+  mixmatch,
   pi_model,
   pseudo_label,
   r2d2,
   softmatch,
   supervised,
+  temporal_ensembling,
+  uda,
+  vat,
 )
 from ssljax.networks import (
   convlarge,
@@ -64,9 +70,20 @@ METHODS: dict[str, MethodEntry] = {
   'pi_model': MethodEntry(
     pi_model.pi_model, ('supervised',), pi_model.DEFAULTS
   ),
+  'temporal_ensembling': MethodEntry(
+    temporal_ensembling.temporal_ensembling,
+    ('supervised',),
+    temporal_ensembling.DEFAULTS,
+  ),
   'mean_teacher': MethodEntry(
     mean_teacher.mean_teacher, ('supervised',), mean_teacher.DEFAULTS
   ),
+  'vat': MethodEntry(vat.vat, ('supervised',), vat.DEFAULTS),
+  'ict': MethodEntry(ict.ict, ('supervised',), ict.DEFAULTS),
+  'mixmatch': MethodEntry(
+    mixmatch.mixmatch, ('supervised',), mixmatch.DEFAULTS
+  ),
+  'uda': MethodEntry(uda.uda, ('supervised',), uda.DEFAULTS),
   'fixmatch': MethodEntry(
     fixmatch.fixmatch, ('supervised',), fixmatch.DEFAULTS
   ),
@@ -78,6 +95,9 @@ METHODS: dict[str, MethodEntry] = {
   ),
   'softmatch': MethodEntry(
     softmatch.softmatch, ('supervised',), softmatch.DEFAULTS
+  ),
+  'laplacenet': MethodEntry(
+    laplacenet.laplacenet, ('supervised',), laplacenet.DEFAULTS
   ),
 }
 _OWN_METHODS = frozenset(METHODS)

@@ -150,12 +150,16 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     ssljax.load(tmp_path)
 
 
-METHODS = ('supervised', 'madnn', 'association', 'r2d2', 'llp', 'deepbass')
+METHODS = (
+  *('supervised', 'madnn', 'association', 'r2d2', 'llp', 'deepbass'),
+  *('pseudo_label', 'temporal_ensembling', 'vat', 'ict', 'mixmatch'),
+)
 # So that every stage of every method takes a few steps.
 SHORT = {
   'r2d2': dict(pretrain=20, repeat=4, interval=2, finetune=2),
   'llp': dict(warm=5),
   'deepbass': dict(iterations=2, passes=2, dropout=0.1),
+  'vat': dict(epsilon=0.5),
 }
 
 

@@ -12,6 +12,8 @@ import optax
 from ssljax.core import DEFAULT_VIEW, Batch, BatchSpec, init_state
 from ssljax.networks import network
 
+KEY = jax.random.key(2)  # of a step, see `call`
+
 
 def _logits(params, image):
   pixels = image.reshape(len(image), -1)
@@ -82,7 +84,7 @@ def make_state(method, labels, classes):
 def call(method, state, batch):
   """(loss, state, metrics) of the only stage."""
   loss = method.stages[-1].loss
-  total, (state, metrics) = loss(state.params, state, batch, jax.random.key(1))
+  total, (state, metrics) = loss(state.params, state, batch, KEY)
   return total, state, metrics
 
 

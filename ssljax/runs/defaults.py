@@ -263,16 +263,26 @@ def _strong_view(facts: Facts, found) -> dict[str, Any]:
   return chosen | {'strong_augment': (strong, 'cutout:0.25')}
 
 
+def _laplacenet(facts: Facts, found) -> dict[str, Any]:
+  return _strong_view(facts, found) | {
+    'samples': 1,
+    'pretrain': _steps(20, facts.labelled, found['batch_labelled'], 300, 1000),
+    'neighbours': max(1, min(20, facts.images - 1)),
+  }
+
+
 _OWN: dict[str, Callable] = {
   'association': _association,
   'r2d2': _r2d2,
   'llp': _llp,
   'deepbass': _deepbass,
-  'pseudo_label': _consistency,
-  'pi_model': _consistency,
-  'mean_teacher': _consistency,
-  'fixmatch': _strong_view,
-  'flexmatch': _strong_view,
-  'freematch': _strong_view,
-  'softmatch': _strong_view,
+  **dict.fromkeys(
+    ('pseudo_label', 'pi_model', 'temporal_ensembling', 'mean_teacher', 'vat'),
+    _consistency,
+  ),
+  **dict.fromkeys(('ict', 'mixmatch'), _consistency),
+  **dict.fromkeys(
+    ('uda', 'fixmatch', 'flexmatch', 'freematch', 'softmatch'), _strong_view
+  ),
+  'laplacenet': _laplacenet,
 }
