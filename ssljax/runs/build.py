@@ -22,7 +22,7 @@ from ssljax.data import (
   splits,
 )
 from ssljax.distributed import placement
-from ssljax.errors import require
+from ssljax.errors import InputError, require
 from ssljax.networks.network import Network
 from ssljax.runs import queries, summary
 from ssljax.signatures import given, keywords
@@ -196,6 +196,16 @@ def make_augmentations(
   return named.split_chain(names)
 
 
+def refuse_small_images(names, augmentations, shape: tuple[int, ...]) -> None:
+  """Raise `InputError` for augmentations that images [H, W, c] cannot have."""
+  one = jax.ShapeDtypeStruct(shape, np.float32)
+  for augment in augmentations:
+    try:
+      jax.eval_shape(augment, jax.random.key(0), one)
+    except InputError as error:
+      raise InputError(f'`augment`={",".join(names)}: {error}') from error
+
+
 def make_data(
   config: Config, dataset, drawn, mesh, augmentation: Callable | None = None
 ) -> tuple[compiled.Data, int | None]:
@@ -208,6 +218,7 @@ def make_data(
   fed = _feed(dataset, config.run.feed, placement.Placer(mesh))
   names, chosen = config.augmentation.augment, config.augmentation.preprocess
   on_pixels, own = make_augmentations(names, source.crop is not None)
+  refuse_small_images(names, filter(None, (on_pixels, own)), source.shape)
   processing = registry.preprocess_of(chosen, source.is_images)
   fitted, by_seed = (), None
   if chosen in registry.FITTED:

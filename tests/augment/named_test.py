@@ -14,6 +14,7 @@ from ssljax.augment import (
   standard,
 )
 from ssljax.errors import InputError
+from ssljax.runs import build
 
 IMAGE = picture(20, 18, 3)
 KEY = jax.random.key(5)
@@ -157,3 +158,23 @@ def test_a_chain_is_recorded_as_given():
   assert made.augmentation.augment == names
   assert line in config.to_flags(made)
   assert config.from_json(config.to_json(made)) == made
+
+
+def test_a_run_augments_before_and_after_its_preprocessing():
+  names = ('translate:4', 'randaugment:1:5', 'cutout:0.5')
+  before, after = build.make_augmentations(names, on_host=False)
+  assert same(before, standard.chain(*map(named.chosen, names[:2])))
+  assert same(after, standard.chain(standard.cutout(0.5)))
+  # The feed has cropped already.
+  before, after = build.make_augmentations(('crop', 'flip'), on_host=True)
+  assert before is None
+  assert same(after, standard.chain(standard.flip))
+
+
+def test_a_run_refuses_augmentations_of_larger_images():
+  names, shape = ('flip', 'cutout:16'), (8, 8, 1)
+  with pytest.raises(
+    InputError, match='augment=flip,cutout:16: cutout: a square of 16 pixels'
+  ):
+    augmentations = filter(None, build.make_augmentations(names, False))
+    build.refuse_small_images(names, augmentations, shape)

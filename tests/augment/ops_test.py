@@ -164,7 +164,7 @@ def test_values_stay_between_0_and_1_and_finite_at_both_ends(name):
   for value in (0.0, 0.05, 1.0, 2.0 if ops.NUMBER[name] < 14 else 0.5):
     got = program()(image, jnp.int32(ops.NUMBER[name]), jnp.float32(value))
     assert np.isfinite(got).all()
-    if name not in ('autocontrast', 'equalize', 'invert', 'smooth'):
+    if value <= 1 or name not in ('autocontrast', 'equalize', 'invert'):
       assert got.min() >= 0 and got.max() <= 1
 
 
