@@ -114,6 +114,7 @@ METHODS = {
   'mean_teacher': lambda tx, steps: mean_teacher(
     NET, tx, DRAW, steps, weight=1.0
   ),
+  # A larger ξ than the default, at which rounding turns the direction.
   'vat': lambda tx, steps: vat(NET, tx, DRAW, steps, epsilon=0.2, xi=1.0),
   'ict': lambda tx, steps: ict(NET, tx, DRAW, steps, weight=1.0),
   'mixmatch': lambda tx, steps: mixmatch(NET, tx, DRAW, steps, weight=1.0),
