@@ -27,12 +27,12 @@ import sys
 from absl import flags
 import jax
 
-from ssljax import core, registry
-from ssljax.cli import main
+from ssljax import core
+from ssljax.cli import main, selected
 from ssljax.config import Config
 from ssljax.data import datasets
 from ssljax.distributed import placement
-from ssljax.errors import InputError, require
+from ssljax.errors import require
 from ssljax.planning import collectives
 from ssljax.planning import plan as planning
 from ssljax.planning.plan import Plan, Subject
@@ -158,32 +158,12 @@ def make_devices(count: int) -> None:
   jax.config.update('jax_num_cpu_devices', count)
 
 
-class PlanCommand(main.MethodCommand):
+class PlanCommand(selected.SelectedCommand):
   """The command line: --method, --devices and the flags of the method."""
 
   def __init__(self, argv: Sequence[str]):
     """Define the flags of the method that the arguments select."""
-    ahead = flags.FlagValues()
-    _define_flags(ahead)
-    try:
-      main.check_arguments(argv[1:])
-      ahead(list(argv), known_only=True)
-    except (flags.Error, InputError):
-      pass  # Reported when all flags are parsed.
-    self.chosen = ahead['method'].value
-    known = self.chosen in registry.METHODS
-    super().__init__(self.chosen if known else 'supervised')
-    _define_flags(self.values)
-
-  def parse(self, argv: Sequence[str]) -> list[str]:
-    """Parse arguments; a method must be chosen.
-
-    Raises:
-      InputError: the method is missing or unknown.
-    """
-    if self.chosen is not None:
-      registry.method(self.chosen)
-    return super().parse(argv)
+    super().__init__(argv, _define_flags)
 
   def outlined(self) -> tuple[Config, datasets.Dataset]:
     """Return the config that the flags stand for, and its data's outline."""
@@ -196,8 +176,7 @@ class PlanCommand(main.MethodCommand):
 
   def act(self) -> None:
     """Print the plan of the run that the flags describe."""
-    known = ', '.join(registry.METHODS)
-    require(self.chosen is not None, f'`method`: give one of {known}')
+    self.require_method()
     counts = device_counts(self.values.devices)
     config, dataset = self.outlined()
     make_devices(max(counts))
@@ -207,12 +186,6 @@ class PlanCommand(main.MethodCommand):
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-  flags.DEFINE_string(
-    'method',
-    None,
-    f'Method of the planned run, one of {", ".join(registry.METHODS)}.',
-    flag_values=values,
-  )
   flags.DEFINE_list(
     'devices',
     ['8'],

@@ -16,10 +16,23 @@ from ssljax.errors import InputError, choose
 from ssljax.methods import (
   association,
   deepbass,
+  fixmatch,
+  flexmatch,
+  freematch,
+  ict,
+  laplacenet,
   llp,
   madnn,
+  mean_teacher,
+  mixmatch,
+  pi_model,
+  pseudo_label,
   r2d2,
+  softmatch,
   supervised,
+  temporal_ensembling,
+  uda,
+  vat,
 )
 from ssljax.networks import (
   convlarge,
@@ -53,6 +66,41 @@ METHODS: dict[str, MethodEntry] = {
   'r2d2': MethodEntry(r2d2.r2d2, (), r2d2.DEFAULTS),
   'llp': MethodEntry(llp.llp, ('supervised',), llp.DEFAULTS),
   'deepbass': MethodEntry(deepbass.deepbass, (), deepbass.DEFAULTS),
+  'pseudo_label': MethodEntry(
+    pseudo_label.pseudo_label, ('supervised',), pseudo_label.DEFAULTS
+  ),
+  'pi_model': MethodEntry(
+    pi_model.pi_model, ('supervised',), pi_model.DEFAULTS
+  ),
+  'temporal_ensembling': MethodEntry(
+    temporal_ensembling.temporal_ensembling,
+    ('supervised',),
+    temporal_ensembling.DEFAULTS,
+  ),
+  'mean_teacher': MethodEntry(
+    mean_teacher.mean_teacher, ('supervised',), mean_teacher.DEFAULTS
+  ),
+  'vat': MethodEntry(vat.vat, ('supervised',), vat.DEFAULTS),
+  'ict': MethodEntry(ict.ict, ('supervised',), ict.DEFAULTS),
+  'mixmatch': MethodEntry(
+    mixmatch.mixmatch, ('supervised',), mixmatch.DEFAULTS
+  ),
+  'uda': MethodEntry(uda.uda, ('supervised',), uda.DEFAULTS),
+  'fixmatch': MethodEntry(
+    fixmatch.fixmatch, ('supervised',), fixmatch.DEFAULTS
+  ),
+  'flexmatch': MethodEntry(
+    flexmatch.flexmatch, ('supervised',), flexmatch.DEFAULTS
+  ),
+  'freematch': MethodEntry(
+    freematch.freematch, ('supervised',), freematch.DEFAULTS
+  ),
+  'softmatch': MethodEntry(
+    softmatch.softmatch, ('supervised',), softmatch.DEFAULTS
+  ),
+  'laplacenet': MethodEntry(
+    laplacenet.laplacenet, ('supervised',), laplacenet.DEFAULTS
+  ),
 }
 _OWN_METHODS = frozenset(METHODS)
 AUGMENTATIONS = named.AUGMENTATIONS

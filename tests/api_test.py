@@ -159,12 +159,17 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     ssljax.load(tmp_path)
 
 
-METHODS = ('supervised', 'madnn', 'association', 'r2d2', 'llp', 'deepbass')
+METHODS = (
+  *('supervised', 'madnn', 'association', 'r2d2', 'llp', 'deepbass'),
+  *('pseudo_label', 'temporal_ensembling', 'vat', 'ict', 'mixmatch'),
+)
 # So that every stage of every method takes a few steps.
 SHORT = {
   'r2d2': dict(pretrain=20, repeat=4, interval=2, finetune=2),
   'llp': dict(warm=5),
   'deepbass': dict(iterations=2, passes=2, dropout=0.1),
+  'vat': dict(epsilon=0.5),
+  'mixmatch': dict(weight=1.0),
 }
 
 
@@ -183,6 +188,18 @@ def test_every_method_learns_from_features(method):
   new, truth = make_features(60, seed=1)
   # Two of the four features are useless unless they are brought to one scale.
   assert model.evaluate(new, truth).accuracy > 0.7
+
+
+def test_a_strong_view_of_features_is_refused_with_the_ways_out():
+  x, y = make_features()
+  run = dict(method='fixmatch', steps=20, progress=False)
+  with pytest.raises(ssljax.InputError, match='holds features') as error:
+    ssljax.fit(x, few(y, 6), **run)
+  message = str(error.value)
+  assert '\n' not in message and 'strong_augment= for none' in message
+  assert 'pseudo_label, pi_model' in message and 'flexmatch' not in message
+  model = ssljax.fit(x, few(y, 6), strong_augment=(), **run)
+  assert model.shape == (4,)
 
 
 def test_features_with_a_test_set_report_its_error():

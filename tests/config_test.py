@@ -264,8 +264,8 @@ def mine(net, tx, batch_spec, steps, *, gain: float = 2.0):
 
 def test_a_keyword_that_is_another_setting_is_refused(register):
   with pytest.raises(InputError, match=r"'decay' is a setting of optimizer"):
-    register('mean_teacher', factory)
-  assert 'mean_teacher' not in registry.METHODS
+    register('co_training', factory)
+  assert 'co_training' not in registry.METHODS
 
 
 def test_a_keyword_needs_a_default(register):

@@ -66,12 +66,22 @@ gc.set_threshold(50_000, 20, 100)
 # A whole test is marked where it stands, and here what depends on a parameter.
 _QUICK = r'association\.digits-mnist|deepbass\.digits'  # of the presets
 _SAME_ENGINE = r'\[(supervised|association|adaptation)\]'  # no state of images
+# Of the consistency methods, resuming and sharding are tested in the default
+# run: their state is nothing that the other tests of the engine look at.
+_CONSISTENCY = (
+  r'\[(pseudo_label|pi_model|temporal_ensembling|mean_teacher|vat|ict|mixmatch'
+  r'|uda|fixmatch|flexmatch|freematch|softmatch|laplacenet)\]'
+)
 SLOW = (
   rf'contract_test.py::test_seeds_vmapped_.*{_SAME_ENGINE}',
   rf'contract_test.py::test_many_steps_.*{_SAME_ENGINE}',
   rf'contract_test.py::test_each_stage_compiles_once.*{_SAME_ENGINE}',
   rf'contract_test.py::test_the_stream_feed_.*{_SAME_ENGINE}',
   rf'contract_test.py::test_interrupted_and_.*{_SAME_ENGINE}',
+  r'contract_test.py::test_(seeds_vmapped|many_steps|each_stage_compiles_once)'
+  rf'_.*{_CONSISTENCY}',
+  rf'contract_test.py::test_(the_stream_feed|the_truth)_.*{_CONSISTENCY}',
+  rf'active_loop_test.py::.*{_CONSISTENCY}',
   r'contract_test.py::test_split_over_.*\[(supervised|adaptation)\]',
   r'contract_test.py::test_a_checkpoint_of_eight.*\[(r2d2-1|llp-4)\]',
   r'contract_test.py::test_a_checkpoint_of_longer.*\[(320-r2d2|64-llp)\]',

@@ -13,10 +13,10 @@ import optax
 import pytest
 import tiny
 
-from ssljax.core import UNLABELLED, Batch
+from ssljax.core import DEFAULT_VIEW, UNLABELLED, Batch
 from ssljax.data import feeds
 from ssljax.distributed import placement
-from ssljax.training import checkpoint, loop, metrics_writer
+from ssljax.training import checkpoint, compiled, loop, metrics_writer
 
 OPTIONS = loop.Options(evaluate_every=3, record_every=2)
 FIRST = np.int32(0)  # step at which the stage begins
@@ -64,9 +64,12 @@ def test_the_loss_touches_only_stats_and_memory(name):
   for loss, number in {s.loss: i for i, s in enumerate(stages)}.items():
     of_stage = tiny.samplers(job, number)
     source, rows = next(tiny.sources(job, of_stage, [(0, 1)]))
-    image = job.program.plain(source, rows[0], state.key)
+    read = compiled.read_views(
+      stages[number], job.program.data, job.program.mesh
+    )
+    views = read(source, rows[0], state.key)
     given = jnp.arange(rows.shape[1]) < stages[number].batch_spec.labelled
-    batch = Batch(rows[0], image, given)
+    batch = Batch(rows[0], views.pop(DEFAULT_VIEW), given, views=views)
     _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
     for field in ('step', 'params', 'opt_state', 'average', 'labels'):
       chex.assert_trees_all_equal(getattr(after, field), getattr(state, field))

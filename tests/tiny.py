@@ -13,10 +13,23 @@ from ssljax.data import datasets, feeds, sampling, splits
 from ssljax.distributed import placement
 from ssljax.methods.association import association
 from ssljax.methods.deepbass import deepbass
+from ssljax.methods.fixmatch import fixmatch
+from ssljax.methods.flexmatch import flexmatch
+from ssljax.methods.freematch import freematch
+from ssljax.methods.ict import ict
+from ssljax.methods.laplacenet import laplacenet
 from ssljax.methods.llp import llp
 from ssljax.methods.madnn import madnn
+from ssljax.methods.mean_teacher import mean_teacher
+from ssljax.methods.mixmatch import mixmatch
+from ssljax.methods.pi_model import pi_model
+from ssljax.methods.pseudo_label import pseudo_label
 from ssljax.methods.r2d2 import r2d2
+from ssljax.methods.softmatch import softmatch
 from ssljax.methods.supervised import supervised
+from ssljax.methods.temporal_ensembling import temporal_ensembling
+from ssljax.methods.uda import uda
+from ssljax.methods.vat import vat
 from ssljax.networks import layers, network
 from ssljax.training import loop, snapshots
 from ssljax.training.compiled import Data, Program
@@ -58,6 +71,8 @@ def brighten(key, image):
   return image + 0.1 * jax.random.normal(key)
 
 
+STRONG = ('noise',)  # of methods with a strong view
+
 METHODS = {
   'supervised': lambda tx, steps: supervised(NET, tx, DRAW, steps),
   'madnn': lambda tx, steps: madnn(NET, tx, DRAW, steps),
@@ -90,6 +105,43 @@ METHODS = {
     interval=2,
     finetune=2,
     cutout=2,
+  ),
+  'pseudo_label': lambda tx, steps: pseudo_label(NET, tx, DRAW, steps),
+  'pi_model': lambda tx, steps: pi_model(NET, tx, DRAW, steps, weight=1.0),
+  'temporal_ensembling': lambda tx, steps: temporal_ensembling(
+    NET, tx, DRAW, steps, weight=1.0
+  ),
+  'mean_teacher': lambda tx, steps: mean_teacher(
+    NET, tx, DRAW, steps, weight=1.0
+  ),
+  # A larger ξ than the default, at which rounding turns the direction.
+  'vat': lambda tx, steps: vat(NET, tx, DRAW, steps, epsilon=0.2, xi=1.0),
+  'ict': lambda tx, steps: ict(NET, tx, DRAW, steps, weight=1.0),
+  'mixmatch': lambda tx, steps: mixmatch(NET, tx, DRAW, steps, weight=1.0),
+  'uda': lambda tx, steps: uda(
+    NET, tx, DRAW, steps, threshold=0.5, strong_augment=STRONG
+  ),
+  'fixmatch': lambda tx, steps: fixmatch(
+    NET, tx, DRAW, steps, threshold=0.5, strong_augment=STRONG
+  ),
+  'flexmatch': lambda tx, steps: flexmatch(
+    NET, tx, DRAW, steps, threshold=0.5, strong_augment=STRONG
+  ),
+  'freematch': lambda tx, steps: freematch(
+    NET, tx, DRAW, steps, strong_augment=STRONG
+  ),
+  'softmatch': lambda tx, steps: softmatch(
+    NET, tx, DRAW, steps, strong_augment=STRONG
+  ),
+  'laplacenet': lambda tx, steps: laplacenet(
+    NET,
+    tx,
+    DRAW,
+    steps,
+    pretrain=3,
+    neighbours=5,
+    samples=2,
+    strong_augment=STRONG,
   ),
 }
 

@@ -10,7 +10,7 @@ import sys
 
 from ssljax import registry
 
-# Programs of `ssljax.experiments` that do not train a method by themselves.
+# Programs of `ssljax.experiments` that are not named after a method.
 TOOLS = (
   'figures',
   'html_report',
@@ -19,6 +19,7 @@ TOOLS = (
   'propagate',
   'reproduce',
   'speed',
+  'train',
 )
 
 

@@ -25,7 +25,7 @@ from ssljax.distributed import placement
 from ssljax.errors import InputError, require
 from ssljax.networks.network import Network
 from ssljax.runs import queries, summary
-from ssljax.signatures import given
+from ssljax.signatures import given, keywords
 from ssljax.training import compiled, footprint
 
 RESIDENT_BYTES = 4 * 2**30  # above it, `feed`=auto streams
@@ -459,13 +459,31 @@ def check_stages(methods, dataset: datasets.Dataset, epoch_steps) -> None:
     for stage in method.stages:
       epoch_steps(stage.batch_spec)
       for augment in stage_augmentations(stage):
-        require(
-          dataset.train.is_images,
-          f'`dataset`={dataset.name}: holds features, and the stage '
-          f'{stage.name} of {method.name} changes images: switch that off (for '
-          'R2-D2, `cutout`=0)',
-        )
+        require(dataset.train.is_images, needs_images(dataset, method, stage))
         jax.eval_shape(augment, jax.random.key(0), one)
+
+
+def needs_images(dataset: datasets.Dataset, method, stage) -> str:
+  """Return the message for a stage that changes images, of a set of features.
+
+  Args:
+    dataset: that holds features.
+    method: that the stage belongs to.
+    stage: whose views are augmented.
+  """
+  strong = lambda factory: 'strong_augment' in keywords(factory)
+  entry = registry.METHODS.get(method.name)
+  message = (
+    f'`dataset`={dataset.name}: holds features, and the stage {stage.name} of '
+    f'{method.name} changes images: '
+  )
+  if entry is None or not strong(entry.factory):
+    return f'{message}switch that off (for R2-D2, `cutout`=0)'
+  others = [n for n, e in registry.METHODS.items() if not strong(e.factory)]
+  return (
+    f'{message}give `strong_augment`= for none, or a method that needs none: '
+    f'{", ".join(others)}'
+  )
 
 
 def stage_augmentations(stage) -> list[Callable]:

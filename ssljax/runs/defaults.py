@@ -250,10 +250,52 @@ def _deepbass(facts: Facts, found) -> dict[str, Any]:
   }
 
 
+def _consistency(facts: Facts, found) -> dict[str, Any]:
+  seen = facts.images if found['unlabelled'] == 'all' else facts.unlabelled
+  others = max(1, min(150, seen))
+  return {
+    'batch_unlabelled': others,
+    'steps': _steps(25, seen, others, 1000, 2500),
+  }
+
+
+def _mixmatch(facts: Facts, found) -> dict[str, Any]:
+  # The paper's weight of 75 after 16,384 steps keeps a network that has seen
+  # few images at equal probabilities for all classes.
+  return _consistency(facts, found) | {'weight': 10.0, 'ramp': 0.3}
+
+
+def _strong_view(facts: Facts, found) -> dict[str, Any]:
+  chosen = _consistency(facts, found)
+  if not facts.is_images:
+    return chosen  # and the run is refused with its remedies
+  small = min(facts.shape[:2]) <= _SMALL
+  strong = 'translate:1' if small else 'randaugment:2:10'
+  return chosen | {'strong_augment': (strong, 'cutout:0.25')}
+
+
+def _laplacenet(facts: Facts, found) -> dict[str, Any]:
+  return _strong_view(facts, found) | {
+    'samples': 1,
+    'pretrain': _steps(20, facts.labelled, found['batch_labelled'], 300, 1000),
+    'neighbours': max(1, min(20, facts.images - 1)),
+  }
+
+
 _OWN: dict[str, Callable] = {
   'madnn': _madnn,
   'association': _association,
   'r2d2': _r2d2,
   'llp': _llp,
   'deepbass': _deepbass,
+  **dict.fromkeys(
+    ('pseudo_label', 'pi_model', 'temporal_ensembling', 'mean_teacher', 'vat'),
+    _consistency,
+  ),
+  'ict': _consistency,
+  'mixmatch': _mixmatch,
+  **dict.fromkeys(
+    ('uda', 'fixmatch', 'flexmatch', 'freematch', 'softmatch'), _strong_view
+  ),
+  'laplacenet': _laplacenet,
 }

@@ -29,6 +29,13 @@ SHORT = {
     '--acquire=none',
     '--train_split=train',
   ),
+  'laplacenet': (
+    '--batch_labelled=8',
+    '--batch_unlabelled=8',
+    '--pretrain=1',
+    '--neighbours=2',
+    '--nobaseline',
+  ),
   'llp': (
     '--batch_labelled=8',
     '--batch_unlabelled=8',
@@ -103,7 +110,7 @@ def test_every_preset_takes_two_steps(preset, sets, tmp_path, capsys):
   assert status == 0, capsys.readouterr().err
   result = json.loads((tmp_path / 'run/result.json').read_text())
   name = preset.stem.split('.')[0]
-  assert result['steps'] == {'r2d2': 4, 'llp': 3}.get(name, 2)
+  assert result['steps'] == {'r2d2': 4, 'llp': 3, 'laplacenet': 3}.get(name, 2)
   assert result['method'] == name
 
 

@@ -1,0 +1,70 @@
+"""Programs that take a method by name: --method and the flags of the method."""
+
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from ssljax import registry
+from ssljax.cli import main
+from ssljax.errors import InputError, require
+
+
+class SelectedCommand(main.MethodCommand):
+  """The command line of the method that --method names."""
+
+  def __init__(
+    self,
+    argv: Sequence[str],
+    define: Callable[[flags.FlagValues], None] = lambda values: None,
+  ):
+    """Define the flags of the method that the arguments select.
+
+    Args:
+      argv: arguments, the program first.
+      define: defines the program's other flags.
+    """
+    ahead = flags.FlagValues()
+    _define_method(ahead)
+    try:
+      main.check_arguments(argv[1:])
+      ahead(list(argv), known_only=True)
+    except (flags.Error, InputError):
+      pass  # Reported when all flags are parsed.
+    self.chosen = ahead['method'].value
+    known = self.chosen in registry.METHODS
+    super().__init__(self.chosen if known else 'supervised')
+    _define_method(self.values)
+    define(self.values)
+
+  def parse(self, argv: Sequence[str]) -> list[str]:
+    """Parse arguments; a method must be known.
+
+    Raises:
+      InputError: the method is unknown.
+    """
+    if self.chosen is not None:
+      registry.method(self.chosen)
+    return super().parse(argv)
+
+  def require_method(self) -> None:
+    """Raise `InputError` if no method is chosen."""
+    known = ', '.join(registry.METHODS)
+    require(self.chosen is not None, f'`method`: give one of {known}')
+
+
+class TrainCommand(SelectedCommand):
+  """Trains the chosen method."""
+
+  def act(self) -> None:
+    """Train the run that the flags describe."""
+    self.require_method()
+    super().act()
+
+
+def _define_method(values: flags.FlagValues) -> None:
+  flags.DEFINE_string(
+    'method',
+    None,
+    f'The method, one of {", ".join(registry.METHODS)}.',
+    flag_values=values,
+  )
