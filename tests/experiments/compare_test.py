@@ -1,0 +1,105 @@
+import json
+import pathlib
+import re
+import statistics
+from unittest import mock
+
+import binary
+import numpy as np
+import pytest
+
+from ssljax.errors import InputError
+from ssljax.experiments import compare
+
+ONE = compare.Outcome('madnn', 'mlp', {0: 3.0, 1: 5.0, 2: 4.0}, 12.4)
+ALONE = compare.Outcome('supervised', 'mlp', {0: 7.0, 1: 8.0, 2: 8.0}, 3.0)
+
+
+@pytest.fixture
+def asked(tmp_path):
+  """Run compare.py in this process; returns the commands that it called."""
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (60, 8, 8, 1), np.uint8)
+  labels = np.arange(60) % 3
+  np.savez(
+    tmp_path / 'mine.npz',
+    **dict(train=pixels, train_labels=labels),
+    **dict(test=pixels[:30] // 2, test_labels=labels[:30]),
+  )
+  called = []
+
+  def call(command):
+    called.append(command)
+    return binary.run(*command[2:], binary=pathlib.Path(command[1]).stem)
+
+  def ask(*more):
+    command = compare.Command()
+    rest = command.parse(
+      ['compare.py', f'--folder={tmp_path}/runs', '--seeds=2', *more]
+    )
+    assert rest == ['compare.py']
+    with mock.patch.object(compare, 'call', call):
+      command.act()
+    return called
+
+  ask.folder, ask.data = tmp_path / 'runs', f'--dataset={tmp_path}/mine.npz'
+  return ask
+
+
+def test_methods_are_compared_with_the_baseline_of_their_network(asked, capsys):
+  given = asked.data, '--labels=4', '--steps=3', '--batch_unlabelled=8'
+  called = asked('--methods=madnn', *given)
+  # Two splits of the method and of the baseline with the method's network.
+  programs = [pathlib.Path(command[1]).stem for command in called]
+  assert programs == ['madnn', 'madnn', 'supervised', 'supervised']
+  assert all('--labels=4' in command for command in called)
+  assert '--network=digits' in called[2]
+  errors = {}
+  for path in asked.folder.glob('*/seed-*/result.json'):
+    result = json.loads(path.read_text())
+    (errors[result['method'], result['seeds'][0]],) = result['test_error'][
+      'averaged'
+    ]
+  difference = statistics.fmean(
+    errors['madnn', seed] - errors['supervised', seed] for seed in (0, 1)
+  )
+  text = (asked.folder / 'comparison.md').read_text()
+  (row,) = re.findall(r'^\| madnn \| digits \|.*$', text, re.M)
+  assert f'| {difference:+.2f} [' in row and text in capsys.readouterr().out
+  # The same command trains nothing; other data need another folder.
+  asked('--methods=madnn', *given)
+  assert len(called) == 4
+  with pytest.raises(InputError, match='holds a comparison with'):
+    asked('--methods=madnn', '--labels=3', *given[:1])
+
+
+def test_the_difference_is_paired_and_has_a_verdict():
+  text = compare.markdown([(ONE, ALONE)], 'mine')
+  # Differences −4, −3, −4: mean −3.67, standard deviation 0.577, and Student's
+  # quantile 4.303 for two degrees of freedom: ± 1.43.
+  assert '| madnn | mlp | 4.00 ± 1.00 | 7.67 ± 0.58 |' in text
+  assert '| -3.67 [-5.10, -2.23] | better | 12 |' in text
+  text = compare.markdown([(ALONE, ONE)], 'mine')
+  assert '| +3.67 [+2.23, +5.10] | worse |' in text
+  other = ONE._replace(errors={0: 6.0, 1: 9.5, 2: 7.6})
+  assert '| no difference shown |' in compare.markdown([(other, ALONE)], 'm')
+
+
+@pytest.mark.parametrize(
+  ('given', 'words'),
+  [
+    ([], r'methods.*give some of'),
+    (['--methods=madn'], r'methods.*madnn'),
+    (['--methods=madnn', '--seeds=0'], 'seeds'),
+    (['--methods=madnn', '--workdir=x'], 'workdir.*leave it out'),
+    (['--methods=madnn', '--nobaseline'], 'nobaseline.*leave it out'),
+  ],
+)
+def test_a_comparison_that_cannot_work_is_refused(asked, given, words):
+  with pytest.raises(InputError, match=words):
+    asked(*given)
+
+
+def test_a_program_that_fails_is_named(asked):
+  with pytest.raises(InputError, match=r'madnn.py ended with status 2'):
+    asked('--methods=madnn', asked.data, '--steps=0')
