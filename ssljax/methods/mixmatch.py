@@ -21,8 +21,8 @@ Departures from the paper:
     code; its running statistics are dropped.
   - The decay of the average rises to its value, as (1+t)/(10+t), and the
     batch statistics are averaged too.
-  - Weight decay is a part of the gradient, as in all runs; the paper shrinks the
-    weights directly, by 0.0004 at each update.
+  - Weight decay is a part of the gradient, as in all runs; the paper shrinks
+    the weights directly, by 0.0004 at each update.
 """
 
 import jax
