@@ -113,8 +113,7 @@ def chosen(name: str) -> Augment:
   parameters = FACTORIES[base].defaults if base in FACTORIES else {}
   require(
     len(texts) <= len(parameters),
-    f'`augment`={name}: {base} has {len(parameters) or "no"} parameters: give '
-    f'{usage(base)}',
+    f'`augment`={name}: too many parameters: give {usage(base)}',
   )
   values = [_number(name, base, text) for text in texts]
   given = dict(zip(parameters, values, strict=False))

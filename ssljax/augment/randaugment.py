@@ -19,7 +19,8 @@ Signs are fair coins.
 
 Departures from FixMatch's TensorFlow code, which differs from its paper: there
 an operation is applied with probability 1/2, factors are 0.1 + 1.8 l, and
-translations are at most 10 pixels. The ranges of Cubuk et al. are wider, too.
+translations are at most 10 pixels. Cubuk et al. have other ranges, too: factors
+from 0.1 to 1.9, for example.
 FixMatch applies cutout afterwards: add `cutout:0.5` to the chain.
 """
 

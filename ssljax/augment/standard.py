@@ -320,7 +320,7 @@ def gaussian(size: int, sigma: float | None = None) -> tuple[float, ...]:
   """Return kernel weights [size] that sum to 1, as cv2.getGaussianKernel.
 
   Args:
-    size: in pixels, odd.
+    size: in pixels, odd, below 1000.
     sigma: in pixels, above 0. None selects OpenCV's own choice: fixed kernels
       up to size 9 and sigma 0.3 ((size - 1) / 2 - 1) + 0.8 for larger sizes.
   """
@@ -328,6 +328,7 @@ def gaussian(size: int, sigma: float | None = None) -> tuple[float, ...]:
     _check_whole_number(size=size) % 2 == 1,
     f'`size`={size}: give an odd number of pixels',
   )
+  errors.require(size < 1000, f'`size`={size}: give a size below 1000 pixels')
   if sigma is not None:
     errors.positive(sigma=sigma)
   if sigma is None and size in OPENCV_KERNELS:
@@ -443,6 +444,15 @@ def turn_hue(
 
 def _reflect(image: chex.Array, pad: int) -> chex.Array:
   """Pad [H, W, c] to [H + 2 pad, W + 2 pad, c], not repeating the edge."""
+  height, width, _ = image.shape
+  # Tracing takes a step for each reflection, of which more than one makes no
+  # sense; only the smallest images may have several, as in version 0.1.
+  most = max(4, min(height, width) - 1)
+  errors.require(
+    pad <= most,
+    f'{pad} pixels are too many for images of {height}x{width} pixels: give at '
+    f'most {most}',
+  )
   return jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode='reflect')
 
 
