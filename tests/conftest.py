@@ -86,6 +86,7 @@ SLOW = (
   r'contract_test.py::test_a_checkpoint_of_eight.*\[(r2d2-1|llp-4)\]',
   r'contract_test.py::test_a_checkpoint_of_longer.*\[(320-r2d2|64-llp)\]',
   r'contract_test.py::test_a_checkpoint_of_longer.*-deepbass\]',
+  r'contract_test.py::test_a_checkpoint_of.*(ensembling|flexmatch|laplacenet)',
   r'contract_test.py::test_(many_steps|seeds_vmapped)_.*\[r2d2\]',
   rf'active_loop_test.py::.*{_SAME_ENGINE}',
   r'active_loop_test.py::.*\[r2d2\]',

@@ -178,33 +178,45 @@ def fit_until(step, monkeypatch, *args, **options):
     fit(*args, **options)
 
 
+def longer_than_six(name):
+  """Arguments of `fit` with which a run takes more than six steps."""
+  return {'steps': 9} if name in ('temporal_ensembling', 'flexmatch') else {}
+
+
 @pytest.mark.parametrize('devices', [1, 4])
-@pytest.mark.parametrize('name', ['llp', 'r2d2'])  # split over devices
+@pytest.mark.parametrize(  # with memories that are split over devices
+  'name', ['llp', 'r2d2', 'temporal_ensembling', 'flexmatch', 'laplacenet']
+)
 def test_a_checkpoint_of_eight_devices_resumes_on_fewer(
   name, devices, tmp_path, monkeypatch
 ):
   always = OPTIONS._replace(checkpoint_seconds=0.0)
-  whole, _ = fit(tmp_path / 'whole', name, options=always)
+  how = dict(options=always) | longer_than_six(name)
+  whole, _ = fit(tmp_path / 'whole', name, **how)
   folder = tmp_path / 'parts'
-  fit_until(6, monkeypatch, folder, name, options=always, devices=8)
-  resumed, progress = fit(folder, name, options=always, devices=devices)
+  fit_until(6, monkeypatch, folder, name, devices=8, **how)
+  resumed, progress = fit(folder, name, devices=devices, **how)
   assert progress.evaluations[0]['step'] < 6 < progress.step
   chex.assert_trees_all_close(
     comparable(resumed), comparable(whole), rtol=1e-4, atol=1e-5
   )
 
 
-@pytest.mark.parametrize('name', ['llp', 'r2d2', 'deepbass'])
+@pytest.mark.parametrize(
+  'name',
+  ['llp', 'r2d2', 'deepbass', 'temporal_ensembling', 'flexmatch', 'laplacenet'],
+)
 @pytest.mark.parametrize('multiple', [64, 320])  # rows: 61 of 256
 def test_a_checkpoint_of_longer_or_shorter_tables_resumes(
   name, multiple, tmp_path, monkeypatch
 ):
   always = OPTIONS._replace(checkpoint_seconds=0.0)
-  whole, _ = fit(tmp_path / 'whole', name, options=always)
+  how = dict(options=always) | longer_than_six(name)
+  whole, _ = fit(tmp_path / 'whole', name, **how)
   folder = tmp_path / 'parts'
-  fit_until(6, monkeypatch, folder, name, options=always)
+  fit_until(6, monkeypatch, folder, name, **how)
   monkeypatch.setattr(placement, 'row_multiple', lambda mesh: multiple)
-  resumed, progress = fit(folder, name, options=always, shared=False)
+  resumed, progress = fit(folder, name, shared=False, **how)
   assert progress.evaluations[0]['step'] < 6 < progress.step
   assert not list((folder / 'checkpoints').glob('damaged*'))
   lengths = {x.shape[1] for x in jax.tree.leaves(resumed.memory) if x.ndim > 1}

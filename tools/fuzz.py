@@ -393,7 +393,7 @@ def programs_of_flags() -> dict[str, dict[str, str]]:
   from absl import flags
 
   from ssljax import experiments, registry
-  from ssljax.cli import commands, main
+  from ssljax.cli import commands, main, selected
 
   found = {}
   for name in registry.METHODS:
@@ -402,11 +402,14 @@ def programs_of_flags() -> dict[str, dict[str, str]]:
   for name in commands.TOOLS:
     values = flags.FlagValues()
     module = runpy.run_path(f'{experiments.FOLDER}/{name}.py')
+    if name == 'train':
+      continue  # the flags are those of the methods
     if name == 'figures':
       from ssljax.experiments.figures import catalogue
 
       catalogue.define_flags(values)
     elif name == 'plan':
+      selected.define_method(values)
       module['_define_flags'](values)
     else:
       module['define_flags'](values)

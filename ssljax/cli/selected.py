@@ -24,7 +24,7 @@ class SelectedCommand(main.MethodCommand):
       define: defines the program's other flags.
     """
     ahead = flags.FlagValues()
-    _define_method(ahead)
+    define_method(ahead)
     try:
       main.check_arguments(argv[1:])
       ahead(list(argv), known_only=True)
@@ -33,7 +33,7 @@ class SelectedCommand(main.MethodCommand):
     self.chosen = ahead['method'].value
     known = self.chosen in registry.METHODS
     super().__init__(self.chosen if known else 'supervised')
-    _define_method(self.values)
+    define_method(self.values)
     define(self.values)
 
   def parse(self, argv: Sequence[str]) -> list[str]:
@@ -61,7 +61,8 @@ class TrainCommand(SelectedCommand):
     super().act()
 
 
-def _define_method(values: flags.FlagValues) -> None:
+def define_method(values: flags.FlagValues) -> None:
+  """Define --method."""
   flags.DEFINE_string(
     'method',
     None,
