@@ -163,6 +163,20 @@ def markdown(pairs: Sequence[tuple[Outcome, Outcome]], title: str) -> str:
   )
 
 
+def define_flags(values: flags.FlagValues) -> None:
+  """Define the flags of this program."""
+  flags.DEFINE_list('methods', None, 'Methods to compare.', flag_values=values)
+  flags.DEFINE_integer(
+    'seeds', 5, 'Number of label splits.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'folder',
+    'runs/compare',
+    'Folder of the runs; one for each data set.',
+    flag_values=values,
+  )
+
+
 class Command:
   """The command line: own flags, and those of the methods' programs."""
 
@@ -170,18 +184,7 @@ class Command:
     """Define the flags."""
     self.values = config_flags.new_values()
     known = set(self.values)
-    flags.DEFINE_list(
-      'methods', None, 'Methods to compare.', flag_values=self.values
-    )
-    flags.DEFINE_integer(
-      'seeds', 5, 'Number of label splits.', flag_values=self.values
-    )
-    flags.DEFINE_string(
-      'folder',
-      'runs/compare',
-      'Folder of the runs; one for each data set.',
-      flag_values=self.values,
-    )
+    define_flags(self.values)
     self.own = [name for name in self.values if name not in known]
     self.given = []
 

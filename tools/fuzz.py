@@ -418,6 +418,7 @@ def programs_of_flags() -> dict[str, dict[str, str]]:
 
 
 BASES = {
+  'compare': ['--methods=supervised', '--seeds=1', '--folder={new}'],
   'plan': ['--method=supervised', '--devices=1'],
   'figures': ['--figure=association/3', '--run={run}'],
   'html_report': ['--run={run}'],
