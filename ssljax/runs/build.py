@@ -460,7 +460,18 @@ def check_stages(methods, dataset: datasets.Dataset, epoch_steps) -> None:
       epoch_steps(stage.batch_spec)
       for augment in stage_augmentations(stage):
         require(dataset.train.is_images, needs_images(dataset, method, stage))
-        jax.eval_shape(augment, jax.random.key(0), one)
+        try:
+          jax.eval_shape(augment, jax.random.key(0), one)
+        except InputError as error:
+          if not has_strong_view(method.name):
+            raise
+          raise InputError(f'`strong_augment`: {error}') from error
+
+
+def has_strong_view(name: str) -> bool:
+  """Return True if the method of a name takes `strong_augment`."""
+  entry = registry.METHODS.get(name)
+  return entry is not None and 'strong_augment' in keywords(entry.factory)
 
 
 def needs_images(dataset: datasets.Dataset, method, stage) -> str:
@@ -471,15 +482,13 @@ def needs_images(dataset: datasets.Dataset, method, stage) -> str:
     method: that the stage belongs to.
     stage: whose views are augmented.
   """
-  strong = lambda factory: 'strong_augment' in keywords(factory)
-  entry = registry.METHODS.get(method.name)
   message = (
     f'`dataset`={dataset.name}: holds features, and the stage {stage.name} of '
     f'{method.name} changes images: '
   )
-  if entry is None or not strong(entry.factory):
+  if not has_strong_view(method.name):
     return f'{message}switch that off (for R2-D2, `cutout`=0)'
-  others = [n for n, e in registry.METHODS.items() if not strong(e.factory)]
+  others = [name for name in registry.METHODS if not has_strong_view(name)]
   return (
     f'{message}give `strong_augment`= for none, or a method that needs none: '
     f'{", ".join(others)}'

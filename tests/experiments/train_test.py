@@ -35,6 +35,15 @@ def test_it_is_the_program_of_the_method(name, tmp_path):
   assert lines[0] == lines[1]
 
 
+def test_a_strong_augmentation_that_the_images_cannot_have_is_named(
+  capsys, tmp_path
+):
+  flags = '--method=fixmatch', '--strong_augment=cutout'  # of 16 pixels
+  where = f'--workdir={tmp_path / "run"}'
+  line = binary.refused(capsys, *SHORT, *flags, where, binary='train')
+  assert '--strong_augment: ' in line and '8x8 pixels' in line
+
+
 def test_a_flag_of_the_method_is_known(tmp_path):
   folder = tmp_path / 'run'
   flags = '--method=fixmatch', '--threshold=0.7', f'--workdir={folder}'
