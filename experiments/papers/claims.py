@@ -109,9 +109,9 @@ def markdown(store: runs.Store) -> str:
     cells = [claim.paper, claim.text, *means, *_cells(found)]
     lines.append(f'| {" | ".join(cells)} |')
   note = (
-    'Test errors in %, and the mean difference under the same label splits, with '
-    "Student's interval: below 0 the part helps; `python "
-    'experiments/reproduce.py --claims`'
+    'Test errors in %, and the mean difference under the same label splits, '
+    "with Student's interval: below 0 the part helps; "
+    '`python experiments/reproduce.py --claims`'
   )
   return '\n'.join(lines) + f'\n\n{note}\n'
 
