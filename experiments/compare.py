@@ -6,29 +6,32 @@
 
 All other flags go to the methods' programs; what they do not state suits the
 data. Every method has the supervised baseline of its own network beside it. A
-run has a folder of its own, METHOD-NETWORK/seed-K in --folder: finished runs
+run has a folder of its own, METHOD/seed-K in --folder: finished runs
 are not repeated, and interrupted ones are resumed.
 """
 
 from collections.abc import Iterator, Sequence
 import pathlib
+import signal
 import statistics
-import subprocess
 import sys
 from typing import Any, NamedTuple
 
 from absl import flags
 
-from ssljax import registry
+from ssljax import config as config_lib
+from ssljax import files, registry
 from ssljax.cli import config_flags, main
 from ssljax.errors import InputError, positive, require
 from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import claims
+from ssljax.experiments.papers.runs import call
 from ssljax.runs import run_folder, summary
 
 BASELINE = 'supervised'
 # Decided here for every run.
-OWN = ('workdir', 'seed', 'baseline', 'nobaseline', 'flagfile', 'overwrite')
+OWN = ('workdir', 'seed', 'baseline', 'nobaseline', 'overwrite')
+NOTE = 'compare.flags'  # the flags of the runs in a folder
 
 
 class Outcome(NamedTuple):
@@ -37,17 +40,13 @@ class Outcome(NamedTuple):
   method: str
   network: str
   errors: dict[int, float]  # test error in percent by seed
+  data: frozenset[str]  # fingerprints of the data sets of the runs
   seconds: float  # in compiled steps, median over the seeds
 
 
 def program(method: str) -> list[str]:
   """Return the command of a method's program."""
   return [sys.executable, str(FOLDER / f'{method}.py')]
-
-
-def call(command: list[str]) -> int:
-  """Run a program, and return its exit status."""
-  return subprocess.run(command, check=False).returncode
 
 
 def train(
@@ -67,20 +66,22 @@ def train(
   result = run_folder.read_result(folder) or {}
   if not result.get('complete'):
     where = f'--workdir={folder}', f'--seed={seed}', '--seeds=1', '--nobaseline'
-    command = [*program(method), *given, *where]
-    print(f'$ {" ".join(["python", *command[1:]])}', flush=True)
-    status = call(command)
+    call([*program(method), *given, *where])
+    result = run_folder.read_result(folder) or {}
     require(
-      not status,
-      f'{method}.py ended with status {status}, see above; run the same '
-      'command to resume',
+      result.get('complete') is True,
+      f'{folder}: was interrupted: run the same command to resume',
     )
-    result = run_folder.read_result(folder)
   require(
     bool(result['test_error']),
     '`dataset`: has no test images to compare on: give some',
   )
   return result
+
+
+def fingerprint(result: dict[str, Any]) -> str:
+  """Return the fingerprint of the images of a run."""
+  return result.get('data_fingerprint', '')
 
 
 def outcome(
@@ -107,6 +108,9 @@ def outcome(
     method,
     config.network.network,
     {seed: stands(result) for seed, result in results.items()},
+    frozenset(
+      result.get('data_fingerprint', '') for result in results.values()
+    ),
     statistics.median(result['seconds'] for result in results.values()),
   )
 
@@ -122,7 +126,7 @@ def outcomes(
   for method in methods:
     found = outcome(method, folder / method, seeds, given)
     if found.network not in baselines:
-      own = [x for x in given if not x.lstrip('-').startswith('network=')]
+      own = [flag for flag in given if _is_of_baseline(flag)]
       baselines[found.network] = outcome(
         BASELINE,
         folder / f'{BASELINE}-{found.network}',
@@ -130,6 +134,13 @@ def outcomes(
         [*own, f'--network={found.network}'],
       )
     yield found, baselines[found.network]
+
+
+def _is_of_baseline(flag: str) -> bool:
+  """True for a flag that the baseline has; it gets a network of its own."""
+  name = flag.lstrip('-').split('=')[0]
+  known = {n for part in config_lib.schema(BASELINE).values() for n in part}
+  return name != 'network' and bool(known & {name, name.removeprefix('no')})
 
 
 HEADER = (
@@ -202,12 +213,16 @@ class Command:
 
   def act(self) -> None:
     """Train what is missing, and print and write the table."""
-    methods, seeds = self.values.methods, self.values.seeds
-    require(
-      bool(methods), f'`methods`: give some of {", ".join(registry.METHODS)}'
-    )
+    methods = list(dict.fromkeys(filter(None, self.values.methods or ())))
+    seeds = self.values.seeds
+    others = [name for name in registry.METHODS if name != BASELINE]
+    require(bool(methods), f'`methods`: give some of {", ".join(others)}')
     for method in methods:
       registry.choose('methods', method, registry.METHODS)
+      require(
+        method != BASELINE,
+        f'`methods`={BASELINE}: is beside every method anyway: leave it out',
+      )
     positive(seeds=seeds)
     for name in OWN:
       require(
@@ -218,7 +233,18 @@ class Command:
       'folder', pathlib.Path(self.values.folder).expanduser()
     )
     self.refuse_other(folder)
-    pairs = list(outcomes(methods, folder, seeds, self.given))
+    try:
+      pairs = list(outcomes(methods, folder, seeds, self.given))
+    finally:
+      if any(folder.glob('*/seed-*/config.json')):
+        note = ''.join(f'{flag}\n' for flag in sorted(self.given))
+        run_folder.write_atomically(folder / NOTE, note)
+    require(
+      len(frozenset().union(*(one.data for pair in pairs for one in pair)))
+      == 1,
+      f'`folder`={folder}: its runs are of different images, because the data '
+      'set has changed: give another folder',
+    )
     data = ' '.join(x.lstrip('-') for x in self.given) or 'digits'
     text = markdown(pairs, data)
     run_folder.write_atomically(folder / 'comparison.md', text)
@@ -226,17 +252,22 @@ class Command:
 
   def refuse_other(self, folder: pathlib.Path) -> None:
     """Raise `InputError` if the folder holds a comparison with other flags."""
-    note, mine = folder / 'compare.flags', '\n'.join(self.given) + '\n'
-    there = note.read_text() if note.is_file() else mine
-    if there != mine:
-      shown = ' '.join(there.split())
-      raise InputError(
-        f'`folder`={folder}: holds a comparison with {shown or "no flags"}: '
-        'give another folder'
-      )
-    run_folder.write_atomically(note, mine)
+    note = folder / NOTE
+    if not files.exists(note):
+      return
+    try:
+      there = note.read_text(encoding='utf-8').split()
+    except (OSError, ValueError) as error:
+      raise InputError(f'{note} is damaged: remove it') from error
+    require(
+      there == sorted(self.given),
+      f'`folder`={folder}: holds a comparison with '
+      f'{" ".join(there) or "no flags"}: give another folder',
+    )
 
 
 if __name__ == '__main__':
+  # Exit normally on SIGTERM, so that called programs are ended too.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   command = Command()
   main.run('compare', command.act, command.parse, command.help)

@@ -95,25 +95,7 @@ def measure_row(store: Store, row: tables.Row, seed: int, data_dir) -> None:
   store.keep_measurement(run, seed, row.measurement, found)
 
 
-def call(command: list[str], folder: str | None = None) -> None:
-  """Run a program, and end it if this process ends.
-
-  Raises:
-    InputError: the program failed.
-  """
-  print(f'$ {" ".join(["python", *command[1:]])}', flush=True)
-  process = subprocess.Popen(command, close_fds=False, cwd=folder)
-  try:
-    status = process.wait()
-  except BaseException:
-    process.terminate()
-    process.wait()
-    raise
-  require(
-    not status,
-    f'{pathlib.Path(command[1]).name} ended with status {status}, see above; '
-    'run the same command to resume',
-  )
+call = runs.call
 
 
 # Tables.
@@ -506,6 +488,10 @@ def check_flags(asked: dict[str, Any]) -> None:
   require(
     bool(actions) or asked['measure'],
     '`table`: give one, or `claims=True`; `list=True` lists the tables',
+  )
+  require(
+    not asked['claims'] or asked['budget'] == 'paper',
+    f'`budget`={asked["budget"]}: `claims=True` has one size: leave it out',
   )
   owners = {'rows': ('table',), 'seeds': ('claims', 'table', 'figure', 'list')}
   owners |= {'measure': ('table', 'figure', 'list'), 'fewer': ('pages',)}

@@ -38,7 +38,12 @@ class Effect(NamedTuple):
 
   @property
   def verdict(self) -> str:
-    """Whether the interval lies below 0, around it, or above."""
+    """Whether the interval lies below 0, around it, or above.
+
+    Equal differences have no spread, which is no evidence.
+    """
+    if self.low == self.high:
+      return OPEN
     if self.high < 0:
       return HOLDS
     return REVERSED if self.low > 0 else OPEN

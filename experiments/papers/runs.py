@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import stat
 import statistics
+import subprocess
 import sys
 from typing import NamedTuple
 
@@ -84,6 +85,27 @@ def program(name: str) -> list[str]:
 def data_flag(data_dir) -> list[str]:
   """Return the flag --data_dir, [] if `data_dir` is None."""
   return [f'--data_dir={data_dir}'] if data_dir else []
+
+
+def call(command: list[str], folder: str | None = None) -> None:
+  """Run a program, and end it if this process ends.
+
+  Raises:
+    InputError: the program failed.
+  """
+  print(f'$ {" ".join(["python", *command[1:]])}', flush=True)
+  process = subprocess.Popen(command, close_fds=False, cwd=folder)
+  try:
+    status = process.wait()
+  except BaseException:
+    process.terminate()
+    process.wait()
+    raise
+  require(
+    not status,
+    f'{pathlib.Path(command[1]).name} ended with status {status}, see above; '
+    'run the same command to resume',
+  )
 
 
 def run_of(row: tables.Row) -> PresetRun:

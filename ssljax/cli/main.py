@@ -25,6 +25,7 @@ from ssljax.cli import config_flags
 from ssljax.errors import InputError, require
 from ssljax.files import as_path
 
+_PAIR = 'source', 'target'  # flags of a domain adaptation
 _PRESETS = 'ssljax.experiments'  # the package whose folder has them
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 _TITLES = {
@@ -149,10 +150,14 @@ class MethodCommand:
 
 def names_data(arguments: Sequence[str]) -> bool:
   """Return True if arguments name a data set other than digits."""
-  named = ('source', 'target', 'dataset')
-  if not any(config_flags.is_given(name, arguments) for name in named):
-    return False
-  return not any(a.lstrip('-') == 'dataset=digits' for a in arguments)
+  if any(config_flags.is_given(name, arguments) for name in _PAIR):
+    return True
+  values = []
+  for i, argument in enumerate(arguments):
+    if config_flags.is_given('dataset', [argument]):
+      _, equals, value = argument.partition('=')
+      values.append(value if equals else ''.join(arguments[i + 1 : i + 2]))
+  return bool(values) and values[-1] != 'digits'
 
 
 def help_lines(flag) -> list[str]:

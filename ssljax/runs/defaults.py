@@ -18,7 +18,7 @@ from ssljax.data import datasets
 from ssljax.data.splits import Split
 from ssljax.runs import build
 
-_SMALL, _MIDDLE = 12, 40  # sides in pixels
+_TINY, _SMALL, _MIDDLE = 5, 12, 40  # sides in pixels
 # Settings that exclude each other: one that is given unsets the other.
 _ALTERNATIVES = (
   ('epochs', 'steps'),
@@ -36,6 +36,8 @@ class Facts(NamedTuple):
   classes: int  # C
   shape: tuple[int, int, int]  # H, W, c
   is_images: bool  # False for features
+  # Images that the unlabelled part of a batch is drawn from; 0 if not known.
+  pool: int = 0
 
   @property
   def unlabelled(self) -> int:
@@ -85,6 +87,7 @@ def facts_of_split(dataset: datasets.Dataset, split: Split) -> Facts:
     len(dataset.classes),
     dataset.train.shape,
     dataset.train.is_images,
+    len(split.unlabelled),
   )
 
 
@@ -102,11 +105,21 @@ def complete(
     facts: of the training set.
     custom: see `Config.custom`.
   """
+  if given.get('unlabelled') == 'rest' and not facts.pool:
+    facts = facts._replace(pool=facts.unlabelled)
   suggested = suggest(method, facts)
-  for one, other in _ALTERNATIVES:
-    if given.get(one) is not None and given.get(other) is None:
-      suggested[other] = None
-  return config_lib.from_values(method, suggested | dict(given), custom)
+  own = _without_alternatives(given)
+  return config_lib.from_values(method, suggested | own, custom)
+
+
+def _without_alternatives(given: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the settings that are given, and unset those they exclude."""
+  unset = {
+    other: None
+    for one, other in _ALTERNATIVES
+    if given.get(one) is not None and given.get(other) is None
+  }
+  return unset | dict(given)
 
 
 def for_data(
@@ -121,9 +134,9 @@ def for_data(
     given: settings by name.
     load: opens the data set of a config, and returns its facts too.
   """
-  # The length depends on the data; any will do to open them.
-  length = {} if 'epochs' in given else {'steps': 1}
-  opened = config_lib.from_values(method, length | dict(given))
+  # Any length will do to open the data. Of features no image is augmented.
+  first = {'steps': 1, 'augment': (), 'preprocess': 'none'}
+  opened = config_lib.from_values(method, first | _without_alternatives(given))
   dataset, facts = load(opened)
   own = {'labels': opened.split.labels} | dict(given)
   names = suggest(method, facts).keys() - own.keys()
@@ -152,9 +165,12 @@ def suggest(method: str, facts: Facts) -> dict[str, Any]:
     'preprocess': 'none' if facts.is_images else 'standardize',
     'augment': (),
   }
-  if method in _OWN:
-    return found | _OWN[method](facts, found)
-  return found | dict(defaults)
+  own = _OWN[method](facts, found) if method in _OWN else dict(defaults)
+  found |= own
+  if facts.pool:
+    others = min(found['batch_unlabelled'], facts.pool)
+    found['batch_unlabelled'] = others
+  return found
 
 
 def _steps(
@@ -175,6 +191,8 @@ def network_for(method: str, facts: Facts) -> str:
   # Methods that compare embeddings need some that point in all directions.
   heads = '_heads' if method in ('association', 'llp') else ''
   side = min(facts.shape[:2])
+  if side < _TINY:
+    return 'mlp'
   if side <= _SMALL:
     return f'digits{heads}'
   if method == 'deepbass' and side <= _MIDDLE:

@@ -121,6 +121,8 @@ def test_the_settings_of_a_named_data_set_suit_its_images(tmp_path, capsys):
     (['--dataset=digits'], False),
     (['--steps=3', '--dataset=mnist'], True),
     (['--dataset', 'mnist'], True),
+    (['--dataset', 'digits'], False),
+    (['--dataset=digits', '--dataset=mnist'], True),
     (['--source=mnist', '--target=digits'], True),
   ],
 )

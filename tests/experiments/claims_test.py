@@ -33,6 +33,10 @@ def test_the_verdict_says_where_the_interval_lies(low, high, verdict):
   assert claims.Effect((low + high) / 2, low, high, 8).verdict == verdict
 
 
+def test_equal_differences_are_no_evidence():
+  assert claims.effect([75.0, 70.0], [80.0, 75.0]).verdict == 'does not show'
+
+
 def test_every_claim_names_runs_that_exist_and_differ():
   found = claims.read()
   assert {claim.paper for claim in found} == {

@@ -8,11 +8,12 @@ import binary
 import numpy as np
 import pytest
 
-from ssljax.errors import InputError
+from ssljax.errors import InputError, require
 from ssljax.experiments import compare
 
-ONE = compare.Outcome('madnn', 'mlp', {0: 3.0, 1: 5.0, 2: 4.0}, 12.4)
-ALONE = compare.Outcome('supervised', 'mlp', {0: 7.0, 1: 8.0, 2: 8.0}, 3.0)
+SET = frozenset(['a'])
+ONE = compare.Outcome('madnn', 'mlp', {0: 3.0, 1: 5.0, 2: 4.0}, SET, 12.4)
+ALONE = compare.Outcome('supervised', 'mlp', {0: 7.0, 1: 8.0, 2: 8.0}, SET, 3.0)
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def asked(tmp_path):
 
   def call(command):
     called.append(command)
-    return binary.run(*command[2:], binary=pathlib.Path(command[1]).stem)
+    program = pathlib.Path(command[1]).stem
+    status = binary.run(*command[2:], binary=program)
+    require(not status, f'{program}.py ended with status {status}')
 
   def ask(*more):
     command = compare.Command()
@@ -47,7 +50,9 @@ def asked(tmp_path):
 
 
 def test_methods_are_compared_with_the_baseline_of_their_network(asked, capsys):
+  # The baseline has no such flag as --eta, and none is passed to it.
   given = asked.data, '--labels=4', '--steps=3', '--batch_unlabelled=8'
+  given += ('--eta=0.3',)
   called = asked('--methods=madnn', *given)
   # Two splits of the method and of the baseline with the method's network.
   programs = [pathlib.Path(command[1]).stem for command in called]
@@ -90,6 +95,7 @@ def test_the_difference_is_paired_and_has_a_verdict():
   [
     ([], r'methods.*give some of'),
     (['--methods=madn'], r'methods.*madnn'),
+    (['--methods=supervised'], r'methods=supervised.*leave it out'),
     (['--methods=madnn', '--seeds=0'], 'seeds'),
     (['--methods=madnn', '--workdir=x'], 'workdir.*leave it out'),
     (['--methods=madnn', '--nobaseline'], 'nobaseline.*leave it out'),
@@ -103,3 +109,22 @@ def test_a_comparison_that_cannot_work_is_refused(asked, given, words):
 def test_a_program_that_fails_is_named(asked):
   with pytest.raises(InputError, match=r'madnn.py ended with status 2'):
     asked('--methods=madnn', asked.data, '--steps=0')
+
+
+def test_runs_on_changed_data_are_not_averaged(asked, tmp_path):
+  given = '--methods=madnn', asked.data, '--labels=4', '--steps=2'
+  asked(*given, '--seeds=1')
+  arrays = dict(np.load(tmp_path / 'mine.npz'))
+  arrays['test'] = arrays['test'][::-1]
+  np.savez(tmp_path / 'mine.npz', **arrays)
+  with pytest.raises(InputError, match='of different images'):
+    asked(*given)
+
+
+def test_a_refused_command_does_not_claim_its_folder(asked):
+  with pytest.raises(InputError, match='status 2'):
+    asked('--methods=madnn', asked.data, '--steps=0')
+  asked('--methods=madnn', '--seeds=1', asked.data, '--labels=4', '--steps=2')
+  (asked.folder / compare.NOTE).write_bytes(b'\xff\xfe')
+  with pytest.raises(InputError, match='damaged'):
+    asked('--methods=madnn', '--seeds=1', asked.data, '--labels=4', '--steps=2')

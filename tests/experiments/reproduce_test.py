@@ -147,7 +147,8 @@ def asked(tmp_path):
       others = '--list', '--pages', '--figure', '--table', '--claims'
       chosen = any(word.startswith(others) for word in more)
       table = () if chosen else ('--table=supervised/1',)
-      return main(*table, '--budget=cpu', *where, *more)
+      budget = () if '--claims' in more else ('--budget=cpu',)
+      return main(*table, *budget, *where, *more)
 
   def main(*args):
     values = flags.FlagValues()

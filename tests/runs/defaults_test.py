@@ -52,6 +52,33 @@ def test_lengths_follow_the_number_of_images_within_bounds():
   assert found['iterations'] == round(160_000 / 9000)
 
 
+def test_batches_fit_into_the_images_that_they_are_drawn_from():
+  few = facts()._replace(pool=40)
+  for method in registry._OWN_METHODS:
+    assert defaults.suggest(method, few)['batch_unlabelled'] <= 40
+  rest = defaults.complete(
+    'association', {'unlabelled': 'rest'}, facts(images=140, labelled=100)
+  )
+  assert rest.batch.batch_unlabelled == 40
+
+
+@pytest.mark.parametrize('method', ['r2d2', 'mean_teacher', 'mixmatch', 'vat'])
+def test_features_need_no_setting(method, tmp_path):
+  rows = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+  labels = np.where(np.arange(60) < 20, np.arange(60) % 4, UNLABELLED)
+  data = dict(train=rows, train_labels=labels)
+  np.savez(tmp_path / 'f.npz', test=rows[:9], test_labels=labels[:9], **data)
+  given = {'dataset': f'{tmp_path}/f.npz', 'labels': 'all'}
+  made, dataset, _ = defaults.for_data(method, given, defaults.load)
+  assert made.network.network == 'mlp' and not dataset.train.is_images
+  assert made.augmentation.augment == ()
+
+
+def test_tiny_images_get_a_network_that_takes_them():
+  assert defaults.network_for('madnn', facts(side=4)) == 'mlp'
+  assert defaults.network_for('madnn', facts(side=5)) == 'digits'
+
+
 def test_settings_that_are_given_win_over_the_suggestion():
   made = defaults.complete('madnn', {'epochs': 3.0, 'eta': 0.3}, facts())
   assert made.run.steps is None and made.run.epochs == 3.0
