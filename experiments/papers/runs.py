@@ -306,18 +306,22 @@ def with_minimum(store: Store, run: PresetRun, seed: int, result: dict) -> dict:
   images, for rows that are named after it. It is taken from the evaluations.
 
   Raises:
-    InputError: the evaluations are missing.
+    InputError: the evaluations are damaged, or the last one is missing.
   """
   if 'minimum' in result['test_error']:
     return result
-  lines = read_lines(store.result_folder(run, seed) / 'metrics.jsonl') or []
-  measured = [json.loads(line) for line in lines if 'test_error_last' in line]
-  of_run = [line for line in measured if line['job'] == result['method']]
-  stage = of_run[-1]['stage'] if of_run else None
-  errors = [x['test_error_last'] for x in of_run if x['stage'] == stage]
+  folder = store.result_folder(run, seed)
+  lines = read_lines(folder / 'metrics.jsonl') or []
+  try:
+    measured = [json.loads(line) for line in lines if 'test_error_last' in line]
+    of_run = [x for x in measured if x['job'] == result['method']]
+    stage = of_run[-1]['stage'] if of_run else None
+    errors = [x['test_error_last'] for x in of_run if x['stage'] == stage]
+  except (ValueError, KeyError, TypeError):
+    errors = []
   require(
-    bool(errors),
-    f'{store.result_folder(run, seed)}: metrics.jsonl has no evaluations: '
+    bool(errors) and errors[-1] == result['test_error']['last'][0],
+    f"{folder}: metrics.jsonl is damaged, or without the run's evaluations: "
     'restore it, or remove the folder and run the same command again',
   )
   minimum = {'minimum': [min(errors)]}

@@ -333,6 +333,25 @@ def test_the_smallest_error_is_taken_from_the_evaluations_of_the_run(tmp_path):
   assert runs.ours(store, row._replace(take='last'), 'paper').values == (5, 5)
 
 
+@pytest.mark.parametrize('cut', [1, 30, 120])
+def test_the_smallest_error_is_not_taken_from_damaged_evaluations(
+  cut, tmp_path
+):
+  preset = 'association.mnist-100'
+  store = stored(tmp_path, preset, [{}])
+  line = {'job': 'association', 'stage': 'associate', 'step': 1}
+  text = '\n'.join(
+    json.dumps(line | {'test_error_last': error}) for error in (3.0, 5.0)
+  )
+  path = store.result_folder(runs.PresetRun(preset, ()), 0) / 'metrics.jsonl'
+  row = tables.Row('it', 1.0, preset=preset, take='minimum', seeds=1)
+  path.write_text(text)
+  assert runs.ours(store, row, 'paper').values == (3.0,)
+  path.write_text(text[:-cut])
+  with pytest.raises(InputError, match=r'metrics\.jsonl is damaged'):
+    runs.ours(store, row, 'paper')
+
+
 def test_association_reports_medians_at_the_end_and_the_smallest():
   table = tables.all_tables()['association/1']
   assert table.centre == 'median'
