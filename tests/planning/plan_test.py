@@ -90,7 +90,10 @@ def planned(*args):
     yield command
 
 
-LLP = '--method=llp', '--warm=0', '--preprocess=standardize'
+LLP = (
+  *('--method=llp', '--warm=0', '--preprocess=standardize'),
+  '--network=digits_heads',
+)
 
 
 def subject(command):
