@@ -29,7 +29,7 @@ from ssljax.cli import main, tool
 from ssljax.errors import InputError, positive, require
 from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import claims, readme_tables, runs, tables
-from ssljax.experiments.papers.runs import PresetRun, Store
+from ssljax.experiments.papers.runs import PresetRun, Store, call
 from ssljax.runs import run_folder
 from ssljax.runs import summary as summary_lib
 
@@ -93,9 +93,6 @@ def measure_row(store: Store, row: tables.Row, seed: int, data_dir) -> None:
       call([*runs.program('propagate'), *row.propagate, *files], folder=out)
     found = json.loads((pathlib.Path(out) / f'{kind}.json').read_text())
   store.keep_measurement(run, seed, row.measurement, found)
-
-
-call = runs.call
 
 
 # Tables.

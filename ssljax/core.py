@@ -313,6 +313,7 @@ class Averaging(NamedTuple):
 
   decay: float  # upper bound of the decay, in [0, 1)
   statistics: bool = False  # average batch norm's running statistics as well
+  warmup: int = 10  # a in (1+t)/(a+t), the decay before the upper bound
 
 
 def init_average(
@@ -333,10 +334,10 @@ def init_average(
 def update_average(
   averaging: Averaging, average: Average, params: Any, stats: Any
 ) -> Average:
-  """Update w̄ ← d·w̄ + (1−d)·w with d = min(decay, (1+t)/(10+t)).
+  """Update w̄ ← d·w̄ + (1−d)·w with d = min(decay, (1+t)/(warmup+t)).
 
-  t counts the updates before this one, as in TensorFlow's
-  `ExponentialMovingAverage`.
+  t counts the updates before this one. The default warm-up of 10 is that of
+  TensorFlow's `ExponentialMovingAverage`.
 
   Args:
     averaging: settings.
@@ -345,7 +346,7 @@ def update_average(
     stats: running statistics w after the step.
   """
   t = average.count.astype(jnp.float32)
-  d = jnp.minimum(averaging.decay, (1 + t) / (10 + t))
+  d = jnp.minimum(averaging.decay, (1 + t) / (averaging.warmup + t))
   mean = lambda old, new: (d * old + (1 - d) * new).astype(old.dtype)
   average = average.replace(
     count=average.count + 1,

@@ -47,6 +47,17 @@ def logit_entropy(logits) -> jax.Array:
   return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
+def logit_kl_divergence(logits, other) -> jax.Array:
+  """Compute D_KL(p‖q) `[...]` in nats, p = softmax(logits), q = softmax(other).
+
+  Args:
+    logits: `[..., C]`.
+    other: `[..., C]`.
+  """
+  log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
+  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
 def kl_divergence(p, q) -> jax.Array:
   """Compute D_KL(p‖q) = Σ p log((p + ε)/(q + ε)) `[...]` in nats.
 

@@ -84,6 +84,12 @@ def products(queries, bank, first, length) -> jax.Array:
   return jnp.matmul(queries, rows.astype(queries.dtype).T)
 
 
+def first_of_each(rows: jax.Array) -> jax.Array:
+  """Return True `[B]` for the first occurrence of each of `rows [B]`."""
+  same = rows[:, None] == rows[None]
+  return ~jnp.any(jnp.tril(same, -1), axis=1)
+
+
 # Neighbours.
 
 

@@ -138,11 +138,11 @@ def test_a_teacher_that_is_updated_after_the_step_includes_its_update():
     np.testing.assert_allclose(state.memory, teacher, rtol=1e-6)
 
 
-def averages(start, values, decay):
+def averages(start, values, decay, warmup=10):
   """Averages after each of the values, by TensorFlow's formula."""
   average, found = start, []
   for t, value in enumerate(values):
-    d = min(decay, (1 + t) / (10 + t))
+    d = min(decay, (1 + t) / (warmup + t))
     average = d * average + (1 - d) * value
     found.append(average)
   return found
@@ -165,6 +165,14 @@ def test_averages_follow_tensorflows_formula(decay, statistics):
     assert params is state.average.params
     assert stats is (state.average.stats if statistics else state.stats)
   assert statistics or state.average.stats == ()
+
+
+def test_the_warm_up_of_an_average_can_be_shorter():
+  averaging = core.Averaging(0.6, warmup=2)  # 1/2, then 0.6 and not 2/3
+  state, step = start(averaging=averaging)
+  for w in averages(2.0, [1.0, 0.5, 0.25], 0.6, warmup=2):
+    state, _ = step(state)
+    np.testing.assert_allclose(state.average.params['w'], w, rtol=1e-6)
 
 
 def test_without_an_average_the_trained_weights_are_evaluated():

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ssljax.core import DEFAULT_VIEW, Batch, BatchSpec, init_state
+from ssljax.core import (
+  DEFAULT_VIEW,
+  Batch,
+  BatchSpec,
+  init_average,
+  init_state,
+)
 from ssljax.networks import network
 
 KEY = jax.random.key(2)  # of a step, see `call`
@@ -76,9 +82,11 @@ def make_state(method, labels, classes):
   image = jnp.zeros([1, 1, 1, classes])
   labels = jnp.asarray(labels, jnp.int32)
   known = int((np.asarray(labels) >= 0).sum())
-  return init_state(
+  state = init_state(
     method, NET, jax.random.key(0), labels, image, labelled=known
   )
+  average = init_average(method.averaging, state.params, state.stats)
+  return state.replace(average=average)
 
 
 def call(method, state, batch):

@@ -31,3 +31,11 @@ def test_the_wheel_holds_programs_and_presets(tmp_path):
   assert {n for n in names if '.dist-info' not in n} == installed
   kinds = {n.split('/')[-1] for n in names if '.dist-info' in n}
   assert {'METADATA', 'entry_points.txt', 'LICENSE'} <= kinds
+
+
+def test_every_planted_fault_is_of_the_code_as_it_is():
+  # The tool refuses texts that are not in the code, and tests that are not.
+  tool = [sys.executable, ROOT / 'tools/mutate.py', '--list']
+  listed = subprocess.run(tool, capture_output=True, text=True, timeout=120)
+  assert listed.returncode == 0, listed.stderr
+  assert int(listed.stdout.split()[-2]) > 100

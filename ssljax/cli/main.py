@@ -25,7 +25,6 @@ from ssljax.cli import config_flags
 from ssljax.errors import InputError, require
 from ssljax.files import as_path
 
-_PAIR = 'source', 'target'  # flags of a domain adaptation
 _PRESETS = 'ssljax.experiments'  # the package whose folder has them
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 _TITLES = {
@@ -105,7 +104,7 @@ class MethodCommand:
     folder = presets_folder()
     preset = folder and folder / f'{self.method}.digits.flags'
     has_flagfile = any(a.lstrip('-').startswith('flagfile') for a in argv)
-    self.fits_data = not has_flagfile and names_data(argv[1:])
+    self.fits_data = not has_flagfile and names_data(argv)
     is_default = not has_flagfile and not self.fits_data
     if is_default and preset and preset.is_file():
       self.preset = preset
@@ -148,16 +147,15 @@ class MethodCommand:
       train_command.run(self.method, self.config())
 
 
-def names_data(arguments: Sequence[str]) -> bool:
-  """Return True if arguments name a data set other than digits."""
-  if any(config_flags.is_given(name, arguments) for name in _PAIR):
-    return True
-  values = []
-  for i, argument in enumerate(arguments):
-    if config_flags.is_given('dataset', [argument]):
-      _, equals, value = argument.partition('=')
-      values.append(value if equals else ''.join(arguments[i + 1 : i + 2]))
-  return bool(values) and values[-1] != 'digits'
+def names_data(argv: Sequence[str]) -> bool:
+  """Return True if a command line names a data set other than digits."""
+  ahead = flags.FlagValues()
+  for name in ('dataset', 'source', 'target'):
+    flags.DEFINE_string(name, None, '', flag_values=ahead)
+  with contextlib.suppress(flags.Error):  # reported when all flags are parsed
+    ahead(list(argv), known_only=True)
+  named = ahead.dataset not in (None, 'digits')
+  return named or bool(ahead.source or ahead.target)
 
 
 def help_lines(flag) -> list[str]:

@@ -31,11 +31,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from ssljax import neighbours
 from ssljax.core import UNLABELLED, BatchSpec, Loss, Method, Stage
 from ssljax.errors import non_negative, probability
 from ssljax.methods import consistency
 from ssljax.methods.fixmatch import DEFAULTS as FIXMATCH
-from ssljax.methods.llp import first_of_each
 
 NONE = -1  # no confident prediction yet
 ABSENT = -2  # a labelled image, or padding
@@ -92,7 +92,7 @@ def record(memory: Confident, rows, label, confident) -> Confident:
     label: `[U]` int32 predicted classes.
     confident: `[U]` bool, True where the confidence is at least τ.
   """
-  new = confident & first_of_each(rows)
+  new = confident & neighbours.first_of_each(rows)
   old = memory.label[rows]
   classes = len(memory.counts)
   of = lambda label, where: jnp.sum(

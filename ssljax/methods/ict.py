@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from ssljax import optimizers
 from ssljax.augment import mixup
 from ssljax.core import BatchSpec, Loss, Method, Stage
-from ssljax.errors import fraction, non_negative, positive, probability
+from ssljax.errors import non_negative, positive, probability
 from ssljax.methods import consistency, mean_teacher
 
 
@@ -48,9 +48,7 @@ def ict_loss(
   def loss(params, state, batch, key):
     student_key, teacher_key, mix_key = jax.random.split(key, 3)
     u = batch.image[first:]
-    target = mean_teacher.teacher_probabilities(
-      net, state.memory, u, teacher_key
-    )
+    target = mean_teacher.teacher_probabilities(net, state, u, teacher_key)
     mix = mixup.draw_mix(
       mix_key, batch_spec.unlabelled, alpha, dominant=False, per_row=False
     )
@@ -100,20 +98,17 @@ def ict(
   positive(alpha=alpha)
   non_negative(weight=weight)
   probability(ramp=ramp)
-  fraction(teacher_ema=teacher_ema)
   stage = Stage(
     name='semi-supervised',
     steps=steps,
     tx=tx(steps),
     batch_spec=batch_spec,
     loss=ict_loss(net, batch_spec, alpha, weight, ramp * steps),
-    after_update=mean_teacher.follow_student(teacher_ema),
   )
   return Method(
     name='ict',
     stages=(stage,),
-    init=mean_teacher.init_teacher,
-    weights=mean_teacher.teacher_weights,
+    averaging=mean_teacher.teacher(teacher_ema),
   )
 
 

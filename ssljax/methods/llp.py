@@ -146,12 +146,6 @@ def propagate(v, known, classes, log_density, k: int, tau: float, count: int):
   return label, jnp.max(shares, axis=-1)
 
 
-def first_of_each(rows: jax.Array) -> jax.Array:
-  """Return True `[B]` for the first occurrence of each of `rows [B]`."""
-  same = rows[:, None] == rows[None]
-  return ~jnp.any(jnp.tril(same, -1), axis=1)
-
-
 def places_of(rows, known_rows) -> jax.Array:
   """Return the place `[B]` of each of `rows [B]` in `known_rows [M]`.
 
@@ -182,7 +176,7 @@ def write(memory: Bank, images, v, labels, confidence, momentum) -> Bank:
   old = memory.rows[place].astype(v.dtype)
   new = neighbours.l2_normalize(momentum * old + (1 - momentum) * v)
   new = new.astype(memory.rows.dtype)
-  first = first_of_each(images)
+  first = neighbours.first_of_each(images)
   place = jnp.where(first, place, len(memory.rows))
   at = places_of(images, memory.known_rows)
   at = jnp.minimum(at, len(memory.known_rows) - 1)

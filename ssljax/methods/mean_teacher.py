@@ -32,83 +32,48 @@ Departures from the paper:
     paper's input is `noise` in `augment`.
 """
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
 from ssljax import optimizers
-from ssljax.core import BatchSpec, Loss, Method, Stage, TrainState, View
+from ssljax.core import (
+  Averaging,
+  BatchSpec,
+  Loss,
+  Method,
+  Stage,
+  TrainState,
+  View,
+  evaluated_weights,
+)
 from ssljax.errors import fraction, non_negative, probability
 from ssljax.methods import consistency
+from ssljax.methods.pi_model import DEFAULTS as PI_MODEL
 
 
-@struct.dataclass
-class Teacher:
-  """The memory: a moving average of the student."""
+def teacher(teacher_ema: float) -> Averaging:
+  """Return the average that is the teacher: α = (1+t)/(2+t), at most α_max.
 
-  params: dict  # θ', as `TrainState.params`
-  stats: dict  # as `TrainState.stats`
-  count: jax.Array  # [] int32, updates so far
-
-
-def init_teacher(key, params, stats, spec) -> Teacher:
-  """Return the initial teacher: a copy of the student."""
-  del key, spec
-  # A copy, because the buffers of the weights are donated to the next step.
-  copy = lambda tree: jax.tree.map(jnp.copy, tree)
-  return Teacher(copy(params), copy(stats), jnp.zeros([], jnp.int32))
-
-
-def updated_teacher(
-  teacher: Teacher, params, stats, teacher_ema: float
-) -> Teacher:
-  """Return θ' ← α θ' + (1 − α) θ, α = min(α_max, 1 − 1/(t+1)).
+  Here t counts the updates before this one, so that this is 1 − 1/(t+1) with
+  the paper's t. The average includes the last update of the student.
 
   Args:
-    teacher: θ' before the update.
-    params: parameters θ after the student's update.
-    stats: its running statistics.
     teacher_ema: α_max.
   """
-  count = teacher.count + 1
-  t = count.astype(jnp.float32)
-  alpha = jnp.minimum(teacher_ema, 1 - 1 / (t + 1))
-  mean = lambda old, new: (alpha * old + (1 - alpha) * new).astype(old.dtype)
-  return Teacher(
-    jax.tree.map(mean, teacher.params, params),
-    jax.tree.map(mean, teacher.stats, stats),
-    count,
-  )
+  fraction(teacher_ema=teacher_ema)
+  return Averaging(teacher_ema, statistics=True, warmup=2)
 
 
-def follow_student(teacher_ema: float):
-  """Return the `AfterUpdate` of a stage, which updates the teacher."""
-
-  def after_update(state: TrainState, batch) -> TrainState:
-    del batch
-    teacher = updated_teacher(
-      state.memory, state.params, state.stats, teacher_ema
-    )
-    return state.replace(memory=teacher)
-
-  return after_update
-
-
-def teacher_weights(state: TrainState):
-  """Return the teacher's weights: `Method.weights`."""
-  return state.memory.params, state.memory.stats
-
-
-def teacher_probabilities(net, teacher: Teacher, images, key) -> jax.Array:
+def teacher_probabilities(net, state: TrainState, images, key) -> jax.Array:
   """Return the teacher's probabilities `[B, C]`, without gradients.
 
   Args:
     net: the `Network`, in training mode.
-    teacher: its weights.
+    state: state before the step.
     images: `[B, H, W, c]`.
     key: random key of dropout.
   """
-  outputs, _ = net.train(teacher.params, teacher.stats, images, key)
+  outputs, _ = net.train(*evaluated_weights(state), images, key)
   return consistency.probabilities(outputs.logits)
 
 
@@ -132,7 +97,7 @@ def mean_teacher_loss(
       logits[: batch_spec.labelled], state, batch
     )
     target = teacher_probabilities(
-      net, state.memory, batch.views['teacher'], teacher_key
+      net, state, batch.views['teacher'], teacher_key
     )
     distance = consistency.squared_distance(jax.nn.softmax(logits), target)
     ramp = weight * optimizers.ramp_up_sigmoid(batch.step, length)
@@ -171,7 +136,6 @@ def mean_teacher(
   consistency.check(batch_spec, steps)
   non_negative(weight=weight)
   probability(ramp=ramp)
-  fraction(teacher_ema=teacher_ema)
   stage = Stage(
     name='semi-supervised',
     steps=steps,
@@ -179,27 +143,10 @@ def mean_teacher(
     batch_spec=batch_spec,
     loss=mean_teacher_loss(net, batch_spec, weight, ramp * steps),
     views=(View('teacher'),),
-    after_update=follow_student(teacher_ema),
   )
   return Method(
-    name='mean_teacher',
-    stages=(stage,),
-    init=init_teacher,
-    weights=teacher_weights,
+    name='mean_teacher', stages=(stage,), averaging=teacher(teacher_ema)
   )
 
 
-# Settings of the paper on CIFAR-10 that differ from the defaults of other runs.
-DEFAULTS = {
-  'unlabelled': 'all',
-  'batch_labelled': 8,  # 4,000 of 50,000 images have a label
-  'batch_unlabelled': 92,
-  'optimizer': 'adam',
-  'learning_rate': 3e-3,
-  'decay': 'constant',
-  'weight_decay': 0.0,
-  'clip': 0.0,
-  'average': 0.0,
-  'preprocess': 'zca',
-  'augment': ['flip', 'translate', 'noise'],
-}
+DEFAULTS = PI_MODEL  # on CIFAR-10, as in the paper

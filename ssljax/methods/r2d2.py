@@ -96,12 +96,11 @@ def classification_loss(
       ‖p̃ − p̂‖² (Table 4).
   """
   chex.assert_equal_shape([y_hat, y_tilde])
-  log_hat, log_tilde = map(jax.nn.log_softmax, (y_hat, y_tilde))
   if kind == 'mse':
+    log_hat, log_tilde = map(jax.nn.log_softmax, (y_hat, y_tilde))
     return jnp.sum(jnp.square(jnp.exp(log_tilde) - jnp.exp(log_hat)), axis=-1)
-  if kind == 'kl':
-    log_hat, log_tilde = log_tilde, log_hat
-  return jnp.sum(jnp.exp(log_hat) * (log_hat - log_tilde), axis=-1)
+  pair = (y_tilde, y_hat) if kind == 'kl' else (y_hat, y_tilde)
+  return losses.logit_kl_divergence(*pair)
 
 
 def decipher_loss(

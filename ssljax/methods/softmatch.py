@@ -42,32 +42,27 @@ class Moments:
   mean: jax.Array  # [] μ̂
   variance: jax.Array  # [] σ̂²
   classes: jax.Array  # [C] p̂
-  count: jax.Array  # [] int32, updates so far
 
 
 def init_moments(key, params, stats, spec) -> Moments:
   """Return the memory before the first step: μ̂ = 1/C, σ̂² = 1."""
   del key, params, stats
   uniform = jnp.full(spec.classes, 1 / spec.classes)
-  return Moments(
-    jnp.float32(1 / spec.classes),
-    jnp.ones([]),
-    uniform,
-    jnp.zeros([], jnp.int32),
-  )
+  return Moments(jnp.float32(1 / spec.classes), jnp.ones([]), uniform)
 
 
-def align(moments: Moments, q, m: float) -> tuple[Moments, jax.Array]:
+def align(moments: Moments, q, m: float, step) -> tuple[Moments, jax.Array]:
   """Update p̂ and return q̄ `[U, C]`, the aligned probabilities.
 
   Args:
     moments: memory before the step.
     q: `[U, C]` probabilities.
     m: decay of p̂.
+    step: `[]` int32 within the stage; at the first, p̂ is the batch's mean.
   """
   mean = jnp.mean(q, axis=0)
   moved = m * moments.classes + (1 - m) * mean
-  classes = jnp.where(moments.count == 0, mean, moved)
+  classes = jnp.where(step == 0, mean, moved)
   ratio = (1 / q.shape[-1] + EPSILON) / (classes + EPSILON)
   aligned = q * ratio[None]
   aligned /= jnp.sum(aligned, axis=-1, keepdims=True)
@@ -88,7 +83,6 @@ def update_moments(moments: Moments, confidence, m: float) -> Moments:
   return moments.replace(
     mean=m * moments.mean + (1 - m) * mean,
     variance=m * moments.variance + (1 - m) * variance,
-    count=moments.count + 1,
   )
 
 
@@ -114,7 +108,7 @@ def softmatch_loss(
     logits, stats = consistency.forward(net, params, state.stats, batch, key)
     labelled = consistency.labelled_cross_entropy(logits.labelled, state, batch)
     q = consistency.probabilities(logits.weak)
-    moments, aligned = align(state.memory, q, m)
+    moments, aligned = align(state.memory, q, m, batch.step)
     confidence = jnp.max(aligned if uniform else q, axis=-1)
     moments = update_moments(moments, confidence, m)
     lambdas = weights_of(moments, confidence, sigmas)

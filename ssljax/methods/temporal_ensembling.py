@@ -35,11 +35,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from ssljax import optimizers
+from ssljax import neighbours, optimizers
 from ssljax.core import BatchSpec, Loss, Method, Stage
 from ssljax.errors import fraction, non_negative, probability
 from ssljax.methods import consistency
-from ssljax.methods.llp import first_of_each
+from ssljax.methods.pi_model import DEFAULTS as PI_MODEL
 
 
 def no_predictions(key, params, stats, spec) -> jax.Array:
@@ -70,7 +70,7 @@ def accumulate(z_sums, rows, z, alpha: float) -> jax.Array:
     alpha: α.
   """
   new = alpha * z_sums[rows] + (1 - alpha) * z
-  place = jnp.where(first_of_each(rows), rows, len(z_sums))
+  place = jnp.where(neighbours.first_of_each(rows), rows, len(z_sums))
   return z_sums.at[place].set(new, mode='drop')
 
 
@@ -153,17 +153,4 @@ def temporal_ensembling(
   )
 
 
-# Settings of the paper on CIFAR-10 that differ from the defaults of other runs.
-DEFAULTS = {
-  'unlabelled': 'all',
-  'batch_labelled': 8,  # 4,000 of 50,000 images have a label
-  'batch_unlabelled': 92,
-  'optimizer': 'adam',
-  'learning_rate': 3e-3,
-  'decay': 'constant',
-  'weight_decay': 0.0,
-  'clip': 0.0,
-  'average': 0.0,
-  'preprocess': 'zca',
-  'augment': ['flip', 'translate', 'noise'],
-}
+DEFAULTS = PI_MODEL  # on CIFAR-10, as in the paper

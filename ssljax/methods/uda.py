@@ -44,7 +44,6 @@ from ssljax.core import (
 from ssljax.errors import non_negative, positive, probability
 from ssljax.methods import consistency
 from ssljax.methods.fixmatch import DEFAULTS as FIXMATCH
-from ssljax.methods.vat import divergence
 
 Annealing = Literal['none', 'linear', 'log', 'exp']
 SCALE = 5.0  # of the exponentials of the annealing
@@ -112,9 +111,10 @@ def uda_loss(
     confidence = jnp.max(consistency.probabilities(logits.weak), axis=-1)
     mask = (confidence > threshold).astype(confidence.dtype)
     target = jax.lax.stop_gradient(logits.weak) / temperature
+    divergence = losses.logit_kl_divergence(target, logits.strong)
     metrics = {
       'cross_entropy': labelled,
-      'consistency': jnp.mean(mask * divergence(target, logits.strong)),
+      'consistency': jnp.mean(mask * divergence),
       'mask': jnp.mean(mask),
       'confidence': jnp.mean(confidence),
       'labelled_kept': kept,

@@ -37,12 +37,6 @@ from ssljax.errors import non_negative, positive
 from ssljax.methods import consistency
 
 
-def divergence(logits, other) -> jax.Array:
-  """Compute D_KL(p‖q) `[B]` of p = softmax(logits), q = softmax(other)."""
-  log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
-  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-
-
 def unit(d) -> jax.Array:
   """Scale every image of `d [B, H, W, c]` to length 1; zeros stay 0."""
   axes = tuple(range(1, d.ndim))
@@ -67,7 +61,9 @@ def adversarial_direction(
   """
   logits = jax.lax.stop_gradient(logits)
   d = unit(jax.random.normal(key, images.shape, images.dtype))
-  change = lambda r: jnp.sum(divergence(logits, logits_at(images + r)))
+  change = lambda r: jnp.sum(
+    losses.logit_kl_divergence(logits, logits_at(images + r))
+  )
   for _ in range(iterations):
     d = unit(jax.grad(change)(xi * d))
   return jax.lax.stop_gradient(d)
@@ -104,7 +100,9 @@ def vat_loss(
       iterations,
     )
     moved = run(params, batch.image + epsilon * d)[0].logits
-    smoothness = divergence(jax.lax.stop_gradient(logits), moved)
+    smoothness = losses.logit_kl_divergence(
+      jax.lax.stop_gradient(logits), moved
+    )
     metrics = {
       'cross_entropy': labelled,
       'smoothness': jnp.mean(smoothness),

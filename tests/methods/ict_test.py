@@ -6,6 +6,7 @@ import pytest
 
 from ssljax.augment import mixup
 from ssljax.errors import InputError
+from ssljax.methods import mean_teacher
 from ssljax.methods.ict import ict
 
 LABELS = [1, -1, -1, 2, -1, -1]
@@ -30,7 +31,7 @@ def batch(step=0):
 def apart(state):
   """A state whose teacher differs from its student."""
   params = {'scale': jnp.float32(0.5), 'bias': jnp.float32(BIAS)}
-  return state.replace(memory=state.memory.replace(params=params))
+  return state.replace(average=state.average.replace(params=params))
 
 
 def draw(alpha):
@@ -77,11 +78,11 @@ def test_no_gradient_flows_through_the_teacher():
   method = make(weight=7.0, ramp=0.0)
   state = apart(logit_net.make_state(method, LABELS, 3))
 
-  def total(memory):
-    changed = state.replace(memory=memory)
+  def total(average):
+    changed = state.replace(average=average)
     return logit_net.call(method, changed, batch())[0]
 
-  slope = jax.grad(total, allow_int=True)(state.memory)
+  slope = jax.grad(total, allow_int=True)(state.average)
   assert (slope.params['bias'] == 0).all() and slope.params['scale'] == 0
   student = lambda params: method.stages[0].loss(
     params, state, batch(), logit_net.KEY
@@ -89,14 +90,11 @@ def test_no_gradient_flows_through_the_teacher():
   assert (jax.grad(student)(state.params)['bias'] != 0).all()
 
 
-def test_the_teacher_follows_the_student_and_is_evaluated():
+def test_the_teacher_is_that_of_mean_teacher_and_is_evaluated():
   method = make(teacher_ema=0.9)
-  state = logit_net.make_state(method, LABELS, 3)
-  params = {'scale': jnp.float32(3.0), 'bias': jnp.ones(3)}
-  state = method.stages[0].after_update(state.replace(params=params), batch())
-  # The first decay is 1/2.
-  weights, _ = method.weights(state)
-  assert weights['scale'] == 2.0 and (weights['bias'] == 0.5).all()
+  assert method.averaging == mean_teacher.teacher(0.9)
+  state = apart(logit_net.make_state(method, LABELS, 3))
+  assert method.weights(state)[0] is state.average.params
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from ssljax.core import BatchSpec, make_step
+from ssljax.core import BatchSpec, init_average, make_step, update_average
 from ssljax.errors import InputError
 from ssljax.methods import mean_teacher as m
 
@@ -32,7 +32,7 @@ def batch(step=0):
 def apart(state):
   """A state whose teacher differs from its student."""
   params = {'scale': jnp.float32(0.5), 'bias': jnp.array([0.1, -0.3, 0.2])}
-  return state.replace(memory=state.memory.replace(params=params))
+  return state.replace(average=state.average.replace(params=params))
 
 
 @pytest.mark.parametrize('step', [0, 10, 40, 90])
@@ -68,24 +68,20 @@ def test_gradients_flow_through_the_student_alone():
 
 def test_the_teacher_is_the_average_of_the_students_after_every_update():
   # α = min(0.6, 1 − 1/(t+1)): 1/2, 0.6, 0.6.
-  method = make(teacher_ema=0.6)
-  state = logit_net.make_state(method, LABELS, 3)
+  averaging = make(teacher_ema=0.6).averaging
   params = lambda x: {'scale': jnp.float32(x), 'bias': jnp.full(3, -x)}
+  average = init_average(averaging, params(1.0), {'mean': jnp.zeros([])})
   teacher, mean = 1.0, 0.0
   for alpha, student, statistic in ((0.5, 3.0, 8.0), (0.6, -1.0, 2.0)):
-    state = state.replace(
-      params=params(student), stats={'mean': jnp.float32(statistic)}
-    )
-    state = method.stages[0].after_update(state, batch())
+    stats = {'mean': jnp.float32(statistic)}
+    average = update_average(averaging, average, params(student), stats)
     teacher = alpha * teacher + (1 - alpha) * student
     mean = alpha * mean + (1 - alpha) * statistic
-    weights, stats = method.weights(state)
-    np.testing.assert_allclose(weights['scale'], teacher, rtol=1e-6)
-    np.testing.assert_allclose(stats['mean'], mean, rtol=1e-6)
-  assert int(state.memory.count) == 2
+    np.testing.assert_allclose(average.params['scale'], teacher, rtol=1e-6)
+    np.testing.assert_allclose(average.stats['mean'], mean, rtol=1e-6)
 
 
-def test_the_teacher_includes_the_update_of_the_step():
+def test_the_teacher_includes_the_update_of_the_step_and_is_evaluated():
   spec = BatchSpec(2, 2)
   method = m.mean_teacher(logit_net.NET, lambda steps: optax.sgd(0.5), spec, 10)
   (stage,) = method.stages
@@ -93,15 +89,16 @@ def test_the_teacher_includes_the_update_of_the_step():
   state = state.replace(opt_state=stage.tx.init(state.params))
   before = state.params
   images = {'image': batch().image, 'teacher': batch().views['teacher']}
-  step = jax.jit(make_step(stage, lambda *_: images, None))
+  step = jax.jit(make_step(stage, lambda *_: images, method.averaging))
   state, _ = step(state, (), jnp.array(ROWS, jnp.int32), jnp.int32(0))
   assert (state.params['bias'] != before['bias']).all()
+  params, stats = method.weights(state)
   # The first decay is 1/2.
   want = 0.5 * before['bias'] + 0.5 * state.params['bias']
-  np.testing.assert_allclose(state.memory.params['bias'], want, rtol=1e-6)
+  np.testing.assert_allclose(params['bias'], want, rtol=1e-6)
   # The statistics too: those of the student's images.
   want = 0.5 * STUDENT.mean()
-  np.testing.assert_allclose(state.memory.stats['mean'], want, rtol=1e-5)
+  np.testing.assert_allclose(stats['mean'], want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

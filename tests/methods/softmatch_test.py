@@ -55,8 +55,10 @@ def test_steps_equal_a_numpy_loop(uniform):
   method = make(weight=0.6, moments_ema=m, sigmas=k, uniform_alignment=uniform)
   state = logit_net.make_state(method, LABELS, 3)
   memory, weights = {'p': None, 'mean': 1 / 3, 'variance': 1.0}, []
-  for weak, strong in steps():
-    batch = logit_net.make_batch(weak, labelled=2, rows=ROWS, strong=strong)
+  for step, (weak, strong) in enumerate(steps()):
+    batch = logit_net.make_batch(
+      weak, labelled=2, rows=ROWS, step=step, strong=strong
+    )
     want, weight = numpy_step(memory, weak, strong, m, k, uniform)
     total, state, metrics = logit_net.call(method, state, batch)
     np.testing.assert_allclose(metrics['consistency'], want, rtol=1e-4)
