@@ -57,6 +57,8 @@ class Progress(NamedTuple):
   asked: tuple = ()  # {'step', 'rows': [S][Q], 'labels': [S][Q]} of the oracle
   measured: tuple = ()  # steps with metrics, as [first, last, stride]
   warnings: tuple = ()  # a text for each `Readiness` that was not met
+  # Losses [steps][S] since the last stop, of a run that was interrupted there.
+  pending: tuple = ()
 
   @property
   def stage_start(self) -> int:

@@ -253,9 +253,12 @@ class _Loop:
       if rest.updates_before(span):
         self.epoch_update()
       ran = self.run_span(span, rest, first)
+      losses = self.losses_since_stop(ran)
       if ran.end < span[-1][1]:
+        self.progress = self.progress._replace(pending=losses.tolist())
         self.save_and_exit()
-      self.stop(rest, ran)
+      self.progress = self.progress._replace(pending=())
+      self.stop(rest, ran._replace(losses=losses))
       self.say_estimate(ran, bar)
       bar.update(ran.end - ran.begin)
       bar.set_postfix(loss=f'{np.mean(ran.metrics["loss"]):.4f}')
@@ -293,6 +296,12 @@ class _Loop:
         f'{self.job.name}: about {minutes(left)} to train'
         f'{self.options.following}'
       )
+
+  def losses_since_stop(self, ran: spans.Ran) -> np.ndarray:
+    """Return the losses `[steps, S]` since the last stop, interrupted or not."""
+    seeds = ran.losses.shape[1]
+    before = np.asarray(self.progress.pending, ran.losses.dtype)
+    return np.concatenate([before.reshape(-1, seeds), ran.losses])
 
   # Stops.
 

@@ -158,7 +158,7 @@ SWITCHES = [
 @pytest.mark.parametrize(
   ('switch', 'admitted'),
   [*((switch, np.arange(N)) for switch in SWITCHES), ({}, SOME)],
-  ids=str,
+  ids=[*map(str, SWITCHES), 'some'],
 )
 def test_a_step_equals_a_numpy_loop(switch, admitted):
   method = make(**switch)

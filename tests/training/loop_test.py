@@ -759,6 +759,22 @@ def test_the_default_condition_is_on_the_mean_loss_since_the_last_stop(
   assert Readiness('x', 'no', least=1.0).is_met(math.nan)
 
 
+def test_an_interruption_does_not_change_the_mean_loss(tmp_path):
+  # Steps 5 and 6 are the last span; the run is interrupted between them.
+  job = watched(Readiness('mean_loss', 'no', most=0.01), steps=6, seeds=(0, 1))
+  _, whole = fit(tmp_path / 'whole', '', OPTIONS, job)
+  for checks in range(20):
+    notice = OPTIONS._replace(preempted=PreemptedAfter(checks))
+    with pytest.raises(PreemptedError, match='saved step') as stopped:
+      fit(tmp_path / f'{checks}', '', notice, job)
+    if 'saved step 5' in str(stopped.value):
+      break
+  _, progress = fit(tmp_path / f'{checks}', '', OPTIONS, job)
+  means = lambda folder: [m for m in lines(folder) if 'mean_loss' in m]
+  assert means(tmp_path / f'{checks}') == means(tmp_path / 'whole')
+  assert progress.warnings == whole.warnings and len(whole.warnings) == 2
+
+
 @pytest.mark.parametrize(
   ('stage', 'step', 'left'),
   [(0, 0, 3 * 16 + 2 * 61 + 5 * 16), (0, 2, 16 + 202), (2, 13, 3 * 16)],
