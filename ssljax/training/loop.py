@@ -298,7 +298,7 @@ class _Loop:
       )
 
   def losses_since_stop(self, ran: spans.Ran) -> np.ndarray:
-    """Return the losses `[steps, S]` since the last stop, interrupted or not."""
+    """Return the losses `[steps, S]` since the last stop."""
     seeds = ran.losses.shape[1]
     before = np.asarray(self.progress.pending, ran.losses.dtype)
     return np.concatenate([before.reshape(-1, seeds), ran.losses])
