@@ -19,6 +19,12 @@ from ssljax.data.splits import Split
 from ssljax.runs import build
 
 _TINY, _SMALL, _MIDDLE = 5, 12, 40  # sides in pixels
+# Without batch norm a network diverges at the rate of those that have it.
+_RATE_WITHOUT_NORM = 0.01
+_WITHOUT_NORM = frozenset(
+  ('deepbass_mnist', 'deepbass_toy', 'lenet')
+  + ('elu_digits', 'elu_mnist', 'elu_svhn', 'elu_stl10')
+)
 # Settings that exclude each other: one that is given unsets the other.
 _ALTERNATIVES = (
   ('epochs', 'steps'),
@@ -107,7 +113,7 @@ def complete(
   """
   if given.get('unlabelled') == 'rest' and not facts.pool:
     facts = facts._replace(pool=facts.unlabelled)
-  suggested = suggest(method, facts)
+  suggested = suggest(method, facts, given.get('network'))
   own = _without_alternatives(given)
   return config_lib.from_values(method, suggested | own, custom)
 
@@ -139,16 +145,20 @@ def for_data(
   opened = config_lib.from_values(method, first | _without_alternatives(given))
   dataset, facts = load(opened)
   own = {'labels': opened.split.labels} | dict(given)
-  names = suggest(method, facts).keys() - own.keys()
+  suggested = suggest(method, facts, own.get('network'))
+  names = suggested.keys() - own.keys()
   return Chosen(complete(method, own, facts), dataset, frozenset(names))
 
 
-def suggest(method: str, facts: Facts) -> dict[str, Any]:
+def suggest(
+  method: str, facts: Facts, network: str | None = None
+) -> dict[str, Any]:
   """Return settings that suit a training set with all its labels.
 
   Args:
     method: name of a method in the registry.
     facts: of the training set.
+    network: name of the network, if it is given.
   """
   defaults = registry.method(method).defaults
   everything = facts.unlabelled == 0 or defaults.get('unlabelled') == 'all'
@@ -170,6 +180,9 @@ def suggest(method: str, facts: Facts) -> dict[str, Any]:
   if facts.pool:
     others = min(found['batch_unlabelled'], facts.pool)
     found['batch_unlabelled'] = others
+  has_rate = 'learning_rate' in defaults | found
+  if (network or found['network']) in _WITHOUT_NORM and not has_rate:
+    found['learning_rate'] = _RATE_WITHOUT_NORM
   return found
 
 

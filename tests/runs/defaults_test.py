@@ -79,6 +79,16 @@ def test_tiny_images_get_a_network_that_takes_them():
   assert defaults.network_for('madnn', facts(side=5)) == 'digits'
 
 
+def test_a_network_without_batch_norm_gets_a_lower_learning_rate():
+  rate = lambda method, network: defaults.complete(
+    method, {'network': network}, facts()
+  ).optimizer['learning_rate']
+  assert rate('supervised', 'deepbass_mnist') == 0.01
+  assert rate('supervised', 'mnist') == 0.1
+  # A method that states a rate keeps it: DeepBASS has Adam's.
+  assert rate('deepbass', 'deepbass_mnist') == 1e-3
+
+
 def test_settings_that_are_given_win_over_the_suggestion():
   made = defaults.complete('madnn', {'epochs': 3.0, 'eta': 0.3}, facts())
   assert made.run.steps is None and made.run.epochs == 3.0
