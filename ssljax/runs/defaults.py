@@ -21,9 +21,9 @@ from ssljax.runs import build
 _TINY, _SMALL, _MIDDLE = 5, 12, 40  # sides in pixels
 # Without batch norm a network diverges at the rate of those that have it.
 _RATE_WITHOUT_NORM = 0.01
-_WITHOUT_NORM = frozenset(
-  ('deepbass_mnist', 'deepbass_toy', 'lenet')
-  + ('elu_digits', 'elu_mnist', 'elu_svhn', 'elu_stl10')
+_WITHOUT_NORM = (
+  *('deepbass_mnist', 'deepbass_toy', 'lenet'),
+  *('elu_digits', 'elu_mnist', 'elu_svhn', 'elu_stl10'),
 )
 # Settings that exclude each other: one that is given unsets the other.
 _ALTERNATIVES = (
