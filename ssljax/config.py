@@ -38,6 +38,16 @@ class Data:
     '"digits" (embedded), the name of a TFDS data set, or FILE.npz with arrays '
     'train, train_labels, test, test_labels.',
   )
+  images: str | None = _setting(
+    None,
+    'Folder of images, instead of `dataset`: CLASS/image, or any folder with a '
+    '`labels_file`.',
+  )
+  labels_file: str | None = _setting(
+    None,
+    'CSV file with the columns file,label, or text lines "FILE LABEL", of '
+    '`images`.',
+  )
   source: str | None = _setting(
     None, 'Data set with the labels, instead of `dataset`.'
   )
@@ -66,6 +76,11 @@ class Split:
   )
   validation: int = _setting(
     0, 'Images held out for validation (of the source).'
+  )
+  hold_out: Literal['none', 'auto'] = _setting(
+    'none',
+    'Labelled images to test on where there are no test images: none, or auto '
+    '(a fifth; one of five folds for each seed below 200 labels).',
   )
   seeds: int = _setting(1, 'Number of label splits.')
   seed: int = _setting(0, 'Number of the first split.')
@@ -204,6 +219,7 @@ PARTS = {
 # Settings of where and how fast a run is made. A resumed run may change them.
 FREE = (
   *('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt'),
+  *('images', 'labels_file'),
   *('multihost', 'coordinator', 'processes', 'process', 'hang_minutes'),
 )
 
@@ -240,7 +256,7 @@ class Config:
     """Name of the data set, or 'source-target'."""
     if self.data.source:
       return f'{self.data.source}-{self.data.target}'
-    return self.data.dataset
+    return self.data.images or self.data.dataset
 
   @property
   def factories(self) -> dict[str, Callable]:
@@ -434,6 +450,7 @@ def _settled(values: dict[str, Any], named: Mapping[str, Any]):
       '`source`, `target`: give both, or neither and a `dataset`',
     )
     values['dataset'] = None
+  _settle_folder(values, named)
   if values['batch_per_class'] is not None:
     require(
       named.get('batch_labelled') is None,
@@ -442,6 +459,24 @@ def _settled(values: dict[str, Any], named: Mapping[str, Any]):
     )
     values['batch_labelled'] = None
   return values
+
+
+def _settle_folder(values: dict[str, Any], named: Mapping[str, Any]) -> None:
+  """Unset the data set if a folder of images is given."""
+  if not values['images']:
+    require(
+      not values['labels_file'],
+      f'`labels_file`={values["labels_file"]}: names images of a folder: give '
+      'it as `images`',
+    )
+    return
+  others = [n for n in ('dataset', 'source', 'target') if named.get(n)]
+  require(
+    not others,
+    f'`images`={values["images"]}, {", ".join(f"`{n}`" for n in others)}: are '
+    'different data: give one of them',
+  )
+  values['dataset'] = None
 
 
 _POSITIVE = (

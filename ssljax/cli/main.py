@@ -150,12 +150,12 @@ class MethodCommand:
 def names_data(argv: Sequence[str]) -> bool:
   """Return True if a command line names a data set other than digits."""
   ahead = flags.FlagValues()
-  for name in ('dataset', 'source', 'target'):
+  for name in ('dataset', 'images', 'source', 'target'):
     flags.DEFINE_string(name, None, '', flag_values=ahead)
   with contextlib.suppress(flags.Error):  # reported when all flags are parsed
     ahead(list(argv), known_only=True)
   named = ahead.dataset not in (None, 'digits')
-  return named or bool(ahead.source or ahead.target)
+  return named or bool(ahead.images or ahead.source or ahead.target)
 
 
 def help_lines(flag) -> list[str]:

@@ -101,9 +101,13 @@ def with_paths(config: Config) -> Config:
     files.as_path('workdir', workdir)
   if data_dir is not None and '://' not in data_dir:
     data_dir = os.path.abspath(files.as_path('data_dir', data_dir))
-  return dataclasses.replace(
-    config, data=dataclasses.replace(config.data, data_dir=data_dir)
-  )
+  own = {
+    name: os.path.abspath(files.as_path(name, value))
+    for name in ('images', 'labels_file')
+    if (value := getattr(config.data, name)) is not None
+  }
+  data = dataclasses.replace(config.data, data_dir=data_dir, **own)
+  return dataclasses.replace(config, data=data)
 
 
 def join_others(config: Config) -> None:

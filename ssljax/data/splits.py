@@ -16,7 +16,11 @@ from ssljax.errors import InputError, require
 Pool = Literal['rest', 'all']
 _RAREST = 5  # classes that `describe_labels` names
 # Random streams, the second word of their key.
-_VALIDATION, _LABELLED, _UNLABELLED, SUBSAMPLE = range(4)
+_VALIDATION, _LABELLED, _UNLABELLED, SUBSAMPLE, _TEST = range(5)
+FOLDS, FEW_LABELS = 5, 200  # see `hold_out`
+
+
+_NO_ROWS = np.zeros(0, np.int32)
 
 
 class Split(NamedTuple):
@@ -26,6 +30,8 @@ class Split(NamedTuple):
   labels: np.ndarray  # [N] int32, UNLABELLED where hidden from training
   admitted: np.ndarray  # [N] bool, rows the unlabelled part is drawn from
   validation: np.ndarray  # [V] int32, held-out rows, the same for every seed
+  # [T] int32, rows held out to test on, of data without test images.
+  test: np.ndarray = _NO_ROWS
 
   @property
   def labelled(self) -> np.ndarray:
@@ -55,6 +61,7 @@ class Split(NamedTuple):
     seen = self.admitted | (self.labels != UNLABELLED)
     seen[:unlabelled_from] = True
     seen[self.validation] = False
+    seen[self.test] = False
     return seen
 
   def grown(self, labels: np.ndarray) -> 'Split':
@@ -76,6 +83,8 @@ class Split(NamedTuple):
     content = hashlib.sha256(str(self.seed).encode())
     for part in (self.labels, self.admitted, self.validation):
       content.update(np.ascontiguousarray(part).tobytes())
+    if len(self.test):
+      content.update(np.ascontiguousarray(self.test).tobytes())
     return content.hexdigest()
 
 
@@ -245,6 +254,7 @@ def draw_split(
   count: int | None = None,
   among: np.ndarray | None = None,
   validation: int = 0,
+  test_on: np.ndarray | None = None,
 ) -> Split:
   """Draw the split of one seed.
 
@@ -258,6 +268,8 @@ def draw_split(
     count: as in `admit`.
     among: `[N]` bool, rows the unlabelled part may be drawn from; None for all.
     validation: the number of rows held out.
+    test_on: `[N]` uint64 hashes, equal for equal images, to hold out rows to
+      test on, see `hold_out`; None holds out none.
 
   Raises:
     InputError: the data set cannot serve these arguments.
@@ -268,6 +280,12 @@ def draw_split(
   held = generator(0, _VALIDATION).permutation(known)[:validation]
   held_out = np.zeros(len(truth), bool)
   held_out[held] = True
+  tested = _NO_ROWS
+  if test_on is not None:
+    rest = np.where(held_out, UNLABELLED, truth)
+    tested = hold_out(rest, test_on, seed)
+    # Copies of test images are not trained on, either.
+    held_out |= np.isin(test_on, test_on[tested])
   available = np.where(held_out, UNLABELLED, truth).astype(np.int32)
   labels = draw_labels(
     available,
@@ -275,11 +293,42 @@ def draw_split(
     per_class,
     seed,
     at_most=at_most,
-    held_out=validation,
+    held_out=validation + len(tested),
   )
   candidates = ~held_out if among is None else among & ~held_out
   admitted = admit(labels, candidates, unlabelled, count, seed)
-  return Split(seed, labels, admitted, np.sort(held).astype(np.int32))
+  held = np.sort(held).astype(np.int32)
+  return Split(seed, labels, admitted, held, tested)
+
+
+def hold_out(labels: np.ndarray, digests: np.ndarray, seed: int) -> np.ndarray:
+  """Choose labelled rows to test on.
+
+  Of 200 labels or more a fifth of each class is chosen, the same for every
+  seed. Of fewer, seed k tests on fold k mod 5, so that five seeds together test
+  on nearly every labelled image. All folds have equally many rows of a class. A
+  class with one image is only trained on.
+
+  Args:
+    labels: `[N]` int32, UNLABELLED where unknown.
+    digests: `[N]` uint64, equal for equal images, of which one is chosen.
+    seed: chooses the fold.
+
+  Returns:
+    Sorted rows `[T]` int32.
+  """
+  known = np.flatnonzero(labels != UNLABELLED)
+  fold = seed % FOLDS if len(known) < FEW_LABELS else 0
+  chosen = []
+  for label in np.unique(labels[known]):
+    rows = known[labels[known] == label]
+    rows = rows[np.sort(np.unique(digests[rows], return_index=True)[1])]
+    if len(rows) > 1:
+      order = generator(0, _TEST, int(label)).permutation(rows)
+      size = max(1, len(order) // FOLDS)
+      fold_rows = range(fold * size, (fold + 1) * size)
+      chosen.append(np.take(order, fold_rows, mode='wrap'))
+  return np.sort(np.concatenate([*chosen, _NO_ROWS])).astype(np.int32)
 
 
 def describe_labels(split: Split, classes) -> str:
@@ -306,7 +355,7 @@ def describe_labels(split: Split, classes) -> str:
 def describe(split: Split) -> dict:
   """Return the entry of one split in `split.json`."""
   rows = split.labelled
-  return {
+  found = {
     'seed': split.seed,
     'hash': split.digest,
     'labelled': dict(
@@ -317,3 +366,4 @@ def describe(split: Split) -> dict:
     'unlabelled': int(split.admitted.sum()),
     'validation': split.validation.tolist(),
   }
+  return found | ({'test': split.test.tolist()} if len(split.test) else {})

@@ -93,6 +93,8 @@ def outline_of(config: Config) -> datasets.Dataset:
       catalog.outline(data.source, with_test=False, **how),
       catalog.outline(data.target, test_split=data.test_split, **how),
     )
+  if data.images:
+    return build.load_dataset(config)
   dataset = catalog.outline(data.dataset, test_split=data.test_split, **how)
   if not dataset.train.is_images:
     build.refuse_image_settings(config, dataset.name)

@@ -18,6 +18,7 @@ from ssljax.data import (
   domain_pair,
   duplicates,
   feeds,
+  folder,
   sampling,
   splits,
 )
@@ -52,7 +53,10 @@ class Run(NamedTuple):
   @property
   def group_size(self) -> int:
     """The number of splits that are trained at once."""
-    return 1 if self.data_by_seed else self.config.run.seeds_at_once
+    tests = [split.test for split in self.drawn]
+    differ = any(not np.array_equal(test, tests[0]) for test in tests)
+    single = differ or self.data_by_seed
+    return 1 if single else self.config.run.seeds_at_once
 
   def data_of(self, group: Sequence[splits.Split]) -> compiled.Data:
     """Return the data of splits that are trained at once."""
@@ -151,6 +155,9 @@ def load_dataset(config: Config, seed: int | None = None) -> datasets.Dataset:
   )
   if data.source:
     return domain_pair.load(data.source, data.target, **how)
+  if data.images:
+    del how['data_dir'], how['corrupt']
+    return folder.load(data.images, data.labels_file, **how)
   seed = config.split.seed if seed is None else seed
   dataset = datasets.load(data.dataset, seed=seed, **how)
   if not dataset.train.is_images:
@@ -181,6 +188,9 @@ def draw_splits(
   each, at_most = per_class('labels', split.labels)
   unlabelled, count = pool('unlabelled', split.unlabelled)
   rows = np.arange(len(dataset.train.labels))
+  test_on = None
+  if split.hold_out == 'auto' and not len(dataset.test.labels):
+    test_on = dataset.train.digests()
   return [
     splits.draw_split(
       dataset.train.labels,
@@ -192,6 +202,7 @@ def draw_splits(
       count=count,
       among=rows >= dataset.unlabelled_from,
       validation=split.validation,
+      test_on=test_on,
     )
     for seed in range(split.seed, split.seed + split.seeds)
   ]
@@ -279,7 +290,7 @@ def make_data(
     fed.train,
     fed.test,
     dataset.test.labels,
-    source.labels[drawn[0].validation],
+    source.labels,
     processing,
     fitted,
     augmentation or own,

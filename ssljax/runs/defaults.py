@@ -142,9 +142,16 @@ def for_data(
   """
   # Any length will do to open the data. Of features no image is augmented.
   first = {'steps': 1, 'augment': (), 'preprocess': 'none'}
+  first |= {'hold_out': 'auto'}
+  if given.get('images') is not None:
+    first |= {'labels': 'all'}
   opened = config_lib.from_values(method, first | _without_alternatives(given))
   dataset, facts = load(opened)
   own = {'labels': opened.split.labels} | dict(given)
+  if not len(dataset.test.labels):
+    own.setdefault('hold_out', opened.split.hold_out)
+  if given.get('images') is not None:
+    own.setdefault('image_size', dataset.train.shape[0])
   suggested = suggest(method, facts, own.get('network'))
   names = suggested.keys() - own.keys()
   return Chosen(complete(method, own, facts), dataset, frozenset(names))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ssljax.core import Method
+from ssljax.core import UNLABELLED, Method
 from ssljax.data import duplicates, splits
 from ssljax.distributed import multihost
 from ssljax.runs import run_folder
@@ -98,7 +98,7 @@ def opening(run, folder: pathlib.Path) -> str:
   labelled, unlabelled = len(split.labelled), len(split.unlabelled)
   shared = bool(set(split.labelled) & set(split.unlabelled))
   each = splits.describe_labels(split, run.dataset.classes)
-  tests = len(run.dataset.test.labels)
+  tests = len(run.dataset.test.labels) or len(split.test)
   copies = duplicates.describe(run.copies, tests)
   copies += '\n' if copies else ''
   return (
@@ -106,10 +106,23 @@ def opening(run, folder: pathlib.Path) -> str:
     f'{"x".join(map(str, train.shape))}, {labelled} labelled ({each}), '
     f'{unlabelled} seen as unlabelled ({"with" if shared else "without"} the '
     f'labelled ones), {len(split.validation)} held out, '
-    f'{tests} to test on\n{copies}'
+    f'{tests} to test on{_held_out(run)}\n{copies}'
     f'seeds {split.seed}..{run.drawn[-1].seed}, {run.mesh.size} devices'
     f'{_processes()}{_idle(run)}, {_feed(run)}, run folder {folder}'
   )
+
+
+def _held_out(run) -> str:
+  """Return how the test images were chosen, if they are training images."""
+  tests = [split.test for split in run.drawn]
+  if not len(tests[0]):
+    return ''
+  labelled = int((run.dataset.train.labels != UNLABELLED).sum())
+  if labelled >= splits.FEW_LABELS:
+    return ' (a fifth of the labelled ones, held out)'
+  enough = len(tests) >= splits.FOLDS
+  more = '' if enough else f'; {splits.FOLDS} seeds test on all of them'
+  return f' (a fold of the labelled ones for each seed{more})'
 
 
 def _data_name(dataset) -> str:

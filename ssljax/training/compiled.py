@@ -38,12 +38,12 @@ from ssljax.training import map_dataset as map_dataset_lib
 
 
 class Data(NamedTuple):
-  """Data that all jobs of a run share; M test images, V validation images."""
+  """Data that all jobs of a run share; N training images, M test images."""
 
   train: feeds.Feed
   test: feeds.Feed
   truth: np.ndarray  # [M] int32 labels of the test images
-  validation_truth: np.ndarray  # [V] int32 labels of `Split.validation`
+  train_truth: np.ndarray  # [N] int32 labels of the training images
   preprocess: Any  # a `Preprocess`
   fitted: Any  # its constants, fitted to training images
   augmentation: Augment | None  # the run's own, after preprocessing
@@ -321,7 +321,7 @@ class Program:
     return evaluate.predictor(self.net, self.method)
 
   def evaluate(
-    self, state: TrainState, held_out: np.ndarray
+    self, state: TrainState, split: Split
   ) -> dict[str, dict[str, list[float]]]:
     """Return errors in percent, as {'test': {'last': [S], ...}, ...}.
 
@@ -329,14 +329,15 @@ class Program:
 
     Args:
       state: state with a leading axis [S].
-      held_out: rows `[V]` of the training images for validation; may be empty.
+      split: whose held-out rows are evaluated; of any seed in the group.
     """
     data = self.data
     sets = {}
     if data.test.size:
       sets['test'] = data.test, np.arange(data.test.size), data.truth
-    if len(held_out):
-      sets['validation'] = (data.train, held_out, data.validation_truth)
+    for name, rows in (('test', split.test), ('validation', split.validation)):
+      if len(rows):
+        sets[name] = data.train, rows, data.train_truth[rows]
     errors = {}
     for name, (feed, rows, truth) in sets.items():
       mapped = self.map_dataset(self._predict, feed)(state, rows)

@@ -340,8 +340,7 @@ class _Loop:
 
   def evaluate(self, stage: Stage):
     """Measure the errors, write them, and add them to the progress."""
-    held_out = self.job.splits[0].validation
-    errors = self.program.evaluate(self.state, held_out)
+    errors = self.program.evaluate(self.state, self.job.splits[0])
     self.report.write_errors(stage, self.progress, errors)
     self.progress = self.progress.with_errors(errors)
 
