@@ -174,7 +174,7 @@ def make_data(devices=1, make_feed=feeds.resident):
     make_feed(train, place),
     make_feed(test, place),
     test_truth,
-    truth()[make_splits(validation=9)[0].validation],
+    truth(),
     preprocess.identity(),
     (),
     brighten,
@@ -245,7 +245,7 @@ def imagenet_snapshots(method, net):
   feed = feeds.resident(
     np.zeros([count, 1, 1, 1], np.uint8), placement.Placer(mesh)
   )
-  data = Data(feed, feed, labels, labels[:0], preprocess.identity(), (), None)
+  data = Data(feed, feed, labels, labels, preprocess.identity(), (), None)
   split = splits.draw_split(labels, classes, per_class=128, seed=0)
   job = loop.Job('wide', Program(method, net, data, mesh), [split])
   return snapshots.Snapshots(job, None)

@@ -72,7 +72,8 @@ class Finished:
   def known_rows(self) -> np.ndarray:
     """Training rows `[K]` of a known class that were not held out."""
     known = np.flatnonzero(self.dataset.train.labels != UNLABELLED)
-    return np.setdiff1d(known, self.split.validation)
+    held_out = np.union1d(self.split.validation, self.split.test)
+    return np.setdiff1d(known, held_out)
 
   @property
   def hidden(self) -> np.ndarray:
