@@ -26,6 +26,7 @@ import numpy as np
 
 from ssljax import config as config_lib
 from ssljax import files, optimizers, registry, signatures
+from ssljax.analysis import calibration
 from ssljax.augment import standard
 from ssljax.config import Config
 from ssljax.core import UNLABELLED, Method
@@ -127,11 +128,15 @@ class Model:
     Raises:
       InputError: their shape or values differ from the training images'.
     """
-    return _softmax(self._outputs(images)[0])
+    return calibration.softmax(self.logits(images))
+
+  def logits(self, images) -> np.ndarray:
+    """Return the logits `[M, C]` float32 of images `[M, ...]`."""
+    return self._outputs(images)[0]
 
   def predict(self, images) -> np.ndarray:
     """Return the most probable class `[M]` int of images `[M, ...]`."""
-    return np.argmax(self._outputs(images)[0], axis=-1)
+    return np.argmax(self.logits(images), axis=-1)
 
   def embed(self, images) -> np.ndarray:
     """Return the embeddings `[M, D]` of images `[M, ...]`."""
@@ -200,6 +205,10 @@ class Model:
 
     return jax.jit(infer, compiler_options=conv.compiler_options())
 
+  def share_compiled(self, other: 'Model') -> None:
+    """Use the compiled function of a model of the same run."""
+    self._infer = other._infer
+
   def __getstate__(self):
     """Drop the functions, which cannot be pickled."""
     dropped = '_infer', '_net'
@@ -241,11 +250,6 @@ class Model:
         f'`folder`={folder}: the model cannot be written ({error.strerror}): '
         'give another folder, or make room'
       ) from error
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-  e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-  return e / e.sum(axis=-1, keepdims=True)
 
 
 # Training.
@@ -510,7 +514,7 @@ def _train(
     model = _load_saved(folder / 'model', parts.network)
   else:  # It was interrupted between its result and its model.
     finished = load_lib.load(folder, dataset=dataset, **parts.build)
-    model = _model_of_finished(finished, white)
+    model = model_of_finished(finished, white)
     model.save(folder / 'model')
   model.history = metrics_writer.read(folder, config.method)
   return model
@@ -572,12 +576,13 @@ def load(
     "Model.save, or a run's folder",
   )
   finished = load_lib.load(folder, seed, data_dir)
-  return _model_of_finished(finished)
+  return model_of_finished(finished)
 
 
-def _model_of_finished(
+def model_of_finished(
   finished: load_lib.Finished, white: float | None = None
 ) -> Model:
+  """Return the model of a finished run under one of its splits."""
   program = finished.program
   state = jax.tree.map(lambda x: x[0], finished.state)
   params, stats = jax.device_get(program.method.weights(state))

@@ -33,8 +33,9 @@ MAY_IMPORT = {
   'runs': GROUND | RUNS,
   'api': GROUND | RUNS,
   'estimator': GROUND | {'api'},
+  'prediction': GROUND | RUNS | {'api'},
   'planning': GROUND | RUNS,
-  'cli': GROUND | RUNS | {'api', 'estimator', 'planning'},
+  'cli': GROUND | RUNS | {'api', 'estimator', 'planning', 'prediction'},
 }
 BELOW_CLI = sorted(set(MAY_IMPORT) - {'cli'})
 

@@ -16,6 +16,7 @@ TOOLS = (
   'figures',
   'html_report',
   'plan',
+  'predict',
   'probe',
   'propagate',
   'reproduce',

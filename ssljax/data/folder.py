@@ -19,7 +19,7 @@ Without a folder of test images the test split is empty; `splits.hold_out` then
 chooses labelled images to test on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 import csv
 import functools
@@ -112,6 +112,49 @@ def load(
   return Dataset(str(root), rows(train), tests, classes)
 
 
+class Unlabelled(NamedTuple):
+  """The images of a folder, to be predicted."""
+
+  names: tuple[str, ...]  # [N], relative paths
+  given: tuple[str | None, ...]  # [N], class folders
+  # rows -> (uint8 [K, H, W, c], {row: why it cannot be decoded}); the K rows
+  # that can be decoded, in order
+  read: Callable[[Sequence[int]], tuple[np.ndarray, dict[int, str]]]
+
+
+def to_predict(folder: str, shape: tuple[int, int, int]) -> Unlabelled:
+  """Return the images of a folder, decoded whenever they are read.
+
+  Args:
+    folder: of the images.
+    shape: H, W, c of the images of a model; H = W.
+
+  Raises:
+    InputError: it is no folder, or has no images.
+  """
+  root = files.as_path('images', folder)
+  require(
+    root.is_dir(), f'`images`={folder}: is no folder: give a folder of images'
+  )
+  names = tuple(path for path, _ in sorted(_walk(root)))
+  _refuse_none(folder, names)
+  layout = _has_splits(names)
+
+  def read(rows: Sequence[int]) -> tuple[np.ndarray, dict[int, str]]:
+    pixels, reasons = np.empty((len(rows), *shape), np.uint8), {}
+    for k, row in enumerate(rows):
+      try:
+        content = (root / names[row]).read_bytes()
+        pixels[k] = decode.centre(content, shape, shape[0])
+      except Exception as error:  # codecs and disks raise many kinds
+        reasons[row] = _reason(error)
+    kept = [k for k, row in enumerate(rows) if row not in reasons]
+    return pixels[kept], reasons
+
+  given = tuple(_folder_class(layout, name) for name in names)
+  return Unlabelled(names, given, read)
+
+
 # Files and labels.
 
 
@@ -121,11 +164,7 @@ def _listed(
   """Return the image files of a folder, sorted by path."""
   found = dict(sorted(_walk(root)))
   paths = list(found)
-  require(
-    bool(paths),
-    f'`images`={folder}: has no image files; give a folder with files that '
-    'Pillow reads, such as PNG or JPEG',
-  )
+  _refuse_none(folder, paths)
   has_splits = _has_splits(paths)
   if labels_file is not None:
     given = _read_labels(labels_file, paths, folder)
@@ -143,6 +182,14 @@ def _listed(
   return tuple(
     _Image(path, label_of(path), split_of(path), stamp)
     for path, stamp in found.items()
+  )
+
+
+def _refuse_none(folder: str, paths: Sequence[str]) -> None:
+  require(
+    bool(paths),
+    f'`images`={folder}: has no image files; give a folder with files that '
+    'Pillow reads, such as PNG or JPEG',
   )
 
 

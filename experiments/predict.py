@@ -1,0 +1,131 @@
+"""Predict the classes of images by a finished run.
+
+python experiments/predict.py --run=runs/FOLDER --out=predictions.csv
+python experiments/predict.py --run=runs/FOLDER --images=DIR --out=new.csv
+
+Without --images or --dataset the training images are predicted, the labelled
+ones too. A line of the CSV file has
+
+  file        path in the folder, or row number
+  label       most probable class; confidence: its probability, calibrated on
+              held-out labelled images; margin: its lead over the second class
+  second, third  and their probabilities
+  set         classes of the prediction set, which contains the true class of
+              the share --coverage of all images
+  given       label that was given
+  disagrees   1 if the models that did not see this label predict another class:
+              probably a wrong label
+
+An interrupted command continues. Images that cannot be decoded are listed.
+"""
+
+import json
+from typing import Any
+
+from absl import flags
+
+from ssljax import prediction
+from ssljax.cli import main, tool
+from ssljax.data import datasets, folder
+from ssljax.errors import fraction, require
+from ssljax.runs import load
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Define the flags of this program."""
+  for name, text in {
+    'run': 'Folder of a finished run.',
+    'images': 'Folder of images to predict.',
+    'dataset': 'Data set to predict: FILE.npz, or a TFDS set.',
+    'split': "Split of the data set; 'test' if unset.",
+    'data_dir': "Folder of prepared TFDS data sets; the run's if unset.",
+    'out': 'CSV file to write.',
+  }.items():
+    flags.DEFINE_string(name, None, text, flag_values=values)
+  flags.DEFINE_float(
+    'coverage',
+    0.9,
+    'Share of prediction sets that contain the true class.',
+    flag_values=values,
+  )
+
+
+def images_of(predictor, asked: dict[str, Any]) -> prediction.Images:
+  """Return the images that the flags name."""
+  shape = predictor.models[0].shape
+  if asked['images'] is not None:
+    require(
+      len(shape) == 3 and shape[0] == shape[1],
+      f'`images`={asked["images"]}: the run was trained on rows of shape '
+      f'{shape}, not on square images: give a `dataset`',
+    )
+    found = folder.to_predict(asked['images'], shape)
+    classes = predictor.classes
+    given = [name if name in classes else None for name in found.given]
+    return prediction.Images(found.names, given, found.read)
+  if asked['dataset'] is None:
+    return prediction.training_images(predictor)
+  split = asked['split'] or 'test'
+  data = datasets.load(
+    asked['dataset'],
+    asked['data_dir'],
+    train_split=split,
+    with_test=False,
+    image_size=shape[0] if len(shape) == 3 else None,
+  )
+  return prediction.of_source(predictor, data.train)
+
+
+def report(predictor) -> str:
+  """Return what was measured on held-out images."""
+  found = predictor.measured
+  if not found:
+    return (
+      'no labelled image was held out: confidences are not calibrated, and a '
+      'prediction set has all classes; train with `validation`=N to measure'
+    )
+  low, high = found['accuracy_interval']
+  return (
+    f'{found["images"]} held-out labelled images: accuracy '
+    f'{found["accuracy"]:.1%} [{low:.1%}, {high:.1%}], calibration error '
+    f'{found["calibration_error_before"]:.3f} before and '
+    f'{found["calibration_error_after"]:.3f} after temperature '
+    f'{predictor.temperature:.2f}, prediction sets of '
+    f'{found["mean_set_size"]:.1f} classes contain the true one of '
+    f'{found["coverage"]:.1%} (asked: {found["coverage_asked"]:.0%})'
+  )
+
+
+def act(asked: dict[str, Any]) -> None:
+  """Predict and write what the flags select."""
+  require(asked['run'] is not None, '`run`: give the folder of a finished run')
+  require(asked['out'] is not None, '`out`: give a CSV file to write')
+  fraction(coverage=asked['coverage'])
+  require(
+    asked['images'] is None or asked['dataset'] is None,
+    f'`images`={asked["images"]}, `dataset`={asked["dataset"]}: give one',
+  )
+  require(
+    asked['split'] is None or asked['dataset'] is not None,
+    f'`split`={asked["split"]}: is a part of a `dataset`: give it too',
+  )
+  run = main.as_path('run', asked['run'])
+  load.finished_result(run)
+  out = main.as_output('out', asked['out'])
+  predictor = prediction.load(
+    run, data_dir=asked['data_dir'], coverage=asked['coverage']
+  )
+  images = images_of(predictor, asked)
+  key = json.dumps({k: v for k, v in asked.items() if k != 'out'})
+  reasons = prediction.write(predictor, images, out, key=key)
+  print(main.marked_as_flags(report(predictor)))
+  if reasons:
+    listed = '\n'.join(f'  {name}: {why}' for name, why in reasons.items())
+    print(
+      f'{len(reasons)} images cannot be decoded and have no line:\n{listed}'
+    )
+  print(f'{len(images.names) - len(reasons)} predictions written to {out}')
+
+
+if __name__ == '__main__':
+  tool.start('predict', define_flags, act)

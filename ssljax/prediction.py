@@ -1,0 +1,352 @@
+"""Predictions of a finished run, with calibrated confidences.
+
+The models of all splits of a run vote: their probabilities are averaged, and
+sharpened or smoothed by one temperature. It is fitted to labelled images that
+were held out (`splits.hold_out`, or `validation`): each is predicted by the
+models that were not trained on it alone. The same predictions give the error,
+and tell labels that are probably wrong. Letters: M images, C classes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import tqdm
+
+from ssljax import api, files
+from ssljax.analysis import calibration
+from ssljax.core import UNLABELLED
+from ssljax.data import datasets
+from ssljax.errors import InputError, fraction, require
+from ssljax.runs import load as load_lib
+from ssljax.runs import run_folder
+
+CHUNK = 512  # images that are read and predicted at once
+_PARTS = 5  # what is fitted to four fifths is measured on the last
+_TINY = 1e-12  # least probability
+
+
+class HeldOut(NamedTuple):
+  """Predictions of labelled images by models that were not trained on them."""
+
+  rows: np.ndarray  # [M] int, sorted rows of the training images
+  labels: np.ndarray  # [M] int, given classes
+  logits: np.ndarray  # [M, C] log-probabilities
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+  """The models of a run.
+
+  Attributes:
+    models: one for each split.
+    dataset: of the run.
+    held_out: predictions of held-out images, None if there are none.
+    temperature: of the probabilities; 1 without held-out images.
+    threshold: least probability of a class in a prediction set; 0 likewise.
+    measured: error, calibration and coverage on held-out images; {} likewise.
+  """
+
+  models: tuple[api.Model, ...]
+  dataset: datasets.Dataset
+  held_out: HeldOut | None = None
+  temperature: float = 1.0
+  threshold: float = 0.0
+  measured: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """Names `[C]` of the classes."""
+    return self.models[0].classes
+
+  def predict_proba(self, images) -> np.ndarray:
+    """Return calibrated probabilities `[M, C]` of images `[M, ...]`."""
+    logits = _mean_logits([model.logits(images) for model in self.models])
+    return calibration.softmax(logits, self.temperature)
+
+
+def load(
+  folder: str | os.PathLike,
+  *,
+  data_dir: str | None = None,
+  coverage: float = 0.9,
+) -> Predictor:
+  """Return the predictor of a finished run.
+
+  Args:
+    folder: of the run.
+    data_dir: folder of prepared data sets; the run's own if None.
+    coverage: share of the prediction sets that contain the true class.
+
+  Raises:
+    InputError: the run is not finished, or its data have changed.
+  """
+  fraction(coverage=coverage)
+  folder = files.as_path('run', str(folder))
+  models: list[api.Model] = []
+  logits: dict[int, list[np.ndarray]] = {}  # of each held-out row
+  for seed in load_lib.finished_result(folder)['seeds']:
+    finished = load_lib.load(folder, seed, data_dir)
+    model, train = api.model_of_finished(finished), finished.dataset.train
+    if models:
+      model.share_compiled(models[0])
+    models.append(model)
+    split = finished.split
+    rows = split.test if len(split.test) else split.validation
+    images = train.read(rows).reshape(-1, *train.row_shape)
+    found = model.logits(images) if len(rows) else ()
+    for row, row_logits in zip(rows.tolist(), found, strict=True):
+      logits.setdefault(row, []).append(row_logits)
+  predictor = Predictor(tuple(models), finished.dataset)
+  if not logits:
+    return predictor
+  rows = np.array(sorted(logits))
+  held_out = HeldOut(
+    rows,
+    train.labels[rows],
+    np.stack([_mean_logits(logits[row]) for row in rows.tolist()]),
+  )
+  temperature, threshold = _fitted(held_out.logits, held_out.labels, coverage)
+  return dataclasses.replace(
+    predictor,
+    held_out=held_out,
+    temperature=temperature,
+    threshold=threshold,
+    measured=measure(held_out.logits, held_out.labels, coverage),
+  )
+
+
+def _mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
+  """Return the log of the mean probabilities of logits `[..., C]`."""
+  p = np.mean([calibration.softmax(each) for each in logits], axis=0)
+  return np.log(np.maximum(p, _TINY))
+
+
+def _fitted(logits, labels, coverage: float) -> tuple[float, float]:
+  """Return temperature and threshold that suit held-out images."""
+  temperature = calibration.fit_temperature(logits, labels)
+  p = calibration.softmax(logits, temperature)
+  return temperature, calibration.set_threshold(p, labels, coverage)
+
+
+def measure(
+  logits: np.ndarray, labels: np.ndarray, coverage: float
+) -> dict[str, Any]:
+  """Measure error, calibration and coverage on held-out images.
+
+  Temperature and threshold are fitted to four fifths of the images and used on
+  the others, five times, so that no image is measured by what it was fitted to.
+
+  Args:
+    logits: `[M, C]`.
+    labels: `[M]` classes.
+    coverage: of the prediction sets.
+  """
+  count = len(labels)
+  part = np.arange(count) % _PARTS
+  p, sets = calibration.softmax(logits), np.ones(logits.shape, bool)
+  before = calibration.calibration_error(p, labels)
+  right = int((p.argmax(axis=-1) == labels).sum())
+  for k in range(min(_PARTS, count) if count > 1 else 0):
+    fit, use = part != k, part == k
+    temperature, threshold = _fitted(logits[fit], labels[fit], coverage)
+    p[use] = calibration.softmax(logits[use], temperature)
+    sets[use] = calibration.prediction_sets(p[use], threshold)
+  inside = int(sets[np.arange(count), labels].sum())
+  return {
+    'images': count,
+    'accuracy': right / count,
+    'accuracy_interval': list(calibration.wilson(right, count)),
+    'calibration_error_before': before,
+    'calibration_error_after': calibration.calibration_error(p, labels),
+    'coverage_asked': coverage,
+    'coverage': inside / count,
+    'coverage_interval': list(calibration.wilson(inside, count)),
+    'mean_set_size': float(sets.sum() / count),
+  }
+
+
+# Predictions of many images, in a file.
+
+
+class Images(NamedTuple):
+  """Images to predict."""
+
+  names: Sequence[str]  # [N]
+  given: Sequence[str | None]  # [N], class names where a label was given
+  # rows -> (images [K, ...], {row: reason}); the K rows that can be read
+  read: Callable[[Sequence[int]], tuple[np.ndarray, dict[int, str]]]
+  rows: Sequence[int] | None = None  # of the run's training images
+
+
+def training_images(predictor: Predictor) -> Images:
+  """Return the images that a run was trained on."""
+  return of_source(predictor, predictor.dataset.train)._replace(
+    rows=range(len(predictor.dataset.train.labels))
+  )
+
+
+def of_source(predictor: Predictor, source: datasets.Source) -> Images:
+  """Return the rows of a split; its labels are given ones."""
+  shape = predictor.models[0].shape
+  require(
+    source.row_shape == shape,
+    f'`dataset`: its rows have shape {source.row_shape}, the run was trained '
+    f'on {shape}: give data of that shape',
+  )
+  count = len(source.labels)
+  named = source.names if source.names is not None else map(str, range(count))
+  classes = predictor.classes
+
+  def read(rows: Sequence[int]) -> tuple[np.ndarray, dict[int, str]]:
+    return source.read(np.asarray(rows)).reshape(-1, *shape), {}
+
+  given = [classes[y] if y != UNLABELLED else None for y in source.labels]
+  return Images(list(named), given, read)
+
+
+COLUMNS = (
+  *('file', 'label', 'confidence', 'margin'),
+  *('second', 'second_confidence', 'third', 'third_confidence'),
+  *('set', 'given', 'disagrees'),
+)
+
+
+def lines(
+  predictor: Predictor, images: Images, rows: Sequence[int], p: np.ndarray
+) -> str:
+  """Return the lines of a CSV file for some images.
+
+  Args:
+    predictor: of the run.
+    images: of which `rows` are predicted.
+    rows: `[M]`.
+    p: probabilities `[M, C]`.
+  """
+  text, classes = io.StringIO(), predictor.classes
+  writer = csv.writer(text, lineterminator='\n')
+  order = np.argsort(-p, axis=-1, kind='stable')
+  sets = calibration.prediction_sets(p, predictor.threshold)
+  unseen = _unseen(predictor, images)
+  for row, own, best, members in zip(rows, p, order, sets, strict=True):
+    top = [(classes[c], f'{own[c]:.4f}') for c in best[:3]]
+    top += [('', '')] * (3 - len(top))
+    second = own[best[1]] if len(best) > 1 else 0.0
+    given = images.given[row]
+    compared = unseen.get(row, best[0])  # a prediction without this label
+    writer.writerow(
+      [
+        images.names[row],
+        *top[0],
+        f'{own[best[0]] - second:.4f}',
+        *top[1],
+        *top[2],
+        '|'.join(classes[c] for c in best if members[c]),
+        given or '',
+        '' if given is None else int(classes[compared] != given),
+      ]
+    )
+  return text.getvalue()
+
+
+def _unseen(predictor: Predictor, images: Images) -> dict[int, int]:
+  """Return the class by row that models predict which did not see its label."""
+  held_out = predictor.held_out
+  if held_out is None or images.rows is None:
+    return {}
+  best = held_out.logits.argmax(axis=-1).tolist()
+  return dict(zip(held_out.rows.tolist(), best, strict=True))
+
+
+def write(
+  predictor: Predictor,
+  images: Images,
+  out: pathlib.Path,
+  *,
+  key: str = '',
+) -> dict[str, str]:
+  """Predict images, and write a CSV file with a line for each.
+
+  The lines are written to OUT.partial while they are made, and a call with the
+  same key continues there.
+
+  Args:
+    predictor: of the run.
+    images: to predict.
+    out: the file.
+    key: tells predictions with other settings apart.
+
+  Returns:
+    The reason for each image that cannot be read, by name; it has no line.
+
+  Raises:
+    InputError: the file cannot be written.
+  """
+  partial = out.with_name(f'{out.name}.partial')
+  note = partial.with_name(f'{partial.name}.json')
+  count = len(images.names)
+  done, reasons = _begun(partial, note, key, count)
+  bar = tqdm.tqdm(total=count, initial=done, unit=' images', disable=None)
+  try:
+    with bar, partial.open('a' if done else 'w', encoding='utf-8') as file:
+      if not done:
+        file.write(','.join(COLUMNS) + '\n')
+      for rows, pixels, found in _chunks(images, range(done, count)):
+        if len(pixels):
+          kept = [row for row in rows if row not in found]
+          file.write(
+            lines(predictor, images, kept, predictor.predict_proba(pixels))
+          )
+        file.flush()
+        reasons |= {images.names[row]: why for row, why in found.items()}
+        state = {'key': key, 'rows': rows[-1] + 1, 'reasons': reasons}
+        state['bytes'] = file.tell()
+        run_folder.write_atomically(note, json.dumps(state))
+        bar.update(len(rows))
+      os.fsync(file.fileno())
+    os.replace(partial, out)
+    note.unlink(missing_ok=True)
+  except OSError as error:
+    raise InputError(
+      f'`out`={out}: cannot be written ({error.strerror}): give another file, '
+      'or make room; the same command continues'
+    ) from error
+  return reasons
+
+
+def _begun(
+  partial: pathlib.Path, note: pathlib.Path, key: str, count: int
+) -> tuple[int, dict[str, str]]:
+  """Return the rows that a partial file has, and what could not be read.
+
+  Lines after the last note are cut off.
+  """
+  try:
+    state = json.loads(note.read_text(encoding='utf-8'))
+    whole = partial.stat().st_size >= state['bytes']
+    if state['key'] != key or state['rows'] > count or not whole:
+      return 0, {}
+    os.truncate(partial, state['bytes'])
+    return state['rows'], dict(state['reasons'])
+  except (OSError, ValueError, KeyError, TypeError):  # begin anew
+    return 0, {}
+
+
+def _chunks(
+  images: Images, rows: range
+) -> Iterator[tuple[range, np.ndarray, dict[int, str]]]:
+  """Yield rows and their pixels; the next ones are read in the meantime."""
+  parts = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+  with futures.ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+    ahead = [pool.submit(images.read, part) for part in parts[:2]]
+    for k, part in enumerate(parts):
+      if k + 2 < len(parts):
+        ahead.append(pool.submit(images.read, parts[k + 2]))
+      yield part, *ahead.pop(0).result()

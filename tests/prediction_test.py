@@ -1,0 +1,176 @@
+import csv
+
+import numpy as np
+import pytest
+
+import ssljax
+from ssljax import prediction
+from ssljax.analysis import calibration
+from ssljax.config import from_values
+from ssljax.errors import InputError
+from ssljax.runs import build, execute
+from tests.data import folder_test
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run on a folder of two brightnesses with five folds."""
+  root = tmp_path_factory.mktemp('images')
+  rng = np.random.default_rng(0)
+  files = {
+    f'{name}/{i}.png': folder_test.image(int(base + rng.integers(40)), (6, 6))
+    for name, base in (('dark', 20), ('light', 170))
+    for i in range(6)
+  }
+  files['dark/5.png'] = folder_test.image(200, (6, 6))  # a wrong label
+  files |= {f'unlabelled/{i}.png': folder_test.image(30 * i) for i in range(8)}
+  folder_test.write(root, files)
+  where = tmp_path_factory.mktemp('run') / 'run'
+  config = from_values(
+    'supervised',
+    dict(
+      images=str(root),
+      labels='all',
+      hold_out='auto',
+      image_size=6,
+      seeds=5,
+      steps=60,
+      network='mlp',
+      batch_labelled=8,
+      batch_unlabelled=8,
+      learning_rate=0.02,
+      workdir=str(where),
+    ),
+  )
+  execute.train_in_folder(
+    lambda: build.build(config), config, where, say=lambda text: None
+  )
+  return where, root
+
+
+def test_a_run_is_tested_on_the_labels_that_each_seed_holds_out(run):
+  predictor = prediction.load(run[0])
+  held_out = predictor.held_out
+  # One of six images of a class in each fold of five.
+  assert len(held_out.rows) == 10
+  assert np.bincount(held_out.labels).tolist() == [5, 5]
+  for seed in range(5):
+    model = ssljax.load(run[0], seed=seed)
+    split = build.draw_splits(model.config, predictor.dataset)[seed]
+    logits = model.logits(predictor.dataset.train.read(split.test))
+    at = np.searchsorted(held_out.rows, split.test)
+    np.testing.assert_allclose(
+      calibration.softmax(held_out.logits[at]),
+      calibration.softmax(logits),
+      rtol=1e-4,
+    )
+  assert predictor.measured['images'] == 10
+
+
+def test_the_vote_is_the_mean_of_all_models(run):
+  predictor = prediction.load(run[0])
+  images = predictor.dataset.train.read([0, 7, 15])
+  models = [ssljax.load(run[0], seed=seed) for seed in range(5)]
+  mean = np.mean([model.predict_proba(images) for model in models], axis=0)
+  expected = mean ** (1 / predictor.temperature)
+  expected /= expected.sum(axis=1, keepdims=True)
+  found = predictor.predict_proba(images)
+  np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def read(path):
+  with path.open() as file:
+    return list(csv.DictReader(file))
+
+
+def test_every_image_has_a_line_and_wrong_labels_are_named(run, tmp_path):
+  predictor = prediction.load(run[0])
+  out = tmp_path / 'p.csv'
+  images = prediction.training_images(predictor)
+  assert prediction.write(predictor, images, out) == {}
+  rows = read(out)
+  assert [row['file'] for row in rows] == list(predictor.dataset.train.names)
+  p = predictor.predict_proba(predictor.dataset.train.read(range(len(rows))))
+  for row, own in zip(rows, p, strict=True):
+    assert row['label'] == predictor.classes[int(own.argmax())]
+    assert float(row['confidence']) == pytest.approx(own.max(), abs=1e-4)
+    assert float(row['margin']) == pytest.approx(abs(own[0] - own[1]), abs=2e-4)
+    assert row['label'] in row['set'].split('|')
+    assert (row['given'] == '') == row['file'].startswith('unlabelled')
+  wrong = [row['file'] for row in rows if row['disagrees'] == '1']
+  assert 'dark/5.png' in wrong and len(wrong) < 4
+  assert not out.with_name('p.csv.partial').exists()
+
+
+def test_an_interrupted_file_is_continued(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(prediction, 'CHUNK', 4)
+  predictor = prediction.load(run[0])
+  images = prediction.training_images(predictor)
+  whole, out = tmp_path / 'whole.csv', tmp_path / 'p.csv'
+  prediction.write(predictor, images, whole)
+  read_rows = []
+
+  def failing(rows):
+    read_rows.append(rows)
+    if len(read_rows) > 2 and rows[0] >= 8:
+      raise KeyboardInterrupt
+    return images.read(rows)
+
+  with pytest.raises(KeyboardInterrupt):
+    prediction.write(predictor, images._replace(read=failing), out, key='a')
+  assert not out.exists()
+  partial = out.with_name('p.csv.partial')
+  with partial.open('a') as file:  # a line that a kill cut short
+    file.write('half,a li')
+  seen = []
+  noted = images._replace(
+    read=lambda rows: seen.append(rows) or images.read(rows)
+  )
+  prediction.write(predictor, noted, out, key='a')
+  assert out.read_bytes() == whole.read_bytes()
+  assert min(rows[0] for rows in seen) == 8
+  # Other settings begin anew.
+  partial.write_text('x')
+  prediction.write(predictor, images, out, key='b')
+  assert out.read_bytes() == whole.read_bytes()
+
+
+def test_unreadable_images_have_no_line(run, tmp_path):
+  from ssljax.data import folder
+
+  predictor = prediction.load(run[0])
+  root = folder_test.write(
+    tmp_path / 'new',
+    {
+      'a.png': folder_test.image(10),
+      'b.png': b'no',
+      'light/c.png': folder_test.image(220, (9, 5)),
+    },
+  )
+  found = folder.to_predict(root, predictor.models[0].shape)
+  images = prediction.Images(found.names, found.given, found.read)
+  out = tmp_path / 'p.csv'
+  reasons = prediction.write(predictor, images, out)
+  assert reasons == {'b.png': 'no image that Pillow can read'}
+  rows = read(out)
+  assert [row['file'] for row in rows] == ['a.png', 'light/c.png']
+  assert rows[1]['given'] == 'light' and rows[1]['disagrees'] == '0'
+
+
+def test_data_of_another_shape_are_refused(run):
+  predictor = prediction.load(run[0])
+  digits = ssljax.load_data('digits').train
+  with pytest.raises(InputError, match=r'have shape \(8, 8, 1\)'):
+    prediction.of_source(predictor, digits)
+
+
+def test_what_is_measured_was_not_fitted_to():
+  """Labels of chance: fitting to them would lower the calibration error."""
+  rng = np.random.default_rng(0)
+  logits, labels = 4 * rng.normal(size=(300, 3)), rng.integers(3, size=300)
+  found = prediction.measure(logits, labels, coverage=0.8)
+  low, high = found['coverage_interval']
+  assert low < 0.8 < high and found['images'] == 300
+  assert found['calibration_error_before'] > 0.5
+  assert found['calibration_error_after'] < 0.1
+  assert found['accuracy'] == np.mean(logits.argmax(axis=1) == labels)
