@@ -106,6 +106,21 @@ class Model:
     self._fitted, self._given_network, self._white = fitted, network, white
 
   @property
+  def network(self) -> networks.Network:
+    """The network."""
+    return self._net
+
+  @property
+  def weights(self) -> tuple[Any, Any, Any]:
+    """Parameters, batch statistics, and constants of the preprocessing."""
+    return self._params, self._stats, self._fitted
+
+  @property
+  def row_shape(self) -> tuple[int, int, int]:
+    """(H, W, c) as the network sees an image; (1, D, 1) of features."""
+    return self._row_shape
+
+  @property
   def shape(self) -> tuple[int, ...]:
     """(H, W, c) of an image, or (D,) of a feature vector."""
     height, width, channels = self._row_shape

@@ -34,8 +34,11 @@ MAY_IMPORT = {
   'api': GROUND | RUNS,
   'estimator': GROUND | {'api'},
   'prediction': GROUND | RUNS | {'api'},
+  'export': GROUND | RUNS | {'prediction'},
   'planning': GROUND | RUNS,
-  'cli': GROUND | RUNS | {'api', 'estimator', 'planning', 'prediction'},
+  'cli': GROUND
+  | RUNS
+  | {'api', 'estimator', 'planning', 'prediction', 'export'},
 }
 BELOW_CLI = sorted(set(MAY_IMPORT) - {'cli'})
 

@@ -13,6 +13,7 @@ from ssljax import registry
 # Programs of `ssljax.experiments` that are not named after a method.
 TOOLS = (
   'compare',
+  'export',
   'figures',
   'html_report',
   'plan',

@@ -41,7 +41,7 @@ class DeepBass(nn.Module):
         x = layers.leaky_relu(x)
         x = layers.dropout(x, self.dropout, train=train, active=dropout)
       x = conv.max_pool(x, 2, 2)
-    x = x.reshape(len(x), -1)
+    x = x.reshape(x.shape[0], -1)
     return network.Outputs(nn.Dense(self.classes, kernel_init=_INIT)(x), x)
 
 
@@ -55,7 +55,7 @@ class Perceptron(nn.Module):
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
     """Map images `[B, H, W, c]` to `Outputs` with D the last width."""
-    x = image.reshape(len(image), -1)
+    x = image.reshape(image.shape[0], -1)
     for width in self.widths:
       x = layers.leaky_relu(nn.Dense(width, kernel_init=_INIT)(x))
       x = layers.dropout(x, self.dropout, train=train, active=dropout)

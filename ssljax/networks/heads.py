@@ -40,7 +40,7 @@ class FeatureNet(nn.Module):
   @nn.compact
   def __call__(self, image, *, train: bool, dropout: bool):
     """Map images `[B, H, W, c]` to `Outputs` with D = embedding."""
-    x = image.reshape(len(image), -1)
+    x = image.reshape(image.shape[0], -1)
     x = layers.BatchNorm(self.momentum, EPSILON, scaled=False)(x, train=train)
     for width in self.widths:
       x = nn.Dense(width, use_bias=False)(x)

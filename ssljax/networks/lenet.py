@@ -43,7 +43,7 @@ class LeNet(nn.Module):
         conv_general_dilated=conv.conv_general_dilated,
       )(x)
       x = conv.max_pool(x, 2, 2)
-    x = nn.relu(dense(500)(x.reshape(len(x), -1)))
+    x = nn.relu(dense(500)(x.reshape(x.shape[0], -1)))
     embedding = dense(self.embedding)(x)
     return network.Outputs(dense(self.classes)(embedding), embedding)
 

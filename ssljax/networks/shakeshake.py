@@ -166,7 +166,7 @@ class Block(nn.Module):
       Branch(self.features, self.stride, self.momentum)(x, train=train)
       for _ in range(2)
     )
-    gates = jnp.full((2, len(x)), 0.5, x.dtype)
+    gates = jnp.full((2, x.shape[0]), 0.5, x.dtype)
     if dropout:
       gates = draw_gates(self.make_rng('dropout'), len(x), x.dtype)
     mixed = shake(a, b, *gates)

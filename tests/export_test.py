@@ -1,0 +1,116 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ssljax import api, export, prediction
+from ssljax.data import arrays
+from ssljax.errors import InputError
+
+# A process that has neither the library nor this folder.
+_USE = """
+import sys
+sys.modules['ssljax'] = None
+from jax import export
+import numpy as np
+call = export.deserialize(open(sys.argv[1], 'rb').read()).call
+images = np.load(sys.argv[2])
+p = [np.asarray(call(images[:n])) for n in (1, 64)]
+np.savez(sys.argv[3], one=p[0], many=p[1])
+"""
+
+
+def predictor(network, rows, temperature, seeds=(0, 1), **settings):
+  """A predictor of models of different seeds, hardly trained."""
+  labels = np.arange(len(rows)) % 3
+  models = [
+    api.fit(
+      rows,
+      labels,
+      method='supervised',
+      network=network,
+      steps=2,
+      seed=seed,
+      progress=False,
+      **settings,
+    )
+    for seed in seeds
+  ]
+  dataset = arrays.from_arrays(rows, labels)
+  return prediction.Predictor(tuple(models), dataset, temperature=temperature)
+
+
+@pytest.fixture(scope='module')
+def images():
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (64, 12, 12, 1), np.uint8)
+
+
+def test_the_function_gives_the_votes_probabilities_without_the_library(
+  images, tmp_path
+):
+  made = predictor('digits', images, 1.7, preprocess='standardize')
+  found = export.write(made, tmp_path)
+  assert found['difference'] < 1e-5
+  np.save(tmp_path / 'images.npy', images)
+  command = [sys.executable, '-c', _USE, tmp_path / 'model.stablehlo']
+  command += [tmp_path / 'images.npy', tmp_path / 'p.npz']
+  subprocess.run(command, check=True, timeout=300, cwd=tmp_path)
+  p, expected = np.load(tmp_path / 'p.npz'), made.predict_proba(images)
+  np.testing.assert_allclose(p['many'], expected, atol=1e-5)
+  np.testing.assert_allclose(p['one'], expected[:1], atol=1e-5)
+  # Temperature and the second model matter.
+  single = made.models[0].predict_proba(images)
+  assert np.abs(single - expected).max() > 1e-3
+
+
+def test_the_example_program_predicts(images, tmp_path):
+  made = predictor('digits', images, 1.0, seeds=(3,))
+  export.write(made, tmp_path)
+  np.save(tmp_path / 'images.npy', images[:4])
+  done = subprocess.run(
+    [sys.executable, tmp_path / 'predict.py', tmp_path / 'images.npy'],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=True,
+  )
+  labels = [line.split()[0] for line in done.stdout.splitlines()]
+  assert labels == [made.classes[c] for c in made.models[0].predict(images[:4])]
+  assert '12, 12, 1' in (tmp_path / 'README.md').read_text()
+
+
+def test_features_are_exported_too(tmp_path):
+  rows = np.random.default_rng(1).normal(size=(30, 5)).astype(np.float32)
+  made = predictor('mlp', rows, 0.5)
+  assert export.write(made, tmp_path)['difference'] < 1e-5
+
+
+def test_the_weights_are_those_of_all_splits(images, tmp_path):
+  from safetensors import numpy as safetensors
+
+  made = predictor('digits', images, 1.0)
+  export.write(made, tmp_path)
+  weights = safetensors.load_file(tmp_path / 'weights.safetensors')
+  assert all(x.shape[0] == 2 for x in weights.values())
+  total = sum(x[1].sum() for x in weights.values())
+  import jax
+
+  own = sum(np.sum(x) for x in jax.tree.leaves(made.models[1].weights))
+  assert total == pytest.approx(own, rel=1e-5)
+
+
+def test_a_function_that_differs_is_refused(images, tmp_path, monkeypatch):
+  made = predictor('digits', images, 1.0)
+  monkeypatch.setattr(export, '_difference', lambda *args: 0.01)
+  with pytest.raises(InputError, match='differs from the run by'):
+    export.write(made, tmp_path / 'model')
+  assert not (tmp_path / 'model').exists()
+
+
+def test_a_missing_library_is_named(images, tmp_path, monkeypatch):
+  made = predictor('digits', images, 1.0)
+  monkeypatch.setitem(sys.modules, 'flatbuffers', None)
+  with pytest.raises(InputError, match=r"pip install 'ssljax\[export\]'"):
+    export.write(made, tmp_path)
