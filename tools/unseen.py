@@ -9,8 +9,8 @@ the last 12,000 and 8,000 of the same order. The test images are the first 5,000
 of the test splits.
 
   mnist14    MNIST at 14x14, 1,000 images, 10 labels per class
-  inverted   MNIST at 16x16, dark on light, 2,000 images, 5 labels per class
-  cifar16    CIFAR-10 at 16x16, 2,000 images, 10 labels per class
+  inverted   MNIST at 16x16, dark on light, 1,000 images, 5 labels per class
+  cifar16    CIFAR-10 at 16x16, 1,000 images, 10 labels per class
   features   40 whitened principal components of MNIST, 4,000, 10 per class
   mnist16    MNIST at 16x16, 7,291 images, 10 labels per class
   large      MNIST at 14x14, 20,000 images, 10 labels per class
@@ -36,8 +36,8 @@ ORDER = 7  # seed of the order of the training images
 SETS = {
   'features': ('mnist', 28, 0, 4_000, 10),
   'mnist14': ('mnist', 14, 0, 1_000, 10),
-  'inverted': ('mnist', 16, 3_000, 2_000, 5),
-  'cifar16': ('cifar10', 16, 0, 2_000, 10),
+  'inverted': ('mnist', 16, 3_000, 1_000, 5),
+  'cifar16': ('cifar10', 16, 0, 1_000, 10),
   'mnist16': ('mnist', 16, 3_000, 7_291, 10),
   'large': ('mnist', 14, 0, 20_000, 10),
 }

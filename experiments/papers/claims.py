@@ -57,7 +57,8 @@ def read() -> list[Claim]:
     preset=entry['preset'],
     flags=tuple(entry.get('flags', ())),
     take=entry.get('take', 'last'),
-    seeds=content['seeds'],
+    propagate=tuple(entry.get('propagate', ())),
+    seeds=entry.get('seeds', content['seeds']),
   )
   return [
     Claim(
@@ -93,11 +94,18 @@ def measured(store: runs.Store, claim: Claim) -> Effect | None:
     runs.ours(store, row, 'paper')
     for row in (claim.with_part, claim.without_part)
   ]
-  by_seed = [dict(zip(mine.seeds, mine.values, strict=True)) for mine in both]
-  seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
-  if len(seeds) < 2:
+  errors = [_by_sample(mine) for mine in both]
+  samples = sorted(errors[0].keys() & errors[1].keys())
+  if len(samples) < 2:
     return None
-  return effect(*([errors[seed] for seed in seeds] for errors in by_seed))
+  return effect(*([each[sample] for sample in samples] for each in errors))
+
+
+def _by_sample(mine: tables.Ours) -> dict[tuple[int, int], float]:
+  """Return errors by split and subsample; of a run, subsample 0 alone."""
+  each = len(mine.values) // max(1, len(mine.seeds))
+  names = [(seed, k) for seed in mine.seeds for k in range(each)]
+  return dict(zip(names, mine.values, strict=True))
 
 
 def markdown(store: runs.Store) -> str:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from ssljax.errors import InputError
-from ssljax.experiments.papers import claims, runs
+from ssljax.experiments.papers import claims, runs, tables
 
 
 def test_the_effect_is_the_mean_paired_difference_with_students_interval():
@@ -46,4 +46,16 @@ def test_every_claim_names_runs_that_exist_and_differ():
     rows = claim.with_part, claim.without_part
     assert rows[0] != rows[1]._replace(name='with')
     for row in rows:
-      assert runs.run_of(row).lines and row.seeds >= 8
+      assert runs.run_of(row).lines and (row.seeds >= 8 or row.propagate)
+
+
+def test_subsamples_of_a_run_are_paired_like_splits(monkeypatch):
+  errors = {'propagate:LLP': (4.0, 6.0, 5.0), 'propagate:LS': (5.0, 9.0, 5.0)}
+  found = lambda store, row, budget: tables.Ours(errors[row.take], seeds=(0,))
+  monkeypatch.setattr(claims.runs, 'ours', found)
+  (claim,) = [
+    claim for claim in claims.read() if claim.without_part.take in errors
+  ]
+  effect = claims.measured(None, claim)
+  # Differences -1, -3, 0.
+  assert effect.value == pytest.approx(-4 / 3) and effect.splits == 3
