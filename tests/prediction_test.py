@@ -1,5 +1,6 @@
 import csv
 
+import folders
 import numpy as np
 import pytest
 
@@ -9,7 +10,6 @@ from ssljax.analysis import calibration
 from ssljax.config import from_values
 from ssljax.errors import InputError
 from ssljax.runs import build, execute
-from tests.data import folder_test
 
 
 @pytest.fixture(scope='module')
@@ -18,13 +18,13 @@ def run(tmp_path_factory):
   root = tmp_path_factory.mktemp('images')
   rng = np.random.default_rng(0)
   files = {
-    f'{name}/{i}.png': folder_test.image(int(base + rng.integers(40)), (6, 6))
+    f'{name}/{i}.png': folders.image(int(base + rng.integers(40)), (6, 6))
     for name, base in (('dark', 20), ('light', 170))
     for i in range(6)
   }
-  files['dark/5.png'] = folder_test.image(200, (6, 6))  # a wrong label
-  files |= {f'unlabelled/{i}.png': folder_test.image(30 * i) for i in range(8)}
-  folder_test.write(root, files)
+  files['dark/5.png'] = folders.image(200, (6, 6))  # a wrong label
+  files |= {f'unlabelled/{i}.png': folders.image(30 * i) for i in range(8)}
+  folders.write(root, files)
   where = tmp_path_factory.mktemp('run') / 'run'
   config = from_values(
     'supervised',
@@ -139,12 +139,12 @@ def test_unreadable_images_have_no_line(run, tmp_path):
   from ssljax.data import folder
 
   predictor = prediction.load(run[0])
-  root = folder_test.write(
+  root = folders.write(
     tmp_path / 'new',
     {
-      'a.png': folder_test.image(10),
+      'a.png': folders.image(10),
       'b.png': b'no',
-      'light/c.png': folder_test.image(220, (9, 5)),
+      'light/c.png': folders.image(220, (9, 5)),
     },
   )
   found = folder.to_predict(root, predictor.models[0].shape)

@@ -20,10 +20,12 @@ is preempted during a pass over the data set gives the pass up and repeats it.
 from collections.abc import Sequence
 import itertools
 import logging
+import sys
 import time
 from typing import Any, NoReturn
 
 import numpy as np
+import tqdm
 
 from ssljax.core import Method, Stage, TrainState, no_update
 from ssljax.distributed import multihost
@@ -167,6 +169,17 @@ def _begin(
   return state, progress
 
 
+def _described(errors: dict[str, dict[str, list[float]]]) -> str:
+  """Return 'test error 4.20 % (averaged 4.00 %)' for an evaluation."""
+  shown = lambda values: f'{" ".join(f"{value:.2f}" for value in values)} %'
+  found = []
+  for name, weights in errors.items():
+    averaged = weights.get('averaged')
+    more = f' (averaged {shown(averaged)})' if averaged else ''
+    found.append(f'{name} error {shown(weights["last"])}{more}')
+  return ', '.join(found) or 'no images to test on'
+
+
 class _Loop:
   """Runs the stages of a job, see the states above."""
 
@@ -259,7 +272,7 @@ class _Loop:
         self.save_and_exit()
       self.progress = self.progress._replace(pending=())
       self.stop(rest, ran._replace(losses=losses))
-      self.say_estimate(ran, bar)
+      self.say_estimate(ran)
       bar.update(ran.end - ran.begin)
       bar.set_postfix(loss=f'{np.mean(ran.metrics["loss"]):.4f}')
       self.exit_if_preempted()
@@ -281,21 +294,23 @@ class _Loop:
     )
     return ran
 
-  def say_estimate(self, ran: spans.Ran, bar):
+  def say(self, text: str):
+    """Print a line about the job, if the run shows its progress."""
+    if self.options.progress and multihost.is_main_process():
+      tqdm.tqdm.write(f'{self.job.name}: {text}', file=sys.stderr)
+
+  def say_estimate(self, ran: spans.Ran):
     """Say once, after some compiled steps, how long the job will take."""
     trained = (ran.end - ran.begin) * self.stage.batch_spec.size
     seconds = ran.seconds - ran.compiling
-    if self.is_estimated or bar.disable or ran.compiling:
+    if self.is_estimated or ran.compiling:
       return
     self.is_estimated = True
     images = self.state.images
     left = remaining_images(self.program.method, self.progress, images)
     left *= seconds / trained
     if left > _SHORT:
-      bar.write(
-        f'{self.job.name}: about {minutes(left)} to train'
-        f'{self.options.following}'
-      )
+      self.say(f'about {minutes(left)} to train{self.options.following}')
 
   def losses_since_stop(self, ran: spans.Ran) -> np.ndarray:
     """Return the losses `[steps, S]` since the last stop."""
@@ -343,6 +358,12 @@ class _Loop:
     errors = self.program.evaluate(self.state, self.job.splits[0])
     self.report.write_errors(stage, self.progress, errors)
     self.progress = self.progress.with_errors(errors)
+    total = total_steps(self.program.method)
+    of_all = '' if total is None else f' of {total:,}'
+    stages = f', {stage.name}' if len(self.stages) > 1 else ''
+    self.say(
+      f'step {self.progress.step:,}{of_all}{stages}: {_described(errors)}'
+    )
 
   def save(self):
     """Write a checkpoint in the background."""

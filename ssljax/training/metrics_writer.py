@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 import time
 
 import tensorboardX
@@ -296,7 +297,7 @@ def read(folder: pathlib.Path, job: str) -> list[dict]:
 def progress_bar(
   name: str, done: int, total: int | None, shown: bool = True
 ) -> tqdm.tqdm:
-  """Return a progress bar, shown by the first process only.
+  """Return a progress bar, shown by the first process on a terminal only.
 
   Args:
     name: description of the bar.
@@ -310,5 +311,6 @@ def progress_bar(
     total=total,
     unit='step',
     dynamic_ncols=True,
-    disable=not (shown and multihost.is_main_process()),
+    # A log file would hold every state of the bar.
+    disable=not (shown and multihost.is_main_process() and sys.stderr.isatty()),
   )

@@ -1,27 +1,10 @@
+from folders import image, write
 import numpy as np
-import PIL.Image
 import pytest
 
 from ssljax.core import UNLABELLED
 from ssljax.data import folder, splits
 from ssljax.errors import InputError
-
-
-def image(value, size=(6, 4), mode='L'):
-  """Returns an image of one value; width and height differ."""
-  return PIL.Image.new(mode, size, value)
-
-
-def write(root, files):
-  for name, content in files.items():
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-      path.write_bytes(content)
-    else:
-      content.save(path)
-  return str(root)
-
 
 CLASSES = {
   'cat/a.png': image(10),

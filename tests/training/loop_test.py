@@ -794,3 +794,24 @@ def test_the_remaining_images_of_a_job_count_steps_and_epochs(
   progress = loop.Progress(stage=stage, step=step, ends=(3, 11)[:stage])
   assert loop.remaining_images(method, progress, images=61) == left
   assert loop.minutes(40) == 'a minute' and loop.minutes(400) == '7 minutes'
+
+
+@pytest.mark.parametrize('shown', [True, False])
+def test_a_log_has_a_line_for_each_evaluation_and_no_bar(
+  tmp_path, capfd, shown
+):
+  job = tiny.make_job('supervised', validation=9)
+  _, progress = fit(
+    tmp_path, 'supervised', OPTIONS._replace(progress=shown), job
+  )
+  said = capfd.readouterr().err.splitlines()
+  assert not any('step/s' in line for line in said)
+  lines_of = [line for line in said if 'test error' in line]
+  assert len(lines_of) == (len(progress.evaluations) if shown else 0)
+  if shown:
+    last = progress.evaluations[-1]
+    assert f'step {last["step"]} of ' in lines_of[-1]
+    assert f'test error {last["last"][0]:.2f} %' in lines_of[-1]
+    assert (
+      f'validation error {last["validation_last"][0]:.2f} %' in (lines_of[-1])
+    )
