@@ -35,6 +35,8 @@ def act(asked: dict[str, Any]) -> None:
   load.finished_result(run)
   out = main.as_output_folder('out', asked['out'])
   predictor = prediction.load(run, data_dir=asked['data_dir'])
+  if predictor.reason:
+    print(predictor.reason)
   found = export.write(predictor, out)
   print(
     f'written to {out}: {found["bytes"] / 2**20:.1f} MiB, its probabilities '

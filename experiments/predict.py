@@ -118,6 +118,8 @@ def act(asked: dict[str, Any]) -> None:
   images = images_of(predictor, asked)
   key = json.dumps({k: v for k, v in asked.items() if k != 'out'})
   reasons = prediction.write(predictor, images, out, key=key)
+  if predictor.reason:
+    print(predictor.reason)
   print(main.marked_as_flags(report(predictor)))
   if reasons:
     listed = '\n'.join(f'  {name}: {why}' for name, why in reasons.items())

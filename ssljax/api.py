@@ -595,11 +595,20 @@ def load(
 
 
 def model_of_finished(
-  finished: load_lib.Finished, white: float | None = None
+  finished: load_lib.Finished,
+  white: float | None = None,
+  step: int | None = None,
 ) -> Model:
-  """Return the model of a finished run under one of its splits."""
+  """Return the model of a finished run under one of its splits.
+
+  Args:
+    finished: the run.
+    white: as in `Model`.
+    step: of a kept checkpoint; the last step if None.
+  """
   program = finished.program
-  state = jax.tree.map(lambda x: x[0], finished.state)
+  state = finished.state if step is None else finished.after(step)
+  state = jax.tree.map(lambda x: x[0], state)
   params, stats = jax.device_get(program.method.weights(state))
   return Model(
     program.net,

@@ -180,12 +180,12 @@ def _card(predictor: Predictor, row: str) -> str:
   errors = model.result.get('test_error', {})
   test = ', '.join(f'{e:.2f}' for e in errors.get('last', ())) or 'not measured'
   lines = [
-    f'# {config.method} on {pathlib.Path(data.name).name}',
+    f'# {predictor.name} on {pathlib.Path(data.name).name}',
     '',
     f'- Classes: {len(predictor.classes)}, listed in `classes.txt`.',
     f'- Input: {row}. Output: probabilities `[N, {len(predictor.classes)}]`.',
     f'- Training: {len(data.train.labels)} images, labels '
-    f'{config.split.labels} per class, method {config.method}, network '
+    f'{config.split.labels} per class, {predictor.name}, network '
     f'{config.network.network}, {config.run.steps} steps; the vote of '
     f'{len(predictor.models)} models, one for each label split.',
     f'- Test error of each split in %: {test}.',

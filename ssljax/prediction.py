@@ -41,6 +41,14 @@ class HeldOut(NamedTuple):
   logits: np.ndarray  # [M, C] log-probabilities
 
 
+class Candidate(NamedTuple):
+  """Models of a run that could be delivered: one for each split."""
+
+  name: str  # of the method, and of the stage if it is not the last
+  models: tuple[api.Model, ...]
+  held_out: HeldOut | None  # None if no labelled image was held out
+
+
 @dataclasses.dataclass(frozen=True)
 class Predictor:
   """The models of a run.
@@ -48,6 +56,8 @@ class Predictor:
   Attributes:
     models: one for each split.
     dataset: of the run.
+    name: of the models that were chosen, see `choose`.
+    reason: why others than the run's last ones were chosen; '' if they were.
     held_out: predictions of held-out images, None if there are none.
     temperature: of the probabilities; 1 without held-out images.
     threshold: least probability of a class in a prediction set; 0 likewise.
@@ -56,6 +66,8 @@ class Predictor:
 
   models: tuple[api.Model, ...]
   dataset: datasets.Dataset
+  name: str = ''
+  reason: str = ''
   held_out: HeldOut | None = None
   temperature: float = 1.0
   threshold: float = 0.0
@@ -90,36 +102,118 @@ def load(
   """
   fraction(coverage=coverage)
   folder = files.as_path('run', str(folder))
-  models: list[api.Model] = []
-  logits: dict[int, list[np.ndarray]] = {}  # of each held-out row
-  for seed in load_lib.finished_result(folder)['seeds']:
-    finished = load_lib.load(folder, seed, data_dir)
-    model, train = api.model_of_finished(finished), finished.dataset.train
-    if models:
-      model.share_compiled(models[0])
-    models.append(model)
-    split = finished.split
-    rows = split.test if len(split.test) else split.validation
-    images = train.read(rows).reshape(-1, *train.row_shape)
-    found = model.logits(images) if len(rows) else ()
-    for row, row_logits in zip(rows.tolist(), found, strict=True):
-      logits.setdefault(row, []).append(row_logits)
-  predictor = Predictor(tuple(models), finished.dataset)
-  if not logits:
+  found, dataset = candidates(folder, data_dir)
+  chosen, reason = choose(found)
+  predictor = Predictor(chosen.models, dataset, chosen.name, reason)
+  if chosen.held_out is None:
     return predictor
-  rows = np.array(sorted(logits))
-  held_out = HeldOut(
-    rows,
-    train.labels[rows],
-    np.stack([_mean_logits(logits[row]) for row in rows.tolist()]),
-  )
-  temperature, threshold = _fitted(held_out.logits, held_out.labels, coverage)
+  logits, labels = chosen.held_out.logits, chosen.held_out.labels
+  temperature, threshold = _fitted(logits, labels, coverage)
   return dataclasses.replace(
     predictor,
-    held_out=held_out,
+    held_out=chosen.held_out,
     temperature=temperature,
     threshold=threshold,
-    measured=measure(held_out.logits, held_out.labels, coverage),
+    measured=measure(logits, labels, coverage),
+  )
+
+
+def candidates(
+  folder: pathlib.Path, data_dir: str | None = None
+) -> tuple[list[Candidate], datasets.Dataset]:
+  """Return the models that a run could deliver, and its data set.
+
+  They are those at the end of the run, first; at the ends of earlier stages
+  that it kept; and of its baselines.
+
+  Args:
+    folder: of the run.
+    data_dir: folder of prepared data sets; the run's own if None.
+  """
+  result = load_lib.finished_result(folder)
+  arms = [
+    result['method'],
+    *(a for a in result['arms'] if a != result['method']),
+  ]
+  found: dict[str, tuple[list[api.Model], dict[int, list]]] = {}
+  for arm in arms:
+    for seed in result['seeds']:
+      finished = load_lib.load(folder, seed, data_dir, arm=arm)
+      for name, step in _ends(finished, arm, own=arm == arms[0]):
+        models, logits = found.setdefault(name, ([], {}))
+        model = api.model_of_finished(finished, step=step)
+        first = next(iter(found.values()))[0]
+        if first:  # One compiled function serves the weights of all.
+          model.share_compiled(first[0])
+        models.append(model)
+        for row, values in _predict_held_out(finished, model).items():
+          logits.setdefault(row, []).append(values)
+  train = finished.dataset.train
+  made = [
+    Candidate(name, tuple(models), _held_out(train.labels, logits))
+    for name, (models, logits) in found.items()
+  ]
+  return made, finished.dataset
+
+
+def _ends(finished, arm: str, own: bool) -> list[tuple[str, int]]:
+  """Return the name and step of the models of an arm, the last ones first."""
+  ends = list(finished.stage_ends.items())
+  earlier = [
+    (f'{arm} after its stage {name}', step)
+    for name, step in ends[:-1]
+    if own and step in finished.kept
+  ]
+  return [(arm, finished.steps), *earlier]
+
+
+def _predict_held_out(finished, model: api.Model) -> dict[int, np.ndarray]:
+  """Return the logits `[C]` of each labelled row that a split holds out."""
+  split, train = finished.split, finished.dataset.train
+  rows = split.test if len(split.test) else split.validation
+  if not len(rows):
+    return {}
+  images = train.read(rows).reshape(-1, *train.row_shape)
+  return dict(zip(rows.tolist(), model.logits(images), strict=True))
+
+
+def _held_out(
+  labels: np.ndarray, logits: dict[int, list[np.ndarray]]
+) -> HeldOut | None:
+  """Return the predictions of held-out rows; None if there are none."""
+  if not logits:
+    return None
+  rows = np.array(sorted(logits))
+  mean = [_mean_logits(logits[row]) for row in rows.tolist()]
+  return HeldOut(rows, labels[rows], np.stack(mean))
+
+
+def choose(found: Sequence[Candidate]) -> tuple[Candidate, str]:
+  """Return the candidate to deliver, and why if it is not the first.
+
+  It is the first unless another one has fewer errors on the held-out images by
+  more than the half width of the 95 % interval of the paired difference.
+
+  Args:
+    found: candidates; the run's last models come first.
+  """
+  own = found[0]
+  if own.held_out is None:
+    return own, ''
+  wrong = {
+    each.name: each.held_out.logits.argmax(axis=-1) != each.held_out.labels
+    for each in found
+  }
+  best = min(found, key=lambda each: wrong[each.name].mean())
+  worse = wrong[own.name].astype(float) - wrong[best.name]
+  half = 1.96 * worse.std() / np.sqrt(len(worse))
+  if worse.mean() <= half or best is own:
+    return own, ''
+  shown = lambda name: f'{wrong[name].mean():.1%}'
+  return best, (
+    f'{own.name} has an error of {shown(own.name)} on {len(worse)} held-out '
+    f'labelled images, {best.name} {shown(best.name)}: the predictions are of '
+    'the latter'
   )
 
 

@@ -26,26 +26,29 @@ def run(tmp_path_factory):
   files |= {f'unlabelled/{i}.png': folders.image(30 * i) for i in range(8)}
   folders.write(root, files)
   where = tmp_path_factory.mktemp('run') / 'run'
+  train('supervised', root, where, steps=60, seeds=5, learning_rate=0.02)
+  return where, root
+
+
+def train(method, root, where, **settings):
   config = from_values(
-    'supervised',
+    method,
     dict(
       images=str(root),
       labels='all',
       hold_out='auto',
       image_size=6,
-      seeds=5,
-      steps=60,
       network='mlp',
       batch_labelled=8,
       batch_unlabelled=8,
-      learning_rate=0.02,
+      augment=(),
       workdir=str(where),
-    ),
+    )
+    | settings,
   )
   execute.train_in_folder(
     lambda: build.build(config), config, where, say=lambda text: None
   )
-  return where, root
 
 
 def test_a_run_is_tested_on_the_labels_that_each_seed_holds_out(run):
@@ -174,3 +177,57 @@ def test_what_is_measured_was_not_fitted_to():
   assert found['calibration_error_before'] > 0.5
   assert found['calibration_error_after'] < 0.1
   assert found['accuracy'] == np.mean(logits.argmax(axis=1) == labels)
+
+
+def candidate(name, wrong, images=100):
+  """A candidate that predicts class 1 instead of 0 for the first images."""
+  logits = np.zeros((images, 2))
+  logits[:, 0] = 1
+  logits[:wrong] = 0, 1
+  labels = np.zeros(images, int)
+  held_out = prediction.HeldOut(np.arange(images), labels, logits)
+  return prediction.Candidate(name, (), held_out)
+
+
+def test_models_that_are_worse_than_the_baseline_are_not_delivered():
+  own, base = candidate('own', 20), candidate('supervised', 5)
+  # 15 of 100 images: 0.15 against 1.96 · sqrt(0.15 · 0.85 / 100) = 0.07.
+  chosen, reason = prediction.choose([own, base])
+  assert chosen is base
+  assert 'own has an error of 20.0% on 100 held-out' in reason
+  assert 'supervised 5.0%' in reason
+  # 3 of 100 images: 0.03 against 0.0334.
+  close = candidate('close', 8)
+  assert prediction.choose([close, base]) == (close, '')
+  assert prediction.choose([base, own]) == (base, '')
+  alone = own._replace(held_out=None)
+  assert prediction.choose([alone, base]) == (alone, '')
+
+
+def test_ends_of_stages_and_baselines_are_candidates(run, tmp_path):
+  settings = dict(pretrain=12, steps=4, repeat=4, interval=2, finetune=2)
+  settings |= dict(keep_stages=True, seeds=1, cutout=0, pretrain_batch=4)
+  train('r2d2', run[1], tmp_path / 'r2d2', **settings)
+  found, _ = prediction.candidates(tmp_path / 'r2d2')
+  names = [each.name for each in found]
+  assert names[:2] == ['r2d2', 'r2d2 after its stage supervised']
+  assert len(names) == len(set(names)) > 2
+  # The first stage's models are those of its checkpoint.
+  model, late = found[1].models[0], found[0].models[0]
+  from ssljax.runs import load
+
+  state = load.load(tmp_path / 'r2d2').after(12)
+  assert_same(model.weights[0], state.params)
+  with pytest.raises(AssertionError):
+    assert_same(late.weights[0], state.params)
+
+  train('madnn', run[1], tmp_path / 'madnn', steps=4, seeds=1)
+  found, _ = prediction.candidates(tmp_path / 'madnn')
+  assert [each.name for each in found] == ['madnn', 'supervised']
+
+
+def assert_same(params, state):
+  import jax
+
+  for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(state), strict=True):
+    np.testing.assert_array_equal(a, np.asarray(b)[0])

@@ -142,7 +142,8 @@ def for_data(
   """
   # Any length will do to open the data. Of features no image is augmented.
   first = {'steps': 1, 'augment': (), 'preprocess': 'none'}
-  first |= {'hold_out': 'auto'}
+  # Where a later stage makes the predictions worse, the earlier one is used.
+  first |= {'hold_out': 'auto', 'keep_stages': True}
   if given.get('images') is not None:
     first |= {'labels': 'all'}
   opened = config_lib.from_values(method, first | _without_alternatives(given))
@@ -150,6 +151,7 @@ def for_data(
   own = {'labels': opened.split.labels} | dict(given)
   if not len(dataset.test.labels):
     own.setdefault('hold_out', opened.split.hold_out)
+    own.setdefault('keep_stages', opened.run.keep_stages)
   if given.get('images') is not None:
     own.setdefault('image_size', dataset.train.shape[0])
   suggested = suggest(method, facts, own.get('network'))

@@ -365,6 +365,7 @@ def load(
   seed: int | None = None,
   data_dir: str | None = None,
   corrupt: int | None = None,
+  arm: str | None = None,
   **parts,
 ) -> Finished:
   """Load a finished run under one of its splits.
@@ -374,6 +375,7 @@ def load(
     seed: number of the split; the run's first if None.
     data_dir: folder of prepared data sets; the run's own if None.
     corrupt: number of corrupt images to leave out, at least the run's own.
+    arm: name of a method that the run trained; its own if None.
     **parts: as `build.build` takes them, for a run that was trained with parts
       that no setting names.
   """
@@ -401,7 +403,13 @@ def load(
     f'`run`={folder}: its labelled images are others than its settings draw '
     'now: give the data set it was trained on, with `data_dir`',
   )
-  method, size = run.methods[-1], run.group_size
+  trained = {method.name: method for method in run.methods}
+  arm = config.method if arm is None else arm
+  require(
+    arm in trained,
+    f'`arm`={arm}: `run`={folder} trained {", ".join(trained)}: give one',
+  )
+  method, size = trained[arm], run.group_size
   group = run.drawn[at - at % size :][:size]
   make = functools.partial(
     compiled.Program,
@@ -426,7 +434,7 @@ def load(
     kept_steps(execute.checkpoint_folder(folder, method, group)),
     lambda step: restore(folder, program_of(group), group, seed, step),
     observer(run.net, method),
-    build.settings_of(config, config.factories[config.method]),
+    build.settings_of(config, config.factories[arm]),
     [line for line in measured if line['seed'] == seed],
   )
 
