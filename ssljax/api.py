@@ -147,7 +147,7 @@ class Model:
 
   def logits(self, images) -> np.ndarray:
     """Return the logits `[M, C]` float32 of images `[M, ...]`."""
-    return self._outputs(images)[0]
+    return self.outputs(images)[0]
 
   def predict(self, images) -> np.ndarray:
     """Return the most probable class `[M]` int of images `[M, ...]`."""
@@ -155,7 +155,7 @@ class Model:
 
   def embed(self, images) -> np.ndarray:
     """Return the embeddings `[M, D]` of images `[M, ...]`."""
-    return self._outputs(images)[1]
+    return self.outputs(images)[1]
 
   def evaluate(self, images, labels) -> Evaluation:
     """Compare predictions with labels `[M]`; rows with label -1 are left out.
@@ -188,8 +188,8 @@ class Model:
     loss = -float(np.mean(np.log(np.maximum(of_truth, 1e-12))))
     return Evaluation(right, 100 * (1 - right), loss, len(labels))
 
-  def _outputs(self, images) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits `[M, C]` and embeddings `[M, D]`."""
+  def outputs(self, images) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits `[M, C]` and embeddings `[M, D]` of images `[M, ...]`."""
     rows = arrays.convert(images, white=self._white)
     require(
       rows.shape[1:] == self.shape,

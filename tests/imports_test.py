@@ -35,10 +35,11 @@ MAY_IMPORT = {
   'estimator': GROUND | {'api'},
   'prediction': GROUND | RUNS | {'api'},
   'export': GROUND | RUNS | {'prediction'},
+  'ranking': GROUND | RUNS | {'prediction'},
   'planning': GROUND | RUNS,
   'cli': GROUND
   | RUNS
-  | {'api', 'estimator', 'planning', 'prediction', 'export'},
+  | {'api', 'estimator', 'planning', 'prediction', 'export', 'ranking'},
 }
 BELOW_CLI = sorted(set(MAY_IMPORT) - {'cli'})
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import ssljax
-from ssljax import prediction
+from ssljax import prediction, ranking
 from ssljax.analysis import calibration
 from ssljax.config import from_values
 from ssljax.errors import InputError
@@ -231,3 +231,49 @@ def assert_same(params, state):
 
   for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(state), strict=True):
     np.testing.assert_array_equal(a, np.asarray(b)[0])
+
+
+# Which images to label next.
+
+
+def test_the_statistics_of_votes_by_hand():
+  p = np.array([[[0.5, 0.5]], [[1.0, 0.0]]])  # two models, one image
+  found = ranking.sampled(p)
+  np.testing.assert_allclose(found.mean, [[0.75, 0.25]])
+  np.testing.assert_allclose(found.entropy, [np.log(2) / 2], rtol=1e-6)
+  np.testing.assert_allclose(found.votes, [[1.0, 0.0]])
+  np.testing.assert_allclose(found.square, [[0.625, 0.125]])
+
+
+def test_the_most_uncertain_unlabelled_images_are_first(run):
+  predictor = prediction.load(run[0])
+  ranked = ranking.rank(predictor, 'least_confidence', 3)
+  train = predictor.dataset.train
+  p = np.mean(
+    [model.predict_proba(train.read(range(20))) for model in predictor.models],
+    axis=0,
+  )
+  unlabelled = np.flatnonzero(train.labels == -1)
+  expected = unlabelled[np.argsort(p[unlabelled].max(axis=1))][:3]
+  assert ranked.rows.tolist() == expected.tolist()
+  assert ranked.names == [train.names[row] for row in expected]
+  assert ranked.reason == 'high least confidence'
+
+
+@pytest.mark.parametrize('strategy', ranking.strategies())
+def test_every_strategy_ranks_images_without_a_label_once(run, strategy):
+  predictor = prediction.load(run[0])
+  ranked = ranking.rank(predictor, strategy, 5, seed=1)
+  assert len(set(ranked.rows.tolist())) == 5
+  assert (predictor.dataset.train.labels[ranked.rows] == -1).all()
+
+
+def test_a_ranking_that_cannot_be_made_is_refused(run):
+  import dataclasses
+
+  predictor = prediction.load(run[0])
+  with pytest.raises(InputError, match='8 training images have no label'):
+    ranking.rank(predictor, 'entropy', 9)
+  single = dataclasses.replace(predictor, models=predictor.models[:1])
+  with pytest.raises(InputError, match='compares the models of several splits'):
+    ranking.rank(single, 'bald', 2)

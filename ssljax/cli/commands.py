@@ -20,6 +20,7 @@ TOOLS = (
   'predict',
   'probe',
   'propagate',
+  'rank',
   'reproduce',
   'speed',
   'train',
