@@ -503,7 +503,11 @@ def _train(
 ) -> Model:
   """Train the run of a config on arrays."""
   history, found = [], {}
-  make_run = lambda: build.build(config, dataset=dataset, **parts.build)
+
+  def make_run():
+    made = parts.build
+    net = warm_network(config, dataset, made.get('net'))
+    return build.build(config, dataset=dataset, **(made | {'net': net}))
 
   def note(measurement):
     history.append(measurement)
@@ -533,6 +537,56 @@ def _train(
     model.save(folder / 'model')
   model.history = metrics_writer.read(folder, config.method)
   return model
+
+
+def warm_network(
+  config: Config, dataset: datasets.Dataset, net: networks.Network | None = None
+) -> networks.Network | None:
+  """Return the network whose initial weights are those of `init_from`.
+
+  They are the weights that the finished run evaluates, under its first split;
+  everything else (optimiser, memory, order) begins as in any run.
+
+  Args:
+    config: of the run to be trained.
+    dataset: of that run.
+    net: instead of the network of the config.
+
+  Returns:
+    The network; `net` if the config starts from no run.
+
+  Raises:
+    InputError: the run has other classes, or a network of other shapes.
+  """
+  source = config.run.init_from
+  if source is None:
+    return net
+  try:
+    model = load(source, data_dir=config.data.data_dir)
+  except InputError as error:
+    message = error.marked.replace('`folder`', '`init_from`')
+    raise InputError(message) from error
+  where = f'`init_from`={source}'
+  require(
+    model.classes == dataset.classes,
+    f'{where}: the run has the classes {", ".join(model.classes)}, these data '
+    f'{", ".join(dataset.classes)}: give data of the same classes',
+  )
+  net = net or build.make_network(config, len(dataset.classes))
+  weights = model.weights[:2]
+  image = jax.ShapeDtypeStruct((1, *dataset.train.shape), np.float32)
+  like = jax.eval_shape(net.init, jax.random.key(0), image)
+  shapes = lambda tree: [
+    (jax.tree_util.keystr(path), x.shape)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+  require(
+    shapes(weights) == shapes(like),
+    f'{where}: its network is {model.config.network.network} for images of '
+    f'{model.row_shape}, this one {config.network.network} for '
+    f'{dataset.train.shape}: give the same `network` and `image_size`',
+  )
+  return net._replace(init=lambda key, image: weights)
 
 
 def _model_of(

@@ -163,6 +163,9 @@ class Run:
     'auto', 'Images on the devices, or decoded while training.'
   )
   workdir: str | None = _setting(None, "The run's folder; dated if unset.")
+  init_from: str | None = _setting(
+    None, 'Folder of a finished run whose weights are the initial ones.'
+  )
   overwrite: bool = _setting(False, 'Restart the run in `workdir`.')
   evaluate_every: int | None = _setting(
     None, 'Steps between evaluations; a tenth of the run if unset.'

@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any
 
-from ssljax import files
+from ssljax import api, files
 from ssljax.cli import main
 from ssljax.config import Config, to_flags
 from ssljax.data import datasets
@@ -81,8 +81,19 @@ def _train(
     say = print if multihost.is_main_process() else lambda text: None
     if said:
       say(said)
-    make = functools.partial(build.build, config, dataset=dataset)
+    make = functools.partial(_make_run, config, dataset)
     execute.train_in_folder(make, config, folder, say=say)
+
+
+def _make_run(
+  config: Config, dataset: datasets.Dataset | None = None
+) -> build.Run:
+  """Make the run of a config, on its data set if that is open."""
+  net = None
+  if config.run.init_from is not None:
+    dataset = dataset or build.load_dataset(config)
+    net = api.warm_network(config, dataset)
+  return build.build(config, dataset=dataset, net=net)
 
 
 def with_paths(config: Config) -> Config:
@@ -107,7 +118,11 @@ def with_paths(config: Config) -> Config:
     if (value := getattr(config.data, name)) is not None
   }
   data = dataclasses.replace(config.data, data_dir=data_dir, **own)
-  return dataclasses.replace(config, data=data)
+  run = config.run
+  if run.init_from is not None:
+    source = os.path.abspath(files.as_path('init_from', run.init_from))
+    run = dataclasses.replace(run, init_from=source)
+  return dataclasses.replace(config, data=data, run=run)
 
 
 def join_others(config: Config) -> None:
