@@ -423,6 +423,32 @@ class UpgradeMemory(Protocol):
     """
 
 
+class UsedLabels(NamedTuple):
+  """Pseudo-labels of some images, as the loss uses them."""
+
+  label: jax.Array  # [B] int32
+  # [B] in [0, 1], factor of the image's own term of the loss; 0: not used.
+  weight: jax.Array
+
+
+class Quality(Protocol):
+  """The pseudo-labels of a method, whose quality a run reports.
+
+  It is called at evaluations and changes nothing.
+  """
+
+  def __call__(
+    self, state: TrainState, rows: jax.Array, image: jax.Array, /
+  ) -> UsedLabels:
+    """Return the pseudo-labels of unlabelled images.
+
+    Args:
+      state: state between two steps.
+      rows: `[B]` int32 row numbers.
+      image: `[B, H, W, c]`, not augmented.
+    """
+
+
 class Method(NamedTuple):
   """A sequence of stages over one memory. Construct it with keywords."""
 
@@ -436,6 +462,7 @@ class Method(NamedTuple):
   # For memories with fields, None by default, that earlier versions lack.
   upgrade_memory: UpgradeMemory | None = None
   averaging: Averaging | None = None  # None: averages nothing
+  quality: Quality | None = None  # None: gives unlabelled images no label
 
 
 def visible_labels(state: TrainState, batch: Batch) -> jax.Array:

@@ -115,7 +115,49 @@ def test_the_truth_of_other_rows_changes_nothing(name, tmp_path, monkeypatch):
   split = tiny.make_splits()[0]
   monkeypatch.setattr(tiny, 'make_splits', lambda *args, **kwargs: [split])
   chex.assert_trees_all_equal(train_with(tmp_path / '2', hidden), known)
-  assert lines(tmp_path / '1') == lines(tmp_path / '2')
+  # They serve to measure the pseudo-labels, and for nothing else.
+  apart = lambda folder: [
+    {k: v for k, v in line.items() if k != 'pseudo_label_accuracy'}
+    for line in lines(folder)
+  ]
+  assert apart(tmp_path / '1') == apart(tmp_path / '2')
+
+
+# Methods without a target of their own for an unlabelled image.
+NO_QUALITY = {
+  'supervised': 'uses no unlabelled images',
+  'association': 'compares an unlabelled image with a batch of labelled ones',
+  'adaptation': 'as association',
+}
+
+
+def test_the_quality_of_pseudo_labels_trains_nothing_or_there_is_a_reason(
+  name, tmp_path, monkeypatch
+):
+  job = tiny.make_job(name)
+  known, progress = fit(tmp_path / '1', name, job=job)
+  quality = progress.evaluations[-1].get('pseudo_labels')
+  has_quality = job.program.method.quality is not None
+  assert has_quality == (quality is not None) == (name not in NO_QUALITY)
+  if has_quality:
+    assert set(quality) == {'coverage', 'accuracy', 'balance'}
+    for values in quality.values():
+      (value,) = values
+      assert value is None or 0 <= value <= 1 + 1e-6
+    assert quality['coverage'][0] >= 0
+  data = job.program.data
+  nothing = np.full_like(data.train_truth, UNLABELLED)
+  data = data._replace(train_truth=nothing)
+  monkeypatch.setattr(job.program, 'data', data)
+  unknown, progress = fit(tmp_path / '2', name, job=job)
+  chex.assert_trees_all_equal(comparable(known), comparable(unknown))
+  for evaluation in progress.evaluations:
+    assert 'accuracy' not in evaluation.get('pseudo_labels', {})
+  # The other measurements are the same.
+  assert lines(tmp_path / '2') == [
+    {k: v for k, v in line.items() if k != 'pseudo_label_accuracy'}
+    for line in lines(tmp_path / '1')
+  ]
 
 
 def test_seeds_vmapped_equal_seeds_apart(name, tmp_path):

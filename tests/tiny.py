@@ -178,6 +178,8 @@ def make_data(devices=1, make_feed=feeds.resident):
     preprocess.identity(),
     (),
     brighten,
+    train_truth=truth(),
+    classes=CLASSES,
   )
   return data, mesh
 

@@ -16,7 +16,7 @@ from ssljax.errors import InputError, require
 Pool = Literal['rest', 'all']
 _RAREST = 5  # classes that `describe_labels` names
 # Random streams, the second word of their key.
-_VALIDATION, _LABELLED, _UNLABELLED, SUBSAMPLE = range(4)
+_VALIDATION, _LABELLED, _UNLABELLED, SUBSAMPLE, QUALITY = range(5)
 
 
 class Split(NamedTuple):

@@ -96,7 +96,12 @@ def fixmatch(
     views=(consistency.strong_view(strong_augment),),
   )
   return Method(
-    name='fixmatch', stages=(stage,), averaging=consistency.averaging(ema)
+    name='fixmatch',
+    stages=(stage,),
+    averaging=consistency.averaging(ema),
+    quality=consistency.predicted_quality(
+      net, consistency.use_confident(threshold)
+    ),
   )
 
 

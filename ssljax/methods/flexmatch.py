@@ -25,6 +25,7 @@ Departures from the paper:
 """
 
 from collections.abc import Sequence
+import functools
 
 from flax import struct
 import jax
@@ -79,6 +80,19 @@ def thresholds(memory: Confident, tau: float, warmup: bool = True) -> jax.Array:
   sigma = memory.counts.astype(jnp.float32)
   beta = sigma / jnp.maximum(largest, 1).astype(jnp.float32)
   return tau * beta / (2 - beta)
+
+
+def is_used(p, memory: Confident, tau: float, warmup: bool) -> jax.Array:
+  """Return the mask `[U]` of the images that L_u learns from.
+
+  Args:
+    p: `[U, C]` probabilities.
+    memory: memory before the step.
+    tau: τ.
+    warmup: as in `thresholds`.
+  """
+  q = consistency.pseudo_labels(p)
+  return q.confidence >= thresholds(memory, tau, warmup)[q.label]
 
 
 def record(memory: Confident, rows, label, confident) -> Confident:
@@ -183,6 +197,9 @@ def flexmatch(
     init=nothing_confident,
     layout=LAYOUT,
     averaging=consistency.averaging(ema),
+    quality=consistency.predicted_quality(
+      net, functools.partial(is_used, tau=threshold, warmup=warmup)
+    ),
   )
 
 

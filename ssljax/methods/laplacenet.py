@@ -53,6 +53,7 @@ from ssljax.core import (
   Method,
   PerExample,
   Stage,
+  UsedLabels,
   View,
 )
 from ssljax.errors import fraction, non_negative, positive, require
@@ -250,6 +251,17 @@ def propagation(
   return epoch_update
 
 
+def propagated(state, rows, image) -> UsedLabels:
+  """Return the propagated labels, see `core.Quality`.
+
+  An image that no label reaches is not used. Weights of the classes are not
+  taken into account.
+  """
+  del image
+  weight = state.memory.weight[rows]
+  return UsedLabels(state.memory.label[rows], (weight > 0).astype(weight.dtype))
+
+
 def samples_of(batch, samples: int) -> jax.Array:
   """Return the K samples of the images of a batch, `[K·B, H, W, c]`."""
   weak = [batch.image] + [batch.views[f'weak{i}'] for i in range(1, samples)]
@@ -378,6 +390,7 @@ def laplacenet(
     stages=(first, second),
     init=functools.partial(init_propagated, neighbours),
     layout=LAYOUT,
+    quality=propagated,
   )
 
 

@@ -285,6 +285,8 @@ def make_data(
     augmentation or own,
     on_pixels,
     by_seed,
+    train_truth=source.labels,
+    classes=len(dataset.classes),
   )
   return data, fed
 

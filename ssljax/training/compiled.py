@@ -16,9 +16,11 @@ from ssljax.core import (
   Augment,
   Method,
   PerExample,
+  Quality,
   Read,
   Stage,
   TrainState,
+  UsedLabels,
   View,
   all_views,
   init_optimizer,
@@ -33,7 +35,7 @@ from ssljax.data.splits import Split
 from ssljax.distributed import multihost, placement
 from ssljax.networks.cpu import conv
 from ssljax.networks.network import Network
-from ssljax.training import evaluate
+from ssljax.training import evaluate, quality
 from ssljax.training import map_dataset as map_dataset_lib
 
 
@@ -50,6 +52,9 @@ class Data(NamedTuple):
   on_pixels: Augment | None = None  # the run's own, before preprocessing
   # By seed, instead of `fitted`, if the seeds see different training images.
   fitted_by_seed: Mapping[int, Any] | None = None
+  # [N] int32, UNLABELLED if unknown. Read by the host at evaluations alone.
+  train_truth: np.ndarray | None = None
+  classes: int = 0  # C
 
 
 class Program:
@@ -254,7 +259,13 @@ class Program:
 
     return enter
 
-  def map_dataset(self, per_example: PerExample, feed: feeds.Feed) -> Callable:
+  def map_dataset(
+    self,
+    per_example: PerExample | Quality,
+    feed: feeds.Feed,
+    *,
+    by_row: bool = False,
+  ) -> Callable:
     """Return `(state, rows) -> outputs`, compiled once per function and feed.
 
     See `map_dataset.make_map`.
@@ -270,6 +281,7 @@ class Program:
         seeds=self.seeds,
         batch=self.batch,
         fitted_axis=self._fitted_axis,
+        by_row=by_row,
       )
     mapped = self._mapped[key]
     return lambda state, rows, **options: mapped(
@@ -345,6 +357,43 @@ class Program:
         for weights, classes in multihost.fetch(mapped).items()
       }
     return errors
+
+  def pseudo_labels(self, state: TrainState, rows: np.ndarray) -> UsedLabels:
+    """Return the pseudo-labels `[S, M]` of training images, on the host.
+
+    Args:
+      state: state with a leading axis [S].
+      rows: `[M]`, rows that the run admits.
+    """
+    mapped = self.map_dataset(self.method.quality, self.data.train, by_row=True)
+    cut = lambda x: x[:, : len(rows)]
+    return jax.tree.map(cut, multihost.fetch(mapped(state, rows)))
+
+  def measure_quality(
+    self, state: TrainState, splits: Sequence[Split]
+  ) -> dict[str, list[float | None]]:
+    """Return the quality of the pseudo-labels, see `quality.measure`.
+
+    Args:
+      state: state with a leading axis [S].
+      splits: S splits.
+    """
+    if self.method.quality is None:
+      return {}
+    count = self.data.train.size
+    labels = multihost.fetch(state.labels)[:, :count]
+    admitted = np.stack([split.admitted for split in splits])
+    chosen = quality.sample(admitted & (labels == UNLABELLED))
+    rows = np.flatnonzero(chosen.any(axis=0))
+    if not len(rows):
+      return {}
+    truth = self.data.train_truth
+    return quality.measure(
+      self.pseudo_labels(state, rows),
+      chosen[:, rows],
+      None if truth is None else truth[rows],
+      self.data.classes,
+    )
 
 
 # Views.

@@ -243,7 +243,7 @@ def test_a_report_has_the_settings_and_errors(page, folder):
 def test_a_report_has_the_errors_of_predicted_labels(page, finished):
   at = page.cells.index('classifier')
   assert page.cells[at - 1 : at + 4] == [
-    *('step', 'classifier', 'images', 'memory', 'images')
+    *('step', 'classifier', 'images', 'pseudo-labels', 'images')
   ]
   rows = np.setdiff1d(finished.split.unlabelled, finished.split.labelled)
   truth = finished.dataset.train.labels[rows]
