@@ -84,6 +84,12 @@ class MemorySpec(NamedTuple):
     """Length of a table with one row per image, padding included."""
     return len(self.labels)
 
+  def is_admitted(self) -> jax.Array:
+    """Return the mask `[rows]` bool of the rows that a batch may contain."""
+    if self.admitted is None:
+      return jnp.arange(self.rows) < self.images
+    return jnp.zeros(self.rows, bool).at[self.admitted].set(True)
+
   def padded(self, count: int) -> int:
     """Return the padded length of a table of `count` rows."""
     return rounded_up(count, self.multiple)

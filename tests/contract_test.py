@@ -225,6 +225,17 @@ def longer_than_six(name):
   return {'steps': 9} if name in ('temporal_ensembling', 'flexmatch') else {}
 
 
+@pytest.mark.parametrize('name', ['flexmatch', 'laplacenet'])
+def test_held_out_images_are_not_in_the_memory(name, tmp_path):
+  job = tiny.make_job(name, seeds=(0, 1), validation=9)
+  state, _ = fit(tmp_path, name, job=job)
+  held_out = job.splits[0].validation
+  kept = getattr(state.memory, 'weight', state.memory.label)
+  nothing = 0 if name == 'laplacenet' else -2
+  assert (kept[:, held_out] == nothing).all()
+  assert (kept[:, job.splits[0].unlabelled] != nothing).any()
+
+
 @pytest.mark.parametrize('devices', [1, 4])
 @pytest.mark.parametrize(  # with memories that are split over devices
   'name', ['llp', 'r2d2', 'temporal_ensembling', 'flexmatch', 'laplacenet']

@@ -19,7 +19,8 @@ Departures from the paper:
     has ≥.
   - N counts the images that have no label at the start or that were drawn as
     unlabelled and recorded, so labelled images that no step draws as unlabelled
-    do not delay the warm-up. Images that are held out for validation count.
+    do not delay the warm-up. Images that no step draws, such as those held out
+    for validation, do not count.
   - If an image occurs twice among the unlabelled images of a step, its first
     prediction is recorded.
 """
@@ -39,7 +40,7 @@ from ssljax.methods import consistency
 from ssljax.methods.fixmatch import DEFAULTS as FIXMATCH
 
 NONE = -1  # no confident prediction yet
-ABSENT = -2  # a labelled image, or padding
+ABSENT = -2  # a labelled image, one that is not drawn, or padding
 
 
 @struct.dataclass
@@ -57,8 +58,7 @@ LAYOUT = Confident(label=P('data'), counts=P(), unused=P())
 def nothing_confident(key, params, stats, spec) -> Confident:
   """Return the memory before the first step."""
   del key, params, stats
-  is_image = jnp.arange(spec.rows) < spec.images
-  counted = (spec.labels == UNLABELLED) & is_image
+  counted = (spec.labels == UNLABELLED) & spec.is_admitted()
   return Confident(
     label=jnp.where(counted, NONE, ABSENT).astype(jnp.int32),
     counts=jnp.zeros(spec.classes, jnp.int32),
@@ -196,6 +196,7 @@ def flexmatch(
     stages=(stage,),
     init=nothing_confident,
     layout=LAYOUT,
+    uses_admitted=True,
     averaging=consistency.averaging(ema),
     quality=consistency.predicted_quality(
       net, functools.partial(is_used, tau=threshold, warmup=warmup)
