@@ -67,7 +67,7 @@ def test_the_loss_touches_only_stats_and_memory(name):
     read = compiled.read_views(
       stages[number], job.program.data, job.program.mesh
     )
-    views = read(source, rows[0], state.key)
+    views = read(source, rows[0], state.key, state.memory)
     given = jnp.arange(rows.shape[1]) < stages[number].batch_spec.labelled
     batch = Batch(rows[0], views.pop(DEFAULT_VIEW), given, views=views)
     _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)

@@ -24,7 +24,9 @@ from ssljax.core import (
   View,
   visible_labels,
 )
-from ssljax.errors import InputError, fraction, positive
+from ssljax.errors import InputError, fraction, positive, require
+
+CTAUGMENT = 'ctaugment'  # a strong augmentation that needs a memory
 
 
 def strong_view(names: Sequence[str]) -> View:
@@ -36,6 +38,11 @@ def strong_view(names: Sequence[str]) -> View:
     names: strong augmentations in order, see `augment.named`; () for none, and
       the view then is a second weak one.
   """
+  require(
+    CTAUGMENT not in names,
+    f'`strong_augment`={",".join(names)}: {CTAUGMENT} has rates that only '
+    '`method`=fixmatch learns: give another augmentation, as randaugment:2:10',
+  )
   if not names:
     return View('strong', rows='unlabelled')
   try:

@@ -418,6 +418,7 @@ def _view(view: View, stage: Stage, data: Data, mesh) -> Callable:
     _chained(before, view.on_pixels),
     name=None if view.name == DEFAULT_VIEW else view.name,
     part=None if view.rows == 'all' else part,
+    adaptive=view.adaptive,
   )
   # The compiler shards a part that the devices do not divide as it likes.
   divides = (part.stop - part.start) % mesh.size == 0
