@@ -23,8 +23,6 @@ from ssljax.core import UNLABELLED
 from ssljax.errors import InputError, require
 from ssljax.experiments.figures import association as association_figures
 from ssljax.experiments.figures import catalogue, style
-from ssljax.experiments.figures import madnn as madnn_figures
-from ssljax.methods import deepbass, llp, madnn, r2d2
 from ssljax.runs import load, run_folder, summary
 from ssljax.training import metrics_writer
 
@@ -256,7 +254,7 @@ def mistakes_figure(images, truth, p, names):
 
 
 def predicted_labels(finished, state, rows) -> dict[str, np.ndarray]:
-  """Return the labels `[M]` that the classifier and the memory predict.
+  """Return the labels `[M]` of unlabelled images, by source.
 
   Args:
     finished: the finished run.
@@ -264,26 +262,17 @@ def predicted_labels(finished, state, rows) -> dict[str, np.ndarray]:
     rows: `[M]` rows of training images.
 
   Returns:
-    Labels by source; UNLABELLED where the memory predicts none.
+    The predictions of the evaluated weights, and the pseudo-labels of the
+    method, if it has any: UNLABELLED where it uses none.
   """
-  feed, memory = finished.program.data.train, state.memory
-  logits = finished.infer(state, feed, rows).logits
+  program = finished.program
+  logits = finished.infer(state, program.data.train, rows).logits
   found = {'classifier': logits.argmax(axis=-1)}
-  classes, of_rows = logits.shape[-1], lambda x: np.asarray(x[0])[rows]
-  if isinstance(memory, madnn.Slots):
-    p_hat = madnn_figures.predicted(finished, state, rows)
-    found['memory'] = p_hat.argmax(axis=-1)
-  elif isinstance(memory, r2d2.PseudoLabels):
-    stored = of_rows(memory.logits)
-    predicted = stored.any(axis=-1)  # all 0 before the first prediction
-    found['memory'] = np.where(predicted, stored.argmax(axis=-1), UNLABELLED)
-  elif isinstance(memory, deepbass.PseudoLabels):
-    found['memory'] = np.where(
-      of_rows(memory.member), of_rows(memory.labels), UNLABELLED
+  if program.method.quality is not None:
+    used = program.pseudo_labels(state, rows)
+    found['pseudo-labels'] = np.where(
+      used.weight[0] > 0, used.label[0], UNLABELLED
     )
-  elif isinstance(memory, llp.Bank):
-    stored = of_rows(memory.labels)  # at least C before the first propagation
-    found['memory'] = np.where(stored < classes, stored, UNLABELLED)
   return found
 
 
@@ -300,10 +289,11 @@ def label_quality(finished) -> str:
     cells.append([f'{step:,}', *(cell for pair in errors for cell in pair)])
   header = ['step', *(cell for source in found for cell in (source, 'images'))]
   return as_table([header, *cells]) + note(
-    f'Error in percent of the labels that the classifier and the memory '
-    f'predict for {len(rows):,} training images with hidden labels, split '
-    f'{finished.split.seed}; images: number of predicted labels. A run with '
-    '--keep_every has more steps.'
+    'Error in percent of the predictions of the classifier, and of the '
+    f'pseudo-labels of the method, for {len(rows):,} training images with '
+    f'hidden labels, split {finished.split.seed}; images: number of labels. A '
+    'run with --keep_every has more steps. The metrics above show the share, '
+    'the accuracy and the balance of the pseudo-labels over training.'
   )
 
 

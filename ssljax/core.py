@@ -84,6 +84,12 @@ class MemorySpec(NamedTuple):
     """Length of a table with one row per image, padding included."""
     return len(self.labels)
 
+  def is_admitted(self) -> jax.Array:
+    """Return the mask `[rows]` bool of the rows that a batch may contain."""
+    if self.admitted is None:
+      return jnp.arange(self.rows) < self.images
+    return jnp.zeros(self.rows, bool).at[self.admitted].set(True)
+
   def padded(self, count: int) -> int:
     """Return the padded length of a table of `count` rows."""
     return rounded_up(count, self.multiple)
@@ -120,6 +126,32 @@ class Augment(Protocol):
     """Return an augmented copy of `image [H, W, c]` float32, same shape."""
 
 
+class AdaptiveAugment(Protocol):
+  """A random augmentation of one image that depends on the memory."""
+
+  def __call__(
+    self, key: jax.Array, image: jax.Array, memory: Any, /
+  ) -> tuple[jax.Array, Any]:
+    """Return an augmented copy of `image [H, W, c]`, and its record.
+
+    Args:
+      key: random key of the image and view.
+      image: `[H, W, c]` in [0, 1], before preprocessing.
+      memory: memory of the method before the step.
+
+    Returns:
+      The image, same shape, and a tree of arrays that the loss needs to know
+      about its augmentation; () for nothing.
+    """
+
+
+class Recorded(NamedTuple):
+  """The images of a view with an `AdaptiveAugment`."""
+
+  image: jax.Array  # as in `Batch.views`
+  record: Any  # tree of arrays with a leading axis of rows
+
+
 class View(NamedTuple):
   """A randomly augmented version of the images of a step.
 
@@ -136,6 +168,8 @@ class View(NamedTuple):
   on_pixels: Augment | None = None
   rows: Literal['all', 'labelled', 'unlabelled'] = 'all'  # computed for these
   after_run: bool = True  # apply the run's own augmentations before the view's
+  # The last augmentation before preprocessing. The view is then `Recorded`.
+  adaptive: AdaptiveAugment | None = None
 
 
 class Batch(NamedTuple):
@@ -147,7 +181,7 @@ class Batch(NamedTuple):
   step: jax.Array | int = 0  # [] int32, 0 for the first step of the stage
   # Further views by name, float32: [B, H, W, c], or only the labelled or the
   # unlabelled rows of the batch, in the order of `rows`.
-  views: Mapping[str, jax.Array] = {}
+  views: Mapping[str, jax.Array | Recorded] = {}
 
 
 # Callbacks of a stage.
@@ -295,6 +329,11 @@ def all_views(stage: Stage) -> tuple[View, ...]:
     f'`views`: view {DEFAULT_VIEW} of stage {stage.name} is the default one, '
     "of all rows: give `rows`='all', or the view another name",
   )
+  require(
+    views[DEFAULT_VIEW].adaptive is None,
+    f'`views`: view {DEFAULT_VIEW} of stage {stage.name} has `adaptive`, whose '
+    'record a default view cannot hold: give the view another name',
+  )
   for view in views.values():
     part = stage.batch_spec.part(view.rows)
     require(
@@ -423,6 +462,32 @@ class UpgradeMemory(Protocol):
     """
 
 
+class UsedLabels(NamedTuple):
+  """Pseudo-labels of some images, as the loss uses them."""
+
+  label: jax.Array  # [B] int32
+  # [B] in [0, 1], factor of the image's own term of the loss; 0: not used.
+  weight: jax.Array
+
+
+class Quality(Protocol):
+  """The pseudo-labels of a method, whose quality a run reports.
+
+  It is called at evaluations and changes nothing.
+  """
+
+  def __call__(
+    self, state: TrainState, rows: jax.Array, image: jax.Array, /
+  ) -> UsedLabels:
+    """Return the pseudo-labels of unlabelled images.
+
+    Args:
+      state: state between two steps.
+      rows: `[B]` int32 row numbers.
+      image: `[B, H, W, c]`, not augmented.
+    """
+
+
 class Method(NamedTuple):
   """A sequence of stages over one memory. Construct it with keywords."""
 
@@ -436,6 +501,7 @@ class Method(NamedTuple):
   # For memories with fields, None by default, that earlier versions lack.
   upgrade_memory: UpgradeMemory | None = None
   averaging: Averaging | None = None  # None: averages nothing
+  quality: Quality | None = None  # None: gives unlabelled images no label
 
 
 def visible_labels(state: TrainState, batch: Batch) -> jax.Array:
@@ -528,9 +594,12 @@ class Read(Protocol):
   """A function that returns the images of a step."""
 
   def __call__(
-    self, source: Any, rows: jax.Array, key: jax.Array, /
-  ) -> dict[str, jax.Array]:
-    """Return all views of `rows [B]` by name, DEFAULT_VIEW among them."""
+    self, source: Any, rows: jax.Array, key: jax.Array, *memory: Any
+  ) -> dict[str, jax.Array | Recorded]:
+    """Return all views of `rows [B]` by name, DEFAULT_VIEW among them.
+
+    The memory is given where a view of the stage has an `AdaptiveAugment`.
+    """
 
 
 class Step(Protocol):
@@ -560,11 +629,13 @@ def make_step(stage: Stage, read: Read, averaging: Averaging | None) -> Step:
     read: returns the augmented images.
     averaging: settings of the method.
   """
+  adapts = any(view.adaptive for view in stage.views)
 
   def step(state, source, rows, first):
     key = jax.random.fold_in(state.key, state.step)
     read_key, loss_key = jax.random.split(key)
-    views = dict(read(source, rows, read_key))
+    memory = (state.memory,) if adapts else ()
+    views = dict(read(source, rows, read_key, *memory))
     batch = Batch(
       rows=rows,
       image=views.pop(DEFAULT_VIEW),

@@ -197,6 +197,8 @@ def test_a_strong_view_of_features_is_refused_with_the_ways_out():
     ssljax.fit(x, few(y, 6), **run)
   message = str(error.value)
   assert '\n' not in message and 'strong_augment= for none' in message
+  with pytest.raises(ssljax.InputError, match='holds features'):
+    ssljax.fit(x, few(y, 6), strong_augment=('ctaugment',), **run)
   assert 'pseudo_label, pi_model' in message and 'flexmatch' not in message
   model = ssljax.fit(x, few(y, 6), strong_augment=(), **run)
   assert model.shape == (4,)

@@ -70,7 +70,7 @@ _SAME_ENGINE = r'\[(supervised|association|adaptation)\]'  # no state of images
 # run: their state is nothing that the other tests of the engine look at.
 _CONSISTENCY = (
   r'\[(pseudo_label|pi_model|temporal_ensembling|mean_teacher|vat|ict|mixmatch'
-  r'|uda|fixmatch|flexmatch|freematch|softmatch|laplacenet)\]'
+  r'|uda|fixmatch|fixmatch_cta|flexmatch|freematch|softmatch|laplacenet)\]'
 )
 SLOW = (
   rf'contract_test.py::test_seeds_vmapped_.*{_SAME_ENGINE}',
@@ -83,6 +83,8 @@ SLOW = (
   rf'contract_test.py::test_(the_stream_feed|the_truth)_.*{_CONSISTENCY}',
   rf'active_loop_test.py::.*{_CONSISTENCY}',
   r'contract_test.py::test_split_over_.*\[(supervised|adaptation)\]',
+  # CTAugment's 18 operations compile slowly; views_test.py has quicker ones.
+  r'contract_test.py::test_(split|the_loss|training)_.*\[fixmatch_cta\]',
   r'contract_test.py::test_a_checkpoint_of_eight.*\[(r2d2-1|llp-4)\]',
   r'contract_test.py::test_a_checkpoint_of_longer.*\[(320-r2d2|64-llp)\]',
   r'contract_test.py::test_a_checkpoint_of_longer.*-deepbass\]',

@@ -67,7 +67,7 @@ def test_the_loss_touches_only_stats_and_memory(name):
     read = compiled.read_views(
       stages[number], job.program.data, job.program.mesh
     )
-    views = read(source, rows[0], state.key)
+    views = read(source, rows[0], state.key, state.memory)
     given = jnp.arange(rows.shape[1]) < stages[number].batch_spec.labelled
     batch = Batch(rows[0], views.pop(DEFAULT_VIEW), given, views=views)
     _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
@@ -115,7 +115,49 @@ def test_the_truth_of_other_rows_changes_nothing(name, tmp_path, monkeypatch):
   split = tiny.make_splits()[0]
   monkeypatch.setattr(tiny, 'make_splits', lambda *args, **kwargs: [split])
   chex.assert_trees_all_equal(train_with(tmp_path / '2', hidden), known)
-  assert lines(tmp_path / '1') == lines(tmp_path / '2')
+  # They serve to measure the pseudo-labels, and for nothing else.
+  apart = lambda folder: [
+    {k: v for k, v in line.items() if k != 'pseudo_label_accuracy'}
+    for line in lines(folder)
+  ]
+  assert apart(tmp_path / '1') == apart(tmp_path / '2')
+
+
+# Methods without a target of their own for an unlabelled image.
+NO_QUALITY = {
+  'supervised': 'uses no unlabelled images',
+  'association': 'compares an unlabelled image with a batch of labelled ones',
+  'adaptation': 'as association',
+}
+
+
+def test_the_quality_of_pseudo_labels_trains_nothing_or_there_is_a_reason(
+  name, tmp_path, monkeypatch
+):
+  job = tiny.make_job(name)
+  known, progress = fit(tmp_path / '1', name, job=job)
+  quality = progress.evaluations[-1].get('pseudo_labels')
+  has_quality = job.program.method.quality is not None
+  assert has_quality == (quality is not None) == (name not in NO_QUALITY)
+  if has_quality:
+    assert set(quality) == {'coverage', 'accuracy', 'balance'}
+    for values in quality.values():
+      (value,) = values
+      assert value is None or 0 <= value <= 1 + 1e-6
+    assert quality['coverage'][0] >= 0
+  data = job.program.data
+  nothing = np.full_like(data.train_truth, UNLABELLED)
+  data = data._replace(train_truth=nothing)
+  monkeypatch.setattr(job.program, 'data', data)
+  unknown, progress = fit(tmp_path / '2', name, job=job)
+  chex.assert_trees_all_equal(comparable(known), comparable(unknown))
+  for evaluation in progress.evaluations:
+    assert 'accuracy' not in evaluation.get('pseudo_labels', {})
+  # The other measurements are the same.
+  assert lines(tmp_path / '2') == [
+    {k: v for k, v in line.items() if k != 'pseudo_label_accuracy'}
+    for line in lines(tmp_path / '1')
+  ]
 
 
 def test_seeds_vmapped_equal_seeds_apart(name, tmp_path):
@@ -181,6 +223,17 @@ def fit_until(step, monkeypatch, *args, **options):
 def longer_than_six(name):
   """Arguments of `fit` with which a run takes more than six steps."""
   return {'steps': 9} if name in ('temporal_ensembling', 'flexmatch') else {}
+
+
+@pytest.mark.parametrize('name', ['flexmatch', 'laplacenet'])
+def test_held_out_images_are_not_in_the_memory(name, tmp_path):
+  job = tiny.make_job(name, seeds=(0, 1), validation=9)
+  state, _ = fit(tmp_path, name, job=job)
+  held_out = job.splits[0].validation
+  kept = getattr(state.memory, 'weight', state.memory.label)
+  nothing = 0 if name == 'laplacenet' else -2
+  assert (kept[:, held_out] == nothing).all()
+  assert (kept[:, job.splits[0].unlabelled] != nothing).any()
 
 
 @pytest.mark.parametrize('devices', [1, 4])

@@ -124,6 +124,9 @@ METHODS = {
   'fixmatch': lambda tx, steps: fixmatch(
     NET, tx, DRAW, steps, threshold=0.5, strong_augment=STRONG
   ),
+  'fixmatch_cta': lambda tx, steps: fixmatch(
+    NET, tx, DRAW, steps, threshold=0.5, strong_augment=('ctaugment', *STRONG)
+  ),
   'flexmatch': lambda tx, steps: flexmatch(
     NET, tx, DRAW, steps, threshold=0.5, strong_augment=STRONG
   ),
@@ -178,6 +181,7 @@ def make_data(devices=1, make_feed=feeds.resident):
     preprocess.identity(),
     (),
     brighten,
+    classes=CLASSES,
   )
   return data, mesh
 

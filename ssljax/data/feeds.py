@@ -15,11 +15,13 @@ import jax
 import numpy as np
 
 from ssljax.augment import imagenet, standard
+from ssljax.core import AdaptiveAugment, Recorded
 from ssljax.data.splits import generator
 from ssljax.distributed import placement
 
 # Folded into the keys of augmentations before preprocessing; spells 'pixe'.
 _ON_PIXELS = 0x70697865
+_ADAPTIVE = 0x61646170  # likewise of adaptive ones; spells 'adap'
 _AHEAD_BYTES = 2**29  # images that `stream` decodes ahead of the step, at most
 
 
@@ -165,6 +167,7 @@ def reader(
   *,
   name: str | None = None,
   part: slice | None = None,
+  adaptive: AdaptiveAugment | None = None,
 ) -> Callable:
   """Return the function that makes one view of a step's images.
 
@@ -181,12 +184,14 @@ def reader(
     on_pixels: another augmentation, applied before the preprocessing, or None.
     name: name of a further view; None for the default one.
     part: positions of the batch that the view has; None for all.
+    adaptive: the last augmentation before the preprocessing, or None.
 
   Returns:
-    `((pixels, fitted), rows [B], key) -> [B or part, H, W, c] float32`.
+    `((pixels, fitted), rows [B], key, memory=None) -> [B or part, H, W, c]`,
+    float32; `Recorded` images with `adaptive`.
   """
 
-  def read(source: tuple[Any, Any], rows, key):
+  def read(source: tuple[Any, Any], rows, key, memory=None):
     pixels, fitted = source
     image = feed.gather(pixels, rows)
     if part is not None:
@@ -199,9 +204,12 @@ def reader(
     if on_pixels is not None:
       own = jax.vmap(jax.random.fold_in, (0, None))(keys, _ON_PIXELS)
       image = jax.vmap(on_pixels)(own, image)
+    if adaptive is not None:
+      own = jax.vmap(jax.random.fold_in, (0, None))(keys, _ADAPTIVE)
+      image, record = jax.vmap(adaptive, (0, 0, None))(own, image, memory)
     image = jax.vmap(preprocess.apply, (None, 0))(fitted, image)
-    if augmentation is None:
-      return image
-    return jax.vmap(augmentation)(keys, image)
+    if augmentation is not None:
+      image = jax.vmap(augmentation)(keys, image)
+    return image if adaptive is None else Recorded(image, record)
 
   return read

@@ -16,7 +16,7 @@ from ssljax.errors import InputError, require
 Pool = Literal['rest', 'all']
 _RAREST = 5  # classes that `describe_labels` names
 # Random streams, the second word of their key.
-_VALIDATION, _LABELLED, _UNLABELLED, SUBSAMPLE, _TEST = range(5)
+_VALIDATION, _LABELLED, _UNLABELLED, SUBSAMPLE, QUALITY, _TEST = range(6)
 FOLDS, FEW_LABELS = 5, 200  # see `hold_out`
 
 

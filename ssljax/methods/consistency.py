@@ -3,7 +3,7 @@
 Letters: L labelled and U unlabelled rows of a batch of B = L + U, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import chex
@@ -18,10 +18,15 @@ from ssljax.core import (
   Averaging,
   Batch,
   BatchSpec,
+  Quality,
+  TrainState,
+  UsedLabels,
   View,
   visible_labels,
 )
-from ssljax.errors import InputError, fraction, positive
+from ssljax.errors import InputError, fraction, positive, require
+
+CTAUGMENT = 'ctaugment'  # a strong augmentation that needs a memory
 
 
 def strong_view(names: Sequence[str]) -> View:
@@ -33,6 +38,11 @@ def strong_view(names: Sequence[str]) -> View:
     names: strong augmentations in order, see `augment.named`; () for none, and
       the view then is a second weak one.
   """
+  require(
+    CTAUGMENT not in names,
+    f'`strong_augment`={",".join(names)}: {CTAUGMENT} has rates that only '
+    '`method`=fixmatch learns: give another augmentation, as randaugment:2:10',
+  )
   if not names:
     return View('strong', rows='unlabelled')
   try:
@@ -127,6 +137,43 @@ def pseudo_labels(p) -> PseudoLabels:
   """Return the most likely class of each of `p [U, C]`."""
   label = jnp.argmax(p, axis=-1).astype(jnp.int32)
   return PseudoLabels(label, jnp.max(p, axis=-1))
+
+
+def trained_weights(state: TrainState):
+  """Return (params, stats) of the trained weights."""
+  return state.params, state.stats
+
+
+def predicted_quality(
+  net, use: Callable, weights: Callable = trained_weights
+) -> Quality:
+  """Return the `Method.quality` of pseudo-labels that the network predicts.
+
+  Args:
+    net: the `Network`, in inference mode.
+    use: `(probabilities [B, C], memory) -> weight [B]` of the predicted class,
+      see `core.UsedLabels`.
+    weights: `state -> (params, stats)` of the weights that predict.
+  """
+
+  def quality(state, rows, image):
+    del rows
+    p = jax.nn.softmax(net.infer(*weights(state), image).logits)
+    weight = use(p, state.memory).astype(p.dtype)
+    return UsedLabels(pseudo_labels(p).label, weight)
+
+  return quality
+
+
+def use_all(p, memory) -> jax.Array:
+  """Return weight 1 for every image, see `predicted_quality`."""
+  del memory
+  return jnp.ones_like(p[:, 0])
+
+
+def use_confident(threshold: float) -> Callable:
+  """Return the weights of images of at least a confidence."""
+  return lambda p, memory: jnp.max(p, axis=-1) >= threshold
 
 
 def weighted_cross_entropy(logits, labels, weights) -> jax.Array:

@@ -47,6 +47,7 @@ from ssljax.core import (
   Method,
   PerExample,
   Stage,
+  UsedLabels,
 )
 from ssljax.errors import non_negative, positive
 from ssljax.methods.supervised import fitted
@@ -147,6 +148,14 @@ def update_with(membership: Membership) -> EpochUpdate:
   return epoch_update
 
 
+def of_members(state, rows, image) -> UsedLabels:
+  """Return ψ, used for the images of D; see `core.Quality`."""
+  del image
+  memory = state.memory
+  member = memory.member[rows].astype(memory.entropy.dtype)
+  return UsedLabels(memory.labels[rows], member)
+
+
 def no_pseudo_labels(key, params, stats, spec) -> PseudoLabels:
   """Return the initial memory: D is empty before the second stage."""
   del key, params, stats
@@ -240,6 +249,7 @@ def deepbass(
     stages=(first, second) if iterations else (first,),
     init=no_pseudo_labels,
     layout=LAYOUT,
+    quality=None if membership == 'none' else of_members,
   )
 
 

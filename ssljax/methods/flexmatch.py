@@ -19,12 +19,14 @@ Departures from the paper:
     has ≥.
   - N counts the images that have no label at the start or that were drawn as
     unlabelled and recorded, so labelled images that no step draws as unlabelled
-    do not delay the warm-up. Images that are held out for validation count.
+    do not delay the warm-up. Images that no step draws, such as those held out
+    for validation, do not count.
   - If an image occurs twice among the unlabelled images of a step, its first
     prediction is recorded.
 """
 
 from collections.abc import Sequence
+import functools
 
 from flax import struct
 import jax
@@ -38,7 +40,7 @@ from ssljax.methods import consistency
 from ssljax.methods.fixmatch import DEFAULTS as FIXMATCH
 
 NONE = -1  # no confident prediction yet
-ABSENT = -2  # a labelled image, or padding
+ABSENT = -2  # a labelled image, one that is not drawn, or padding
 
 
 @struct.dataclass
@@ -56,8 +58,7 @@ LAYOUT = Confident(label=P('data'), counts=P(), unused=P())
 def nothing_confident(key, params, stats, spec) -> Confident:
   """Return the memory before the first step."""
   del key, params, stats
-  is_image = jnp.arange(spec.rows) < spec.images
-  counted = (spec.labels == UNLABELLED) & is_image
+  counted = (spec.labels == UNLABELLED) & spec.is_admitted()
   return Confident(
     label=jnp.where(counted, NONE, ABSENT).astype(jnp.int32),
     counts=jnp.zeros(spec.classes, jnp.int32),
@@ -79,6 +80,19 @@ def thresholds(memory: Confident, tau: float, warmup: bool = True) -> jax.Array:
   sigma = memory.counts.astype(jnp.float32)
   beta = sigma / jnp.maximum(largest, 1).astype(jnp.float32)
   return tau * beta / (2 - beta)
+
+
+def is_used(p, memory: Confident, tau: float, warmup: bool) -> jax.Array:
+  """Return the mask `[U]` of the images that L_u learns from.
+
+  Args:
+    p: `[U, C]` probabilities.
+    memory: memory before the step.
+    tau: τ.
+    warmup: as in `thresholds`.
+  """
+  q = consistency.pseudo_labels(p)
+  return q.confidence >= thresholds(memory, tau, warmup)[q.label]
 
 
 def record(memory: Confident, rows, label, confident) -> Confident:
@@ -182,7 +196,11 @@ def flexmatch(
     stages=(stage,),
     init=nothing_confident,
     layout=LAYOUT,
+    uses_admitted=True,
     averaging=consistency.averaging(ema),
+    quality=consistency.predicted_quality(
+      net, functools.partial(is_used, tau=threshold, warmup=warmup)
+    ),
   )
 
 

@@ -73,6 +73,17 @@ def thresholds(averages: Averages) -> jax.Array:
   return shares * averages.threshold
 
 
+def is_used(p, averages: Averages) -> jax.Array:
+  """Return the mask `[U]` of the images that L_u learns from.
+
+  Args:
+    p: `[U, C]` probabilities.
+    averages: memory.
+  """
+  q = consistency.pseudo_labels(p)
+  return q.confidence >= thresholds(averages)[q.label]
+
+
 def _ratio(p, h) -> jax.Array:
   """Compute SumNorm(p / h) `[C]`, with 0 where h is 0."""
   ratio = jnp.where(h > 0, p / jnp.where(h > 0, h, 1.0), 0.0)
@@ -170,6 +181,7 @@ def freematch(
     stages=(stage,),
     init=init_averages,
     averaging=consistency.averaging(ema),
+    quality=consistency.predicted_quality(net, is_used),
   )
 
 

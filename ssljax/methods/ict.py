@@ -109,6 +109,7 @@ def ict(
     name='ict',
     stages=(stage,),
     averaging=mean_teacher.teacher(teacher_ema),
+    quality=mean_teacher.teacher_quality(net),
   )
 
 

@@ -25,8 +25,8 @@ Departures from the paper and its code:
   - An image that no label reaches has no loss. In the code it has class 0.
   - An image is left out of its own k + 1 nearest rows wherever it is found; the
     code leaves out the first.
-  - The graph has all images of the training set, those included that are held
-    out for validation, without their labels.
+  - The graph has the images that the run trains on: neither those held out for
+    validation, nor those that `unlabelled` leaves out.
   - The learning rate is one schedule over both stages; in the code it falls by
     epochs, and the ten epochs of the first stage have ten passes each.
   - Optional: weights of the classes instead of step 4 (`balance`), inverse to
@@ -53,6 +53,7 @@ from ssljax.core import (
   Method,
   PerExample,
   Stage,
+  UsedLabels,
   View,
 )
 from ssljax.errors import fraction, non_negative, positive, require
@@ -72,9 +73,16 @@ class Propagated:
   weight: jax.Array  # [N], 0 for images that no label reaches, and in padding
   reached: jax.Array  # [] share of the images without a label that one reaches
   shares: jax.Array  # [C] share of each class among labels and pseudo-labels
+  admitted: jax.Array | None = None  # [N] bool, images of the run; None: all
 
 
-LAYOUT = Propagated(label=P('data'), weight=P('data'), reached=P(), shares=P())
+LAYOUT = Propagated(
+  label=P('data'),
+  weight=P('data'),
+  reached=P(),
+  shares=P(),
+  admitted=P('data'),
+)
 
 
 def init_propagated(k: int, key, params, stats, spec) -> Propagated:
@@ -91,15 +99,18 @@ def init_propagated(k: int, key, params, stats, spec) -> Propagated:
     InputError: there are not more images than neighbours.
   """
   del key, params, stats
+  some = spec.admitted is not None
+  images = len(spec.admitted) if some else spec.images
   require(
-    k < spec.images,
-    f'`neighbours`={k}: there are {spec.images} images: give a smaller number',
+    k < images,
+    f'`neighbours`={k}: there are {images} images: give a smaller number',
   )
   return Propagated(
     label=jnp.zeros(spec.rows, jnp.int32),
     weight=jnp.zeros(spec.rows),
     reached=jnp.zeros([]),
     shares=jnp.zeros(spec.classes),
+    admitted=spec.is_admitted() if some else None,
   )
 
 
@@ -123,7 +134,7 @@ def make_graph(x, is_image, k: int) -> Graph:
 
   Args:
     x: `[N, D]` embeddings of length 1.
-    is_image: `[N]` bool, False in padding.
+    is_image: `[N]` bool, False in padding and for images that are left out.
     k: number of neighbours.
   """
   count = -(-len(x) // QUERIES)
@@ -230,8 +241,11 @@ def propagation(
   """Return the update before each epoch, steps 1–4; see `laplacenet`."""
 
   def epoch_update(state, x):
-    known, classes = state.labels != UNLABELLED, len(state.memory.shares)
+    known, memory = state.labels != UNLABELLED, state.memory
+    classes = len(memory.shares)
     is_image = jnp.arange(len(x)) < state.images
+    if memory.admitted is not None:
+      is_image &= memory.admitted | known  # a label may be acquired
     y = jax.nn.one_hot(state.labels, classes)  # zeros without a label
     f = propagate(make_graph(x, is_image, k), y, alpha, iterations)
     f = normalised(jnp.maximum(f, 0.0))
@@ -245,9 +259,23 @@ def propagation(
     if balance == 'class_weights':
       weight = class_weights(label, known | reached, size)
     share = losses.mean_where(reached.astype(f.dtype), is_image & ~known)
-    return state.replace(memory=Propagated(label, weight, share, size))
+    memory = memory.replace(
+      label=label, weight=weight, reached=share, shares=size
+    )
+    return state.replace(memory=memory)
 
   return epoch_update
+
+
+def propagated(state, rows, image) -> UsedLabels:
+  """Return the propagated labels, see `core.Quality`.
+
+  An image that no label reaches is not used. Weights of the classes are not
+  taken into account.
+  """
+  del image
+  weight = state.memory.weight[rows]
+  return UsedLabels(state.memory.label[rows], (weight > 0).astype(weight.dtype))
 
 
 def samples_of(batch, samples: int) -> jax.Array:
@@ -378,6 +406,8 @@ def laplacenet(
     stages=(first, second),
     init=functools.partial(init_propagated, neighbours),
     layout=LAYOUT,
+    uses_admitted=True,
+    quality=propagated,
   )
 
 

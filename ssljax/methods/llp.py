@@ -56,8 +56,10 @@ from ssljax.core import (
   EpochUpdate,
   Loss,
   Method,
+  Quality,
   Readiness,
   Stage,
+  UsedLabels,
   add_labels,
 )
 from ssljax.errors import fraction, non_negative, positive, require
@@ -289,6 +291,30 @@ def llp_loss(net, settings: Settings) -> Loss:
     return sum(parts.values()), (state, metrics)
 
   return loss
+
+
+def propagated(net, settings: Settings) -> Quality:
+  """Return the `Method.quality` of the labels in the bank.
+
+  An image is not used before its first propagation. The weight of the others is
+  their confidence.
+
+  Args:
+    net: the `Network`, whose number of classes is read.
+    settings: hyper-parameters.
+  """
+
+  def quality(state, rows, image):
+    outputs = jax.eval_shape(net.infer, state.params, state.stats, image)
+    memory = state.memory
+    places = memory.places(rows)
+    label, sure = memory.labels[places], memory.confidence[places]
+    if not settings.confidence:
+      sure = jnp.ones_like(sure)
+    of_class = label < outputs.logits.shape[-1]
+    return UsedLabels(label, jnp.where(of_class, sure, 0.0))
+
+  return quality
 
 
 def instance_loss(net, settings: Settings, kind: str, negatives: int) -> Loss:
@@ -607,6 +633,7 @@ def llp(
     add_labels=functools.partial(add_voters, settings),
     uses_admitted=True,
     upgrade_memory=upgrade,
+    quality=propagated(net, settings),
   )
 
 

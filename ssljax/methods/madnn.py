@@ -55,6 +55,7 @@ from ssljax.core import (
   BatchSpec,
   Method,
   Stage,
+  UsedLabels,
   visible_labels,
 )
 from ssljax.errors import fraction, non_negative, positive
@@ -214,6 +215,14 @@ def madnn(
     total = metrics['cross_entropy'] + weight * memory_loss
     return total, (state, metrics)
 
+  def quality(state, rows, image):
+    del rows
+    x = net.infer(state.params, state.stats, image).embedding
+    unknown = jnp.full(len(x), UNLABELLED, jnp.int32)
+    p_hat = assimilate(state.memory, x, unknown, kind=distance, values=values)
+    label = jnp.argmax(p_hat, axis=-1).astype(jnp.int32)
+    return UsedLabels(label, jnp.max(p_hat, axis=-1))
+
   stage = Stage(
     name='semi-supervised',
     steps=steps,
@@ -221,4 +230,4 @@ def madnn(
     batch_spec=batch_spec,
     loss=loss,
   )
-  return Method(name='madnn', stages=(stage,), init=init)
+  return Method(name='madnn', stages=(stage,), init=init, quality=quality)

@@ -41,6 +41,7 @@ from ssljax.core import (
   BatchSpec,
   Loss,
   Method,
+  Quality,
   Stage,
   TrainState,
   View,
@@ -75,6 +76,13 @@ def teacher_probabilities(net, state: TrainState, images, key) -> jax.Array:
   """
   outputs, _ = net.train(*evaluated_weights(state), images, key)
   return consistency.probabilities(outputs.logits)
+
+
+def teacher_quality(net) -> Quality:
+  """Return the `Method.quality` of the teacher's predictions."""
+  return consistency.predicted_quality(
+    net, consistency.use_all, evaluated_weights
+  )
 
 
 def mean_teacher_loss(
@@ -145,7 +153,10 @@ def mean_teacher(
     views=(View('teacher'),),
   )
   return Method(
-    name='mean_teacher', stages=(stage,), averaging=teacher(teacher_ema)
+    name='mean_teacher',
+    stages=(stage,),
+    averaging=teacher(teacher_ema),
+    quality=teacher_quality(net),
   )
 
 

@@ -164,7 +164,10 @@ def mixmatch(
     views=(View('second', rows='unlabelled'),),
   )
   return Method(
-    name='mixmatch', stages=(stage,), averaging=consistency.averaging(ema)
+    name='mixmatch',
+    stages=(stage,),
+    averaging=consistency.averaging(ema),
+    quality=consistency.predicted_quality(net, consistency.use_all),
   )
 
 

@@ -96,7 +96,11 @@ def pi_model(
     loss=pi_model_loss(net, batch_spec, weight, ramp * steps),
     views=(View('second'),),
   )
-  return Method(name='pi_model', stages=(stage,))
+  return Method(
+    name='pi_model',
+    stages=(stage,),
+    quality=consistency.predicted_quality(net, consistency.use_all),
+  )
 
 
 # Settings of the paper on CIFAR-10 that differ from the defaults of other runs.

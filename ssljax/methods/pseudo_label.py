@@ -106,7 +106,13 @@ def pseudo_label(
     batch_spec=batch_spec,
     loss=pseudo_label_loss(net, batch_spec, t1, t2, weight, threshold),
   )
-  return Method(name='pseudo_label', stages=(stage,))
+  return Method(
+    name='pseudo_label',
+    stages=(stage,),
+    quality=consistency.predicted_quality(
+      net, consistency.use_confident(threshold)
+    ),
+  )
 
 
 # Batch sizes of the paper, which is on MNIST; the other settings are those of

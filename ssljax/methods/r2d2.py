@@ -63,6 +63,7 @@ from ssljax.core import (
   Method,
   PerExample,
   Stage,
+  UsedLabels,
   View,
   add_labels,
 )
@@ -243,6 +244,14 @@ def predict_pseudo(state, mapped):
   return state.replace(memory=PseudoLabels(logits, jnp.sum(logits, axis=-1)))
 
 
+def deciphered(state, rows, image) -> UsedLabels:
+  """Return argmax ỹ, see `core.Quality`; not used before it is predicted."""
+  del image
+  logits = state.memory.logits[rows]
+  predicted = jnp.any(logits != 0, axis=-1).astype(logits.dtype)
+  return UsedLabels(jnp.argmax(logits, axis=-1).astype(jnp.int32), predicted)
+
+
 def add_known_logits(state, rows, labels):
   """Set ỹ ← 10·onehot(y) for acquired labels, see `core.AddLabels`."""
   state, memory = add_labels(state, rows, labels), state.memory
@@ -389,6 +398,7 @@ def r2d2(
     init=no_pseudo_labels,
     layout=P('data'),
     add_labels=add_known_logits,
+    quality=deciphered,
   )
 
 

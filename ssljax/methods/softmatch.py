@@ -22,6 +22,7 @@ Departures from the paper:
 """
 
 from collections.abc import Sequence
+import functools
 
 from flax import struct
 import jax
@@ -62,11 +63,16 @@ def align(moments: Moments, q, m: float, step) -> tuple[Moments, jax.Array]:
   """
   mean = jnp.mean(q, axis=0)
   moved = m * moments.classes + (1 - m) * mean
-  classes = jnp.where(step == 0, mean, moved)
+  moments = moments.replace(classes=jnp.where(step == 0, mean, moved))
+  return moments, aligned(moments, q)
+
+
+def aligned(moments: Moments, q) -> jax.Array:
+  """Return q̄ `[U, C]` of probabilities `q [U, C]` by p̂ of the memory."""
+  classes = moments.classes
   ratio = (1 / q.shape[-1] + EPSILON) / (classes + EPSILON)
-  aligned = q * ratio[None]
-  aligned /= jnp.sum(aligned, axis=-1, keepdims=True)
-  return moments.replace(classes=classes), aligned
+  p = q * ratio[None]
+  return p / jnp.sum(p, axis=-1, keepdims=True)
 
 
 def update_moments(moments: Moments, confidence, m: float) -> Moments:
@@ -99,6 +105,21 @@ def weights_of(moments: Moments, confidence, sigmas: float) -> jax.Array:
   return jnp.exp(-jnp.square(below) / (2 * variance))
 
 
+def predicted_weights(
+  q, moments: Moments, sigmas: float, uniform: bool
+) -> jax.Array:
+  """Return λ `[U]` by the memory, without updating it.
+
+  Args:
+    q: `[U, C]` probabilities.
+    moments: memory.
+    sigmas: k.
+    uniform: align the probabilities.
+  """
+  confidence = jnp.max(aligned(moments, q) if uniform else q, axis=-1)
+  return weights_of(moments, confidence, sigmas)
+
+
 def softmatch_loss(
   net, weight: float, m: float, sigmas: float, uniform: bool
 ) -> Loss:
@@ -108,8 +129,8 @@ def softmatch_loss(
     logits, stats = consistency.forward(net, params, state.stats, batch, key)
     labelled = consistency.labelled_cross_entropy(logits.labelled, state, batch)
     q = consistency.probabilities(logits.weak)
-    moments, aligned = align(state.memory, q, m, batch.step)
-    confidence = jnp.max(aligned if uniform else q, axis=-1)
+    moments, q_bar = align(state.memory, q, m, batch.step)
+    confidence = jnp.max(q_bar if uniform else q, axis=-1)
     moments = update_moments(moments, confidence, m)
     lambdas = weights_of(moments, confidence, sigmas)
     unlabelled = consistency.weighted_cross_entropy(
@@ -174,6 +195,12 @@ def softmatch(
     stages=(stage,),
     init=init_moments,
     averaging=consistency.averaging(ema),
+    quality=consistency.predicted_quality(
+      net,
+      functools.partial(
+        predicted_weights, sigmas=sigmas, uniform=uniform_alignment
+      ),
+    ),
   )
 
 

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ssljax import neighbours, optimizers
-from ssljax.core import BatchSpec, Loss, Method, Stage
+from ssljax.core import BatchSpec, Loss, Method, Stage, UsedLabels
 from ssljax.errors import fraction, non_negative, probability
 from ssljax.methods import consistency
 from ssljax.methods.pi_model import DEFAULTS as PI_MODEL
@@ -58,6 +58,14 @@ def targets(z_sum) -> tuple[jax.Array, jax.Array]:
   visited = total > 0
   scale = jnp.where(visited, total, 1.0)
   return z_sum / scale[:, None], visited
+
+
+def ensembled(state, rows, image) -> UsedLabels:
+  """Return the most likely classes by z̃, see `core.Quality`."""
+  del image
+  z_tilde, visited = targets(state.memory[rows])
+  label = jnp.argmax(z_tilde, axis=-1).astype(jnp.int32)
+  return UsedLabels(label, visited.astype(z_tilde.dtype))
 
 
 def accumulate(z_sums, rows, z, alpha: float) -> jax.Array:
@@ -150,6 +158,7 @@ def temporal_ensembling(
     stages=(stage,),
     init=no_predictions,
     layout=P('data'),
+    quality=ensembled,
   )
 
 

@@ -168,7 +168,12 @@ def uda(
     views=(consistency.strong_view(strong_augment),),
   )
   return Method(
-    name='uda', stages=(stage,), averaging=consistency.averaging(ema)
+    name='uda',
+    stages=(stage,),
+    averaging=consistency.averaging(ema),
+    quality=consistency.predicted_quality(
+      net, lambda p, memory: jnp.max(p, axis=-1) > threshold
+    ),
   )
 
 

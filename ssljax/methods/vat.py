@@ -155,7 +155,11 @@ def vat(
       net, batch_spec, epsilon, xi, iterations, weight, entropy_weight
     ),
   )
-  return Method(name='vat', stages=(stage,))
+  return Method(
+    name='vat',
+    stages=(stage,),
+    quality=consistency.predicted_quality(net, consistency.use_all),
+  )
 
 
 # Settings of the authors' code on CIFAR-10 that differ from the defaults of

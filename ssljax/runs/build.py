@@ -296,6 +296,7 @@ def make_data(
     augmentation or own,
     on_pixels,
     by_seed,
+    classes=len(dataset.classes),
   )
   return data, fed
 
@@ -469,6 +470,11 @@ def check_stages(methods, dataset: datasets.Dataset, epoch_steps) -> None:
   for method in methods:
     for stage in method.stages:
       epoch_steps(stage.batch_spec)
+      adapts = any(view.adaptive for view in stage.views)
+      require(
+        dataset.train.is_images or not adapts,
+        needs_images(dataset, method, stage),
+      )
       for augment in stage_augmentations(stage):
         require(dataset.train.is_images, needs_images(dataset, method, stage))
         try:

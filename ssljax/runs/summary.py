@@ -68,6 +68,9 @@ def add(
   empty = {'steps': progress.step, 'seconds': 0.0, 'test_error': {}}
   empty |= {kind: {} for kind, errors in found.items() if errors}
   entry = result['arms'].setdefault(method.name, empty)
+  for name, values in _final_quality(progress).items():
+    known = entry.setdefault('pseudo_labels', {}).setdefault(name, [])
+    known.extend(values)
   entry['seconds'] = round(entry['seconds'] + progress.seconds, 1)
   if progress.asked:
     entry.setdefault('asked', []).extend(_queried(progress))
@@ -78,6 +81,11 @@ def add(
       entry[kind].setdefault(name, []).extend(values)
   if method.name == result['method']:
     result.update(entry)
+
+
+def _final_quality(progress: Progress) -> dict[str, list[float | None]]:
+  """Return the quality of the pseudo-labels at the end, `[S]` by name."""
+  return progress.evaluations[-1].get('pseudo_labels', {})
 
 
 def _queried(progress: Progress) -> list[dict[str, list[int]]]:
@@ -211,6 +219,16 @@ def by_seed(errors: dict[str, list[float]]) -> str:
   return f'{values} (median {statistics.median(errors[kind]):.2f}{named})'
 
 
+def _described(quality: dict[str, list[float | None]]) -> str:
+  """Return 'coverage 0.91, accuracy 0.97', means over the seeds."""
+  known = {k: [x for x in v if x is not None] for k, v in quality.items()}
+  return ', '.join(
+    f'{name} {statistics.fmean(values):.2f}'
+    for name, values in known.items()
+    if values
+  )
+
+
 _COLUMNS = {
   'last': 'last step',
   'median_last': 'median of last',
@@ -235,6 +253,11 @@ def table(result: dict[str, Any], folder: pathlib.Path) -> str:
     for arm, entry in result['arms'].items()
     if entry.get(kind)
   ]
+  qualities = [
+    f'{arm} pseudo-labels: {_described(entry["pseudo_labels"])}'
+    for arm, entry in result['arms'].items()
+    if entry.get('pseudo_labels')
+  ]
   by_stage = [
     f'{arm} after {stage}: {mean_std(values)}'
     for arm, entry in result['arms'].items()
@@ -252,7 +275,7 @@ def table(result: dict[str, Any], folder: pathlib.Path) -> str:
   )
   return '\n'.join(
     [
-      *(title, *aligned(rows), *by_stage, *per_seed, *warnings),
+      *(title, *aligned(rows), *by_stage, *per_seed, *qualities, *warnings),
       f'run folder: {folder}',
     ]
   )

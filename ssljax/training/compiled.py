@@ -16,9 +16,11 @@ from ssljax.core import (
   Augment,
   Method,
   PerExample,
+  Quality,
   Read,
   Stage,
   TrainState,
+  UsedLabels,
   View,
   all_views,
   init_optimizer,
@@ -33,7 +35,7 @@ from ssljax.data.splits import Split
 from ssljax.distributed import multihost, placement
 from ssljax.networks.cpu import conv
 from ssljax.networks.network import Network
-from ssljax.training import evaluate
+from ssljax.training import evaluate, quality
 from ssljax.training import map_dataset as map_dataset_lib
 
 
@@ -43,13 +45,16 @@ class Data(NamedTuple):
   train: feeds.Feed
   test: feeds.Feed
   truth: np.ndarray  # [M] int32 labels of the test images
-  train_truth: np.ndarray  # [N] int32 labels of the training images
+  # [N] int32 labels of the training images, UNLABELLED if unknown. Read by the
+  # host at evaluations alone.
+  train_truth: np.ndarray
   preprocess: Any  # a `Preprocess`
   fitted: Any  # its constants, fitted to training images
   augmentation: Augment | None  # the run's own, after preprocessing
   on_pixels: Augment | None = None  # the run's own, before preprocessing
   # By seed, instead of `fitted`, if the seeds see different training images.
   fitted_by_seed: Mapping[int, Any] | None = None
+  classes: int = 0  # C
 
 
 class Program:
@@ -254,7 +259,13 @@ class Program:
 
     return enter
 
-  def map_dataset(self, per_example: PerExample, feed: feeds.Feed) -> Callable:
+  def map_dataset(
+    self,
+    per_example: PerExample | Quality,
+    feed: feeds.Feed,
+    *,
+    by_row: bool = False,
+  ) -> Callable:
     """Return `(state, rows) -> outputs`, compiled once per function and feed.
 
     See `map_dataset.make_map`.
@@ -270,6 +281,7 @@ class Program:
         seeds=self.seeds,
         batch=self.batch,
         fitted_axis=self._fitted_axis,
+        by_row=by_row,
       )
     mapped = self._mapped[key]
     return lambda state, rows, **options: mapped(
@@ -347,6 +359,43 @@ class Program:
       }
     return errors
 
+  def pseudo_labels(self, state: TrainState, rows: np.ndarray) -> UsedLabels:
+    """Return the pseudo-labels `[S, M]` of training images, on the host.
+
+    Args:
+      state: state with a leading axis [S].
+      rows: `[M]`, rows that the run admits.
+    """
+    mapped = self.map_dataset(self.method.quality, self.data.train, by_row=True)
+    cut = lambda x: x[:, : len(rows)]
+    return jax.tree.map(cut, multihost.fetch(mapped(state, rows)))
+
+  def measure_quality(
+    self, state: TrainState, splits: Sequence[Split]
+  ) -> dict[str, list[float | None]]:
+    """Return the quality of the pseudo-labels, see `quality.measure`.
+
+    Args:
+      state: state with a leading axis [S].
+      splits: S splits.
+    """
+    if self.method.quality is None:
+      return {}
+    count = self.data.train.size
+    labels = multihost.fetch(state.labels)[:, :count]
+    admitted = np.stack([split.admitted for split in splits])
+    chosen = quality.sample(admitted & (labels == UNLABELLED))
+    rows = np.flatnonzero(chosen.any(axis=0))
+    if not len(rows):
+      return {}
+    truth = self.data.train_truth
+    return quality.measure(
+      self.pseudo_labels(state, rows),
+      chosen[:, rows],
+      truth[rows],
+      self.data.classes,
+    )
+
 
 # Views.
 
@@ -370,6 +419,7 @@ def _view(view: View, stage: Stage, data: Data, mesh) -> Callable:
     _chained(before, view.on_pixels),
     name=None if view.name == DEFAULT_VIEW else view.name,
     part=None if view.rows == 'all' else part,
+    adaptive=view.adaptive,
   )
   # The compiler shards a part that the devices do not divide as it likes.
   divides = (part.stop - part.start) % mesh.size == 0

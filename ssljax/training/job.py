@@ -45,7 +45,8 @@ class Progress(NamedTuple):
 
   stage: int = 0  # number of the current stage
   step: int = 0  # over all stages
-  # {'step', 'last': [S], ...}, on validation images 'validation_last' etc.
+  # {'step', 'last': [S], ...}, on validation images 'validation_last' etc.;
+  # 'pseudo_labels' is a dict of their quality, [S] by name.
   evaluations: tuple = ()
   seconds: float = 0.0  # in compiled steps, summed over interrupted runs
   compiling: float = 0.0  # part of `seconds` in first calls, which compile
@@ -124,13 +125,21 @@ class Progress(NamedTuple):
     """Return the progress at the end of the current stage."""
     return self._replace(ends=(*self.ends[: self.stage], self.step))
 
-  def with_errors(self, errors: dict[str, dict]) -> 'Progress':
-    """Add an evaluation, as returned by `Program.evaluate`."""
+  def with_errors(
+    self, errors: dict[str, dict], quality: dict[str, list]
+  ) -> 'Progress':
+    """Add an evaluation.
+
+    Args:
+      errors: as returned by `Program.evaluate`.
+      quality: as returned by `Program.measure_quality`.
+    """
     validation = errors.get('validation', {})
     evaluation = (
       {'step': self.step}
       | errors.get('test', {})
       | {f'validation_{name}': validation[name] for name in validation}
+      | ({'pseudo_labels': quality} if quality else {})
     )
     return self._replace(evaluations=(*self.evaluations, evaluation))
 

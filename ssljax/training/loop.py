@@ -354,10 +354,12 @@ class _Loop:
         self.progress = self.progress.with_warning(text)
 
   def evaluate(self, stage: Stage):
-    """Measure the errors, write them, and add them to the progress."""
-    errors = self.program.evaluate(self.state, self.job.splits[0])
-    self.report.write_errors(stage, self.progress, errors)
-    self.progress = self.progress.with_errors(errors)
+    """Measure errors and pseudo-labels, and write, keep and say them."""
+    splits = self.job.splits
+    errors = self.program.evaluate(self.state, splits[0])
+    quality = self.program.measure_quality(self.state, splits)
+    self.report.write_evaluation(stage, self.progress, errors, quality)
+    self.progress = self.progress.with_errors(errors, quality)
     total = total_steps(self.program.method)
     of_all = '' if total is None else f' of {total:,}'
     stages = f', {stage.name}' if len(self.stages) > 1 else ''
@@ -457,13 +459,30 @@ class _Report:
       if np.isfinite(value):
         self._write(stage, progress, split, {name: float(value)})
 
-  def write_errors(self, stage, progress: Progress, errors: dict[str, Any]):
-    """Write errors, `[S]` by data set and weights."""
+  def write_evaluation(
+    self,
+    stage,
+    progress: Progress,
+    errors: dict[str, Any],
+    quality: dict[str, list],
+  ):
+    """Write an evaluation.
+
+    Args:
+      stage: the stage.
+      progress: progress of the job.
+      errors: errors `[S]` by data set and weights.
+      quality: quality of the pseudo-labels, `[S]` by name.
+    """
     for i, split in enumerate(self.job.splits):
       by_name = {
         f'{images}_error_{weights}': values[i]
         for images, by_weights in errors.items()
         for weights, values in by_weights.items()
+      } | {
+        f'pseudo_label_{name}': values[i]
+        for name, values in quality.items()
+        if values[i] is not None
       }
       self._write(stage, progress, split, by_name)
 

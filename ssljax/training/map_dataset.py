@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from ssljax.core import PerExample, rounded_up
+from ssljax.core import PerExample, Quality, rounded_up
 from ssljax.data.feeds import Feed
 from ssljax.distributed import placement, watchdog
 from ssljax.networks.cpu import conv
@@ -45,7 +45,7 @@ def row_writer(mesh) -> tuple[Callable, Callable]:
 
 
 def make_map(
-  per_example: PerExample,
+  per_example: PerExample | Quality,
   feed: Feed,
   read: Callable,
   mesh,
@@ -53,6 +53,7 @@ def make_map(
   seeds: int,
   batch: int,
   fitted_axis: int | None = None,
+  by_row: bool = False,
 ) -> Callable:
   """Compile a function once and return its map over rows of a feed.
 
@@ -65,6 +66,7 @@ def make_map(
     seeds: S, length of the state's leading axis.
     batch: images per call.
     fitted_axis: 0 if `fitted` has a leading axis [S].
+    by_row: the function is a `Quality`, which takes row numbers and no key.
 
   Returns:
     `(state, fitted, rows [M], in_place=False, before=None) -> outputs`, a tree
@@ -80,6 +82,8 @@ def make_map(
     read_key, key = jax.random.split(jax.random.fold_in(key, _MAP))
     read_key = jax.random.fold_in(read_key, rows[0])
     images = placement.split_images(read)(source, rows, read_key)
+    if by_row:
+      return per_example(state, rows, images)
     return per_example(state, images, key)
 
   over_seeds = placement.over_seeds(one, seeds, (0, (None, fitted_axis), None))

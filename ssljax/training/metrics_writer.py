@@ -180,8 +180,10 @@ class MetricsWriter:
     with open(self.folder / _FILE, 'rb') as file:
       lines = [m for m in map(_parsed, file) if m and _is_of(m, job, seeds)]
     trained = {(m['step'], m['seed']) for m in lines if 'loss' in m}
-    is_error = lambda m: any('_error_' in key for key in m)
-    tested = {(m['step'], m['seed']) for m in lines if is_error(m)}
+    is_evaluation = lambda m: any(
+      '_error_' in key or key.startswith('pseudo_label_') for key in m
+    )
+    tested = {(m['step'], m['seed']) for m in lines if is_evaluation(m)}
     evaluated = {e['step'] for e in progress.evaluations if len(e) > 1}
     missing = [
       step

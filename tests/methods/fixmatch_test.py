@@ -1,8 +1,15 @@
+import jax
+import jax.numpy as jnp
 import logit_net
 import numpy as np
 import pytest
+import tiny
+from views import picture
 
+from ssljax.augment import ctaugment, ops
+from ssljax.core import Recorded
 from ssljax.errors import InputError
+from ssljax.methods import fixmatch as m
 from ssljax.methods.fixmatch import fixmatch
 
 # Two labelled rows, three unlabelled ones: of these, the first is confident in
@@ -113,3 +120,132 @@ def test_a_batch_without_one_of_its_parts_is_refused(
 ):
   with pytest.raises(InputError, match=f'{name}=0'):
     logit_net.make_method(fixmatch, labelled, unlabelled)
+
+
+# CTAugment.
+
+
+def make_cta(**settings):
+  return make(strong_augment=('ctaugment',), **settings)
+
+
+def probed(seed, count=2, depth=2):
+  """Logits `[count, 3]` of probes, their operations and bins."""
+  rng = np.random.default_rng(seed)
+  op = rng.integers(3, 6, (count, depth)).astype(np.int32)
+  bins = rng.integers(0, 2, (count, depth)).astype(np.int32)
+  return rng.normal(size=(count, 3)), op, bins
+
+
+def cta_batch(seed):
+  """A batch as the step gets it, with records of the views."""
+  logits, op, bins = probed(seed)
+  views = {
+    'strong': Recorded(logit_net.as_images(STRONG), ()),
+    'probe': Recorded(logit_net.as_images(logits), (op, bins)),
+  }
+  return batch()._replace(views=views)
+
+
+def test_rates_of_ctaugment_equal_a_numpy_loop_over_steps():
+  method = make_cta()
+  state = logit_net.make_state(method, LABELS, 3)
+  # The evaluated weights predict the probes, not the trained ones.
+  average = {'scale': jnp.float32(2.0), 'bias': jnp.zeros(3)}
+  state = state.replace(average=state.average.replace(params=average))
+  rates = np.ones((len(ops.OPS), ctaugment.BINS))
+  for step in range(4):
+    _, state, metrics = logit_net.call(method, state, cta_batch(step))
+    logits, op, bins = probed(step)
+    matches = []
+    for b in range(2):
+      p = logit_net.softmax(2 * logits[b])
+      y = np.eye(3)[LABELS[ROWS[b]]]
+      matches.append(1 - 0.5 * np.abs(p - y).sum())
+      for cell in zip(op[b], bins[b], strict=True):
+        rates[cell] = 0.99 * rates[cell] + 0.01 * matches[-1]
+    np.testing.assert_allclose(state.memory, rates, rtol=1e-5)
+    np.testing.assert_allclose(metrics['match'], np.mean(matches), rtol=1e-5)
+  assert (rates != 1).sum() > 3
+
+
+def test_ctaugment_changes_the_loss_by_its_views_alone():
+  cta, plain = make_cta(threshold=0.95), make(threshold=0.95)
+  state = logit_net.make_state(plain, LABELS, 3)
+  want, after, _ = logit_net.call(plain, state, batch())
+  state = logit_net.make_state(cta, LABELS, 3)
+  got, after_cta, _ = logit_net.call(cta, state, cta_batch(0))
+  assert float(got) == float(want)
+  assert float(after.stats['mean']) == float(after_cta.stats['mean'])
+  assert plain.init(None, None, None, None) == ()
+
+
+def test_no_gradient_flows_through_the_probes():
+  method = make_cta(threshold=0.0)
+  state = logit_net.make_state(method, LABELS, 3)
+  given = cta_batch(0)
+
+  def total(probe, strong):
+    views = {
+      'probe': given.views['probe']._replace(image=probe),
+      'strong': given.views['strong']._replace(image=strong),
+    }
+    return logit_net.call(method, state, given._replace(views=views))[0]
+
+  probe, strong = (given.views[name].image for name in ('probe', 'strong'))
+  of_probe, of_strong = jax.grad(total, (0, 1))(probe, strong)
+  assert (of_probe == 0).all() and (of_strong != 0).any()
+
+
+def test_views_of_ctaugment_are_drawn_from_the_rates():
+  strong, probe = m.adaptive_views(('translate:1', 'ctaugment', 'cutout:2'))
+  assert (strong.rows, probe.rows) == ('unlabelled', 'labelled')
+  assert strong.on_pixels is not None and strong.augment is not None
+  # Bins of less than 0.8 of the best are not drawn: here all but the last.
+  rates = np.full((len(ops.OPS), ctaugment.BINS), 0.5, np.float32)
+  last = ctaugment.bin_counts() - 1
+  rates[np.arange(len(ops.OPS)), last] = 1.0
+  image, key = picture(8, 8, 1), jax.random.key(5)
+  changed, record = jax.jit(strong.adaptive)(key, image, rates)
+  policy = ctaugment.draw(key, jnp.asarray(rates), threshold=0.8)
+  np.testing.assert_array_equal(policy.bins, last[policy.ops])
+  want = jax.jit(ctaugment.transform)(image, policy)
+  np.testing.assert_allclose(changed, want, atol=1e-6)
+  assert record == ()
+  changed, (op, bins) = jax.jit(probe.adaptive)(key, image, rates)
+  policy = ctaugment.draw(key, None)
+  np.testing.assert_array_equal(op, policy.ops)
+  np.testing.assert_array_equal(bins, policy.bins)
+  want = jax.jit(ctaugment.transform)(image, policy)
+  np.testing.assert_allclose(changed, want, atol=1e-6)
+
+
+def test_the_threshold_of_ctaugment_is_that_of_fixmatch():
+  strong, _ = m.adaptive_views(('ctaugment',))
+  rates = np.ones((len(ops.OPS), ctaugment.BINS), np.float32)
+  rates[:, ::2] = 0.82  # a share above 0.8, below ReMixMatch's 0.85
+  image, keys = picture(6, 6, 1), jax.random.split(jax.random.key(0), 40)
+  of = lambda rates: jax.jit(
+    jax.vmap(lambda key: strong.adaptive(key, image, rates)[0])
+  )(keys)
+  assert np.abs(of(rates) - of(np.where(rates < 1, 0.5, rates))).max() > 0.1
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    ('ctaugment', 'randaugment:2:10'),
+    ('ctaugment', 'ctaugment'),
+    ('ctaugment', 'grey'),
+  ],
+)
+def test_nothing_on_pixels_may_follow_ctaugment(names):
+  with pytest.raises(InputError, match=r'strong_augment=ctaugment,.*last'):
+    make(strong_augment=names)
+
+
+def test_other_methods_name_the_one_that_learns_ctaugments_rates():
+  for name in ('uda', 'flexmatch', 'freematch', 'softmatch', 'laplacenet'):
+    factory = getattr(tiny, name)
+    with pytest.raises(InputError, match=r'ctaugment: .* method=fixmatch'):
+      logit_net.make_method(factory, 2, 3, strong_augment=('ctaugment',))

@@ -1,7 +1,10 @@
+import jax
+import jax.numpy as jnp
 import logit_net
 import numpy as np
 import pytest
 
+from ssljax.core import init_state
 from ssljax.errors import InputError
 from ssljax.methods import flexmatch as m
 
@@ -107,6 +110,22 @@ def test_an_image_that_changes_its_class_moves_from_one_count_to_the_other():
   np.testing.assert_array_equal(memory.counts, [1, 0, 1])
   memory = m.record(memory, one[3:], np.array([1], np.int32), ~sure[3:])
   np.testing.assert_array_equal(memory.counts, [1, 0, 1])
+
+
+def test_images_that_no_step_draws_do_not_count():
+  method = make()
+  state = init_state(
+    method,
+    logit_net.NET,
+    jax.random.key(0),
+    jnp.asarray(LABELS, jnp.int32),
+    jnp.zeros([1, 1, 1, 3]),
+    admitted=jnp.array([0, 1, 3, 5, 8], jnp.int32),
+  )
+  wanted = np.full(10, m.ABSENT)
+  wanted[[1, 5, 8]] = m.NONE  # rows 0 and 3 have a label
+  np.testing.assert_array_equal(state.memory.label, wanted)
+  assert int(state.memory.unused) == 3
 
 
 def test_gradients_flow_through_strong_views_alone():

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse.linalg
 
 from ssljax.augment import mixup
-from ssljax.core import UNLABELLED
+from ssljax.core import UNLABELLED, init_state
 from ssljax.distributed import placement
 from ssljax.errors import InputError
 from ssljax.methods import laplacenet as m
@@ -169,6 +169,49 @@ def test_the_graph_over_eight_devices_is_that_over_one():
   split = jax.device_put(x, NamedSharding(mesh, P('data')))
   eight = jax.jit(placement.on_mesh(run, mesh))(split)
   np.testing.assert_allclose(one, eight, rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_the_run_leaves_out_are_not_in_the_graph():
+  x, labels, _ = sample(images=60, rows=60)
+  out = np.arange(10, 60, 4)  # without a label
+  some = np.setdiff1d(np.arange(60), out)
+  x[out] = x[0]  # they would be near
+  method = make()
+  alone = logit_net.make_state(method, labels[some], 3)
+  alone = method.stages[1].epoch_update(alone, jnp.asarray(x[some]))
+  image, key = jnp.zeros([1, 1, 1, 3]), jax.random.key(0)
+  state = init_state(
+    method,
+    logit_net.NET,
+    key,
+    jnp.asarray(labels, jnp.int32),
+    image,
+    admitted=jnp.asarray(some, jnp.int32),
+  )
+  shapes = jax.tree.map(jnp.shape, state.memory)
+  state = method.stages[1].epoch_update(state, jnp.asarray(x))
+  assert jax.tree.map(jnp.shape, state.memory) == shapes
+  for name in ('label', 'weight'):
+    np.testing.assert_array_equal(
+      getattr(state.memory, name)[some], getattr(alone.memory, name)
+    )
+  assert (state.memory.weight[out] == 0).all()
+  np.testing.assert_allclose(state.memory.shares, alone.memory.shares)
+  np.testing.assert_allclose(state.memory.reached, alone.memory.reached)
+
+
+def test_too_few_images_of_the_run_for_the_graph_are_refused():
+  method = make(neighbours=3)
+  labels, image = jnp.asarray(LABELS, jnp.int32), jnp.zeros([1, 1, 1, 3])
+  with pytest.raises(InputError, match='neighbours=3: there are 3 images'):
+    init_state(
+      method,
+      logit_net.NET,
+      jax.random.key(0),
+      labels,
+      image,
+      admitted=jnp.array([0, 3, 4], jnp.int32),
+    )
 
 
 # The loss.

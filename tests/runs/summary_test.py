@@ -83,3 +83,21 @@ def test_the_averaged_weights_stand_where_there_are_any():
   assert summary.by_seed(errors) == '3.00 4.00 (median 3.50)'
   chosen = summary.by_seed(errors | {'minimum': [1.0, 2.0]})
   assert chosen == '1.00 2.00 (median 1.50, minimum over training)'
+
+
+def test_the_quality_of_pseudo_labels_is_that_of_the_last_evaluation():
+  result = {'method': 'association', 'arms': {}}
+  for seed, accuracy in enumerate((0.75, None)):
+    first, *more, last = finished(seed).evaluations
+    quality = {'coverage': [0.5 + seed / 4], 'accuracy': [accuracy]}
+    first |= {'pseudo_labels': {'coverage': [0.1], 'accuracy': [0.2]}}
+    last |= {'pseudo_labels': quality}
+    progress = finished(seed)._replace(evaluations=(first, *more, last))
+    summary.add(result, method_of_two_stages(), progress, minimum=False)
+  wanted = {'coverage': [0.5, 0.75], 'accuracy': [0.75, None]}
+  assert result['arms']['association']['pseudo_labels'] == wanted
+  assert result['pseudo_labels'] == wanted
+  result |= {'dataset': 'tiny', 'labels': '8', 'seeds': [0, 1]}
+  table = summary.table(result, 'folder').splitlines()
+  # Means over the seeds that have a value: (0.5 + 0.75) / 2, and 0.75.
+  assert 'association pseudo-labels: coverage 0.62, accuracy 0.75' in table

@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 from ssljax.augment.preprocess import Preprocess
-from ssljax.core import BatchSpec, Method, Stage, View
+from ssljax.core import BatchSpec, Method, Recorded, Stage, View, all_views
 from ssljax.data import feeds
+from ssljax.errors import InputError
 from ssljax.training.compiled import Program
 
 SHAPE = (tiny.ROWS, tiny.SIDE, tiny.SIDE, 1)
@@ -47,6 +48,9 @@ def remember(params, state, batch, key):
   found = {'image': batch.image} | dict(batch.views)
   seen = dict(state.memory.views)
   for name, images in found.items():
+    if isinstance(images, Recorded):
+      images, record = images
+      images = images + record[:, None, None, None]
     # The part of the rows is known by its length and by its name.
     rows = batch.rows
     if len(images) < len(rows):
@@ -201,3 +205,55 @@ def test_stages_with_other_views_do_not_share_a_step():
   ):
     first, second = steps(**of_second)
     assert first is not second
+
+
+def adapt(key, image, memory):
+  """An augmentation that tells keys and memories apart, and its record."""
+  shift = jnp.sum(memory.views['image']) + 1000.0
+  drawn = jax.random.normal(key)
+  return image + drawn + shift, -drawn
+
+
+def test_an_adaptive_view_sees_the_memory_and_its_record_reaches_the_loss():
+  pixels = tiny.images()[0][ROWS].astype(np.float32) / 255
+  run = dict(preprocess=DOUBLE, on_pixels=add(1.0), augmentation=add(3.0))
+  own = View('own', augment=add(5.0), on_pixels=add(10.0), adaptive=adapt)
+  part = View('unlabelled', rows='unlabelled', adaptive=adapt)
+  views = seen(own, part, **run)
+  # The loss adds the record −n to 2 (x + 1 + 10 + n + 1000) + 3 + 5.
+  rest = views['own'][0, ROWS] - (2 * (pixels + 1011) + 8)
+  drawn = rest[:, 0, 0, 0]
+  np.testing.assert_allclose(rest, rest[:, :1, :1, :1] + 0 * rest, atol=2e-3)
+  assert len(np.unique(drawn.round(2))) == len(ROWS)  # a key for each row
+  others = views['unlabelled'][0, ROWS[LABELLED:]]
+  rest = others - (2 * (pixels[LABELLED:] + 1001) + 3)
+  assert (abs(rest[:, 0, 0, 0] - drawn[LABELLED:]) > 1e-2).all()  # and view
+  np.testing.assert_allclose(
+    views['image'], seen(**run)['image'], rtol=1e-6
+  )  # other views do not change
+
+
+@pytest.mark.parametrize('how', ['devices', 'stream', 'seeds'])
+def test_adaptive_views_do_not_depend_on_feed_devices_or_seeds(how):
+  view = View('own', adaptive=adapt)
+  part = View('unlabelled', rows='unlabelled', adaptive=adapt)
+  options = {
+    'devices': dict(devices=8),
+    'stream': dict(make_feed=tiny.streamed),
+    'seeds': dict(seeds=2),
+  }[how]
+  one, other = seen(view, part), seen(view, part, **options)
+  for name in one:
+    np.testing.assert_allclose(other[name][0], one[name][0], atol=2e-3)
+
+
+def test_the_default_view_cannot_be_adaptive():
+  stage = Stage(
+    name='only',
+    tx=optax.sgd(0.1),
+    batch_spec=BatchSpec(4),
+    loss=remember,
+    views=(View('image', adaptive=adapt),),
+  )
+  with pytest.raises(InputError, match='adaptive'):
+    all_views(stage)

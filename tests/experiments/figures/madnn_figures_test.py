@@ -18,6 +18,7 @@ import pytest
 
 from ssljax.core import UNLABELLED
 from ssljax.data import sampling
+from ssljax.experiments import html_report
 from ssljax.experiments.figures import catalogue, madnn, style
 from ssljax.runs import load
 
@@ -243,7 +244,7 @@ def test_a_report_has_the_settings_and_errors(page, folder):
 def test_a_report_has_the_errors_of_predicted_labels(page, finished):
   at = page.cells.index('classifier')
   assert page.cells[at - 1 : at + 4] == [
-    *('step', 'classifier', 'images', 'memory', 'images')
+    *('step', 'classifier', 'images', 'pseudo-labels', 'images')
   ]
   rows = np.setdiff1d(finished.split.unlabelled, finished.split.labelled)
   truth = finished.dataset.train.labels[rows]
@@ -264,6 +265,17 @@ def test_a_report_has_the_errors_of_predicted_labels(page, finished):
     count = f'{len(rows):,}'
     expected = [str(step), f'{error:.2f}', count, f'{of_memory:.2f}', count]
     assert shown == expected
+
+
+def test_a_report_draws_the_quality_of_pseudo_labels_over_training(folder):
+  result = json.loads((folder / 'result.json').read_text())
+  found = html_report.read_metrics(folder, result)
+  panels = html_report.metrics_figure(found).axes
+  titles = [axes.get_title() for axes in panels]
+  for name in ('coverage', 'accuracy', 'balance'):
+    ((arm, by_step),) = found[f'pseudo_label_{name}'].items()
+    assert arm == 'madnn' and len(by_step) > 1
+    assert f'pseudo label {name}' in titles
 
 
 def first(x):
