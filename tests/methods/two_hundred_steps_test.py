@@ -98,7 +98,9 @@ def make_inputs(seed=3):
 INPUTS = make_inputs()
 LAMBDAS = np.linspace(0.05, 0.95, L + 2 * U)  # one for each mixed row
 DIRECTION = np.random.default_rng(4).normal(size=(B, D)).astype(np.float32)
-PARTNER_STEP = 3  # the partner of row i is i + 3, modulo their number
+# The partner of row i is i + 11, modulo their number: no row is the partner of
+# its partner, so that λ and 1 − λ differ.
+PARTNER_STEP = 11
 
 
 def initial_weights():
