@@ -11,8 +11,8 @@ augmentation, with predictions p̂ = p(α(u)) and Q = p(𝒜(u)). The step
   2. moves ỹ by the gradient of the divergence at the weak view:
        ỹ_b ← ỹ_b − γ ∂KL(p̂_b‖p̃_b)/∂ỹ_b = ỹ_b + γ (p̂_b − p̃_b)  R2-D2, Eq. 6, 7
 
-and before the first epoch, and again every E epochs, the pseudo-logits are
-predicted, ỹ ← ŷ of images without augmentation, or 10·onehot(y) for labelled
+and before the first epoch, and if E > 0 again every E epochs, the pseudo-logits
+are predicted, ỹ ← ŷ of images without augmentation, or 10·onehot(y) for labelled
 images, where ỹ never changes (R2-D2, "repetitive reprediction").
 
 So a pseudo-label is an average over all visits of an image, where FixMatch's is
@@ -123,13 +123,14 @@ def r2d2_fixmatch(
   beta: float = 0.3,
   divergence: r2d2.Divergence = 'kl_reverse',
   pseudo_rate: float = 0.78125,
-  repredict_every: int = 10,
+  repredict_every: int = 0,
   strong_augment: Sequence[str] = ('randaugment:2:10', 'cutout'),
   ema: float = 0.999,
 ) -> Method:
   """Return FixMatch with R2-D2's pseudo-logits.
 
-  The constants are those of the two papers, but for `repredict_every`.
+  The constants are those of the two papers, but for `repredict_every`, which in
+  R2-D2 is a number of steps that depends on the data set.
 
   Args:
     net: the `Network`.
