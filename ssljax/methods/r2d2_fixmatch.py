@@ -12,8 +12,8 @@ augmentation, with predictions p̂ = p(α(u)) and Q = p(𝒜(u)). The step
        ỹ_b ← ỹ_b − γ ∂KL(p̂_b‖p̃_b)/∂ỹ_b = ỹ_b + γ (p̂_b − p̃_b)  R2-D2, Eq. 6, 7
 
 and before the first epoch, and if E > 0 again every E epochs, the pseudo-logits
-are predicted, ỹ ← ŷ of images without augmentation, or 10·onehot(y) for labelled
-images, where ỹ never changes (R2-D2, "repetitive reprediction").
+are predicted, ỹ ← ŷ of images without augmentation, or 10·onehot(y) for
+labelled images, where ỹ never changes (R2-D2, "repetitive reprediction").
 
 So a pseudo-label is an average over all visits of an image, where FixMatch's is
 the prediction of one view. L_u uses ỹ before step 2. The gradient of the
