@@ -22,12 +22,14 @@ from ssljax.methods import (
   ict,
   laplacenet,
   llp,
+  llp_fixmatch,
   madnn,
   mean_teacher,
   mixmatch,
   pi_model,
   pseudo_label,
   r2d2,
+  r2d2_fixmatch,
   softmatch,
   supervised,
   temporal_ensembling,
@@ -100,6 +102,12 @@ METHODS: dict[str, MethodEntry] = {
   ),
   'laplacenet': MethodEntry(
     laplacenet.laplacenet, ('supervised',), laplacenet.DEFAULTS
+  ),
+  'llp_fixmatch': MethodEntry(
+    llp_fixmatch.llp_fixmatch, ('supervised',), llp_fixmatch.DEFAULTS
+  ),
+  'r2d2_fixmatch': MethodEntry(
+    r2d2_fixmatch.r2d2_fixmatch, ('supervised',), r2d2_fixmatch.DEFAULTS
   ),
 }
 _OWN_METHODS = frozenset(METHODS)

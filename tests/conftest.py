@@ -70,7 +70,8 @@ _SAME_ENGINE = r'\[(supervised|association|adaptation)\]'  # no state of images
 # run: their state is nothing that the other tests of the engine look at.
 _CONSISTENCY = (
   r'\[(pseudo_label|pi_model|temporal_ensembling|mean_teacher|vat|ict|mixmatch'
-  r'|uda|fixmatch|fixmatch_cta|flexmatch|freematch|softmatch|laplacenet)\]'
+  r'|uda|fixmatch|fixmatch_cta|flexmatch|freematch|softmatch|laplacenet'
+  r'|madnn_strong|llp_fixmatch|r2d2_fixmatch)\]'
 )
 SLOW = (
   rf'contract_test.py::test_seeds_vmapped_.*{_SAME_ENGINE}',
@@ -88,7 +89,10 @@ SLOW = (
   r'contract_test.py::test_a_checkpoint_of_eight.*\[(r2d2-1|llp-4)\]',
   r'contract_test.py::test_a_checkpoint_of_longer.*\[(320-r2d2|64-llp)\]',
   r'contract_test.py::test_a_checkpoint_of_longer.*-deepbass\]',
-  r'contract_test.py::test_a_checkpoint_of.*(ensembling|flexmatch|laplacenet)',
+  (
+    r'contract_test.py::test_a_checkpoint_of.*'
+    r'(ensembling|flexmatch|laplacenet|_fixmatch)'
+  ),
   r'contract_test.py::test_(many_steps|seeds_vmapped)_.*\[r2d2\]',
   rf'active_loop_test.py::.*{_SAME_ENGINE}',
   r'active_loop_test.py::.*\[r2d2\]',

@@ -20,6 +20,7 @@ from ssljax.training import checkpoint, compiled, loop, metrics_writer
 
 OPTIONS = loop.Options(evaluate_every=3, record_every=2)
 FIRST = np.int32(0)  # step at which the stage begins
+COMBINED = ['llp_fixmatch', 'r2d2_fixmatch']
 
 
 def fit(folder, name, options=OPTIONS, job=None, **more):
@@ -220,9 +221,12 @@ def fit_until(step, monkeypatch, *args, **options):
     fit(*args, **options)
 
 
+ONE_STAGE = 'temporal_ensembling', 'flexmatch', *COMBINED
+
+
 def longer_than_six(name):
   """Arguments of `fit` with which a run takes more than six steps."""
-  return {'steps': 9} if name in ('temporal_ensembling', 'flexmatch') else {}
+  return {'steps': 9} if name in ONE_STAGE else {}
 
 
 @pytest.mark.parametrize('name', ['flexmatch', 'laplacenet'])
@@ -238,7 +242,8 @@ def test_held_out_images_are_not_in_the_memory(name, tmp_path):
 
 @pytest.mark.parametrize('devices', [1, 4])
 @pytest.mark.parametrize(  # with memories that are split over devices
-  'name', ['llp', 'r2d2', 'temporal_ensembling', 'flexmatch', 'laplacenet']
+  'name',
+  ['llp', 'r2d2', 'temporal_ensembling', 'flexmatch', 'laplacenet', *COMBINED],
 )
 def test_a_checkpoint_of_eight_devices_resumes_on_fewer(
   name, devices, tmp_path, monkeypatch
@@ -257,7 +262,15 @@ def test_a_checkpoint_of_eight_devices_resumes_on_fewer(
 
 @pytest.mark.parametrize(
   'name',
-  ['llp', 'r2d2', 'deepbass', 'temporal_ensembling', 'flexmatch', 'laplacenet'],
+  [
+    'llp',
+    'r2d2',
+    'deepbass',
+    'temporal_ensembling',
+    'flexmatch',
+    'laplacenet',
+    *COMBINED,
+  ],
 )
 @pytest.mark.parametrize('multiple', [64, 320])  # rows: 61 of 256
 def test_a_checkpoint_of_longer_or_shorter_tables_resumes(

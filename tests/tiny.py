@@ -19,12 +19,14 @@ from ssljax.methods.freematch import freematch
 from ssljax.methods.ict import ict
 from ssljax.methods.laplacenet import laplacenet
 from ssljax.methods.llp import llp
+from ssljax.methods.llp_fixmatch import llp_fixmatch
 from ssljax.methods.madnn import madnn
 from ssljax.methods.mean_teacher import mean_teacher
 from ssljax.methods.mixmatch import mixmatch
 from ssljax.methods.pi_model import pi_model
 from ssljax.methods.pseudo_label import pseudo_label
 from ssljax.methods.r2d2 import r2d2
+from ssljax.methods.r2d2_fixmatch import r2d2_fixmatch
 from ssljax.methods.softmatch import softmatch
 from ssljax.methods.supervised import supervised
 from ssljax.methods.temporal_ensembling import temporal_ensembling
@@ -144,6 +146,29 @@ METHODS = {
     pretrain=3,
     neighbours=5,
     samples=2,
+    strong_augment=STRONG,
+  ),
+  'madnn_strong': lambda tx, steps: madnn(
+    NET, tx, DRAW, steps, strong_augment=STRONG
+  ),
+  'llp_fixmatch': lambda tx, steps: llp_fixmatch(
+    NET,
+    tx,
+    DRAW,
+    steps,
+    neighbours=5,
+    density_neighbours=4,
+    temperature=0.5,
+    threshold=0.5,
+    strong_augment=STRONG,
+  ),
+  'r2d2_fixmatch': lambda tx, steps: r2d2_fixmatch(
+    NET,
+    tx,
+    DRAW,
+    steps,
+    threshold=0.5,
+    repredict_every=2,
     strong_augment=STRONG,
   ),
 }

@@ -40,8 +40,15 @@ the paper: the code computes `dist` as the L1 distance (`distance='l1'`), and
 reads the transposed matrix of values in Eq. 4 (not available here). The presets
 of the paper's tables on SVHN, CIFAR-10 and CIFAR-100, and `cifar10-4000-cpu`,
 have the L1 distance; `digits` and `mnist-100` have the Euclidean one.
+
+Optional, and not of the paper: a strong view 𝒜(u) of the unlabelled images
+(`strong_augment`), as in FixMatch. The memory assigns p̂ to the weak view, and
+the divergence of Eq. 9 pulls the prediction of the strong view to it: for
+unlabelled images the term is max(p̂) D_KL(p(𝒜(u))‖p̂), where p̂ is a constant.
+The entropy H(p̂) stays that of the weak view.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import chex
@@ -59,6 +66,7 @@ from ssljax.core import (
   visible_labels,
 )
 from ssljax.errors import fraction, non_negative, positive
+from ssljax.methods import consistency
 
 Distance = Literal['euclidean', 'l1']
 # Keeps the gradient of a square root finite at 0.
@@ -151,6 +159,23 @@ def memory_terms(p, p_hat) -> tuple[jax.Array, jax.Array]:
   return losses.entropy(p_hat), jnp.max(p_hat, axis=-1) * divergence
 
 
+def strong_divergences(p, p_hat, p_strong) -> jax.Array:
+  """Compute the weighted divergence `[B]` of Eq. 9 with a strong view.
+
+  Args:
+    p: `[B, C]` predictions of the weak views.
+    p_hat: `[B, C]` predictions of the memory for them; constants for the
+      unlabelled images.
+    p_strong: `[U, C]` predictions of the strong views of the unlabelled images,
+      the last of the batch.
+  """
+  first = len(p) - len(p_strong)
+  target = jax.lax.stop_gradient(p_hat[first:])
+  _, labelled = memory_terms(p[:first], p_hat[:first])
+  _, unlabelled = memory_terms(p_strong, target)
+  return jnp.concatenate([labelled, unlabelled])
+
+
 def madnn(
   net,
   tx,
@@ -164,6 +189,7 @@ def madnn(
   divergence: bool = True,
   values: bool = True,
   smoothing: float = 0.01,
+  strong_augment: Sequence[str] = (),
 ) -> Method:
   """Return MA-DNN with the paper's constants.
 
@@ -180,6 +206,8 @@ def madnn(
     values: read value embeddings; without them p̂ = w (section 4.2).
     smoothing: label smoothing of the cross-entropy; 0.001·C in the authors'
       code.
+    strong_augment: augmentations of a strong view of the unlabelled images,
+      after the run's own; () for no such view, as in the paper.
   """
   positive(steps=steps, eta=eta)
   positive(
@@ -193,14 +221,18 @@ def madnn(
     return empty_slots(spec.classes, spec.embedding)
 
   def loss(params, state, batch, key):
-    outputs, stats = net.train(params, state.stats, batch.image, key)
-    x, p = outputs.embedding, jax.nn.softmax(outputs.logits)
+    images = jnp.concatenate([batch.image, *batch.views.values()])
+    outputs, stats = net.train(params, state.stats, images, key)
+    weak, strong = jnp.split(outputs.logits, [len(batch.image)])
+    x, p = outputs.embedding[: len(weak)], jax.nn.softmax(weak)
     labels = visible_labels(state, batch)
 
     slots = update(state.memory, x, p, labels, eta=eta)
     p_hat = assimilate(slots, x, labels, kind=distance, values=values)
-    terms = losses.cross_entropy(outputs.logits, labels, smoothing=smoothing)
+    terms = losses.cross_entropy(weak, labels, smoothing=smoothing)
     entropies, divergences = memory_terms(p, p_hat)
+    if strong_augment:
+      divergences = strong_divergences(p, p_hat, jax.nn.softmax(strong))
 
     metrics = {
       'cross_entropy': losses.mean_where(terms, labels != UNLABELLED),
@@ -230,4 +262,6 @@ def madnn(
     batch_spec=batch_spec,
     loss=loss,
   )
+  if strong_augment:
+    stage = stage._replace(views=(consistency.strong_view(strong_augment),))
   return Method(name='madnn', stages=(stage,), init=init, quality=quality)

@@ -491,6 +491,13 @@ def has_strong_view(name: str) -> bool:
   return entry is not None and 'strong_augment' in keywords(entry.factory)
 
 
+def needs_strong_view(name: str) -> bool:
+  """Return True if the method of a name has a strong view by default."""
+  entry = registry.METHODS[name]
+  view = inspect.signature(entry.factory).parameters.get('strong_augment')
+  return view is not None and bool(view.default)
+
+
 def needs_images(dataset: datasets.Dataset, method, stage) -> str:
   """Return the message for a stage that changes images, of a set of features.
 
@@ -505,7 +512,7 @@ def needs_images(dataset: datasets.Dataset, method, stage) -> str:
   )
   if not has_strong_view(method.name):
     return f'{message}switch that off (for R2-D2, `cutout`=0)'
-  others = [name for name in registry.METHODS if not has_strong_view(name)]
+  others = [name for name in registry.METHODS if not needs_strong_view(name)]
   return (
     f'{message}give `strong_augment`= for none, or a method that needs none: '
     f'{", ".join(others)}'

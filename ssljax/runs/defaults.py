@@ -211,7 +211,8 @@ def network_for(method: str, facts: Facts) -> str:
   if not facts.is_images:
     return 'mlp'
   # Methods that compare embeddings need some that point in all directions.
-  heads = '_heads' if method in ('association', 'llp') else ''
+  with_heads = 'association', 'llp', 'llp_fixmatch'
+  heads = '_heads' if method in with_heads else ''
   side = min(facts.shape[:2])
   if side < _TINY:
     return 'mlp'
@@ -322,6 +323,14 @@ def _laplacenet(facts: Facts, found) -> dict[str, Any]:
   }
 
 
+def _llp_fixmatch(facts: Facts, found) -> dict[str, Any]:
+  return _strong_view(facts, found) | {
+    'temperature': 0.2,
+    'neighbours': min(10, facts.labelled),
+    'density_neighbours': min(25, facts.images),
+  }
+
+
 _OWN: dict[str, Callable] = {
   'madnn': _madnn,
   'association': _association,
@@ -338,4 +347,6 @@ _OWN: dict[str, Callable] = {
     ('uda', 'fixmatch', 'flexmatch', 'freematch', 'softmatch'), _strong_view
   ),
   'laplacenet': _laplacenet,
+  'llp_fixmatch': _llp_fixmatch,
+  'r2d2_fixmatch': _strong_view,
 }

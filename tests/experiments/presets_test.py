@@ -46,6 +46,13 @@ SHORT = {
     '--unlabelled=all',
     '--nobaseline',
   ),
+  'llp_fixmatch': (
+    '--batch_labelled=8',
+    '--batch_unlabelled=8',
+    '--neighbours=2',
+    '--density_neighbours=2',
+    '--nobaseline',
+  ),
   'r2d2': (
     '--pretrain=1',
     '--pretrain_batch=4',
@@ -147,7 +154,7 @@ def test_the_docstring_of_madnn_lists_its_departures_and_addressing():
   names = {p.stem.split('.')[1] for p in PRESETS if p.stem[:6] == 'madnn.'}
   kind = lambda name: settings_of(f'madnn.{name}').get('distance', 'euclidean')
   euclidean = {name for name in names if kind(name) == 'euclidean'}
-  assert euclidean == {'digits', 'mnist-100'}
+  assert euclidean == {'digits', 'digits-strong', 'mnist-100'}
   assert '`digits` and `mnist-100` have the Euclidean one' in said
   for name in names - euclidean:
     assert kind(name) == 'l1'

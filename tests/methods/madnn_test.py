@@ -1,6 +1,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import logit_net
 import numpy as np
 import optax
 import pytest
@@ -330,3 +331,87 @@ def test_a_bad_hyper_parameter_is_refused_by_name(name, bad):
 def test_both_parts_of_the_batch_are_needed(batch_spec):
   with pytest.raises(InputError, match='batch_'):
     m.madnn(tiny.NET, lambda _: optax.sgd(0.1), batch_spec, 1)
+
+
+# The strong view.
+
+LABELS = [1, -1, -1, 2, -1, -1, 0]
+ROWS = [0, 3, 6, 1, 4, 5, 2]  # three labelled, four unlabelled
+WEAK, STRONG = np.split(np.random.default_rng(0).normal(size=(11, 3)), [7])
+
+
+def strong_example(**settings):
+  """A method with a strong view, its state with full slots, and a batch."""
+  settings = dict(strong_augment=('noise',), eta=0.3, smoothing=0.1) | settings
+  method = logit_net.make_method(m.madnn, 3, 4, **settings)
+  rng = np.random.default_rng(1)
+  slots = m.Slots(
+    jnp.float32(rng.normal(size=(3, 3))),
+    jnp.float32(rng.dirichlet(np.ones(3), 3)),
+  )
+  state = logit_net.make_state(method, LABELS, 3).replace(memory=slots)
+  batch = logit_net.make_batch(WEAK, labelled=3, rows=ROWS, strong=STRONG)
+  return method, state, batch
+
+
+def numpy_strong(state):
+  """p̂ of the weak views, H(p̂), and the divergences of the views compared."""
+  y = np.array(LABELS)[ROWS]
+  old = (np.asarray(x, np.float64) for x in jax.tree.leaves(state.memory))
+  keys, values, p_hat, entropies, divergences = numpy_step(
+    *old, WEAK, logit_net.softmax(WEAK), y, 0.3
+  )
+  for b in range(4):  # the unlabelled images
+    q = logit_net.softmax(STRONG[b])
+    target = p_hat[3 + b]
+    kl = sum(q[c] * np.log(q[c] / target[c]) for c in range(3))
+    divergences[3 + b] = target.max() * kl
+  return keys, values, p_hat, entropies, divergences
+
+
+def test_the_loss_with_a_strong_view_equals_a_numpy_loop():
+  method, state, batch = strong_example(weight=0.7)
+  total, after, metrics = logit_net.call(method, state, batch)
+  keys, values, _, entropies, divergences = numpy_strong(state)
+  cross = []
+  for b in range(3):
+    t = np.full(3, 0.1 / 3)
+    t[LABELS[ROWS[b]]] += 0.9
+    cross.append(-(t * np.log(logit_net.softmax(WEAK[b]))).sum())
+  want = np.mean(cross), np.mean(entropies), np.mean(divergences)
+  got = [metrics[k] for k in ('cross_entropy', 'model_entropy', 'divergence')]
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  np.testing.assert_allclose(total, np.dot([1, 0.7, 0.7], want), rtol=1e-5)
+  np.testing.assert_allclose(after.memory.keys, keys, rtol=1e-5)
+  np.testing.assert_allclose(after.memory.values, values, rtol=1e-5)
+  both = np.concatenate([WEAK, STRONG]).mean()
+  np.testing.assert_allclose(after.stats['mean'], both, rtol=1e-6)
+
+
+def test_the_divergence_pulls_the_strong_view_alone():
+  method, state, batch = strong_example(weight=2.0, model_entropy=False)
+  slopes = logit_net.slopes(method, state, batch)
+  _, _, p_hat, _, _ = numpy_strong(state)
+  q, target = logit_net.softmax(STRONG), p_hat[3:]
+  ratio = np.log(q / target)
+  each = q * (ratio - (q * ratio).sum(-1, keepdims=True))
+  want = 2 / 7 * target.max(-1, keepdims=True) * each  # a mean over 7 images
+  np.testing.assert_allclose(slopes['strong'], want, rtol=1e-4, atol=1e-6)
+  assert (slopes['image'][3:] == 0).all()
+  assert (slopes['image'][:3] != 0).all()
+
+
+def test_weight_zero_with_a_strong_view_is_exactly_the_supervised_loss():
+  method, state, batch = strong_example(weight=0.0)
+  total, _, metrics = logit_net.call(method, state, batch)
+  plain = logit_net.make_method(supervised, 3, 0, smoothing=0.1)
+  few = logit_net.make_batch(WEAK[:3], labelled=3, rows=ROWS[:3])
+  theirs = logit_net.make_state(plain, LABELS, 3)
+  want, _, _ = logit_net.call(plain, theirs, few)
+  assert total == want == metrics['cross_entropy']
+
+
+def test_there_is_no_strong_view_by_default():
+  assert make().stages[0].views == ()
+  (view,) = make(strong_augment=('noise',)).stages[0].views
+  assert (view.name, view.rows) == ('strong', 'unlabelled')
