@@ -115,15 +115,18 @@ def llp_fixmatch_loss(
   return loss
 
 
-def confident_in_bank(threshold: float) -> Quality:
-  """Return the `Method.quality` of labels in the bank that are confident."""
+def confident(propagated: Quality, threshold: float) -> Quality:
+  """Return the `Method.quality` of the confident labels in the bank.
+
+  Args:
+    propagated: of all labels in the bank, see `llp.propagated`.
+    threshold: θ.
+  """
 
   def quality(state, rows, image):
-    del image
-    places = state.memory.places(rows)
-    mask = state.memory.confidence[places] >= threshold
-    label = state.memory.labels[places]
-    return UsedLabels(label, mask.astype(state.memory.confidence.dtype))
+    found = propagated(state, rows, image)
+    mask = (found.weight >= threshold).astype(found.weight.dtype)
+    return UsedLabels(found.label, mask)
 
   return quality
 
@@ -200,7 +203,7 @@ def llp_fixmatch(
     add_labels=functools.partial(llp.add_voters, settings),
     uses_admitted=True,
     averaging=consistency.averaging(ema),
-    quality=confident_in_bank(threshold),
+    quality=confident(llp.propagated(net, settings), threshold),
   )
 
 
