@@ -20,6 +20,7 @@ TOOLS = (
   'propagate',
   'reproduce',
   'speed',
+  'sweep',
   'train',
 )
 
