@@ -12,6 +12,7 @@ from ssljax import registry
 
 # Programs of `ssljax.experiments` that are not named after a method.
 TOOLS = (
+  'benchmark',
   'compare',
   'figures',
   'html_report',
