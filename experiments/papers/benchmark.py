@@ -101,7 +101,9 @@ def read_record(results: pathlib.Path, name: str) -> dict[str, Any]:
     InputError: the file is damaged.
   """
   path = record_path(results, name)
-  found = runs.read_json(path) or {'methods': {}}
+  found = runs.read_json(path)
+  if found is None:
+    return {}
   try:
     for method, entry in found['methods'].items():
       require(method in registry.METHODS, f'{path}: names no method {method}')
