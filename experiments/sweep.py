@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import itertools
 import math
 import pathlib
+import shlex
 import statistics
 from typing import Any, NamedTuple
 
@@ -354,7 +355,7 @@ class Command(paired.Command):
     held_out = 'validation'
     own = [x for x in shared if not config_flags.is_given(held_out, [x])]
     words = ['ssljax', method, *own, *as_flags(ranked[0].cell)]
-    command = ' '.join(words)
+    command = shlex.join(words)
     shown = ' '.join(x.lstrip('-') for x in shared)
     text = markdown(ranked, f'{method}, {shown}')
     record = as_record(method, ranked, shared, command)

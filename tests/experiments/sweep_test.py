@@ -1,6 +1,7 @@
 import json
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_the_cells_are_ranked_by_validation_errors_alone(asked, monkeypatch):
   # The command of the best setting holds nothing out.
   best = record['cells'][0]['settings']
   flags = [f'--{name}={value}' for name, value in best.items()]
-  assert record['command'].split() == ['ssljax', 'madnn', *given, *flags]
+  assert shlex.split(record['command']) == ['ssljax', 'madnn', *given, *flags]
   # The same command trains nothing, and a larger grid only what is new.
   asked(*given, '--grid', 'eta=0.1,0.3 weight=0.5,1')
   assert len(called) == 8
@@ -226,7 +227,7 @@ def test_an_interrupted_program_ends_with_one_line_and_resumes(
     *(sys.executable, str(binary.EXPERIMENTS / f'{program}.py'), *own),
     *(f'--folder={tmp_path}/runs', '--seeds=1', f'--dataset={data}'),
     *('--labels=4', '--batch_unlabelled=8', '--network=mlp'),
-    *('--steps=3000', '--record_every=1', '--evaluate_every=3000'),
+    *('--steps=1000', '--record_every=10', '--evaluate_every=1000'),
   ]
   options = dict(env=binary.environment(), text=True, stdout=subprocess.PIPE)
   process = subprocess.Popen(
@@ -245,7 +246,8 @@ def test_an_interrupted_program_ends_with_one_line_and_resumes(
     f'{program}: interrupted ({number.name}): run the same command to resume'
   )
   # The called program has saved its state, and is resumed.
-  (folder,) = tmp_path.glob('runs/**/seed-0')
+  (path,) = tmp_path.glob('runs/**/result.json')
+  folder = path.parent
   done = run_folder.read_result(folder)
   assert done['complete'] is False
   assert list(folder.glob('checkpoints/madnn/seed-0/*'))
