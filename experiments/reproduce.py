@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -502,6 +501,7 @@ def check_flags(asked: dict[str, Any]) -> None:
     )
 
 
+@runs.interruptible('reproduce')
 def act(asked: dict[str, Any]) -> None:
   """Do what the flags select; exit with status 1 if rows failed."""
   check_flags(asked)
@@ -526,6 +526,4 @@ def act(asked: dict[str, Any]) -> None:
 
 
 if __name__ == '__main__':
-  # Exit normally on SIGTERM, so that called programs are ended too.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   tool.start('reproduce', define_flags, act, devices=False)

@@ -9,6 +9,7 @@
   python experiments/speed.py --part=seeds        several seeds in one program
   python experiments/speed.py --part=bank         a bank of ImageNet's size
   python experiments/speed.py --part=stream       decoding, augmenting at 224
+  python experiments/speed.py --part=consistency  FixMatch and RandAugment
 
 The variants of a part are measured in turn in one process, for several rounds,
 and the best round of each counts, because other programs on a shared machine
@@ -16,11 +17,9 @@ slow down all variants or single rounds. PyTorch is measured in both memory
 formats if it is installed.
 """
 
-from collections.abc import Callable
 import contextlib
 import functools
 import importlib.util
-import itertools
 import os
 from typing import Any
 from unittest import mock
@@ -31,110 +30,32 @@ import numpy as np
 
 from ssljax import optimizers
 from ssljax.active import acquisition
-from ssljax.augment import preprocess
 from ssljax.cli import main, tool
-from ssljax.core import BatchSpec, Method, Stage
-from ssljax.data import feeds, sampling, splits
-from ssljax.distributed import placement
+from ssljax.core import BatchSpec
 from ssljax.errors import require
-from ssljax.experiments.benchmarks import bank_speed, stream_speed, timing
+from ssljax.experiments.benchmarks import (
+  bank_speed,
+  consistency_speed,
+  stream_speed,
+  timing,
+)
+from ssljax.experiments.benchmarks.steps import (
+  show,
+  supervised_on,
+  training_step,
+)
 from ssljax.experiments.figures import style
 from ssljax.methods import association
 from ssljax.methods.madnn import madnn
 from ssljax.methods.r2d2 import r2d2
-from ssljax.methods.supervised import supervised_loss
 from ssljax.networks import convlarge, deepbass, elu, small
 from ssljax.networks.cpu import conv
-from ssljax.training import compiled as compiled_lib
 
 # Name -> (network, height and width, channels, images of a step).
 NETWORKS = {
   'ConvLarge': (convlarge.convlarge, 32, 3, 64),
   'MNIST network': (small.small, 28, 1, 100),
 }
-
-
-def show(title: str, measured: dict[str, float], *against: str) -> None:
-  """Print the rate of every variant and its ratio to some of them."""
-  print(f'\n{title}')
-  for name, rate in measured.items():
-    ratios = [f'{rate / measured[a]:5.2f} x {a}' for a in against]
-    print(f'  {name:24s}{rate:9.1f} images/s  {"  ".join(ratios)}')
-
-
-def training_step(
-  method: Method,
-  net,
-  side,
-  channels,
-  *,
-  seeds=1,
-  stage=0,
-  rows=None,
-  labelled=None,
-  average=0.9999,
-) -> Callable:
-  """Return a function that trains one step of a stage on random images.
-
-  Args:
-    method: method to train.
-    net: its network.
-    side: height and width of an image in pixels.
-    channels: channels of an image.
-    seeds: S, number of seeds trained at once.
-    stage: number of the stage.
-    rows: N, number of training images; four batches if None.
-    labelled: number of images with a label; all if None.
-    average: largest decay of the averaged weights; 0 averages nothing.
-  """
-  batch_spec = method.stages[stage].batch_spec
-  rows = rows or 4 * batch_spec.size
-  rng = np.random.default_rng(0)
-  pixels = rng.integers(0, 256, (rows, side, side, channels), np.uint8)
-  truth = np.arange(rows, dtype=np.int32) % 10
-  drawn = [
-    splits.draw_split(
-      truth, 10, per_class=(labelled or rows) // 10, seed=seed, unlabelled='all'
-    )
-    for seed in range(seeds)
-  ]
-  mesh = placement.make_mesh([batch_spec.size])
-  feed = feeds.resident(pixels, placement.Placer(mesh))
-  data = compiled_lib.Data(
-    feed, feed, truth, truth[:0], preprocess.identity(), (), None
-  )
-  compiled = compiled_lib.Program(method, net, data, mesh, seeds=seeds)
-  samplers = [sampling.Sampler(batch_spec, split) for split in drawn]
-  state = compiled.initial(drawn, sampling.rows_of_call(samplers, (0, 1)))
-  state = compiled.init_stage[stage](state)
-  fetched = feed.batches(
-    functools.partial(sampling.rows_of_call, samplers),
-    ((i, i + 1) for i in itertools.count()),
-  )
-
-  def step():
-    nonlocal state
-    pixels, rows = next(fetched)
-    step_of = compiled.steps[stage]
-    source, first = (pixels, compiled.fitted), np.int32(0)
-    state, metrics = step_of(state, source, rows, first)
-    jax.block_until_ready((state, metrics))
-
-  return step
-
-
-def supervised_on(
-  net, batch_spec: BatchSpec, tx=optimizers.optimizer
-) -> Method:
-  """Return supervised training on the batches that another method uses."""
-  stage = Stage(
-    name='supervised',
-    steps=1000,
-    tx=tx(1000),
-    batch_spec=batch_spec,
-    loss=supervised_loss(net),
-  )
-  return Method(name='supervised', stages=(stage,))
 
 
 def torch_step(name: str, batch: int, side: int, channels: int, layout: str):
@@ -404,6 +325,7 @@ PARTS = {
   'seeds': part_seeds,
   'bank': bank_speed.part_bank,
   'stream': stream_speed.part_stream,
+  'consistency': consistency_speed.part_consistency,
 }
 
 

@@ -3,14 +3,15 @@
 The text between `<!-- results: TABLE BUDGET -->` and `<!-- end -->` holds the
 rows of a table that have stored results. The text between `<!-- presets -->`
 and `<!-- end -->` lists every preset with the paper's numbers and ours, that
-between `<!-- claims -->` and `<!-- end -->` the claims of the papers.
+between `<!-- claims -->` and `<!-- end -->` the claims of the papers, and that
+between `<!-- benchmark: NAME -->` and `<!-- end -->` all methods alike.
 """
 
 import re
 
 from ssljax.errors import require
 from ssljax.experiments import FOLDER
-from ssljax.experiments.papers import claims, runs, tables
+from ssljax.experiments.papers import benchmark, claims, runs, tables
 from ssljax.runs import run_folder
 
 PAGES = (
@@ -20,8 +21,8 @@ PAGES = (
 )
 MARKS = re.compile(
   r'(?P<begin><!-- (?:results: (?P<table>\S+) (?P<budget>\S+)'
-  r'|(?P<other>presets|claims)) -->)\n'
-  r'(?:(?!<!-- (?:results|presets|claims)).)*?<!-- end -->',
+  r'|benchmark: (?P<benchmark>\S+)|(?P<other>presets|claims)) -->)\n'
+  r'(?:(?!<!-- (?:results|benchmark|presets|claims)).)*?<!-- end -->',
   re.DOTALL,
 )
 BUDGETS = ('paper', *tables.BUDGETS)
@@ -80,6 +81,8 @@ def with_tables(text: str, store: runs.Store) -> str:
   def generate(match) -> str:
     if match['table']:
       body = results_table(match['table'], match['budget'], store)
+    elif match['benchmark']:
+      body = benchmark_table(match['benchmark'], store)
     elif match['other'] == 'claims':
       body = claims.markdown(store)
     else:
@@ -93,7 +96,8 @@ def _shown(text: str) -> dict[str, int]:
   """Return the splits of our results in a page, by 'TABLE BUDGET: ROW'."""
   found = {}
   for match in MARKS.finditer(text):
-    name = ' '.join(filter(None, (match['table'], match['budget'])))
+    parts = match['table'], match['budget'], match['benchmark']
+    name = ' '.join(filter(None, parts))
     lines = [line for line in match[0].splitlines() if line.startswith('|')]
     header, _, *rows = [x.strip('| ').split(' | ') for x in lines] or [[], []]
     for row in rows:
@@ -114,6 +118,12 @@ def results_table(name: str, budget: str, store: runs.Store) -> str:
   )
   found = [runs.ours(store, row, budget) for row in table.rows]
   return tables.markdown(table, found, budget, brief=True)
+
+
+def benchmark_table(name: str, store: runs.Store) -> str:
+  """Return the results of a benchmark of all methods, as Markdown."""
+  found = tables.find(name, benchmark.read(), 'benchmark')
+  return benchmark.markdown(found, benchmark.read_record(store.results, name))
 
 
 def presets_table(store: runs.Store) -> str:

@@ -10,15 +10,20 @@ NAME is the preset and the flags after it. `run.flags` holds all flags, those of
 the preset included. A result is ignored if the preset has changed since.
 """
 
+from collections.abc import Iterator
+import contextlib
 import json
 import pathlib
+import re
 import shutil
+import signal
 import stat
 import statistics
 import subprocess
 import sys
 from typing import NamedTuple
 
+from ssljax.cli import main
 from ssljax.errors import InputError, require
 from ssljax.experiments import FOLDER
 from ssljax.experiments.papers import tables
@@ -87,25 +92,108 @@ def data_flag(data_dir) -> list[str]:
   return [f'--data_dir={data_dir}'] if data_dir else []
 
 
-def call(command: list[str], folder: str | None = None) -> None:
+class Interrupted(SystemExit):
+  """A signal has arrived; the exit status is 128 + its number."""
+
+
+@contextlib.contextmanager
+def interruptible(program: str) -> Iterator[None]:
+  """End with one line after SIGTERM, SIGHUP and Ctrl-C.
+
+  Args:
+    program: its name.
+  """
+
+  def stop(number, frame):
+    del frame
+    raise Interrupted(128 + number)
+
+  # A background job ignores Ctrl-C, nohup's SIGHUP.
+  previous = {
+    number: handler
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+  }
+  for number in previous:
+    signal.signal(number, stop)
+  try:
+    yield
+  except Interrupted as stopped:
+    name = signal.Signals(stopped.code - 128).name
+    print(
+      f'{program}: interrupted ({name}): run the same command to resume',
+      file=sys.stderr,
+    )
+    raise
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+def call(
+  command: list[str],
+  folder: str | None = None,
+  log: pathlib.Path | None = None,
+) -> None:
   """Run a program, and end it if this process ends.
+
+  The program has a process group of its own: of a signal to this process, such
+  as Ctrl-C, it gets exactly one SIGTERM, after which it saves its state. A
+  second one would end it at once.
+
+  Args:
+    command: of the program.
+    folder: to run it in.
+    log: file that gets its output.
 
   Raises:
     InputError: the program failed.
   """
   print(f'$ {" ".join(["python", *command[1:]])}', flush=True)
-  process = subprocess.Popen(command, close_fds=False, cwd=folder)
-  try:
-    status = process.wait()
-  except BaseException:
-    process.terminate()
-    process.wait()
-    raise
+  with contextlib.ExitStack() as stack:
+    output = stack.enter_context(open(log, 'a')) if log else None
+    process = subprocess.Popen(
+      command,
+      close_fds=False,
+      cwd=folder,
+      process_group=0,
+      stdout=output,
+      stderr=output and subprocess.STDOUT,
+    )
+    _wait(process)
+  status = process.returncode
+  program = pathlib.Path(command[1]).name
+  if log:
+    require(
+      not status,
+      f'{program} ended with status {status}: {last_line(log)} (see {log}); '
+      'run the same command to resume',
+    )
   require(
     not status,
-    f'{pathlib.Path(command[1]).name} ended with status {status}, see above; '
+    f'{program} ended with status {status}, see above; '
     'run the same command to resume',
   )
+
+
+def _wait(process: subprocess.Popen) -> None:
+  """Wait for a program; end it if this process is interrupted."""
+  try:
+    process.wait()
+  except BaseException:
+    process.terminate()
+    try:
+      process.wait()
+    except BaseException:  # interrupted again
+      process.kill()
+      raise
+    raise
+
+
+def last_line(log: pathlib.Path) -> str:
+  """Return the last line of a log, without progress bars before it."""
+  lines = re.split(r'[\r\n]+', log.read_text(errors='replace').strip())
+  return main.one_line(lines[-1])
 
 
 def run_of(row: tables.Row) -> PresetRun:

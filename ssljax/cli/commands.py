@@ -12,6 +12,7 @@ from ssljax import registry
 
 # Programs of `ssljax.experiments` that are not named after a method.
 TOOLS = (
+  'benchmark',
   'compare',
   'export',
   'figures',
@@ -23,6 +24,7 @@ TOOLS = (
   'rank',
   'reproduce',
   'speed',
+  'sweep',
   'train',
 )
 

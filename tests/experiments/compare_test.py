@@ -10,10 +10,11 @@ import pytest
 
 from ssljax.errors import InputError, require
 from ssljax.experiments import compare
+from ssljax.experiments.papers import paired
 
 SET = frozenset(['a'])
-ONE = compare.Outcome('madnn', 'mlp', {0: 3.0, 1: 5.0, 2: 4.0}, SET, 12.4)
-ALONE = compare.Outcome('supervised', 'mlp', {0: 7.0, 1: 8.0, 2: 8.0}, SET, 3.0)
+ONE = paired.Outcome('madnn', 'mlp', {0: 3.0, 1: 5.0, 2: 4.0}, SET, 12.4)
+ALONE = paired.Outcome('supervised', 'mlp', {0: 7.0, 1: 8.0, 2: 8.0}, SET, 3.0)
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def asked(tmp_path):
   )
   called = []
 
-  def call(command):
+  def call(command, log=None):
+    assert log is None  # shown
     called.append(command)
     program = pathlib.Path(command[1]).stem
     status = binary.run(*command[2:], binary=program)
@@ -41,7 +43,7 @@ def asked(tmp_path):
       ['compare.py', f'--folder={tmp_path}/runs', '--seeds=2', *more]
     )
     assert rest == ['compare.py']
-    with mock.patch.object(compare, 'call', call):
+    with mock.patch.object(paired, 'call', call):
       command.act()
     return called
 
@@ -125,6 +127,56 @@ def test_a_refused_command_does_not_claim_its_folder(asked):
   with pytest.raises(InputError, match='status 2'):
     asked('--methods=madnn', asked.data, '--steps=0')
   asked('--methods=madnn', '--seeds=1', asked.data, '--labels=4', '--steps=2')
-  (asked.folder / compare.NOTE).write_bytes(b'\xff\xfe')
+  (asked.folder / 'compare.flags').write_bytes(b'\xff\xfe')
   with pytest.raises(InputError, match='damaged'):
     asked('--methods=madnn', '--seeds=1', asked.data, '--labels=4', '--steps=2')
+
+
+def test_a_folder_without_a_name_is_one_for_each_set_of_flags(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  folders = {
+    paired.as_name(given)
+    for given in (
+      [],
+      ['--dataset=a.npz'],
+      ['--dataset=b.npz'],
+      ['--dataset=a.npz', '--labels=3'],
+      [f'--augment={"translate:1," * 20}'],
+      [f'--augment={"translate:2," * 20}'],
+    )
+  }
+  assert len(folders) == 6 and 'digits' in folders
+  assert all(len(name) < 120 and '/' not in name for name in folders)
+  # The order of the flags and the place of the data decide no result.
+  one = paired.as_name(['--eta=0.1', '--labels=3', '--data_dir=/here'])
+  assert one == paired.as_name(['--labels=3', '--data_dir=/there', '--eta=0.1'])
+
+
+def test_splits_with_the_same_labels_are_said_to_be(asked):
+  given = '--methods=madnn', asked.data, '--steps=2', '--batch_unlabelled=8'
+  # The batch is of labelled images too: all images have a label.
+  given += '--unlabelled=all', '--batch_labelled=8', '--network=digits'
+  asked(*given, '--labels=all')
+  text = (asked.folder / 'comparison.md').read_text()
+  assert compare.SAME_LABELS in text.splitlines()[0]
+  asked(*given, '--labels=4', f'--folder={asked.folder}-4')
+  other = asked.folder.with_name('runs-4') / 'comparison.md'
+  assert compare.SAME_LABELS not in other.read_text()
+
+
+def test_splits_of_one_run_have_the_errors_of_runs_of_their_own(asked):
+  given = '--methods=madnn', asked.data, '--steps=2', '--labels=4'
+  asked(*given)
+  called = asked(*given, '--seeds_per_run=2', f'--folder={asked.folder}-2')
+  assert len(called) == 4 + 2
+  together = asked.folder.with_name('runs-2')
+  errors = [
+    json.loads((folder / 'result.json').read_text())['test_error']['averaged']
+    for folder in (
+      *(asked.folder / 'madnn' / f'seed-{seed}' for seed in (0, 1)),
+      together / 'madnn' / 'seed-0-1',
+    )
+  ]
+  assert errors[0] + errors[1] == errors[2]

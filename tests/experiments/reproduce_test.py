@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -420,9 +421,10 @@ def test_a_called_program_ends_with_its_caller(tmp_path):
     'time.sleep(60)\n'
   )
   parent = (
-    'import signal, sys, reproduce\n'
-    'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
-    f'with reproduce.lock(__import__("pathlib").Path("{tmp_path}/seed-0")):\n'
+    'import sys, reproduce\n'
+    'from ssljax.experiments.papers import runs\n'
+    f'lock = reproduce.lock(__import__("pathlib").Path("{tmp_path}/seed-0"))\n'
+    'with runs.interruptible("me"), lock:\n'
     f'  reproduce.call([sys.executable, "{script}"])\n'
   )
   process = subprocess.Popen([sys.executable, '-c', parent], env=ENVIRONMENT)
@@ -435,6 +437,49 @@ def test_a_called_program_ends_with_its_caller(tmp_path):
   # The child has released the lock.
   with open(tmp_path / 'seed-0.lock') as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_reaches_a_called_program_once(tmp_path, number):
+  # The child saves its state at the first signal; a second one would end it.
+  script = tmp_path / 'child.py'
+  script.write_text(
+    'import pathlib, signal, sys, time\n'
+    'def save(number, frame):\n'
+    '  for n in (signal.SIGINT, signal.SIGTERM):\n'
+    '    signal.signal(n, lambda *_: sys.exit(1))\n'
+    '  time.sleep(1)\n'
+    f'  pathlib.Path("{tmp_path}/saved").touch()\n'
+    '  sys.exit(0)\n'
+    'for n in (signal.SIGINT, signal.SIGTERM):\n'
+    '  signal.signal(n, save)\n'
+    f'pathlib.Path("{tmp_path}/began").touch()\n'
+    'time.sleep(60)\n'
+  )
+  parent = (
+    'import sys, reproduce\n'
+    'from ssljax.experiments.papers import runs\n'
+    'with runs.interruptible("me"):\n'
+    f'  reproduce.call([sys.executable, "{script}"])\n'
+  )
+  process = subprocess.Popen(
+    [sys.executable, '-c', parent],
+    env=ENVIRONMENT,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  deadline = time.monotonic() + 120
+  while not (tmp_path / 'began').exists():
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.1)
+  os.killpg(process.pid, number)  # as a terminal sends Ctrl-C
+  _, error = process.communicate(timeout=60)
+  assert (tmp_path / 'saved').exists()
+  assert process.returncode == 128 + number
+  assert error == (
+    f'me: interrupted ({number.name}): run the same command to resume\n'
+  )
 
 
 @pytest.mark.parametrize('rows', ['0', '5', 'one'])
