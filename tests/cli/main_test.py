@@ -215,6 +215,7 @@ def test_a_flag_of_a_hyper_parameter_comes_from_the_signature():
     'divergence',
     'values',
     'smoothing',
+    'strong_augment',
   }
   for factory in (madnn, optimizer):
     texts = signatures.argument_help(factory)

@@ -457,7 +457,9 @@ def test_ctrl_c_reaches_a_called_program_once(tmp_path, number):
     'time.sleep(60)\n'
   )
   parent = (
-    'import sys, reproduce\n'
+    'import signal, sys, reproduce\n'
+    # Processes in the background of a shell ignore it.
+    'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
     'from ssljax.experiments.papers import runs\n'
     'with runs.interruptible("me"):\n'
     f'  reproduce.call([sys.executable, "{script}"])\n'
