@@ -81,8 +81,8 @@ def report(predictor) -> str:
   found = predictor.measured
   if not found:
     return (
-      'no labelled image was held out: confidences are not calibrated, and a '
-      'prediction set has all classes; train with `validation`=N to measure'
+      'no labelled image was held out: confidences are not calibrated, and '
+      'there are no prediction sets; train with `validation`=N to measure'
     )
   low, high = found['accuracy_interval']
   return (

@@ -56,6 +56,7 @@ class Predictor:
   Attributes:
     models: one for each split.
     dataset: of the run.
+    labelled: `[N]` bool, training images whose label the run was given.
     name: of the models that were chosen, see `choose`.
     reason: why others than the run's last ones were chosen; '' if they were.
     held_out: predictions of held-out images, None if there are none.
@@ -66,6 +67,7 @@ class Predictor:
 
   models: tuple[api.Model, ...]
   dataset: datasets.Dataset
+  labelled: np.ndarray
   name: str = ''
   reason: str = ''
   held_out: HeldOut | None = None
@@ -102,9 +104,9 @@ def load(
   """
   fraction(coverage=coverage)
   folder = files.as_path('run', str(folder))
-  found, dataset = candidates(folder, data_dir)
+  found, dataset, labelled = candidates(folder, data_dir)
   chosen, reason = choose(found)
-  predictor = Predictor(chosen.models, dataset, chosen.name, reason)
+  predictor = Predictor(chosen.models, dataset, labelled, chosen.name, reason)
   if chosen.held_out is None:
     return predictor
   logits, labels = chosen.held_out.logits, chosen.held_out.labels
@@ -120,15 +122,18 @@ def load(
 
 def candidates(
   folder: pathlib.Path, data_dir: str | None = None
-) -> tuple[list[Candidate], datasets.Dataset]:
-  """Return the models that a run could deliver, and its data set.
+) -> tuple[list[Candidate], datasets.Dataset, np.ndarray]:
+  """Return the models that a run could deliver, its data set and labelled rows.
 
-  They are those at the end of the run, first; at the ends of earlier stages
-  that it kept; and of its baselines.
+  The models are those at the end of the run, first; at the ends of earlier
+  stages that it kept; and of its baselines.
 
   Args:
     folder: of the run.
     data_dir: folder of prepared data sets; the run's own if None.
+
+  Returns:
+    Models, data set, and the mask `[N]` bool of images whose label was given.
   """
   result = load_lib.finished_result(folder)
   arms = [
@@ -136,9 +141,12 @@ def candidates(
     *(a for a in result['arms'] if a != result['method']),
   ]
   found: dict[str, tuple[list[api.Model], dict[int, list]]] = {}
+  given: set[int] = set()
   for arm in arms:
     for seed in result['seeds']:
       finished = load_lib.load(folder, seed, data_dir, arm=arm)
+      split = finished.split
+      given.update(*map(np.ndarray.tolist, (split.labelled, _held_rows(split))))
       for name, step in _ends(finished, arm, own=arm == arms[0]):
         models, logits = found.setdefault(name, ([], {}))
         model = api.model_of_finished(finished, step=step)
@@ -153,7 +161,9 @@ def candidates(
     Candidate(name, tuple(models), _held_out(train.labels, logits))
     for name, (models, logits) in found.items()
   ]
-  return made, finished.dataset
+  labelled = np.zeros(len(train.labels), bool)
+  labelled[list(given)] = True
+  return made, finished.dataset, labelled
 
 
 def _ends(finished, arm: str, own: bool) -> list[tuple[str, int]]:
@@ -169,12 +179,16 @@ def _ends(finished, arm: str, own: bool) -> list[tuple[str, int]]:
 
 def _predict_held_out(finished, model: api.Model) -> dict[int, np.ndarray]:
   """Return the logits `[C]` of each labelled row that a split holds out."""
-  split, train = finished.split, finished.dataset.train
-  rows = split.test if len(split.test) else split.validation
+  rows, train = _held_rows(finished.split), finished.dataset.train
   if not len(rows):
     return {}
   images = train.read(rows).reshape(-1, *train.row_shape)
   return dict(zip(rows.tolist(), model.logits(images), strict=True))
+
+
+def _held_rows(split) -> np.ndarray:
+  """Return the labelled rows that a split holds out."""
+  return split.test if len(split.test) else split.validation
 
 
 def _held_out(
@@ -281,10 +295,11 @@ class Images(NamedTuple):
 
 
 def training_images(predictor: Predictor) -> Images:
-  """Return the images that a run was trained on."""
-  return of_source(predictor, predictor.dataset.train)._replace(
-    rows=range(len(predictor.dataset.train.labels))
-  )
+  """Return the images that a run was trained on, and their given labels."""
+  train, labelled = predictor.dataset.train, predictor.labelled
+  known = np.where(labelled, train.labels, UNLABELLED)
+  images = of_source(predictor, train._replace(labels=known))
+  return images._replace(rows=range(len(known)))
 
 
 def of_source(predictor: Predictor, source: datasets.Source) -> Images:
@@ -329,6 +344,7 @@ def lines(
   order = np.argsort(-p, axis=-1, kind='stable')
   sets = calibration.prediction_sets(p, predictor.threshold)
   unseen = _unseen(predictor, images)
+  has_sets = predictor.held_out is not None
   for row, own, best, members in zip(rows, p, order, sets, strict=True):
     top = [(classes[c], f'{own[c]:.4f}') for c in best[:3]]
     top += [('', '')] * (3 - len(top))
@@ -342,7 +358,7 @@ def lines(
         f'{own[best[0]] - second:.4f}',
         *top[1],
         *top[2],
-        '|'.join(classes[c] for c in best if members[c]),
+        '|'.join(classes[c] for c in best if members[c] and has_sets),
         given or '',
         '' if given is None else int(classes[compared] != given),
       ]

@@ -71,7 +71,7 @@ def rank(
   registry.choose('strategy', strategy, dict.fromkeys(strategies()))
   positive(count=count)
   train = predictor.dataset.train
-  askable = train.labels == UNLABELLED
+  askable = ~predictor.labelled
   require(
     count <= askable.sum(),
     f'`count`={count}: {askable.sum()} training images have no label: give at '
@@ -84,7 +84,8 @@ def rank(
     'has one: train with `seeds`=5, or give another `strategy`',
   )
   votes = _votes(predictor)
-  rows = _chosen(strategy, votes, train.labels, askable, count, seed)
+  given = np.where(askable, UNLABELLED, train.labels)
+  rows = _chosen(strategy, votes, given, askable, count, seed)
   mean = np.log(np.maximum(votes.p[:, rows].mean(axis=0), 1e-12))
   p = calibration.softmax(mean, predictor.temperature)
   names = train.names if train.names is not None else np.arange(len(askable))

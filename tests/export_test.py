@@ -38,7 +38,10 @@ def predictor(network, rows, temperature, seeds=(0, 1), **settings):
     for seed in seeds
   ]
   dataset = arrays.from_arrays(rows, labels)
-  return prediction.Predictor(tuple(models), dataset, temperature=temperature)
+  labelled = np.ones(len(rows), bool)
+  return prediction.Predictor(
+    tuple(models), dataset, labelled, temperature=temperature
+  )
 
 
 @pytest.fixture(scope='module')

@@ -208,7 +208,7 @@ def test_ends_of_stages_and_baselines_are_candidates(run, tmp_path):
   settings = dict(pretrain=12, steps=4, repeat=4, interval=2, finetune=2)
   settings |= dict(keep_stages=True, seeds=1, cutout=0, pretrain_batch=4)
   train('r2d2', run[1], tmp_path / 'r2d2', **settings)
-  found, _ = prediction.candidates(tmp_path / 'r2d2')
+  found, *_ = prediction.candidates(tmp_path / 'r2d2')
   names = [each.name for each in found]
   assert names[:2] == ['r2d2', 'r2d2 after its stage supervised']
   assert len(names) == len(set(names)) > 2
@@ -222,7 +222,7 @@ def test_ends_of_stages_and_baselines_are_candidates(run, tmp_path):
     assert_same(late.weights[0], state.params)
 
   train('madnn', run[1], tmp_path / 'madnn', steps=4, seeds=1)
-  found, _ = prediction.candidates(tmp_path / 'madnn')
+  found, *_ = prediction.candidates(tmp_path / 'madnn')
   assert [each.name for each in found] == ['madnn', 'supervised']
 
 
@@ -277,3 +277,35 @@ def test_a_ranking_that_cannot_be_made_is_refused(run):
   single = dataclasses.replace(predictor, models=predictor.models[:1])
   with pytest.raises(InputError, match='compares the models of several splits'):
     ranking.rank(single, 'bald', 2)
+
+
+def test_labels_that_a_run_did_not_get_are_not_given_ones(tmp_path):
+  """Digits have all labels; the run gets two of each class."""
+  config = from_values(
+    'supervised',
+    dict(
+      dataset='digits',
+      labels='2',
+      steps=2,
+      network='mlp',
+      batch_labelled=10,
+      workdir=str(tmp_path / 'run'),
+    ),
+  )
+  execute.train_in_folder(
+    lambda: build.build(config),
+    config,
+    tmp_path / 'run',
+    say=lambda text: None,
+  )
+  predictor = prediction.load(tmp_path / 'run')
+  images = prediction.training_images(predictor)
+  assert sum(name is not None for name in images.given) == 20
+  split = build.draw_splits(config, predictor.dataset)[0]
+  ranked = ranking.rank(predictor, 'random', 100)
+  assert not set(ranked.rows.tolist()) & set(split.labelled.tolist())
+  # Nothing was held out: there are no prediction sets.
+  (row,) = csv.reader(
+    [prediction.lines(predictor, images, [0], np.eye(10)[:1])]
+  )
+  assert row[prediction.COLUMNS.index('set')] == ''
