@@ -14,7 +14,6 @@ from absl import flags
 from ssljax import export, prediction
 from ssljax.cli import main, tool
 from ssljax.errors import require
-from ssljax.runs import load
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -29,10 +28,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def act(asked: dict[str, Any]) -> None:
   """Export what the flags select."""
-  require(asked['run'] is not None, '`run`: give the folder of a finished run')
+  run = tool.finished_run(asked['run'])
   require(asked['out'] is not None, '`out`: give a folder for the model')
-  run = main.as_path('run', asked['run'])
-  load.finished_result(run)
   out = main.as_output_folder('out', asked['out'])
   predictor = prediction.load(run, data_dir=asked['data_dir'])
   if predictor.reason:

@@ -28,7 +28,6 @@ from ssljax import prediction
 from ssljax.cli import main, tool
 from ssljax.data import datasets, folder
 from ssljax.errors import fraction, require
-from ssljax.runs import load
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -62,7 +61,7 @@ def images_of(predictor, asked: dict[str, Any]) -> prediction.Images:
     found = folder.to_predict(asked['images'], shape)
     classes = predictor.classes
     given = [name if name in classes else None for name in found.given]
-    return prediction.Images(found.names, given, found.read)
+    return found._replace(given=given)
   if asked['dataset'] is None:
     return prediction.training_images(predictor)
   split = asked['split'] or 'test'
@@ -98,7 +97,7 @@ def report(predictor) -> str:
 
 def act(asked: dict[str, Any]) -> None:
   """Predict and write what the flags select."""
-  require(asked['run'] is not None, '`run`: give the folder of a finished run')
+  run = tool.finished_run(asked['run'])
   require(asked['out'] is not None, '`out`: give a CSV file to write')
   fraction(coverage=asked['coverage'])
   require(
@@ -109,8 +108,6 @@ def act(asked: dict[str, Any]) -> None:
     asked['split'] is None or asked['dataset'] is not None,
     f'`split`={asked["split"]}: is a part of a `dataset`: give it too',
   )
-  run = main.as_path('run', asked['run'])
-  load.finished_result(run)
   out = main.as_output('out', asked['out'])
   predictor = prediction.load(
     run, data_dir=asked['data_dir'], coverage=asked['coverage']

@@ -17,7 +17,7 @@ from absl import flags
 from ssljax import prediction, ranking
 from ssljax.cli import main, tool
 from ssljax.errors import require
-from ssljax.runs import load, run_folder
+from ssljax.runs import run_folder
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -55,10 +55,8 @@ def as_csv(ranked: ranking.Ranked) -> str:
 
 def act(asked: dict[str, Any]) -> None:
   """Rank and write what the flags select."""
-  require(asked['run'] is not None, '`run`: give the folder of a finished run')
+  run = tool.finished_run(asked['run'])
   require(asked['out'] is not None, '`out`: give a CSV file to write')
-  run = main.as_path('run', asked['run'])
-  load.finished_result(run)
   out = main.as_output('out', asked['out'])
   predictor = prediction.load(run, data_dir=asked['data_dir'])
   ranked = ranking.rank(

@@ -7,7 +7,7 @@ models that were not trained on it alone. The same predictions give the error,
 and tell labels that are probably wrong. Letters: M images, C classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 import csv
 import dataclasses
@@ -24,6 +24,7 @@ from ssljax import api, files
 from ssljax.analysis import calibration
 from ssljax.core import UNLABELLED
 from ssljax.data import datasets
+from ssljax.data.types import Images
 from ssljax.errors import InputError, fraction, require
 from ssljax.runs import load as load_lib
 from ssljax.runs import run_folder
@@ -136,18 +137,18 @@ def candidates(
     Models, data set, and the mask `[N]` bool of images whose label was given.
   """
   result = load_lib.finished_result(folder)
-  arms = [
-    result['method'],
-    *(a for a in result['arms'] if a != result['method']),
-  ]
+  method, parts = result['method'], {}
+  arms = [method, *(arm for arm in result['arms'] if arm != method)]
   found: dict[str, tuple[list[api.Model], dict[int, list]]] = {}
   given: set[int] = set()
   for arm in arms:
     for seed in result['seeds']:
-      finished = load_lib.load(folder, seed, data_dir, arm=arm)
+      finished = load_lib.load(folder, seed, data_dir, arm=arm, **parts)
+      parts.setdefault('dataset', finished.dataset)  # opened once
       split = finished.split
-      given.update(*map(np.ndarray.tolist, (split.labelled, _held_rows(split))))
-      for name, step in _ends(finished, arm, own=arm == arms[0]):
+      for rows in (split.labelled, split.test, split.validation):
+        given.update(rows.tolist())
+      for name, step in _ends(finished, arm, own=arm == method):
         models, logits = found.setdefault(name, ([], {}))
         model = api.model_of_finished(finished, step=step)
         first = next(iter(found.values()))[0]
@@ -284,22 +285,17 @@ def measure(
 # Predictions of many images, in a file.
 
 
-class Images(NamedTuple):
-  """Images to predict."""
-
-  names: Sequence[str]  # [N]
-  given: Sequence[str | None]  # [N], class names where a label was given
-  # rows -> (images [K, ...], {row: reason}); the K rows that can be read
-  read: Callable[[Sequence[int]], tuple[np.ndarray, dict[int, str]]]
-  rows: Sequence[int] | None = None  # of the run's training images
-
-
 def training_images(predictor: Predictor) -> Images:
   """Return the images that a run was trained on, and their given labels."""
   train, labelled = predictor.dataset.train, predictor.labelled
   known = np.where(labelled, train.labels, UNLABELLED)
   images = of_source(predictor, train._replace(labels=known))
-  return images._replace(rows=range(len(known)))
+  held_out = predictor.held_out
+  if held_out is None:
+    return images
+  best = held_out.logits.argmax(axis=-1).tolist()
+  unseen = dict(zip(held_out.rows.tolist(), best, strict=True))
+  return images._replace(unseen=unseen)
 
 
 def of_source(predictor: Predictor, source: datasets.Source) -> Images:
@@ -343,14 +339,13 @@ def lines(
   writer = csv.writer(text, lineterminator='\n')
   order = np.argsort(-p, axis=-1, kind='stable')
   sets = calibration.prediction_sets(p, predictor.threshold)
-  unseen = _unseen(predictor, images)
   has_sets = predictor.held_out is not None
   for row, own, best, members in zip(rows, p, order, sets, strict=True):
     top = [(classes[c], f'{own[c]:.4f}') for c in best[:3]]
     top += [('', '')] * (3 - len(top))
     second = own[best[1]] if len(best) > 1 else 0.0
     given = images.given[row]
-    compared = unseen.get(row, best[0])  # a prediction without this label
+    compared = images.unseen.get(row, best[0])
     writer.writerow(
       [
         images.names[row],
@@ -364,15 +359,6 @@ def lines(
       ]
     )
   return text.getvalue()
-
-
-def _unseen(predictor: Predictor, images: Images) -> dict[int, int]:
-  """Return the class by row that models predict which did not see its label."""
-  held_out = predictor.held_out
-  if held_out is None or images.rows is None:
-    return {}
-  best = held_out.logits.argmax(axis=-1).tolist()
-  return dict(zip(held_out.rows.tolist(), best, strict=True))
 
 
 def write(

@@ -47,7 +47,7 @@ class Ranked(NamedTuple):
 
 
 class _Votes(NamedTuple):
-  """What the models of a run say about all training images."""
+  """Predictions of all training images by the models of a run."""
 
   p: np.ndarray  # [S, N, C]
   embedding: np.ndarray  # [N, D], of the first model

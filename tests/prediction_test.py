@@ -151,7 +151,7 @@ def test_unreadable_images_have_no_line(run, tmp_path):
     },
   )
   found = folder.to_predict(root, predictor.models[0].shape)
-  images = prediction.Images(found.names, found.given, found.read)
+  images = found
   out = tmp_path / 'p.csv'
   reasons = prediction.write(predictor, images, out)
   assert reasons == {'b.png': 'no image that Pillow can read'}

@@ -1,12 +1,15 @@
 """Programs that are no training: their own flags, given to a function."""
 
 from collections.abc import Callable
+import pathlib
 from typing import Any
 
 from absl import flags
 
 from ssljax.cli import config_flags, main
 from ssljax.distributed import placement
+from ssljax.errors import require
+from ssljax.runs import load
 
 
 def define_run_flags(values: flags.FlagValues) -> None:
@@ -26,6 +29,18 @@ def define_run_flags(values: flags.FlagValues) -> None:
     "Number of corrupt images to tolerate; the run's if unset.",
     flag_values=values,
   )
+
+
+def finished_run(run: str | None) -> pathlib.Path:
+  """Return the folder of the finished run that --run names.
+
+  Raises:
+    InputError: there is none.
+  """
+  require(run is not None, '`run`: give the folder of a finished run')
+  folder = main.as_path('run', run)
+  load.finished_result(folder)
+  return folder
 
 
 def start(

@@ -38,8 +38,6 @@ _LOSSLESS = {
   'stl10': 'STL-10',
 }
 _JPEG = b'\xff\xd8\xff'  # the first bytes of a JPEG file
-# Ratio of the resized shorter side to the crop at its centre, 256 / 224.
-_MARGIN = 8 / 7
 
 
 def load(
@@ -225,7 +223,7 @@ def _prepared_set(
     parts.append(records.SplitName(name, 'test_split', test_split))
     records.refuse_overlap(builder, *parts)
   crop = crop and None in columns.feature.shape[:2]
-  shorter = round(_MARGIN * image_size) if crop else image_size
+  shorter = round(decode.MARGIN * image_size) if crop else image_size
   audit = records.Audit(name)
   audit.readers = [
     records.Reader(

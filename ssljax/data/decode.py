@@ -27,6 +27,8 @@ MAX_PIXELS = 2**26
 # operating system when they are freed; smaller ones may stay in the C library's
 # pool of each thread, which adds up to gigabytes after a few large images.
 PIL.Image.core.set_block_size(2**26)
+# Ratio of the resized shorter side to the crop at its centre, 256 / 224.
+MARGIN = 8 / 7
 WHITE = 255  # the background of transparent images
 _BILINEAR = PIL.Image.Resampling.BILINEAR
 _ORIENTATION = 0x0112  # an EXIF tag

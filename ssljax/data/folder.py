@@ -19,7 +19,7 @@ Without a folder of test images the test split is empty; `splits.hold_out` then
 chooses labelled images to test on.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
 import csv
 import functools
@@ -37,7 +37,7 @@ from ssljax.core import UNLABELLED
 from ssljax.data import decode, duplicates, records
 from ssljax.data.arrays import check_image_size, in_memory, without_rows
 from ssljax.data.tfds_reader import few, listed, one_line
-from ssljax.data.types import Dataset, Source
+from ssljax.data.types import RESIDENT_BYTES, Dataset, Images, Source
 from ssljax.errors import InputError, require
 
 _LOG = logging.getLogger(__name__)
@@ -45,9 +45,7 @@ _UNLABELLED_FOLDERS = ('unlabelled', 'unlabeled')
 _SPLITS = 'train', 'test', 'val', 'valid', 'validation'
 _SYSTEM = ('__macosx', '@eadir', '$recycle.bin', 'thumbs.db', 'desktop.ini')
 MAX_SIDE = 64  # the largest `image_size` that is chosen without asking
-RESIDENT_BYTES = 4 * 2**30  # more pixels are decoded whenever they are read
 _SHOWN = 20  # unreadable files that a message names
-_MARGIN = 8 / 7  # of the resized shorter side to the crop at its centre
 
 
 class _Image(NamedTuple):
@@ -56,7 +54,6 @@ class _Image(NamedTuple):
   path: str  # relative to the folder, with '/'
   label: str | None  # class name; None if it has none
   split: str  # of `_SPLITS`
-  stamp: tuple[int, int]  # size in bytes and time of the last change
 
 
 class _Decoded(NamedTuple):
@@ -93,13 +90,10 @@ def load(
   Raises:
     InputError: the folder or the file cannot be used.
   """
-  root = files.as_path('images', folder)
-  require(
-    root.is_dir(), f'`images`={folder}: is no folder: give a folder of images'
-  )
+  root = _root(folder)
   check_image_size(image_size)
-  found = _listed(folder, pathlib.Path(root), labels_file)
-  decoded = _decoded(str(root), found, image_size, crop)
+  found = _listed(folder, root, labels_file)
+  decoded = _decoded(root, found, image_size, crop)
   classes = _classes(folder, labels_file, decoded.images)
   labels = _numbers(decoded.images, classes)
   splits = train_split, test_split
@@ -112,17 +106,7 @@ def load(
   return Dataset(str(root), rows(train), tests, classes)
 
 
-class Unlabelled(NamedTuple):
-  """The images of a folder, to be predicted."""
-
-  names: tuple[str, ...]  # [N], relative paths
-  given: tuple[str | None, ...]  # [N], class folders
-  # rows -> (uint8 [K, H, W, c], {row: why it cannot be decoded}); the K rows
-  # that can be decoded, in order
-  read: Callable[[Sequence[int]], tuple[np.ndarray, dict[int, str]]]
-
-
-def to_predict(folder: str, shape: tuple[int, int, int]) -> Unlabelled:
+def to_predict(folder: str, shape: tuple[int, int, int]) -> Images:
   """Return the images of a folder, decoded whenever they are read.
 
   Args:
@@ -132,11 +116,8 @@ def to_predict(folder: str, shape: tuple[int, int, int]) -> Unlabelled:
   Raises:
     InputError: it is no folder, or has no images.
   """
-  root = files.as_path('images', folder)
-  require(
-    root.is_dir(), f'`images`={folder}: is no folder: give a folder of images'
-  )
-  names = tuple(path for path, _ in sorted(_walk(root)))
+  root = _root(folder)
+  names = sorted(_walk(root))
   _refuse_none(folder, names)
   layout = _has_splits(names)
 
@@ -151,19 +132,26 @@ def to_predict(folder: str, shape: tuple[int, int, int]) -> Unlabelled:
     kept = [k for k, row in enumerate(rows) if row not in reasons]
     return pixels[kept], reasons
 
-  given = tuple(_folder_class(layout, name) for name in names)
-  return Unlabelled(names, given, read)
+  return Images(names, [_folder_class(layout, name) for name in names], read)
 
 
 # Files and labels.
+
+
+def _root(folder: str) -> pathlib.Path:
+  """Return the path of a folder."""
+  root = files.as_path('images', folder)
+  require(
+    root.is_dir(), f'`images`={folder}: is no folder: give a folder of images'
+  )
+  return root
 
 
 def _listed(
   folder: str, root: pathlib.Path, labels_file: str | None
 ) -> tuple[_Image, ...]:
   """Return the image files of a folder, sorted by path."""
-  found = dict(sorted(_walk(root)))
-  paths = list(found)
+  paths = sorted(_walk(root))
   _refuse_none(folder, paths)
   has_splits = _has_splits(paths)
   if labels_file is not None:
@@ -179,10 +167,7 @@ def _listed(
     )
   first = lambda path: path.split('/')[0] if has_splits else 'train'
   split_of = lambda path: first(path) if first(path) in _SPLITS else 'train'
-  return tuple(
-    _Image(path, label_of(path), split_of(path), stamp)
-    for path, stamp in found.items()
-  )
+  return tuple(_Image(path, label_of(path), split_of(path)) for path in paths)
 
 
 def _refuse_none(folder: str, paths: Sequence[str]) -> None:
@@ -202,8 +187,8 @@ def _has_splits(paths: Sequence[str]) -> bool:
   return 'train' in folders and folders <= {*_SPLITS, *_UNLABELLED_FOLDERS}
 
 
-def _walk(root: pathlib.Path) -> Iterable[tuple[str, tuple[int, int]]]:
-  """Yield the relative path and stamp of files with an image's extension."""
+def _walk(root: pathlib.Path) -> Iterable[str]:
+  """Yield the relative paths of all files with an image's extension."""
   PIL.Image.init()  # registers all formats
   known = {e for e, f in PIL.Image.EXTENSION.items() if f in PIL.Image.OPEN}
   for where, folders, names in os.walk(root, followlinks=True):
@@ -212,9 +197,7 @@ def _walk(root: pathlib.Path) -> Iterable[tuple[str, tuple[int, int]]]:
       path = pathlib.Path(where, name)
       is_image = path.suffix.lower() in known and not _is_system(name)
       if is_image and files.is_regular(path):  # opening a FIFO would block
-        status = path.stat()
-        stamp = status.st_size, status.st_mtime_ns
-        yield path.relative_to(root).as_posix(), stamp
+        yield path.relative_to(root).as_posix()
 
 
 def _is_system(name: str) -> bool:
@@ -310,14 +293,14 @@ def _classes(folder, labels_file, images: Sequence[_Image]) -> tuple[str, ...]:
       'rename one if they are the same',
     )
   require(
-    len(names) != 1,
-    f"{where}: all labelled images have the class '{names[0] if names else ''}'"
-    '; give images of at least two classes',
-  )
-  require(
     bool(names),
     f'{where}: no image has a label; label some of each class'
     + (f' in `labels_file`={labels_file}' if labels_file else ''),
+  )
+  require(
+    len(names) > 1,
+    f"{where}: all labelled images have the class '{names[0]}'; give images of "
+    'at least two classes',
   )
   return tuple(names)
 
@@ -403,12 +386,14 @@ def _rows(source: Source, digests: np.ndarray, rows: np.ndarray) -> Source:
 # Pixels.
 
 
-@functools.lru_cache(maxsize=1)  # the seeds of a run share the pixels
 def _decoded(
-  folder: str, found: tuple[_Image, ...], image_size: int | None, crop: bool
+  root: pathlib.Path,
+  found: tuple[_Image, ...],
+  image_size: int | None,
+  crop: bool,
 ) -> _Decoded:
   """Decode all images once; leave out those that cannot be decoded."""
-  root = pathlib.Path(folder)
+  folder = str(root)
   headers, reasons = _headers(root, found)
   found = tuple(i for i in found if i.path in headers)
   _refuse_unreadable(folder, found, reasons)
@@ -418,7 +403,7 @@ def _decoded(
   resident = len(found) * math.prod(shape) <= RESIDENT_BYTES and not crop
   pixels = np.empty((len(found) if resident else 0, *shape), np.uint8)
   digests = np.zeros(len(found), np.uint64)
-  shorter = round(_MARGIN * size) if crop else size
+  shorter = round(decode.MARGIN * size) if crop else size
 
   def fill(rows: slice):
     for row in range(rows.start, rows.stop):

@@ -4,11 +4,14 @@ Letters: N rows of a split, B rows of one read, H x W x c the size of an image,
 D the number of features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+# Of the pixels of a data set that are kept in memory; more are read, and decoded,
+# whenever they are needed.
+RESIDENT_BYTES = 4 * 2**30
 MAX_CLASSES = 2**20  # of a data set; a larger number is taken for damage
 
 
@@ -56,3 +59,14 @@ class Dataset(NamedTuple):
   # A name such as 'CIFAR-10 (JPEG)' for a copy whose pixels differ from the
   # original's, '' for any other.
   variant: str = ''
+
+
+class Images(NamedTuple):
+  """N images to be predicted, read by row number."""
+
+  names: Sequence[str]  # [N]
+  given: Sequence[str | None]  # [N], class names where a label was given
+  # rows -> (images [K, ...], {row: reason}); the K rows that can be read
+  read: Callable[[Sequence[int]], tuple[np.ndarray, dict[int, str]]]
+  # Classes by row, of predictions by models that were not trained on the label.
+  unseen: Mapping[int, int] = {}

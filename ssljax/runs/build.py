@@ -22,6 +22,7 @@ from ssljax.data import (
   sampling,
   splits,
 )
+from ssljax.data.types import RESIDENT_BYTES
 from ssljax.distributed import placement
 from ssljax.errors import InputError, require
 from ssljax.networks.network import Network
@@ -29,7 +30,6 @@ from ssljax.runs import queries, summary
 from ssljax.signatures import given, keywords
 from ssljax.training import compiled, footprint
 
-RESIDENT_BYTES = 4 * 2**30  # above it, `feed`=auto streams
 FITTING_BYTES = 2**30  # of the images a preprocessing is fitted to, at most
 
 

@@ -147,7 +147,6 @@ def test_large_folders_are_decoded_whenever_they_are_read(
 ):
   root = write(tmp_path, CLASSES)
   resident = folder.load(root).train.read(range(4))
-  folder._decoded.cache_clear()
   monkeypatch.setattr(folder, 'RESIDENT_BYTES', 63)  # of 64 pixels
   streamed = folder.load(root).train
   np.testing.assert_array_equal(streamed.read(range(4)), resident)
