@@ -231,8 +231,6 @@ def settings_of(
 class Command:
   """A command line of own flags, and of others for the methods' programs."""
 
-  name = ''
-
   def __init__(self, default_folder: str, seeds: int):
     """Define the flags.
 

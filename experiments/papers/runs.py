@@ -163,16 +163,11 @@ def call(
     _wait(process)
   status = process.returncode
   program = pathlib.Path(command[1]).name
-  if log:
-    require(
-      not status,
-      f'{program} ended with status {status}: {last_line(log)} (see {log}); '
-      'run the same command to resume',
-    )
+  why = f': {last_line(log)} (see {log})' if log and status else ', see above'
   require(
     not status,
-    f'{program} ended with status {status}, see above; '
-    'run the same command to resume',
+    f'{program} ended with status {status}{why}; run the same command to '
+    'resume',
   )
 
 

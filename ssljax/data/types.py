@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Of the pixels of a data set that are kept in memory; more are read, and decoded,
-# whenever they are needed.
+# Pixels of a data set that are kept in memory; more are decoded whenever they are
+# read.
 RESIDENT_BYTES = 4 * 2**30
 MAX_CLASSES = 2**20  # of a data set; a larger number is taken for damage
 
