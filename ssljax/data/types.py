@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Pixels of a data set that are kept in memory; more are decoded whenever they are
-# read.
+# Bytes of pixels that are kept in memory; more are decoded when they are read.
 RESIDENT_BYTES = 4 * 2**30
 MAX_CLASSES = 2**20  # of a data set; a larger number is taken for damage
 
