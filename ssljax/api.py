@@ -10,10 +10,13 @@ with -1 for an unlabelled image.
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import functools
 import hashlib
 import inspect
+import logging
 import os
 import re
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -28,9 +31,11 @@ from ssljax.data import arrays, datasets
 from ssljax.errors import InputError, require
 from ssljax.model import Evaluation, Model
 from ssljax.networks import network as networks
-from ssljax.runs import build, defaults, execute, run_folder
+from ssljax.runs import budget, build, defaults, execute, run_folder
 from ssljax.runs import load as load_lib
 from ssljax.training import metrics_writer
+
+_LOG = logging.getLogger(__name__)
 
 # Training.
 
@@ -47,6 +52,7 @@ def fit(
   network: Any = None,
   optimizer: Any = None,
   steps: int | None = None,
+  minutes: float | None = None,
   augment: Sequence[str] | Callable | None = None,
   workdir: str | os.PathLike | None = None,
   progress: bool = True,
@@ -75,6 +81,8 @@ def fit(
       `optax.GradientTransformation`; or a function `(steps, scale=1.0,
       **changes) -> optax.GradientTransformation`.
     steps: length of the training, of its main stage.
+    minutes: time budget of the call, instead of `steps`: all lengths follow
+      from some timed steps (`runs.budget`).
     augment: names of augmentations, or a function `(key, image [H, W, c]) ->
       image`.
     workdir: folder that records the run and its checkpoints. An interrupted run
@@ -88,6 +96,7 @@ def fit(
   Raises:
     InputError: an argument cannot work; the message names it.
   """
+  began = time.monotonic()
   test_images, test_labels = _pair(test)
   callbacks = _callbacks(callbacks)
   dataset = arrays.from_arrays(
@@ -97,7 +106,9 @@ def fit(
   held_out = _held_out(validation, dataset)
   parts = _Parts.of(network, optimizer, augment, len(dataset.classes))
   given = settings | parts.settings
-  given |= {'seed': seed} | ({} if steps is None else {'steps': steps})
+  lengths = {'steps': steps, 'minutes': minutes}
+  given |= {k: v for k, v in lengths.items() if v is not None}
+  given |= {'seed': seed}
   _refuse_unknown(name, given)
   config = defaults.complete(
     name,
@@ -107,8 +118,14 @@ def fit(
     defaults.facts_of(dataset, held_out),
     parts.custom,
   )
+  budget.check(config, given)
   white = arrays.white_of(images)
-  return _train(config, dataset, parts, workdir, progress, callbacks, white)
+  run_of = functools.partial(
+    _make_run, dataset=dataset, parts=parts, began=began
+  )
+  return _train(
+    config, dataset, parts, workdir, progress, callbacks, white, run_of
+  )
 
 
 def _pair(test) -> tuple[Any, Any]:
@@ -263,16 +280,38 @@ def _as_tx(optimizer) -> Callable:
   return optimizer
 
 
+def _make_run(
+  config: Config, *, dataset, parts: _Parts, began: float, is_new: bool
+) -> build.Run:
+  """Make the run of a config on arrays.
+
+  Args:
+    config: of the run.
+    dataset: of the arrays.
+    parts: of the run.
+    began: time at which `fit` was called, on the monotonic clock.
+    is_new: the lengths are to be fitted to the budget, if there is one.
+  """
+  made = parts.build
+  net = warm_network(config, dataset, made.get('net'))
+  run = build.build(config, dataset=dataset, **(made | {'net': net}))
+  if config.run.minutes is None or not is_new:
+    return run
+  return budget.fit(run, began, tx=made.get('tx'), net=net, say=_LOG.info)
+
+
 def _train(
-  config: Config, dataset, parts: _Parts, workdir, progress, callbacks, white
+  config: Config,
+  dataset,
+  parts: _Parts,
+  workdir,
+  progress,
+  callbacks,
+  white,
+  run_of: Callable[..., build.Run],
 ) -> Model:
   """Train the run of a config on arrays."""
   history, found = [], {}
-
-  def make_run():
-    made = parts.build
-    net = warm_network(config, dataset, made.get('net'))
-    return build.build(config, dataset=dataset, **(made | {'net': net}))
 
   def note(measurement):
     history.append(measurement)
@@ -284,10 +323,13 @@ def _train(
 
   how = dict(on_finish=finish, on_measurement=note, progress=progress)
   if workdir is None:
-    run = make_run()
+    run = run_of(config, is_new=True)
     result = execute.train(run, **how)
     return _model_of(run, parts, found, result, history, white)
   folder = files.as_path('workdir', str(workdir))
+  config = budget.recorded(config, folder)
+  is_new = config.run.overwrite or not run_folder.is_run(folder)
+  make_run = functools.partial(run_of, config, is_new=is_new)
   result, run = execute.train_in_folder(
     make_run, config, folder, say=lambda text: None, **how
   )

@@ -1,6 +1,6 @@
 """Trains the run of a config from the command line, on one host or several."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import os
@@ -13,7 +13,7 @@ from ssljax.config import Config, to_flags
 from ssljax.data import datasets
 from ssljax.distributed import multihost, placement, watchdog
 from ssljax.errors import require
-from ssljax.runs import build, defaults, execute, run_folder
+from ssljax.runs import budget, build, defaults, execute, run_folder
 
 
 def run(method: str, config: Config) -> None:
@@ -81,19 +81,41 @@ def _train(
     say = print if multihost.is_main_process() else lambda text: None
     if said:
       say(said)
-    make = functools.partial(_make_run, config, dataset)
+    config = budget.recorded(config, folder)
+    is_new = config.run.overwrite or not run_folder.is_run(folder)
+    make = functools.partial(
+      _make_run, config, dataset, say if is_new else None
+    )
     execute.train_in_folder(make, config, folder, say=say)
 
 
 def _make_run(
-  config: Config, dataset: datasets.Dataset | None = None
+  config: Config,
+  dataset: datasets.Dataset | None = None,
+  say: Callable[[str], None] | None = None,
 ) -> build.Run:
-  """Make the run of a config, on its data set if that is open."""
+  """Make the run of a config.
+
+  Args:
+    config: of the run.
+    dataset: of the config, if it is open.
+    say: gets what was measured for a time budget; None if the lengths of the
+      config are to be taken.
+  """
+  budget.check(config)
   net = None
   if config.run.init_from is not None:
     dataset = dataset or build.load_dataset(config)
     net = api.warm_network(config, dataset)
-  return build.build(config, dataset=dataset, net=net)
+  run = build.build(config, dataset=dataset, net=net)
+  if config.run.minutes is None or say is None:
+    return run
+  return budget.fit(
+    run,
+    main.STARTED,
+    net=net,
+    say=lambda text: say(main.marked_as_flags(text)),
+  )
 
 
 def with_paths(config: Config) -> Config:

@@ -143,7 +143,7 @@ def for_data(
   # Any length will do to open the data. Of features no image is augmented.
   first = {'steps': 1, 'augment': (), 'preprocess': 'none'}
   # Where a later stage makes the predictions worse, the earlier one is used.
-  first |= {'hold_out': 'auto', 'keep_stages': True}
+  first |= {'hold_out': 'auto', 'keep_stages': True, 'stop_early': True}
   if given.get('images') is not None:
     first |= {'labels': 'all'}
   opened = config_lib.from_values(method, first | _without_alternatives(given))
@@ -152,6 +152,7 @@ def for_data(
   if not len(dataset.test.labels):
     own.setdefault('hold_out', opened.split.hold_out)
     own.setdefault('keep_stages', opened.run.keep_stages)
+    own.setdefault('stop_early', opened.run.stop_early)
   if given.get('images') is not None:
     own.setdefault('image_size', dataset.train.shape[0])
   suggested = suggest(method, facts, own.get('network'))

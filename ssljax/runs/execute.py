@@ -85,6 +85,7 @@ def make_options(run: Run, stages, feed: feeds.Feed) -> job_lib.Options:
     checkpoint_seconds=settings.checkpoint_seconds,
     steps_per_call=settings.steps_per_call or (1 if one else ACCELERATOR_STEPS),
     keep_every=settings.keep_every,
+    stop_early=settings.stop_early,
   )
 
 
@@ -123,6 +124,11 @@ def train(
   require(
     folder is not None or not by_people,
     '`oracle`=people: questions need a folder: give `workdir`',
+  )
+  require(
+    folder is not None or not run.config.run.stop_early,
+    '`stop_early=True`: the better stage is restored from its checkpoint: give '
+    '`workdir`',
   )
   result = summary.begin(run)
   earlier = folder and multihost.on_main_process(
@@ -235,9 +241,8 @@ class _Jobs:
     if self.folder is None:
       return NoCheckpoints()
     method, settings = job.program.method, self.run.config.run
-    permanent = loop.permanent(
-      method, settings.keep_stages, settings.keep_every
-    )
+    ends = settings.keep_stages or settings.stop_early
+    permanent = loop.permanent(method, ends, settings.keep_every)
     where = checkpoint_folder(self.folder, method, job.splits)
     return checkpoint.Checkpoints(where, permanent=permanent, clean_up=True)
 

@@ -1,9 +1,23 @@
 """Test errors of the trained weights and of the averaged ones."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 
 from ssljax.core import Method, PerExample
+
+
+class Predictions(NamedTuple):
+  """Predicted classes of M images."""
+
+  classes: dict[str, np.ndarray]  # [S, M] by weights: 'last', 'averaged'
+  truth: np.ndarray  # [M] classes
+
+  @property
+  def evaluated(self) -> np.ndarray:
+    """Classes `[S, M]` by the weights that the method evaluates."""
+    return self.classes.get('averaged', self.classes['last'])
 
 
 def predictor(net, method: Method) -> PerExample:
