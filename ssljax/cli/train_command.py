@@ -13,7 +13,15 @@ from ssljax.config import Config, to_flags
 from ssljax.data import datasets
 from ssljax.distributed import multihost, placement, watchdog
 from ssljax.errors import require
-from ssljax.runs import budget, build, defaults, execute, run_folder
+from ssljax.runs import (
+  budget,
+  build,
+  choices,
+  defaults,
+  execute,
+  run_folder,
+  summary,
+)
 
 
 def run(method: str, config: Config) -> None:
@@ -23,7 +31,7 @@ def run(method: str, config: Config) -> None:
     method: name of the program; a dated folder's name begins with it.
     config: of the run.
   """
-  _train(method, _started(config))
+  _train(method, started(config))
 
 
 def run_on_data(method: str, given: Mapping[str, Any]) -> None:
@@ -33,13 +41,22 @@ def run_on_data(method: str, given: Mapping[str, Any]) -> None:
     method: name of the method.
     given: settings that the command line gives.
   """
-  load = lambda opened: defaults.load(_started(opened))
+  facts = []
+
+  def load(opened):
+    dataset, of_data = defaults.load(started(opened))
+    facts.append(of_data)
+    return dataset, of_data
+
   config, dataset, names = defaults.for_data(method, given, load)
-  said = f'settings for this data: {" ".join(to_flags(config, names))}'
+  rows = choices.lines(choices.table(config, dataset, facts[0], given))
+  said = '\n'.join(summary.aligned(rows))
+  names = names | ({'augment'} - given.keys())
+  said += f'\nsettings for this data: {" ".join(to_flags(config, names))}'
   _train(method, with_paths(config), dataset, said)
 
 
-def _started(config: Config) -> Config:
+def started(config: Config) -> Config:
   """Return a config with absolute folders, and start the devices for it."""
   placement.configure_cpu()
   config = with_paths(config)

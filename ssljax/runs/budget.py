@@ -37,6 +37,15 @@ _END = 3.0  # seconds from the last step to the end of the command
 _OF_STAGE = 0.01  # share of the budget to time a stage for
 
 
+class TooSmallError(InputError):
+  """The budget is too small."""
+
+  def __init__(self, message: str, minutes: float):
+    """Keep the least budget in minutes."""
+    super().__init__(message)
+    self.minutes = minutes
+
+
 def check(config: Config, given: Collection[str] = ()) -> None:
   """Raise `InputError` for a budget beside a length, or with queries.
 
@@ -182,11 +191,12 @@ def fit(
   least = passed + needed(LEAST)
   if factor < LEAST:
     fixed = passed + needed(0.0)
-    raise InputError(
+    raise TooSmallError(
       f'`minutes`={config.run.minutes:g}: {_arms(run)} need at least '
       f'{_up(least)} minutes here ({_up(fixed)} to read the data, compile and '
       f'measure): give `minutes`={_up(least * 1.1)} or more, fewer `seeds`, or '
-      '`baseline=False`'
+      '`baseline=False`',
+      least / 60,
     )
   config = scaled(config, factor)
   epoch_steps = lambda spec: sampling.Sampler(spec, run.drawn[0]).epoch_steps

@@ -18,7 +18,7 @@ from ssljax.training.job import Progress
 
 SIGNIFICANT = 0.05
 _NEARLY_ALL = 0.95  # share of predictions in one class
-_FAR = 0.25  # a collapsed class exceeds its share of the labels by this
+_FAR = 0.3  # a collapsed class exceeds its share of the labels by this
 
 
 class Comparison(NamedTuple):

@@ -415,7 +415,7 @@ class _Loop:
     )
     for seed in seeds if self.progress.stopped else ():
       text = guard.described(self.progress.stopped, seed)
-      self.say(text)
+      _LOG.warning('%s %s', self.job.program.method.name, text)
       self.progress = self.progress.with_warning(text)
 
   def save(self):
