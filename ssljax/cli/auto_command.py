@@ -9,6 +9,7 @@ from ssljax import files
 from ssljax.cli import main, train_command
 from ssljax.config import Config
 from ssljax.data import datasets
+from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
 from ssljax.runs import (
   auto,
@@ -67,6 +68,10 @@ def _compare(
 
   own = {'labels': 'all'} | given
   _, dataset, _ = defaults.for_data('supervised', own, load)
+  require(
+    not multihost.is_multiprocess(),
+    '`method`=auto: chooses on one host: start one process, or give a method',
+  )
   names = auto.candidates_of(dataset)
   own = auto.hold_out(dataset, given) | own
   print(f'comparing {", ".join(names)} for {minutes:g} minutes in all')
