@@ -332,14 +332,25 @@ class Program:
   def _predict(self) -> PerExample:
     return evaluate.predictor(self.net, self.method)
 
+  def evaluate(
+    self, state: TrainState, split: Split
+  ) -> dict[str, dict[str, list[float]]]:
+    """Return errors in percent, as {'test': {'last': [S], ...}, ...}.
+
+    The arguments are those of `predictions`.
+    """
+    return evaluate.errors(self.predictions(state, split))
+
   def predictions(
     self, state: TrainState, split: Split
-  ) -> dict[str, evaluate.Predictions]:
-    """Return the predictions of 'test' and 'validation' images, if any.
+  ) -> dict[str, 'evaluate.Predicted']:
+    """Predict the held-out images, as {'test': ..., 'validation': ...}.
+
+    Each of the two is there if there are such images.
 
     Args:
       state: state with a leading axis [S].
-      split: whose held-out rows are predicted; of any seed in the group.
+      split: whose held-out rows are evaluated; of any seed in the group.
     """
     data = self.data
     sets = {}
@@ -351,22 +362,14 @@ class Program:
     found = {}
     for name, (feed, rows, truth) in sets.items():
       mapped = self.map_dataset(self._predict, feed)(state, rows)
-      classes = {
-        weights: predicted[:, : len(rows)]
-        for weights, predicted in multihost.fetch(mapped).items()
-      }
-      found[name] = evaluate.Predictions(classes, truth)
+      found[name] = evaluate.Predicted(
+        truth,
+        {
+          weights: classes[:, : len(rows)]
+          for weights, classes in multihost.fetch(mapped).items()
+        },
+      )
     return found
-
-  def evaluate(
-    self, state: TrainState, split: Split
-  ) -> dict[str, dict[str, list[float]]]:
-    """Return errors in percent, as {'test': {'last': [S], ...}, ...}.
-
-    'test' and 'validation' are there if there are such images. The arguments
-    are those of `predictions`.
-    """
-    return errors_of(self.predictions(state, split))
 
   def pseudo_labels(self, state: TrainState, rows: np.ndarray) -> UsedLabels:
     """Return the pseudo-labels `[S, M]` of training images, on the host.
@@ -404,19 +407,6 @@ class Program:
       truth[rows],
       self.data.classes,
     )
-
-
-def errors_of(
-  found: Mapping[str, evaluate.Predictions],
-) -> dict[str, dict[str, list[float]]]:
-  """Return the errors in percent of predictions, see `Program.evaluate`."""
-  return {
-    name: {
-      weights: evaluate.error(classes, of_set.truth)
-      for weights, classes in of_set.classes.items()
-    }
-    for name, of_set in found.items()
-  }
 
 
 # Views.

@@ -13,7 +13,7 @@ import numpy as np
 
 from ssljax.core import UNLABELLED
 from ssljax.data.splits import Split
-from ssljax.training.evaluate import Predictions
+from ssljax.training.evaluate import Predicted
 from ssljax.training.job import Progress
 
 SIGNIFICANT = 0.05
@@ -54,9 +54,14 @@ def compare(wrong: np.ndarray, other: np.ndarray) -> Comparison:
   )
 
 
+def evaluated(found: Predicted) -> np.ndarray:
+  """Return the classes `[S, M]` by the weights that the method evaluates."""
+  return found.classes.get('averaged', found.classes['last'])
+
+
 def held_out(
-  predicted: Mapping[str, Predictions], split: Split
-) -> Predictions | None:
+  predicted: Mapping[str, Predicted], split: Split
+) -> Predicted | None:
   """Return the predictions of labelled rows that a split holds out.
 
   Args:
@@ -71,9 +76,9 @@ def held_out(
   return predicted['validation'] if len(split.validation) else None
 
 
-def at_end(progress: Progress, stage: str, found: Predictions) -> Progress:
+def at_end(progress: Progress, stage: str, found: Predicted) -> Progress:
   """Return the progress with the predictions at the end of a stage."""
-  wrong = found.evaluated != found.truth
+  wrong = evaluated(found) != found.truth
   entry = {
     'stage': stage,
     'step': progress.step,
@@ -144,7 +149,7 @@ def described(found: Mapping[str, Any], seed: int) -> str:
 
 
 def collapses(
-  predicted: Mapping[str, Predictions], splits: Sequence[Split], classes: int
+  predicted: Mapping[str, Predicted], splits: Sequence[Split], classes: int
 ) -> list[str]:
   """Return a text for every seed that predicts one class nearly always.
 
@@ -156,7 +161,7 @@ def collapses(
   found, texts = next(iter(predicted.values()), None), []
   if found is None:
     return texts
-  for split, own in zip(splits, found.evaluated, strict=True):
+  for split, own in zip(splits, evaluated(found), strict=True):
     known = split.labels[split.labels != UNLABELLED]
     given = np.bincount(known, minlength=classes) / max(1, len(known))
     share = np.bincount(own, minlength=classes) / max(1, len(own))

@@ -33,7 +33,7 @@ from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError
 from ssljax.training import (
   checkpoint,
-  compiled,
+  evaluate,
   guard,
   metrics_writer,
   rounds,
@@ -370,7 +370,7 @@ class _Loop:
     """Measure errors and pseudo-labels, and write, keep and say them."""
     splits = self.job.splits
     predicted = self.program.predictions(self.state, splits[0])
-    errors = compiled.errors_of(predicted)
+    errors = evaluate.errors(predicted)
     quality = self.program.measure_quality(self.state, splits)
     self.report.write_evaluation(stage, self.progress, errors, quality)
     self.progress = self.progress.with_errors(errors, quality)

@@ -5,7 +5,7 @@ import pytest
 
 from ssljax.data.splits import Split
 from ssljax.training import guard
-from ssljax.training.evaluate import Predictions
+from ssljax.training.evaluate import Predicted
 from ssljax.training.job import Progress
 
 
@@ -16,7 +16,7 @@ def ended(*wrong, images=20):
     truth = np.zeros(images, int)
     classes = {'last': (np.arange(images) < count)[None].astype(int)}
     progress = progress._replace(step=10 * (number + 1))
-    found = Predictions(classes, truth)
+    found = Predicted(truth, classes)
     progress = guard.at_end(progress, 'abcd'[number], found)
   return progress
 
@@ -75,7 +75,7 @@ def test_predictions_of_one_class_are_noticed(predicted, labels, warns):
   labels = np.array([*labels, -1])
   split = Split(7, labels, np.ones(len(labels), bool), rows, rows)
   classes = {'last': np.array([predicted])}
-  found = {'test': Predictions(classes, np.zeros(20, int))}
+  found = {'test': Predicted(np.zeros(20, int), classes)}
   texts = guard.collapses(found, [split], 3)
   assert bool(texts) == warns
   if warns:
