@@ -57,16 +57,16 @@ class Progress(NamedTuple):
   round: int = 0  # finished rounds of the stage
   begun: int = 0  # step, over all stages, at which the round began
   asked: tuple = ()  # {'step', 'rows': [S][Q], 'labels': [S][Q]} of the oracle
-  measured: tuple = ()  # steps with metrics, as [first, last, stride]
-  warnings: tuple = ()  # a text for each `Readiness` that was not met
-  # Losses [steps][S] since the last stop, of a run that was interrupted there.
-  pending: tuple = ()
   # {'stage', 'step', 'images', 'wrong': [S][K] positions of held-out images} at
   # the end of each stage, with `Options.stop_early`.
   held_out: tuple = ()
   # {'stage', 'step', 'delivered', 'delivered_step', 'seeds': [S] dicts} if the
   # job leaves out its other stages, see `guard`.
   stopped: Mapping[str, Any] = {}
+  measured: tuple = ()  # steps with metrics, as [first, last, stride]
+  warnings: tuple = ()  # a text for each `Readiness` that was not met
+  # Losses [steps][S] since the last stop, of a run that was interrupted there.
+  pending: tuple = ()
 
   @property
   def stage_start(self) -> int:

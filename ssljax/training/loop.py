@@ -369,8 +369,8 @@ class _Loop:
   def evaluate(self, stage: Stage):
     """Measure errors and pseudo-labels, and write, keep and say them."""
     splits = self.job.splits
-    predicted = self.program.predictions(self.state, splits[0])
-    errors = evaluate.errors(predicted)
+    found = self.program.predictions(self.state, splits[0])
+    errors = evaluate.errors(found)
     quality = self.program.measure_quality(self.state, splits)
     self.report.write_evaluation(stage, self.progress, errors, quality)
     self.progress = self.progress.with_errors(errors, quality)
@@ -380,9 +380,9 @@ class _Loop:
     self.say(
       f'step {self.progress.step:,}{of_all}{stages}: {_described(errors)}'
     )
-    self.warn_of_collapse(stage, predicted)
+    self.warn_of_collapse(stage, found)
     if self.is_over and self.options.stop_early:
-      self.compare_stages(stage, predicted)
+      self.compare_stages(stage, found)
 
   def warn_of_collapse(self, stage: Stage, predicted):
     """Warn once if nearly all predictions are of one class.
