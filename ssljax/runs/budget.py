@@ -9,12 +9,15 @@ takes them from there and does not measure again.
 """
 
 from collections.abc import Callable, Collection
+import contextlib
+import functools
 import math
 import pathlib
 import time
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 
 from ssljax import files
@@ -227,13 +230,22 @@ def _measured(run: build.Run, method: Method, budget: float):
   program.use_splits(group)
   options = execute.make_options(run, method.stages, run.data.train)
   seconds = float(np.clip(_OF_STAGE * budget, 0.5, 5.0))
-  # What a cache on disk has compiled before, it may not have next time.
-  was_enabled = jax.config.jax_enable_compilation_cache
-  jax.config.update('jax_enable_compilation_cache', False)
-  try:
+  with _without_cache():
     return rehearsal.measure(program, group, options, seconds)
+
+
+@contextlib.contextmanager
+def _without_cache():
+  """Switch off JAX's cache on disk: it may lack what the real run compiles."""
+  was_enabled = jax.config.jax_enable_compilation_cache
+  switch = functools.partial(jax.config.update, 'jax_enable_compilation_cache')
+  switch(False)
+  compilation_cache.reset_cache()
+  try:
+    yield
   finally:
-    jax.config.update('jax_enable_compilation_cache', was_enabled)
+    switch(was_enabled)
+    compilation_cache.reset_cache()
 
 
 def _arms(run: build.Run) -> str:
