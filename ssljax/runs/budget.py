@@ -180,27 +180,30 @@ def fit(
     InputError: the budget is too small.
   """
   config, budget = run.config, 60 * run.config.run.minutes
-  costs = [_measured(run, method, budget) for method in run.methods]
-  jobs = len(execute.groups_of(run))
+  jobs, costs = len(execute.groups_of(run)), []
 
   def needed(factor: float) -> float:
     return _END + sum(
       seconds_of(method, cost, factor, jobs, config.run.evaluate_every)
-      for method, cost in zip(run.methods, costs, strict=True)
+      for method, cost in zip(run.methods, costs, strict=False)
     )
 
-  passed = time.monotonic() - began
+  for method in run.methods:
+    costs.append(_measured(run, method, budget))
+    passed = time.monotonic() - began
+    least = passed + needed(LEAST)
+    # All processes of a run decide alike.
+    if multihost.broadcast_bool(least > budget):
+      least *= len(run.methods) / len(costs)
+      raise TooSmallError(
+        f'`minutes`={config.run.minutes:g}: {_arms(run)} need at least about '
+        f'{_up(least)} minutes here ({_up(passed + needed(0.0))} to read the '
+        f'data, compile and measure {method.name}): give '
+        f'`minutes`={_up(least * 1.1)} or more, fewer `seeds`, or '
+        '`baseline=False`',
+        least / 60,
+      )
   factor = multihost.on_main_process(lambda: _factor(needed, budget - passed))
-  least = passed + needed(LEAST)
-  if factor < LEAST:
-    fixed = passed + needed(0.0)
-    raise TooSmallError(
-      f'`minutes`={config.run.minutes:g}: {_arms(run)} need at least '
-      f'{_up(least)} minutes here ({_up(fixed)} to read the data, compile and '
-      f'measure): give `minutes`={_up(least * 1.1)} or more, fewer `seeds`, or '
-      '`baseline=False`',
-      least / 60,
-    )
   config = scaled(config, factor)
   epoch_steps = lambda spec: sampling.Sampler(spec, run.drawn[0]).epoch_steps
   net, methods = build.make_methods(
