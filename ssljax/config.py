@@ -158,6 +158,11 @@ class Run:
   epochs: float | None = _setting(
     None, 'Length of the training in passes over the images.'
   )
+  minutes: float | None = _setting(
+    None,
+    'Time budget of the whole command, instead of `steps`: after some timed '
+    'steps all lengths are multiplied by one factor.',
+  )
   seeds_at_once: int = _setting(1, 'Splits trained in one program.')
   feed: Literal['auto', 'resident', 'stream'] = _setting(
     'auto', 'Images on the devices, or decoded while training.'
@@ -179,6 +184,12 @@ class Run:
   checkpoint_seconds: float = _setting(60.0, 'Seconds between checkpoints.')
   keep_stages: bool = _setting(
     False, 'Keep the checkpoint at the end of every stage.'
+  )
+  stop_early: bool = _setting(
+    False,
+    'Leave out the stages after one that is worse than an earlier one on the '
+    'held-out labelled images, and deliver that one (needs `hold_out` or '
+    '`validation`).',
   )
   keep_every: int | None = _setting(
     None, 'Keep a checkpoint every this many steps of a stage.'
@@ -487,6 +498,7 @@ _POSITIVE = (
   *('batch_per_class', 'batch_unlabelled', 'image_size', 'evaluate_every'),
   *('record_every', 'keep_every', 'steps_per_call', 'hang_minutes'),
   *('processes', 'query_every', 'query_size', 'query_passes', 'budget'),
+  'minutes',
 )
 _NOT_NEGATIVE = 'validation', 'seed', 'corrupt', 'checkpoint_seconds'
 _MOST = 2**31 - 1  # steps, rows and sizes are int32 on the devices
@@ -539,6 +551,11 @@ def _refuse_huge(values: Mapping[str, Any]) -> None:
   require(
     epochs is None or not epochs > _MOST,
     f'`epochs`={epochs}: give a number of at most {_MOST}',
+  )
+  budget = values['minutes']
+  require(
+    budget is None or not budget > _MOST_MINUTES,
+    f'`minutes`={budget}: give a number of at most {_MOST_MINUTES}',
   )
   minutes = values['hang_minutes']
   require(
@@ -633,13 +650,19 @@ def _as_recorded(values: dict[str, Any], custom: Sequence[str] = ()) -> None:
 def to_flags(config: Config, among: Collection[str] | None = None) -> list[str]:
   """Return the lines of `flags.txt`: the settings that decide the result.
 
+  A time budget is not one of them: the lengths that follow from it are.
+
   Args:
     config: of a run.
     among: names of settings; the others are left out. None leaves none out.
   """
   lines = []
   for name, value in config.values().items():
-    if name in FREE or value is None or (among and name not in among):
+    if (
+      name in (*FREE, 'minutes')
+      or value is None
+      or (among and name not in among)
+    ):
       continue
     if isinstance(value, bool):
       lines.append(f'--{"" if value else "no"}{name}')

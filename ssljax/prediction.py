@@ -107,6 +107,7 @@ def load(
   folder = files.as_path('run', str(folder))
   found, dataset, labelled = candidates(folder, data_dir)
   chosen, reason = choose(found)
+  reason = reason or _stopped(load_lib.finished_result(folder))
   predictor = Predictor(chosen.models, dataset, labelled, chosen.name, reason)
   if chosen.held_out is None:
     return predictor
@@ -229,6 +230,18 @@ def choose(found: Sequence[Candidate]) -> tuple[Candidate, str]:
     f'{own.name} has an error of {shown(own.name)} on {len(worse)} held-out '
     f'labelled images, {best.name} {shown(best.name)}: the predictions are of '
     'the latter'
+  )
+
+
+def _stopped(result: dict[str, Any]) -> str:
+  """Return which seeds of a run deliver an earlier stage; '' if none does."""
+  stops = result['arms'][result['method']].get('stopped_early', [])
+  return '; '.join(
+    f'seed {stop["seed"]} was stopped after its stage {stop["stage"]}, with an '
+    f'error of {stop["error"]:.1f} % on {stop["images"]} held-out labelled '
+    f'images: its predictions are of stage {stop["delivered"]} '
+    f'({stop["delivered_error"]:.1f} %)'
+    for stop in stops
   )
 
 

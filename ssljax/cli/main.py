@@ -15,6 +15,7 @@ import re
 import sys
 import textwrap
 import threading
+import time
 from typing import Any
 import warnings
 
@@ -25,6 +26,7 @@ from ssljax.cli import config_flags
 from ssljax.errors import InputError, require
 from ssljax.files import as_path
 
+STARTED = time.monotonic()  # about when the program started
 _PRESETS = 'ssljax.experiments'  # the package whose folder has them
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 _TITLES = {
@@ -110,8 +112,18 @@ class MethodCommand:
       self.preset = preset
       argv = [argv[0], f'--flagfile={preset}', *argv[1:]]
     rest = self.values(argv)
+    self._refuse_length(argv[1:])
     self._prefer_command_line(argv[1:], 'steps', 'epochs')
     return rest
+
+  def _refuse_length(self, arguments) -> None:
+    """Raise `InputError` for a time budget beside a length."""
+    budget = self.values['minutes'].value
+    for name in ('steps', 'epochs'):
+      require(
+        budget is None or not config_flags.is_given(name, arguments),
+        f'`minutes`={budget}: decides the lengths: leave `{name}` out',
+      )
 
   def _prefer_command_line(self, arguments, *alternatives: str) -> None:
     """Let the command line win over a preset among exclusive flags."""

@@ -8,9 +8,13 @@ from ssljax import registry
 from ssljax.cli import main
 from ssljax.errors import InputError, require
 
+AUTO = 'auto'  # instead of a method: choose one by held-out labels
+
 
 class SelectedCommand(main.MethodCommand):
   """The command line of the method that --method names."""
+
+  others = ()  # values of --method that are no methods
 
   def __init__(
     self,
@@ -42,7 +46,7 @@ class SelectedCommand(main.MethodCommand):
     Raises:
       InputError: the method is unknown.
     """
-    if self.chosen is not None:
+    if self.chosen is not None and self.chosen not in self.others:
       registry.method(self.chosen)
     return super().parse(argv)
 
@@ -53,12 +57,23 @@ class SelectedCommand(main.MethodCommand):
 
 
 class TrainCommand(SelectedCommand):
-  """Trains the chosen method."""
+  """Trains the chosen method, or chooses one."""
+
+  others = (AUTO,)
 
   def act(self) -> None:
     """Train the run that the flags describe."""
     self.require_method()
-    super().act()
+    if self.chosen == AUTO:
+      from ssljax.cli import auto_command
+
+      require(
+        self.fits_data,
+        '`method`=auto: suits data of your own: give `images` or `dataset`',
+      )
+      auto_command.run(self.given())
+    else:
+      super().act()
 
 
 def define_method(values: flags.FlagValues) -> None:
@@ -66,6 +81,7 @@ def define_method(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'method',
     None,
-    f'The method, one of {", ".join(registry.METHODS)}.',
+    f'The method, one of {", ".join(registry.METHODS)}; `ssljax train` takes '
+    '"auto", which compares the baseline and two methods on held-out labels.',
     flag_values=values,
   )

@@ -1,6 +1,6 @@
 """Trains the run of a config from the command line, on one host or several."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import os
@@ -13,7 +13,15 @@ from ssljax.config import Config, to_flags
 from ssljax.data import datasets
 from ssljax.distributed import multihost, placement, watchdog
 from ssljax.errors import require
-from ssljax.runs import build, defaults, execute, run_folder
+from ssljax.runs import (
+  budget,
+  build,
+  choices,
+  defaults,
+  execute,
+  run_folder,
+  summary,
+)
 
 
 def run(method: str, config: Config) -> None:
@@ -23,7 +31,7 @@ def run(method: str, config: Config) -> None:
     method: name of the program; a dated folder's name begins with it.
     config: of the run.
   """
-  _train(method, _started(config))
+  _train(method, started(config))
 
 
 def run_on_data(method: str, given: Mapping[str, Any]) -> None:
@@ -33,13 +41,22 @@ def run_on_data(method: str, given: Mapping[str, Any]) -> None:
     method: name of the method.
     given: settings that the command line gives.
   """
-  load = lambda opened: defaults.load(_started(opened))
+  facts = []
+
+  def load(opened):
+    dataset, of_data = defaults.load(started(opened))
+    facts.append(of_data)
+    return dataset, of_data
+
   config, dataset, names = defaults.for_data(method, given, load)
-  said = f'settings for this data: {" ".join(to_flags(config, names))}'
+  rows = choices.lines(choices.table(config, dataset, facts[0], given))
+  said = '\n'.join(summary.aligned(rows))
+  names = names | ({'augment'} - given.keys())
+  said += f'\nsettings for this data: {" ".join(to_flags(config, names))}'
   _train(method, with_paths(config), dataset, said)
 
 
-def _started(config: Config) -> Config:
+def started(config: Config) -> Config:
   """Return a config with absolute folders, and start the devices for it."""
   placement.configure_cpu()
   config = with_paths(config)
@@ -81,19 +98,41 @@ def _train(
     say = print if multihost.is_main_process() else lambda text: None
     if said:
       say(said)
-    make = functools.partial(_make_run, config, dataset)
+    config = budget.recorded(config, folder)
+    is_new = config.run.overwrite or not run_folder.is_run(folder)
+    make = functools.partial(
+      _make_run, config, dataset, say if is_new else None
+    )
     execute.train_in_folder(make, config, folder, say=say)
 
 
 def _make_run(
-  config: Config, dataset: datasets.Dataset | None = None
+  config: Config,
+  dataset: datasets.Dataset | None = None,
+  say: Callable[[str], None] | None = None,
 ) -> build.Run:
-  """Make the run of a config, on its data set if that is open."""
+  """Make the run of a config.
+
+  Args:
+    config: of the run.
+    dataset: of the config, if it is open.
+    say: gets what was measured for a time budget; None if the lengths of the
+      config are to be taken.
+  """
+  budget.check(config)
   net = None
   if config.run.init_from is not None:
     dataset = dataset or build.load_dataset(config)
     net = api.warm_network(config, dataset)
-  return build.build(config, dataset=dataset, net=net)
+  run = build.build(config, dataset=dataset, net=net)
+  if config.run.minutes is None or say is None:
+    return run
+  return budget.fit(
+    run,
+    main.STARTED,
+    net=net,
+    say=lambda text: say(main.marked_as_flags(text)),
+  )
 
 
 def with_paths(config: Config) -> Config:

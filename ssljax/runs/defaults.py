@@ -2,7 +2,9 @@
 
 A preset states every setting of an experiment. Here are the defaults for data
 that no preset knows. They depend on the numbers of images and of labels, on the
-shape of an image, and on the method.
+shape of an image, and on the method. Images of a folder are resized to the
+median of their shorter sides, at most 64 pixels (`data.folder`), and augmented
+as `augmentation_for` says; those of a file or a prepared set are neither.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +22,12 @@ from ssljax.runs import build
 
 _TINY, _SMALL, _MIDDLE = 5, 12, 40  # sides in pixels
 # Without batch norm a network diverges at the rate of those that have it.
-_RATE_WITHOUT_NORM = 0.01
-_WITHOUT_NORM = (
+_RATEWITHOUT_NORM = 0.01
+WITHOUT_NORM = (
   *('deepbass_mnist', 'deepbass_toy', 'lenet'),
   *('elu_digits', 'elu_mnist', 'elu_svhn', 'elu_stl10'),
 )
+_PHOTOGRAPH = 24  # side in pixels; smaller images lose too much at a border
 # Settings that exclude each other: one that is given unsets the other.
 _ALTERNATIVES = (
   ('epochs', 'steps'),
@@ -143,7 +146,7 @@ def for_data(
   # Any length will do to open the data. Of features no image is augmented.
   first = {'steps': 1, 'augment': (), 'preprocess': 'none'}
   # Where a later stage makes the predictions worse, the earlier one is used.
-  first |= {'hold_out': 'auto', 'keep_stages': True}
+  first |= {'hold_out': 'auto', 'keep_stages': True, 'stop_early': True}
   if given.get('images') is not None:
     first |= {'labels': 'all'}
   opened = config_lib.from_values(method, first | _without_alternatives(given))
@@ -152,10 +155,13 @@ def for_data(
   if not len(dataset.test.labels):
     own.setdefault('hold_out', opened.split.hold_out)
     own.setdefault('keep_stages', opened.run.keep_stages)
+    own.setdefault('stop_early', opened.run.stop_early)
   if given.get('images') is not None:
     own.setdefault('image_size', dataset.train.shape[0])
   suggested = suggest(method, facts, own.get('network'))
   names = suggested.keys() - own.keys()
+  if given.get('images') is not None:
+    own.setdefault('augment', augmentation_for(facts))
   return Chosen(complete(method, own, facts), dataset, frozenset(names))
 
 
@@ -190,8 +196,8 @@ def suggest(
     others = min(found['batch_unlabelled'], facts.pool)
     found['batch_unlabelled'] = others
   has_rate = 'learning_rate' in defaults | found
-  if (network or found['network']) in _WITHOUT_NORM and not has_rate:
-    found['learning_rate'] = _RATE_WITHOUT_NORM
+  if (network or found['network']) in WITHOUT_NORM and not has_rate:
+    found['learning_rate'] = _RATEWITHOUT_NORM
   return found
 
 
@@ -221,6 +227,22 @@ def network_for(method: str, facts: Facts) -> str:
   if method == 'deepbass' and side <= _MIDDLE:
     return 'deepbass_mnist'
   return f'mnist{heads}'
+
+
+def augmentation_for(facts: Facts) -> tuple[str, ...]:
+  """Return the names of augmentations that suit a folder of images.
+
+  Colour images of 24 pixels or more are taken for photographs, whose class
+  does not change in a mirror or at another place: they are mirrored and shifted
+  by up to an eighth of their side, as is usual for CIFAR-10 (4 of 32 pixels).
+  Grey images may be digits or letters, and smaller ones lose too much: no
+  augmentation.
+  """
+  side = min(facts.shape[:2])
+  is_colour = facts.is_images and facts.shape[-1] == 3
+  if not is_colour or side < _PHOTOGRAPH:
+    return ()
+  return 'flip', f'translate:{side // 8}'
 
 
 def _madnn(facts: Facts, found) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Trains a run, with or without a folder that records it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import functools
+import itertools
 import pathlib
 import time
 from typing import Any
@@ -46,6 +47,28 @@ def groups_of(run: Run) -> list[list[splits.Split]]:
   return [run.drawn[i : i + size] for i in range(0, len(run.drawn), size)]
 
 
+def jobs_of(
+  run: Run, parts: Sequence[int] = ()
+) -> list[tuple[Method, list[splits.Split]]]:
+  """Return the methods and groups of splits to train, in order.
+
+  Args:
+    run: the run.
+    parts: numbers of splits that the run had before splits were added, rising.
+      All methods are trained under these first, so that no job is inserted
+      before a finished one.
+  """
+  bounds = [0, *parts, len(run.drawn)]
+  groups, first = groups_of(run), run.drawn[0].seed
+  return [
+    (method, group)
+    for low, high in itertools.pairwise(bounds)
+    for method in run.methods
+    for group in groups
+    if low <= group[0].seed - first < high
+  ]
+
+
 class NoCheckpoints:
   """Checkpoints of a run without a folder: saves nothing, restores nothing."""
 
@@ -71,7 +94,9 @@ def settings_of(config: config_lib.Config) -> dict[str, Any]:
   # As in checkpoints of earlier versions, which knew no other default.
   if values['bn_momentum'] == registry.own_momentum(network):
     values['bn_momentum'] = None
-  return {k: v for k, v in values.items() if k not in config_lib.FREE}
+  # A job has its own splits, however many others there are.
+  left_out = *config_lib.FREE, 'seeds'
+  return {k: v for k, v in values.items() if k not in left_out}
 
 
 def make_options(run: Run, stages, feed: feeds.Feed) -> job_lib.Options:
@@ -85,6 +110,7 @@ def make_options(run: Run, stages, feed: feeds.Feed) -> job_lib.Options:
     checkpoint_seconds=settings.checkpoint_seconds,
     steps_per_call=settings.steps_per_call or (1 if one else ACCELERATOR_STEPS),
     keep_every=settings.keep_every,
+    stop_early=settings.stop_early,
   )
 
 
@@ -124,6 +150,11 @@ def train(
     folder is not None or not by_people,
     '`oracle`=people: questions need a folder: give `workdir`',
   )
+  require(
+    folder is not None or not run.config.run.stop_early,
+    '`stop_early=True`: the better stage is restored from its checkpoint: give '
+    '`workdir`',
+  )
   result = summary.begin(run)
   earlier = folder and multihost.on_main_process(
     lambda: run_folder.read_result(folder)
@@ -142,12 +173,13 @@ def train(
     if lock:
       preempted = _WhileHeld(lock, preempted)
     jobs = _Jobs(run, folder, recorder, preempted, result, on_finish)
-    jobs.progress = progress
-    for method in run.methods:
-      jobs.train_method(method)
+    jobs.progress, parts = progress, _parts(folder)
+    for method, group in jobs_of(run, parts):
+      jobs.train_group(method, group)
   result['complete'] = True
   wall = time.time() - result['started']
-  result['goodput'] = round(jobs.stepping / wall, 3)
+  if not parts:  # Else the time before splits were added counts as lost.
+    result['goodput'] = round(jobs.stepping / wall, 3)
   keep_result(folder, result)
   return result
 
@@ -184,28 +216,30 @@ class _Jobs:
     self.preempted, self.result, self.on_finish = preempted, result, on_finish
     self.metrics_start, self.stepping, self.progress = 0, 0.0, True
     self.left = len(run.methods) * len(groups_of(run))
+    self.made = {}  # programs of the current method, with their active learning
 
-  def train_method(self, method: Method) -> None:
-    """Train a method under every split."""
-    run, made = self.run, {}  # programs, with their active learning
-    for group in groups_of(run):
-      name = f'{method.name} seed {seed_range(group)}'
-      data = run.data_of(group)
-      key = len(group), id(data)
-      if key not in made:
-        program = compiled.Program(
-          method,
-          run.net,
-          data,
-          run.mesh,
-          seeds=len(group),
-          extra=queries.most(run.config, run.drawn[0]),
-        )
-        made[key] = program, queries.make(run, program, self.folder)
-      program, asks = made[key]
-      program.use_splits(group)
-      settings = settings_of(run.config)
-      self.train_job(job_lib.Job(name, program, group, asks, settings))
+  def train_group(self, method: Method, group) -> None:
+    """Train a method under a group of splits."""
+    run, made = self.run, self.made
+    name = f'{method.name} seed {seed_range(group)}'
+    data = run.data_of(group)
+    key = method.name, len(group), id(data)
+    if key not in made:
+      if any(owner != method.name for owner, *_ in made):
+        made.clear()  # It frees the memory of the other method's programs.
+      program = compiled.Program(
+        method,
+        run.net,
+        data,
+        run.mesh,
+        seeds=len(group),
+        extra=queries.most(run.config, run.drawn[0]),
+      )
+      made[key] = program, queries.make(run, program, self.folder)
+    program, asks = made[key]
+    program.use_splits(group)
+    settings = settings_of(run.config)
+    self.train_job(job_lib.Job(name, program, group, asks, settings))
 
   def train_job(self, job: job_lib.Job) -> None:
     """Train a method under a group of splits and add it to the result."""
@@ -235,9 +269,8 @@ class _Jobs:
     if self.folder is None:
       return NoCheckpoints()
     method, settings = job.program.method, self.run.config.run
-    permanent = loop.permanent(
-      method, settings.keep_stages, settings.keep_every
-    )
+    ends = settings.keep_stages or settings.stop_early
+    permanent = loop.permanent(method, ends, settings.keep_every)
     where = checkpoint_folder(self.folder, method, job.splits)
     return checkpoint.Checkpoints(where, permanent=permanent, clean_up=True)
 
@@ -384,8 +417,10 @@ def refuse_other_splits(folder: pathlib.Path, run: Run) -> None:
         f'`workdir`={folder}: split.json is damaged: remove that file and run '
         'the same command again, it is written anew'
       ) from error
+    here = [split.digest for split in run.drawn]
+    both = min(len(there), len(here))  # Splits may have been added.
     require(
-      there == [split.digest for split in run.drawn],
+      both > 0 and there[:both] == here[:both],
       f'`workdir`={folder}: its split.json has other labelled images than '
       'these settings draw now (another data set or version): give another '
       'folder, or `overwrite=True`',
@@ -393,13 +428,28 @@ def refuse_other_splits(folder: pathlib.Path, run: Run) -> None:
 
 
 def keep_splits(folder: pathlib.Path, run: Run) -> None:
-  """Write `split.json`, unless it is there."""
+  """Write `split.json`, unless it is there with all splits.
+
+  `parts` are the numbers of splits that the run had before others were added.
+  """
   path = folder / 'split.json'
-  if not files.exists(path):
+  there = run_folder.read_json(path) if files.exists(path) else {}
+  before = len(there.get('splits', ()))
+  if before < len(run.drawn):
     described = {
       'dataset': run.dataset.name,
       'images': len(run.dataset.train.labels),
       'classes': list(run.dataset.classes),
       'splits': [splits.describe(split) for split in run.drawn],
     }
+    if before:
+      described['parts'] = [*there.get('parts', ()), before]
     run_folder.write_json(path, described)
+
+
+def _parts(folder: pathlib.Path | None) -> list[int]:
+  """Return `parts` of a folder's `split.json`, see `keep_splits`."""
+  path = folder and folder / 'split.json'
+  if not path or not files.exists(path):
+    return []
+  return list(run_folder.read_json(path).get('parts', ()))

@@ -1,6 +1,6 @@
 """Finished runs: their records, states and outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -48,10 +48,14 @@ class Finished:
   per_example: Callable  # (state, image, key) -> Outputs; one, so compiled once
   settings: dict[str, Any]  # the method's hyper-parameters
   measured: list[dict]  # lines of metrics.jsonl, in order
+  # The entry of `stopped_early` in result.json, {} if all stages were trained.
+  stopped: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def steps(self) -> int:
-    """Steps of the run, over all stages."""
+    """Steps of the delivered model, over all stages."""
+    if self.stopped:
+      return self.stopped['delivered_step']
     total = loop.total_steps(self.program.method)
     if total is not None:
       return total
@@ -66,6 +70,9 @@ class Finished:
   def stage_ends(self) -> dict[str, int]:
     """Last step of each stage, by its name."""
     ends = loop.stage_ends(self.program.method)
+    if self.stopped:  # Stages that were left out end with what is delivered.
+      last = self.stopped['step']
+      return {k: v if v <= last else self.steps for k, v in ends.items()}
     return ends | {list(ends)[-1]: self.steps}
 
   @property
@@ -436,7 +443,14 @@ def load(
     observer(run.net, method),
     build.settings_of(config, config.factories[arm]),
     [line for line in measured if line['seed'] == seed],
+    stop_of(result, arm, seed),
   )
+
+
+def stop_of(result: dict, arm: str, seed: int) -> Mapping[str, Any]:
+  """Return why a seed of an arm left out its last stages; {} if it did not."""
+  stops = result['arms'][arm].get('stopped_early', [])
+  return next((stop for stop in stops if stop['seed'] == seed), {})
 
 
 def kept_steps(where: pathlib.Path) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ run.lock       only while a process is running in it, see `run_lock`
 """
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import functools
@@ -113,6 +114,8 @@ def write_json(path: pathlib.Path, value) -> None:
 def look(folder: pathlib.Path, config: Config, overwrite: bool) -> dict | None:
   """Return the result if the folder holds this same run, complete.
 
+  A complete run of fewer splits is not: the others are still to be trained.
+
   Args:
     folder: may be absent.
     config: of the run.
@@ -139,7 +142,9 @@ def look(folder: pathlib.Path, config: Config, overwrite: bool) -> dict | None:
       f'`workdir`={folder}: is not empty and holds no run; give another folder',
     )
   result = read_result(folder)
-  return result if result and result.get('complete') else None
+  if not result or not result.get('complete'):
+    return None
+  return result if len(result['seeds']) >= config.split.seeds else None
 
 
 def is_run(folder: pathlib.Path) -> bool:
@@ -202,10 +207,15 @@ def claim(folder: pathlib.Path, config: Config, overwrite: bool) -> None:
       partial.unlink()
   if overwrite and is_run(folder):
     clear(folder)
-  if not is_run(folder):
+  if not is_run(folder) or _has_fewer_splits(folder, config):
     write_json(folder / 'config.json', config_lib.to_json(config))
     text = '\n'.join(config_lib.to_flags(config)) + '\n'
     files.write_atomically(folder / 'flags.txt', text)
+
+
+def _has_fewer_splits(folder: pathlib.Path, config: Config) -> bool:
+  """Return True if the run in a folder has fewer splits than a config."""
+  return read_config(folder, config.method).split.seeds < config.split.seeds
 
 
 def clear(folder: pathlib.Path) -> None:
@@ -224,16 +234,61 @@ def clear(folder: pathlib.Path) -> None:
 def refuse_other(folder: pathlib.Path, config: Config) -> None:
   """Raise `InputError` naming the settings in which two runs differ."""
   method = _recorded_method(folder) or config.method
+  remedy = 'give another folder, or `overwrite=True` to start it anew'
   if method in registry.METHODS:
     there = read_config(folder, config.method)
-    differ = config_lib.differences(there, config)
+    differ = config_lib.differences(_with_splits(there, config), config)
+    longer = _only_lengths(there, config)
   else:  # A user's, which this program does not know.
     differ = [f'`method`={method} there, `method`={config.method} here']
+    longer = False
+  if longer:
+    remedy = (
+      'schedules and averages of a longer run differ from the first step on: '
+      f'give another folder and `init_from`={folder} to train its weights '
+      'further'
+    )
   require(
     not differ,
     f'`workdir`={folder}: holds a run of other settings ({"; ".join(differ)}): '
-    'give another folder, or `overwrite=True` to start it anew',
+    f'{remedy}',
   )
+
+
+def _with_splits(there: Config, here: Config) -> Config:
+  """Return the config of a run with as many splits as another, if it may.
+
+  Splits may be added, and not removed. Those that are trained at once have to
+  be whole groups in both runs.
+
+  Args:
+    there: of the run in a folder.
+    here: of the run to be trained in it.
+
+  Raises:
+    InputError: the last splits were trained at once with fewer than others.
+  """
+  before, now = there.split.seeds, here.split.seeds
+  if before >= now:
+    return there
+  size = there.run.seeds_at_once
+  require(
+    before % size == 0,
+    f'`seeds`={now}: the run has {before} splits in groups of {size}, the last '
+    f'of which is not whole: train the others in another folder with `seed`='
+    f'{there.split.seed + before}, `seeds`={now - before}',
+  )
+  split = dataclasses.replace(there.split, seeds=now)
+  return dataclasses.replace(there, split=split)
+
+
+def _only_lengths(there: Config, here: Config) -> bool:
+  """Return True if runs differ in their lengths alone, and one is longer."""
+  values = there.values(), here.values()
+  names = {n for n in values[1] if values[0].get(n) != values[1][n]}
+  names -= {*config_lib.FREE, 'bn_momentum', 'seeds'}
+  steps = there.run.steps, here.run.steps
+  return names == {'steps'} and None not in steps and steps[1] > steps[0]
 
 
 # Types of the values of a result, and of those that come at its end.

@@ -55,10 +55,14 @@ def add(
     progress: of the job at its end.
     minimum: as in `evaluate.summarize`.
   """
-  before = (0, *progress.ends)[-2]
-  last_stage = [e for e in progress.evaluations if e['step'] > before]
+  end = progress.delivered_step
+  before = max([0, *(step for step in progress.ends if step < end)])
+  evaluations = [e for e in progress.evaluations if e['step'] <= end]
+  last_stage = [e for e in evaluations if e['step'] > before]
   names = [stage.name for stage in method.stages]
-  ends = dict(zip(names, progress.ends, strict=True))
+  reached = dict(zip(names, progress.ends, strict=False))
+  # After the stages that a stopped job leaves out it is what it delivers.
+  ends = {name: reached.get(name, end) for name in names}
   stages = evaluate.by_stage(progress.evaluations, ends)
   found = {
     'test_error': evaluate.summarize(last_stage, minimum=minimum),
@@ -68,12 +72,19 @@ def add(
   empty = {'steps': progress.step, 'seconds': 0.0, 'test_error': {}}
   empty |= {kind: {} for kind, errors in found.items() if errors}
   entry = result['arms'].setdefault(method.name, empty)
-  for name, values in _final_quality(progress).items():
+  for name, values in _final_quality(evaluations).items():
     known = entry.setdefault('pseudo_labels', {}).setdefault(name, [])
     known.extend(values)
   entry['seconds'] = round(entry['seconds'] + progress.seconds, 1)
   if progress.asked:
     entry.setdefault('asked', []).extend(_queried(progress))
+  if progress.stopped:
+    entry.setdefault('stopped_early', []).extend(_stops(progress.stopped))
+  if progress.held_out:
+    last = next(x for x in progress.held_out if x['step'] == end)
+    entry.setdefault('held_out', []).extend(
+      {'images': last['images'], 'wrong': wrong} for wrong in last['wrong']
+    )
   if progress.warnings:
     entry.setdefault('warnings', []).extend(progress.warnings)
   for kind, errors in found.items():
@@ -83,9 +94,15 @@ def add(
     result.update(entry)
 
 
-def _final_quality(progress: Progress) -> dict[str, list[float | None]]:
+def _stops(stopped: dict[str, Any]) -> list[dict[str, Any]]:
+  """Return why the seeds of a job were stopped, a dict for each."""
+  shared = {k: v for k, v in stopped.items() if k != 'seeds'}
+  return [each | shared for each in stopped['seeds']]
+
+
+def _final_quality(evaluations) -> dict[str, list[float | None]]:
   """Return the quality of the pseudo-labels at the end, `[S]` by name."""
-  return progress.evaluations[-1].get('pseudo_labels', {})
+  return evaluations[-1].get('pseudo_labels', {})
 
 
 def _queried(progress: Progress) -> list[dict[str, list[int]]]:

@@ -23,6 +23,7 @@ class Options(NamedTuple):
   # points of the program.
   preempted: Callable[[], bool] = lambda: False
   progress: bool = True  # show a progress bar
+  stop_early: bool = False  # leave out stages after a worse one, see `guard`
   following: str = ''  # text about the jobs after this one
 
 
@@ -56,6 +57,12 @@ class Progress(NamedTuple):
   round: int = 0  # finished rounds of the stage
   begun: int = 0  # step, over all stages, at which the round began
   asked: tuple = ()  # {'step', 'rows': [S][Q], 'labels': [S][Q]} of the oracle
+  # {'stage', 'step', 'images', 'wrong': [S][K] positions of held-out images} at
+  # the end of each stage, with `Options.stop_early`.
+  held_out: tuple = ()
+  # {'stage', 'step', 'delivered', 'delivered_step', 'seeds': [S] dicts} if the
+  # job leaves out its other stages, see `guard`.
+  stopped: Mapping[str, Any] = {}
   measured: tuple = ()  # steps with metrics, as [first, last, stride]
   warnings: tuple = ()  # a text for each `Readiness` that was not met
   # Losses [steps][S] since the last stop, of a run that was interrupted there.
@@ -65,6 +72,11 @@ class Progress(NamedTuple):
   def stage_start(self) -> int:
     """The step, over all stages, at which the current stage began."""
     return self.ends[self.stage - 1] if self.stage else 0
+
+  @property
+  def delivered_step(self) -> int:
+    """The step whose state the job delivers."""
+    return self.stopped['delivered_step'] if self.stopped else self.step
 
   def is_over(self, stage: Stage) -> bool:
     """Return True if the current stage, which is given, has ended."""

@@ -31,7 +31,14 @@ from ssljax.core import Method, Stage, TrainState, no_update
 from ssljax.distributed import multihost
 from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError
-from ssljax.training import checkpoint, metrics_writer, rounds, spans
+from ssljax.training import (
+  checkpoint,
+  evaluate,
+  guard,
+  metrics_writer,
+  rounds,
+  spans,
+)
 from ssljax.training.job import Job, Options, Progress
 from ssljax.training.rounds import Call, Round
 from ssljax.training.snapshots import Snapshots
@@ -121,7 +128,8 @@ def fit(
     metrics_start: bytes in metrics.jsonl that belong to earlier jobs.
 
   Returns:
-    The last state, with a leading axis [S] of seeds, and the progress.
+    The state to deliver, with a leading axis [S] of seeds, and the progress. It
+    is the last one, or that of an earlier stage, see `guard`.
 
   Raises:
     DivergedError: a loss is not finite; the last checkpoint before it is kept.
@@ -136,8 +144,12 @@ def fit(
     job.name, loop.progress.step, total, options.progress
   ) as bar:
     for number in range(loop.progress.stage, len(loop.stages)):
-      loop.run_stage(number, bar)
+      if not loop.progress.stopped:
+        loop.run_stage(number, bar)
   checkpoints.wait()
+  if loop.progress.stopped:
+    step = loop.progress.delivered_step
+    return restore(job, checkpoints, step), loop.progress
   return loop.state, loop.progress
 
 
@@ -165,6 +177,7 @@ def _begin(
   stages = snapshots.program.method.stages
   is_last = progress.stage == len(stages) - 1
   is_over = is_last and progress.is_over(stages[-1])
+  is_over = is_over or bool(progress.stopped)
   writer.resume_job(name, seeds, progress, is_over)
   return state, progress
 
@@ -356,7 +369,8 @@ class _Loop:
   def evaluate(self, stage: Stage):
     """Measure errors and pseudo-labels, and write, keep and say them."""
     splits = self.job.splits
-    errors = self.program.evaluate(self.state, splits[0])
+    found = self.program.predictions(self.state, splits[0])
+    errors = evaluate.errors(found)
     quality = self.program.measure_quality(self.state, splits)
     self.report.write_evaluation(stage, self.progress, errors, quality)
     self.progress = self.progress.with_errors(errors, quality)
@@ -366,6 +380,43 @@ class _Loop:
     self.say(
       f'step {self.progress.step:,}{of_all}{stages}: {_described(errors)}'
     )
+    self.warn_of_collapse(stage, found)
+    if self.is_over and self.options.stop_early:
+      self.compare_stages(stage, found)
+
+  def warn_of_collapse(self, stage: Stage, predicted):
+    """Warn once if nearly all predictions are of one class.
+
+    A network has no opinion in the first half of its first stage.
+    """
+    done = self.progress.step - self.progress.stage_start
+    if self.progress.stage == 0 and 2 * done < stage.steps:
+      return
+    classes = self.program.data.classes
+    for text in guard.collapses(predicted, self.job.splits, classes):
+      seed, _, said = text.partition(': ')
+      begin = f'{seed}: at step '
+      if not any(w.startswith(begin) for w in self.progress.warnings):
+        text = f'{begin}{self.progress.step} ({stage.name}) {said}'
+        _LOG.warning('%s %s', self.job.program.method.name, text)
+        self.progress = self.progress.with_warning(text)
+
+  def compare_stages(self, stage: Stage, predicted):
+    """Stop the job after this stage if an earlier one was better."""
+    found = guard.held_out(predicted, self.job.splits[0])
+    if found is None:
+      return
+    self.progress = guard.at_end(self.progress, stage.name, found)
+    if self.progress.stage == len(self.stages) - 1:
+      return
+    seeds = [split.seed for split in self.job.splits]
+    self.progress = self.progress._replace(
+      stopped=guard.stopped(self.progress, seeds)
+    )
+    for seed in seeds if self.progress.stopped else ():
+      text = guard.described(self.progress.stopped, seed)
+      _LOG.warning('%s %s', self.job.program.method.name, text)
+      self.progress = self.progress.with_warning(text)
 
   def save(self):
     """Write a checkpoint in the background."""

@@ -49,3 +49,18 @@ def test_a_flag_of_the_method_is_known(tmp_path):
   flags = '--method=fixmatch', '--threshold=0.7', f'--workdir={folder}'
   assert binary.run(*SHORT, *flags, '--nobaseline', binary='train') == 0
   assert '--threshold=0.7' in (folder / 'flags.txt').read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'expected'),
+  [
+    (['--method=auto'], 'suits data of your own'),
+    (['--method=auto', '--dataset=x', '--overwrite'], 'takes neither --over'),
+    (['--method=madnn', '--minutes=3', '--steps=2'], 'leave --steps out'),
+    (['--method=madnn', '--minutes=0'], '--minutes=0.0: give a number above 0'),
+  ],
+)
+def test_a_choice_or_a_budget_that_cannot_be_is_one_line(
+  capsys, flags, expected
+):
+  assert expected in binary.refused(capsys, *flags, binary='train')

@@ -9,7 +9,8 @@ import pytest
 import ssljax
 from ssljax import config
 from ssljax.errors import InputError
-from ssljax.runs import execute, run_folder
+from ssljax.runs import build, execute, load, run_folder
+from ssljax.training import metrics_writer
 
 
 def refuse():
@@ -92,3 +93,72 @@ def test_the_result_names_the_steps_without_metrics(tmp_path):
   whole = fit(tmp_path / 'whole')
   assert 'metrics_missing' not in whole
   assert whole['test_error'] == result['test_error']
+
+
+def train(folder, **values):
+  """Train two methods on digits under some splits; return the result."""
+  settings = config.from_values(
+    'madnn',
+    {'network': 'linear', 'batch_labelled': 8, 'batch_unlabelled': 8}
+    | {'steps': 2, 'labels': '2', 'average': 0.0}
+    | values,
+  )
+  result, _ = execute.train_in_folder(
+    lambda: build.build(settings), settings, folder, say=str, progress=False
+  )
+  return result
+
+
+def measured(folder):
+  """Lines of metrics.jsonl without times, in the order of job and step."""
+  lines = map(json.loads, (folder / 'metrics.jsonl').open())
+  timing = (*metrics_writer.TIMING, 'images_per_second')
+  found = [{k: v for k, v in x.items() if k not in timing} for x in lines]
+  return sorted(found, key=lambda x: (x['job'], x['seed'], x['step'], len(x)))
+
+
+def test_splits_are_added_to_a_finished_run(tmp_path):
+  whole = train(tmp_path / 'whole', seeds=2)
+  first = train(tmp_path / 'run', seeds=1)
+  before = (tmp_path / 'run/metrics.jsonl').read_bytes()
+  grown = train(tmp_path / 'run', seeds=2)
+  # What was trained before is kept byte for byte, and comes first.
+  assert (tmp_path / 'run/metrics.jsonl').read_bytes().startswith(before)
+  assert measured(tmp_path / 'run') == measured(tmp_path / 'whole')
+  assert grown['seeds'] == [0, 1] and grown['complete']
+  assert grown['splits'] == whole['splits']
+  for arm in ('supervised', 'madnn'):
+    errors = [r['arms'][arm]['test_error'] for r in (first, grown, whole)]
+    assert errors[1] == errors[2]
+    assert errors[1]['last'][:1] == errors[0]['last']
+  assert load.load(tmp_path / 'run', 1).split.seed == 1
+  split = json.loads((tmp_path / 'run/split.json').read_text())
+  assert split['parts'] == [1]
+  with pytest.raises(InputError, match='seeds=2 there, seeds=1 here'):
+    train(tmp_path / 'run', seeds=1)
+  with pytest.raises(InputError, match=r'init_from=.* to train its weights'):
+    train(tmp_path / 'run', seeds=2, steps=9)
+
+
+def test_jobs_of_added_splits_come_after_all_others():
+  digits = config.from_values(
+    'madnn', {'steps': 1, 'seeds': 4, 'network': 'linear'}
+  )
+  run = build.build(digits)
+  shown = [
+    (method.name, group[0].seed) for method, group in execute.jobs_of(run, [1])
+  ]
+  assert shown == [
+    *(('supervised', 0), ('madnn', 0)),
+    *(('supervised', seed) for seed in (1, 2, 3)),
+    *(('madnn', seed) for seed in (1, 2, 3)),
+  ]
+
+
+def test_a_group_of_splits_that_is_not_whole_cannot_grow(tmp_path):
+  at_once = {'steps': 1, 'seeds_at_once': 2}
+  before = config.from_values('supervised', {'seeds': 3} | at_once)
+  run_folder.claim(tmp_path, before, overwrite=False)
+  now = config.from_values('supervised', {'seeds': 5} | at_once)
+  with pytest.raises(InputError, match='with seed=3, seeds=2'):
+    run_folder.refuse_other(tmp_path, now)

@@ -1,0 +1,114 @@
+"""Compares methods on held-out labels, and keeps the best run: `runs.auto`."""
+
+from collections.abc import Mapping
+import pathlib
+import time
+from typing import Any
+
+from ssljax import files
+from ssljax.cli import main, train_command
+from ssljax.config import Config
+from ssljax.data import datasets
+from ssljax.distributed import multihost
+from ssljax.errors import InputError, require
+from ssljax.runs import (
+  auto,
+  budget,
+  build,
+  defaults,
+  execute,
+  run_folder,
+  summary,
+)
+
+
+def run(given: Mapping[str, Any]) -> None:
+  """Train the candidates, and print the comparison and the chosen run.
+
+  Args:
+    given: settings that the command line gives.
+  """
+  given = dict(given)
+  require(
+    not given.get('overwrite') and given.get('init_from') is None,
+    '`method`=auto: takes neither `overwrite=True` nor `init_from`: give '
+    'another `workdir`',
+  )
+  minutes = given.pop('minutes', None) or auto.MINUTES
+  folder = _folder(given)
+  record = auto.decided(folder)
+  if record is None:
+    record = _compare(given, folder, minutes)
+  auto.keep(folder, record)
+  images = record['compared'][0]['images']
+  print(f'error on {images} held-out labelled images, by method')
+  print('\n'.join(summary.aligned(auto.table(record))))
+  print(summary.table(run_folder.read_result(folder), folder))
+
+
+def _folder(given: Mapping[str, Any]) -> pathlib.Path:
+  """Return the folder of the run."""
+  if given.get('workdir') is not None:
+    return files.as_path('workdir', given['workdir'])
+  name = given.get('images') or given.get('dataset')
+  return run_folder.dated(f'auto-{name}')
+
+
+def _compare(
+  given: dict[str, Any], folder: pathlib.Path, minutes: float
+) -> dict[str, Any]:
+  """Train the candidates in their folders, and return the comparison."""
+  opened = {}
+
+  def load(config: Config):
+    if not opened:
+      opened['dataset'] = build.load_dataset(train_command.started(config))
+    split = build.draw_splits(config, opened['dataset'])[0]
+    return opened['dataset'], defaults.facts_of_split(opened['dataset'], split)
+
+  own = {'labels': 'all'} | given
+  _, dataset, _ = defaults.for_data('supervised', own, load)
+  require(
+    not multihost.is_multiprocess(),
+    '`method`=auto: chooses on one host: start one process, or give a method',
+  )
+  names = auto.candidates_of(dataset)
+  own = auto.hold_out(dataset, given) | own
+  print(f'comparing {", ".join(names)} for {minutes:g} minutes in all')
+  began, found = main.STARTED, []
+  for name in names:
+    part = auto.minutes_of(name, names, minutes)
+    where = folder / auto.CANDIDATES / name
+    values = own | {'minutes': part, 'workdir': str(where)}
+    config, _, _ = defaults.for_data(name, values, load)
+    try:
+      _train(train_command.with_paths(config), dataset, where, began)
+    except budget.TooSmallError as error:
+      needed = 1.1 * error.minutes * minutes / part
+      raise InputError(
+        f'`minutes`={minutes:g}: {name} gets {part:g} of them, and needs '
+        f'{error.minutes:.1f} here: give `minutes`={needed:.0f} or more'
+      ) from error
+    found.append(auto.errors_of(where))
+    began = time.monotonic()
+  return auto.compare(found)
+
+
+def _train(
+  config: Config,
+  dataset: datasets.Dataset,
+  folder: pathlib.Path,
+  began: float,
+) -> None:
+  """Train a candidate in its folder, for its part of the budget."""
+  is_new = not run_folder.is_run(folder)
+  config = budget.recorded(config, folder)
+
+  def make() -> build.Run:
+    made = build.build(config, dataset=dataset)
+    if not is_new:
+      return made
+    say = lambda text: print(main.marked_as_flags(text))
+    return budget.fit(made, began, say=say)
+
+  execute.train_in_folder(make, config, folder)
