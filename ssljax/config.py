@@ -700,6 +700,8 @@ def differences(there: Config, here: Config) -> list[str]:
     # It follows from the number of steps, which a run of epochs does not know
     # before it is built.
     ignored.add('bn_momentum')
+  if here.network.compute_dtype == 'auto':
+    ignored.add('compute_dtype')  # the devices decide, when the run is built
   return [
     f'{shown(name, values[0].get(name))} there, '
     f'{shown(name, values[1].get(name))} here'

@@ -53,7 +53,7 @@ def as_input(x, *parameters, dtype=None, inexact=True):
 
 def widened(x: jax.Array) -> jax.Array:
   """Return `x`, of any shape, in float32 if its dtype is narrower."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 def pooled_mean(x: jax.Array) -> jax.Array:
