@@ -20,7 +20,6 @@ formats if it is installed.
 import contextlib
 import functools
 import importlib.util
-import os
 from typing import Any
 from unittest import mock
 
@@ -38,6 +37,7 @@ from ssljax.experiments.benchmarks import (
   consistency_speed,
   stream_speed,
   timing,
+  torch_steps,
 )
 from ssljax.experiments.benchmarks.steps import (
   show,
@@ -58,58 +58,6 @@ NETWORKS = {
 }
 
 
-def torch_step(name: str, batch: int, side: int, channels: int, layout: str):
-  """Return a function that trains one step of a network in PyTorch.
-
-  Args:
-    name: name of the network in `NETWORKS`.
-    batch: B, images of a step.
-    side: height and width of an image in pixels.
-    channels: channels of an image.
-    layout: memory format, 'contiguous_format' or 'channels_last'.
-  """
-  import torch
-  from torch import nn
-
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
-  layers = []
-
-  def block(features, kernel=3, padding='same'):
-    nonlocal channels
-    convolution = nn.Conv2d(
-      channels, features, kernel, padding=padding, bias=False
-    )
-    norm = nn.BatchNorm2d(features, eps=1e-3)
-    layers.extend([convolution, norm, nn.LeakyReLU(0.1, inplace=True)])
-    channels = features
-
-  large = name == 'ConvLarge'
-  for width in (128, 256) if large else (32, 64):
-    for _ in range(3 if large else 2):
-      block(width)
-    layers.extend([nn.MaxPool2d(2, ceil_mode=True), nn.Dropout(0.5)])
-  block(512 if large else 128, padding='valid')
-  if large:
-    block(256, 1)
-    block(128, 1)
-  head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)]
-  memory = {'memory_format': getattr(torch, layout)}
-  shape = (batch, NETWORKS[name][2], side, side)
-  net = nn.Sequential(*layers, *head).to(**memory)
-  tx = torch.optim.SGD(
-    net.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=4e-5
-  )
-  image, labels = torch.rand(shape).to(**memory), torch.arange(batch) % 10
-
-  def step():
-    tx.zero_grad()
-    nn.functional.cross_entropy(net(image), labels).backward()
-    nn.utils.clip_grad_value_(net.parameters(), 2.0)
-    tx.step()
-
-  return step
-
-
 def part_conv(rounds: int) -> None:
   """Compare training steps with XLA's, our and PyTorch's convolutions."""
   for name, (make, side, channels, batch) in NETWORKS.items():
@@ -123,8 +71,11 @@ def part_conv(rounds: int) -> None:
     against = ['native']
     if importlib.util.find_spec('torch'):
       for layout in ('contiguous_format', 'channels_last'):
-        steps[f'PyTorch {layout}'] = torch_step(
-          name, batch, side, channels, layout
+        steps[f'PyTorch {layout}'] = torch_steps.supervised_step(
+          torch_steps.NETWORKS[name](),
+          (batch, channels, side, side),
+          layout=layout,
+          clip=2.0,
         )
     measured = timing.rates(steps, dict.fromkeys(steps, batch), rounds)
     if len(steps) > 2:

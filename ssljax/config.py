@@ -101,6 +101,11 @@ class Network:
     'Momentum of batch-norm statistics; if unset, 1 - 6 / steps, at most the '
     "network's own and at least 0.5.",
   )
+  compute_dtype: Literal['auto', 'float32', 'bfloat16'] = _setting(
+    'auto',
+    'Dtype of convolutions, matrix products and activations: float32, '
+    'bfloat16, or auto: bfloat16 on TPUs and recent GPUs, float32 elsewhere.',
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -637,10 +642,11 @@ def _as_recorded(values: dict[str, Any], custom: Sequence[str] = ()) -> None:
   """Complete the settings of a record, in place.
 
   Records of earlier versions name no momentum of batch norm: it was the
-  network's own at any length.
+  network's own at any length. They name no dtype: it was float32.
   """
   network = values.get('network', Network().network)
   is_object = any(part.startswith('net') for part in custom)
+  values.setdefault('compute_dtype', 'float32')
   unknown = values.get('bn_momentum') is None and not is_object
   if unknown and values.get('steps') is not None:
     registry.choose('network', network, registry.NETWORKS)
@@ -717,6 +723,8 @@ def differences(there: Config, here: Config) -> list[str]:
     # It follows from the number of steps, which a run of epochs does not know
     # before it is built.
     ignored.add('bn_momentum')
+  if here.network.compute_dtype == 'auto':
+    ignored.add('compute_dtype')  # the devices decide, when the run is built
   return [
     f'{shown(name, values[0].get(name))} there, '
     f'{shown(name, values[1].get(name))} here'

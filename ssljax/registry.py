@@ -161,6 +161,7 @@ for _name, _norm in (
   NETWORKS[_name] = functools.partial(
     convlarge.convlarge, norm=_norm, momentum=convlarge.MOMENTUM[_norm]
   )
+_OWN_NETWORKS = frozenset(NETWORKS)
 ACQUISITIONS = acquisition.ACQUISITIONS
 
 
@@ -171,6 +172,11 @@ def method(name: str) -> MethodEntry:
     InputError: there is none of this name.
   """
   return METHODS[choose('method', name, METHODS)]
+
+
+def is_own_network(name: str) -> bool:
+  """True for the networks of ssljax, False for registered ones."""
+  return name in _OWN_NETWORKS
 
 
 def own_momentum(network: str) -> float | None:

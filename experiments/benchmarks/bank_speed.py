@@ -86,9 +86,13 @@ def part_bank(rounds: int, plot: str | None = None) -> None:
   show_devices()
 
 
-def show_rates(bank, labels, v, own, rounds: int) -> None:
-  """Print rates as fractions of a plain product's, and compare with faiss."""
-  known = bank[:LABELLED]
+def show_rates(bank, labels, v, own, rounds: int) -> dict[str, float]:
+  """Print rates as fractions of a plain product's, and compare with faiss.
+
+  Returns:
+    The fractions by name: 'aggregation' and 'search'.
+  """
+  known = bank[: max(K, len(bank) * LABELLED // ROWS)]
   steps = {
     'product': timed_call(product, v, bank),
     'aggregation': timed_call(aggregation, v, own, bank, labels),
@@ -106,15 +110,17 @@ def show_rates(bank, labels, v, own, rounds: int) -> None:
   # The loss has three products: logits, logits again, and the gradient.
   times = {
     f'loss with gradient, N = {len(bank)}': (3, 'product', 'aggregation'),
-    f'top {K} of {LABELLED}': (1, 'small product', 'search'),
+    f'top {K} of {len(known)}': (1, 'small product', 'search'),
   }
+  found = {}
   flops = 2 * QUERIES * DIM * len(bank) / taken['product']
   print(f'\nB = {QUERIES}, D = {DIM}; plain product: {flops / 1e9:.0f} GFLOP/s')
   for title, (products, plain, ours) in times.items():
-    rate = products * taken[plain] / taken[ours]
+    rate = found[ours] = products * taken[plain] / taken[ours]
     print(f'  {title}: {1e3 * taken[ours]:.0f} ms, {rate:.2f} x that rate')
   if 'faiss' in taken:
     print(f'  {taken["faiss"] / taken["search"]:.1f} x as fast as faiss')
+  return found
 
 
 def peak(f) -> int | None:

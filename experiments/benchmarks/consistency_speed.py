@@ -18,7 +18,7 @@ from ssljax import optimizers, registry
 from ssljax.augment import named
 from ssljax.core import BatchSpec, Method
 from ssljax.experiments.benchmarks import steps as steps_lib
-from ssljax.experiments.benchmarks import timing
+from ssljax.experiments.benchmarks import timing, torch_steps
 from ssljax.methods.fixmatch import fixmatch
 from ssljax.networks import small, wide_resnet
 
@@ -108,7 +108,7 @@ def torch_fixmatch(layout: str) -> Callable:
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   memory = {'memory_format': getattr(torch, layout)}
-  net = torch_wide_resnet().to(**memory)
+  net = torch_steps.wide_resnet().to(**memory)
   average = [x.detach().clone() for x in net.state_dict().values()]
   tx = torch.optim.SGD(
     net.parameters(), 0.03, momentum=0.9, nesterov=True, weight_decay=5e-4
@@ -134,45 +134,6 @@ def torch_fixmatch(layout: str) -> Callable:
           old.lerp_(new, 0.001)
 
   return step
-
-
-def torch_wide_resnet():
-  """Return WRN-28-2 of `networks.wide_resnet` as a PyTorch module."""
-  from torch import nn
-
-  def activation(width):
-    return nn.Sequential(
-      nn.BatchNorm2d(width, eps=1e-3, momentum=1e-3),
-      nn.LeakyReLU(0.1, inplace=True),
-    )
-
-  class Block(nn.Module):
-    def __init__(self, before, width, stride, first):
-      super().__init__()
-      conv = functools.partial(nn.Conv2d, bias=False)
-      self.first = first
-      self.before = activation(before)
-      self.conv1 = conv(before, width, 3, stride, 1)
-      self.between = activation(width)
-      self.conv2 = conv(width, width, 3, 1, 1)
-      changes = before != width or stride > 1
-      self.shortcut = conv(before, width, 1, stride) if changes else None
-
-    def forward(self, x):
-      y = self.before(x)
-      shortcut = y if self.first else x
-      if self.shortcut is not None:
-        shortcut = self.shortcut(shortcut)
-      return shortcut + self.conv2(self.between(self.conv1(y)))
-
-  layers, before = [nn.Conv2d(3, 16, 3, 1, 1, bias=False)], 16
-  for stage, width in enumerate((32, 64, 128)):
-    for i in range(4):
-      stride = 2 if stage and i == 0 else 1
-      layers.append(Block(before, width, stride, stage == i == 0))
-      before = width
-  head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, CLASSES)]
-  return nn.Sequential(*layers, activation(128), *head)
 
 
 # Augmentation.
@@ -344,30 +305,46 @@ def without_augmentation(name: str, net, spec: BatchSpec) -> Method:
   return factory(net, optimizers.optimizer, spec, 1000, **more)
 
 
-def show_overheads(rounds: int) -> None:
-  """Print the time of every method's step over that of a supervised step.
+class Overhead(NamedTuple):
+  """The cost of a method's step."""
 
-  The supervised step is on as many images as the method's largest pass in
-  training mode has.
+  ratio: float  # of its time and of a supervised step's
+  size: int  # images of the supervised step: of the method's largest pass
+  passes: Passes
+
+
+def overhead(name: str, rounds: int) -> Overhead:
+  """Measure a method's step beside a supervised step on the same images.
+
+  Args:
+    name: of the method.
+    rounds: number of measurements.
   """
   net, spec = small.small(CLASSES), BatchSpec(LABELLED, UNLABELLED)
+  make = functools.partial(steps_lib.training_step, side=28, channels=1)
+  counting, passes = counted(net)
+  method = without_augmentation(name, counting, spec)
+  step = make(method, counting, stage=len(method.stages) - 1)
+  for counts in passes:
+    counts.clear()
+  step()  # traces it, which counts the passes
+  size = max(passes.trained)
+  plain = make(steps_lib.supervised_on(net, BatchSpec(size)), net)
+  taken = timing.seconds({'own': step, 'plain': plain}, rounds)
+  return Overhead(taken['own'] / taken['plain'], size, passes)
+
+
+def show_overheads(rounds: int) -> None:
+  """Print the time of every method's step over that of a supervised step."""
   print(
     f'\noverhead over a supervised step on the same images, MNIST network, '
     f'{LABELLED} + {UNLABELLED} images of 28x28; views are given'
   )
-  make = functools.partial(steps_lib.training_step, side=28, channels=1)
   for name in METHODS:
-    counting, passes = counted(net)
-    method = without_augmentation(name, counting, spec)
-    step = make(method, counting, stage=len(method.stages) - 1)
-    for counts in passes:
-      counts.clear()
-    step()  # traces it, which counts the passes
-    size = max(passes.trained)
-    plain = make(steps_lib.supervised_on(net, BatchSpec(size)), net)
-    taken = timing.seconds({'own': step, 'plain': plain}, rounds)
-    ratio = taken['own'] / taken['plain']
-    trained = ' + '.join(map(str, passes.trained))
-    inferred = ' + '.join(map(str, passes.inferred))
+    found = overhead(name, rounds)
+    trained, inferred = (' + '.join(map(str, p)) for p in found.passes)
     also = f', inference: {inferred}' if inferred else ''
-    print(f'  {name:22s}{ratio:5.2f} x of {size}  passes: {trained}{also}')
+    print(
+      f'  {name:22s}{found.ratio:5.2f} x of {found.size}  passes: '
+      f'{trained}{also}'
+    )

@@ -35,8 +35,11 @@ def training_step(
   rows=None,
   labelled=None,
   average=0.9999,
+  at_once=1,
 ) -> Callable:
-  """Return a function that trains one step of a stage on random images.
+  """Return a function that trains a stage for a step on random images.
+
+  It returns the metrics of the step.
 
   Args:
     method: method to train.
@@ -48,6 +51,7 @@ def training_step(
     rows: N, number of training images; four batches if None.
     labelled: number of images with a label; all if None.
     average: largest decay of the averaged weights; 0 averages nothing.
+    at_once: number of steps in one call of the function.
   """
   batch_spec = method.stages[stage].batch_spec
   rows = rows or 4 * batch_spec.size
@@ -71,7 +75,7 @@ def training_step(
   state = compiled.init_stage[stage](state)
   fetched = feed.batches(
     functools.partial(sampling.rows_of_call, samplers),
-    ((i, i + 1) for i in itertools.count()),
+    ((i, i + at_once) for i in itertools.count(0, at_once)),
   )
 
   def step():
@@ -81,6 +85,7 @@ def training_step(
     source, first = (pixels, compiled.fitted), np.int32(0)
     state, metrics = step_of(state, source, rows, first)
     jax.block_until_ready((state, metrics))
+    return metrics
 
   return step
 

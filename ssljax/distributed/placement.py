@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import ctypes
 import math
 import os
+import re
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -51,6 +52,22 @@ def make_mesh(
     axis_types=(AxisType.Auto,),
     devices=jax.devices()[:count],
   )
+
+
+def compute_dtype() -> str:
+  """Return the dtype in which the devices compute fastest: a network's default.
+
+  It is bfloat16 on TPUs, and on GPUs with matrix units for it (compute
+  capability 8.0 and more, or those of AMD's); float32 elsewhere.
+  """
+  device = jax.devices()[0]
+  if device.platform == 'tpu':
+    return 'bfloat16'
+  capability = getattr(device, 'compute_capability', '0')
+  if device.platform != 'gpu':
+    return 'float32'
+  number = re.fullmatch(r'(\d+)(\.\d+)?', str(capability))
+  return 'bfloat16' if number is None or float(number[0]) >= 8 else 'float32'
 
 
 def configure_cpu() -> None:

@@ -9,7 +9,6 @@ a linear classifier, 3.1 million parameters.
 """
 
 from flax import linen as nn
-import jax.numpy as jnp
 
 from ssljax.networks import layers, network
 from ssljax.networks.cpu import conv
@@ -44,7 +43,7 @@ class ConvLarge(nn.Module):
     x = block(512, 3, 'VALID')(x, train=train)
     x = block(256, 1)(x, train=train)
     x = block(128, 1)(x, train=train)
-    embedding = jnp.mean(x, (1, 2))
+    embedding = layers.pooled_mean(x)
     if self.norm == 'batch':
       init = nn.initializers.normal(0.05)
       logits = nn.Dense(self.classes, kernel_init=init)(embedding)

@@ -36,12 +36,13 @@ class DeepBass(nn.Module):
           width,
           (3, 3),
           kernel_init=_INIT,
+          promote_dtype=layers.as_input,
           conv_general_dilated=conv.conv_general_dilated,
         )(x)
         x = layers.leaky_relu(x)
         x = layers.dropout(x, self.dropout, train=train, active=dropout)
       x = conv.max_pool(x, 2, 2)
-    x = x.reshape(x.shape[0], -1)
+    x = layers.widened(x).reshape(x.shape[0], -1)
     return network.Outputs(nn.Dense(self.classes, kernel_init=_INIT)(x), x)
 
 
@@ -57,8 +58,10 @@ class Perceptron(nn.Module):
     """Map images `[B, H, W, c]` to `Outputs` with D the last width."""
     x = image.reshape(image.shape[0], -1)
     for width in self.widths:
-      x = layers.leaky_relu(nn.Dense(width, kernel_init=_INIT)(x))
+      dense = nn.Dense(width, kernel_init=_INIT, promote_dtype=layers.as_input)
+      x = layers.leaky_relu(dense(x))
       x = layers.dropout(x, self.dropout, train=train, active=dropout)
+    x = layers.widened(x)
     return network.Outputs(nn.Dense(self.classes, kernel_init=_INIT)(x), x)
 
 

@@ -52,6 +52,7 @@ class Convolution(nn.Module):
       self.stride,
       use_bias=self.momentum is None,
       kernel_init=nn.initializers.glorot_uniform(),
+      promote_dtype=layers.as_input,
       conv_general_dilated=conv.conv_general_dilated,
     )(x)
     if self.momentum is not None:
@@ -110,7 +111,8 @@ def head(x, classes: int, embedding: int, activation) -> network.Outputs:
   dense = lambda features: nn.Dense(
     features, kernel_init=nn.initializers.glorot_uniform()
   )
-  embedded = activation(dense(embedding)(x.reshape(x.shape[0], -1)))
+  flat = layers.widened(x).reshape(x.shape[0], -1)
+  embedded = activation(dense(embedding)(flat))
   return network.Outputs(dense(classes)(embedded), embedded)
 
 

@@ -43,10 +43,11 @@ class FeatureNet(nn.Module):
     x = image.reshape(image.shape[0], -1)
     x = layers.BatchNorm(self.momentum, EPSILON, scaled=False)(x, train=train)
     for width in self.widths:
-      x = nn.Dense(width, use_bias=False)(x)
+      x = nn.Dense(width, use_bias=False, promote_dtype=layers.as_input)(x)
       x = layers.BatchNorm(self.momentum, EPSILON)(x, train=train)
       x = layers.leaky_relu(x)
       x = layers.dropout(x, self.dropout, train=train, active=dropout)
+    x = layers.widened(x)
     unit_length = nn.initializers.variance_scaling(
       1 / self.embedding, 'fan_in', 'normal'
     )

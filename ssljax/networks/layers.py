@@ -40,6 +40,27 @@ def leaky_relu(x: jax.Array) -> jax.Array:
   return jnp.maximum(x, SLOPE * x)
 
 
+def as_input(x, *parameters, dtype=None, inexact=True):
+  """Cast a layer's parameters to the dtype of its input `x`.
+
+  The `promote_dtype` of linen's layers: they then compute in the dtype of the
+  images, see `network.computing_in`, and their parameters stay float32.
+  """
+  del dtype, inexact
+  cast = lambda a: None if a is None else jnp.asarray(a, x.dtype)
+  return [x, *map(cast, parameters)]
+
+
+def widened(x: jax.Array) -> jax.Array:
+  """Return `x`, of any shape, in float32 if its dtype is narrower."""
+  return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
+def pooled_mean(x: jax.Array) -> jax.Array:
+  """Return the mean over the pixels of `x [B, H, W, c]`, float32 `[B, c]`."""
+  return jnp.mean(widened(x), (1, 2))
+
+
 def dropout(x, rate: float, *, train: bool, active: bool) -> jax.Array:
   """Apply dropout to `x [B, ...]`, within a module's compact call.
 
@@ -81,12 +102,15 @@ def convolution(features: int, size: int, stride: int, kernel_init) -> nn.Conv:
     padding=size // 2,
     use_bias=False,
     kernel_init=kernel_init,
+    promote_dtype=as_input,
     conv_general_dilated=conv.conv_general_dilated,
   )
 
 
 class BatchNorm(nn.Module):
   """Batch normalisation over all axes but the last, in float32.
+
+  The output has the dtype of the input.
 
   The running averages are debiased: they start at zero and are divided by their
   accumulated weight (as TF's `zero_debias` for the mean, here for the variance
@@ -111,7 +135,8 @@ class BatchNorm(nn.Module):
   @nn.compact
   def __call__(self, x, *, train: bool):
     """Normalise `x [..., C]`."""
-    shape = x.shape[-1:]
+    dtype, shape = x.dtype, x.shape[-1:]
+    x = widened(x)
     zeros = lambda: jnp.zeros(shape, jnp.float32)
     mean_sum = self.variable('batch_stats', 'mean', zeros)
     square_sum = self.variable('batch_stats', 'var', zeros)
@@ -139,12 +164,13 @@ class BatchNorm(nn.Module):
       var = jnp.where(is_trained, square_sum.value / divisor, 1.0)
     bias = self._parameter('bias', nn.initializers.zeros, shape)
     if self.mean_only:
-      return x + jnp.expand_dims(bias - mean, axes)
+      return (x + jnp.expand_dims(bias - mean, axes)).astype(dtype)
     scale = jax.lax.rsqrt(var + self.epsilon)
     if self.scaled:
       scale *= self._parameter('scale', nn.initializers.ones, shape)
     shift = bias - mean * scale
-    return x * jnp.expand_dims(scale, axes) + jnp.expand_dims(shift, axes)
+    y = x * jnp.expand_dims(scale, axes) + jnp.expand_dims(shift, axes)
+    return y.astype(dtype)
 
   def _parameter(self, name: str, init, shape) -> jax.Array:
     """Return a parameter of `shape` [C]."""
@@ -186,7 +212,7 @@ class WeightNorm(nn.Module):
     init = uniform if self.from_kernel else normal
     kernel = self.param('kernel', init, shape)
     norm = jnp.sqrt(jnp.sum(jnp.square(kernel), axes, keepdims=True))
-    unit = kernel / norm
+    unit = (kernel / norm).astype(x.dtype)
 
     if self.kernel:
       y = conv.conv_general_dilated(
@@ -198,6 +224,7 @@ class WeightNorm(nn.Module):
       )
     else:
       y = x @ unit
+    y = widened(y)
     axes = tuple(range(x.ndim - 1))
     if self.from_kernel:
       scale = self.param('scale', lambda key: norm).reshape(-1)
@@ -206,7 +233,7 @@ class WeightNorm(nn.Module):
     y *= jnp.expand_dims(scale, axes)
     if self.bias:
       y += jnp.expand_dims(self.param('bias', uniform, (self.features,)), axes)
-    return y
+    return y.astype(x.dtype)
 
 
 class ConvBlock(nn.Module):
@@ -229,6 +256,7 @@ class ConvBlock(nn.Module):
         padding=self.padding,
         use_bias=False,
         kernel_init=nn.initializers.normal(0.05),
+        promote_dtype=as_input,
         conv_general_dilated=conv.conv_general_dilated,
       )(x)
     else:

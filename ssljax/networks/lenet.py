@@ -14,7 +14,7 @@ fan_in), √(3 / fan_in)), biases at 0.
 from flax import linen as nn
 
 from ssljax import errors
-from ssljax.networks import network
+from ssljax.networks import layers, network
 from ssljax.networks.cpu import conv
 
 
@@ -40,10 +40,12 @@ class LeNet(nn.Module):
         (5, 5),
         padding='VALID',
         kernel_init=init,
+        promote_dtype=layers.as_input,
         conv_general_dilated=conv.conv_general_dilated,
       )(x)
       x = conv.max_pool(x, 2, 2)
-    x = nn.relu(dense(500)(x.reshape(x.shape[0], -1)))
+    x = layers.widened(x).reshape(x.shape[0], -1)
+    x = nn.relu(dense(500)(x))
     embedding = dense(self.embedding)(x)
     return network.Outputs(dense(self.classes)(embedding), embedding)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import contextlib
 import functools
 import inspect
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from flax import linen as nn
 from flax import nnx, traverse_util
@@ -150,6 +150,36 @@ def _accepted(call: Callable, **arguments) -> dict[str, Any]:
   """Return the arguments that a module's `__call__` names."""
   named = inspect.signature(call).parameters
   return {k: v for k, v in arguments.items() if k in named}
+
+
+ComputeDtype = Literal['float32', 'bfloat16']
+
+
+def computing_in(network: Network, dtype: ComputeDtype) -> Network:
+  """Return a network whose layers compute in a dtype.
+
+  The layers of `ssljax.networks` compute in the dtype of the images that they
+  are given. Parameters, statistics of batch norm, embeddings and logits are
+  float32 all the same.
+
+  Args:
+    network: one of `ssljax.networks`.
+    dtype: of convolutions, matrix products and activations.
+  """
+  if dtype == 'float32':
+    return network
+  cast = lambda image: image.astype(dtype)
+  return network._replace(
+    train=lambda params, stats, image, key: network.train(
+      params, stats, cast(image), key
+    ),
+    infer=lambda params, stats, image: network.infer(
+      params, stats, cast(image)
+    ),
+    sample=lambda params, stats, image, key: network.sample(
+      params, stats, cast(image), key
+    ),
+  )
 
 
 # Flax linen.

@@ -25,7 +25,6 @@ n / (n − 1) times these, and running averages are debiased (see
 from typing import Literal
 
 from flax import linen as nn
-import jax.numpy as jnp
 
 from ssljax import errors
 from ssljax.networks import layers, network
@@ -123,7 +122,7 @@ class ResNet(nn.Module):
           features, stride, i == 0, self.bottleneck, self.version, self.momentum
         )(x, train=train)
     x = nn.relu(norm(x)) if self.version == 2 else x
-    pooled = jnp.mean(x, (1, 2))
+    pooled = layers.pooled_mean(x)
     return heads(pooled, self.classes, self.embedding, self.version)
 
 

@@ -59,7 +59,7 @@ class ResNet9(nn.Module):
       x = conv.max_pool(layer(features, x), 2, 2, 'SAME')
       if residual:
         x = x + layer(features, layer(features, x))
-    embedding = jnp.max(x, (1, 2))
+    embedding = layers.widened(jnp.max(x, (1, 2)))
     x = layers.dropout(embedding, self.dropout, train=train, active=dropout)
     logits = nn.Dense(self.classes, use_bias=False)(x)
     return network.Outputs(SCALE * logits, embedding)

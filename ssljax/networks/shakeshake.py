@@ -145,6 +145,7 @@ class Halving(nn.Module):
       (1, 1),
       kernel_init=nn.initializers.variance_scaling(1.0, 'fan_out', 'normal'),
       bias_init=layers.uniform_fan_in(x.shape[-1]),
+      promote_dtype=layers.as_input,
       conv_general_dilated=conv.conv_general_dilated,
     )(pixels)
     halves = [mix(pixels) for pixels in shifted_pixels(nn.relu(x))]
@@ -168,7 +169,7 @@ class Block(nn.Module):
     )
     gates = jnp.full((2, x.shape[0]), 0.5, x.dtype)
     if dropout:
-      gates = draw_gates(self.make_rng('dropout'), len(x), x.dtype)
+      gates = draw_gates(self.make_rng('dropout'), len(x)).astype(x.dtype)
     mixed = shake(a, b, *gates)
     if self.stride == 2:
       x = Halving(self.features, self.momentum)(x, train=train)
@@ -194,7 +195,7 @@ class ShakeShake(nn.Module):
         stride = 2 if stage > 0 and i == 0 else 1
         block = Block(self.width * 2**stage, stride, self.momentum)
         x = block(x, train=train, dropout=dropout)
-    embedding = jnp.mean(x, (1, 2))
+    embedding = layers.pooled_mean(x)
     init = layers.uniform_fan_in(embedding.shape[-1])
     logits = nn.Dense(self.classes, kernel_init=init, bias_init=init)(embedding)
     return network.Outputs(logits, embedding)

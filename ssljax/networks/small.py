@@ -1,7 +1,6 @@
 """Small networks for grey digits, which train in seconds on a laptop."""
 
 from flax import linen as nn
-import jax.numpy as jnp
 
 from ssljax.networks import layers, network
 from ssljax.networks.cpu import conv
@@ -36,7 +35,7 @@ class Small(nn.Module):
       x = conv.max_pool(x, 2, 2, 'SAME')
       x = layers.dropout(x, self.dropout, train=train, active=dropout)
     x = block(self.embedding, 'VALID')(x, train=train)
-    pooled = jnp.mean(x, (1, 2))
+    pooled = layers.pooled_mean(x)
     init = nn.initializers.normal(0.05)
     logits = nn.Dense(self.classes, kernel_init=init)(pooled)
     if self.head is None:

@@ -23,7 +23,6 @@ are debiased (see `layers.BatchNorm`).
 """
 
 from flax import linen as nn
-import jax.numpy as jnp
 
 from ssljax import errors
 from ssljax.networks import layers, network
@@ -92,7 +91,7 @@ class WideResNet(nn.Module):
           self.momentum,
         )(x, train=train)
     x = Activation(self.momentum)(x, train=train)
-    embedding = jnp.mean(x, (1, 2))
+    embedding = layers.pooled_mean(x)
     x = layers.dropout(embedding, self.dropout, train=train, active=dropout)
     init = nn.initializers.glorot_normal()
     return network.Outputs(

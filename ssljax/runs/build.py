@@ -1,6 +1,7 @@
 """From a `Config` to a `Run`: splits, network, methods, feeds."""
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import functools
 import inspect
 import math
@@ -25,7 +26,7 @@ from ssljax.data import (
 from ssljax.data.types import RESIDENT_BYTES
 from ssljax.distributed import placement
 from ssljax.errors import InputError, require
-from ssljax.networks.network import Network
+from ssljax.networks.network import Network, computing_in
 from ssljax.runs import queries, summary
 from ssljax.signatures import given, keywords
 from ssljax.training import compiled, footprint
@@ -99,6 +100,7 @@ def build(
     sampling.Sampler(batch_spec, drawn[0]).epoch_steps
   )
   config = with_momentum(config, steps_of(config, dataset, epoch_steps))
+  config = with_compute_dtype(config)
   net, methods = make_methods(config, dataset, epoch_steps, net=net, tx=tx)
   mesh = placement.make_mesh(
     [stage.batch_spec.size for method in methods for stage in method.stages],
@@ -376,6 +378,30 @@ def _feed(dataset: datasets.Dataset, kind: str, place) -> _Fed:
 # The network and the methods.
 
 
+def with_compute_dtype(config: Config) -> Config:
+  """Return a config that names the dtype of the network's layers.
+
+  It depends on the device; the record of a run names it.
+
+  Raises:
+    InputError: bfloat16 is asked for, and the network is a user's own.
+  """
+  network = config.network
+  is_own = registry.is_own_network(network.network) and not any(
+    part.startswith('net') for part in config.custom
+  )
+  dtype = network.compute_dtype
+  require(
+    is_own or dtype != 'bfloat16',
+    '`compute_dtype`=bfloat16: holds for the networks of ssljax: leave it out, '
+    'and give the layers of your own network a dtype',
+  )
+  if dtype == 'auto':
+    dtype = placement.compute_dtype() if is_own else 'float32'
+  network = dataclasses.replace(network, compute_dtype=dtype)
+  return dataclasses.replace(config, network=network)
+
+
 def make_network(config: Config, classes: int) -> Network:
   """Make the network of a config for so many classes."""
   chosen = {
@@ -390,7 +416,8 @@ def make_network(config: Config, classes: int) -> Network:
       f'`{"bn_" if keyword == "momentum" else ""}{keyword}`: '
       f'`network`={config.network.network} has none: leave it out',
     )
-  return make(classes, **chosen)
+  dtype = with_compute_dtype(config).network.compute_dtype
+  return computing_in(make(classes, **chosen), dtype)
 
 
 def dropout_rate(config: Config) -> float:

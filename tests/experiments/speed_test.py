@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from ssljax.core import BatchSpec
-from ssljax.experiments.benchmarks import consistency_speed
+from ssljax.experiments.benchmarks import consistency_speed, torch_steps
 from ssljax.networks import network, small, wide_resnet
 
 
@@ -32,7 +32,7 @@ def test_without_pytorch_our_parts_are_measured_alone(monkeypatch, capsys):
 
 def test_pytorch_trains_the_same_network():
   pytest.importorskip('torch')
-  theirs = consistency_speed.torch_wide_resnet()
+  theirs = torch_steps.wide_resnet()
   net = wide_resnet.wide_resnet(10)
   image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
   params, stats = jax.eval_shape(net.init, jax.random.key(0), image)
