@@ -37,7 +37,9 @@ Departures from the paper:
   - Only parameters of rank 2 or more decay (`optimizers.optimizer`); in the
     authors' code all but those of batch norm do.
   - Optional: the softmax loss over the whole bank in `warm`
-    (`warm_loss='softmax'`), and a bank in bfloat16.
+    (`warm_loss='softmax'`), a bank in bfloat16, and labelled images added to
+    every step of `propagate` (`labelled_per_step`): among many images a step of
+    the paper's has hardly any.
 """
 
 import functools
@@ -558,6 +560,7 @@ def llp(
   warm: int = 100_090,
   warm_loss: Literal['nce', 'softmax'] = 'nce',
   negatives: int = 4096,
+  labelled_per_step: int = 0,
 ) -> Method:
   """Return LLP with the paper's constants.
 
@@ -582,13 +585,15 @@ def llp(
     warm_loss: loss of the first stage: noise-contrastive, or the softmax over
       the whole bank.
     negatives: rows of the bank that 'nce' contrasts the images of a step with.
+    labelled_per_step: labelled images that a step of `propagate` has beside
+      those drawn from all images; 0 in the paper.
   """
   positive(
     steps=steps, batch_unlabelled=batch_spec.unlabelled, temperature=temperature
   )
   positive(neighbours=neighbours, density_neighbours=density_neighbours)
   positive(negatives=negatives)
-  non_negative(warm=warm)
+  non_negative(warm=warm, labelled_per_step=labelled_per_step)
   fraction(bank_momentum=bank_momentum)
   settings = Settings(
     neighbours=neighbours,
@@ -602,11 +607,12 @@ def llp(
     bank_dtype=bank_dtype,
   )
   all_images = BatchSpec(0, batch_spec.unlabelled, include_labelled=True)
+  more = {'labelled': labelled_per_step, 'flag': 'labelled_per_step'}
   propagating = Stage(
     name='propagate',
     steps=steps,
     tx=tx(steps),
-    batch_spec=all_images,
+    batch_spec=all_images._replace(**more),
     loss=llp_loss(net, settings),
   )
   if density and pseudo_labels == 'neighbours':

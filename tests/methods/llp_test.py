@@ -21,7 +21,7 @@ from ssljax.core import (
   init_state,
   no_update,
 )
-from ssljax.data import feeds
+from ssljax.data import feeds, sampling
 from ssljax.data.splits import Split, draw_split
 from ssljax.distributed import placement
 from ssljax.errors import InputError
@@ -482,11 +482,29 @@ def test_an_acquired_label_has_a_vote_and_a_density():
     (dict(steps=0), 'steps'),
     (dict(warm=-1), 'warm'),
     (dict(negatives=0), 'negatives'),
+    (dict(labelled_per_step=-1), 'labelled_per_step'),
   ],
 )
 def test_invalid_settings_are_refused_by_name(arguments, flag):
   with pytest.raises(InputError, match=flag):
     make(**arguments)
+
+
+def test_labelled_images_may_be_added_to_every_step_of_propagation():
+  warm, plain = make(warm=3).stages
+  more_warm, more = make(warm=3, labelled_per_step=5).stages
+  alone = BatchSpec(0, 16, include_labelled=True)
+  assert more_warm.batch_spec == warm.batch_spec == alone
+  assert plain.batch_spec._replace(flag=alone.flag) == alone
+  assert more.batch_spec._replace(labelled=0, flag=alone.flag) == alone
+  split = draw_split(np.arange(61) % 3, 3, per_class=4, seed=1)
+  sampler = sampling.Sampler(more.batch_spec, split)
+  rows = np.stack([sampler.rows(step) for step in range(30)])
+  is_labelled = split.labels != UNLABELLED
+  assert rows.shape == (30, 21) and is_labelled[rows[:, :5]].all()
+  # The others are drawn from all images, a fifth of which have a label.
+  share = is_labelled[rows[:, 5:]].mean()
+  assert 0.1 < share < 0.3 and 12 / 61 == is_labelled.mean()
 
 
 # As many images and classes as ImageNet has, over eight devices.
