@@ -51,6 +51,7 @@ def load(
   crop: bool = False,
   with_test: bool = True,
   seed: int = 0,
+  strict: bool = True,
 ) -> Dataset:
   """Open a data set.
 
@@ -77,6 +78,7 @@ def load(
       crop leaves out as much border as is usual beside random crops.
     with_test: False leaves the test split empty.
     seed: of a set in `REDRAWN`; the others do not depend on it.
+    strict: False admits an .npz file without labels, to be predicted.
 
   Returns:
     The data set. `Source.read` may be called from many threads at once.
@@ -104,6 +106,7 @@ def load(
       test_split=test_split,
       image_size=image_size,
       with_test=with_test,
+      strict=strict,
     )
   sources, classes = EMBEDDED[name](seed)
   sources = resized(name, sources, image_size)

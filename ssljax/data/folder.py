@@ -73,6 +73,8 @@ def load(
   image_size: int | None = None,
   crop: bool = False,
   with_test: bool = True,
+  resident: bool = True,
+  strict: bool = True,
 ) -> Dataset:
   """Return the data set of a folder.
 
@@ -86,20 +88,24 @@ def load(
       median of the shorter sides, at most `MAX_SIDE`.
     crop: give `Source.crop`, see `datasets.load`.
     with_test: False leaves the test split empty.
+    resident: False decodes images whenever they are read, also few ones.
+    strict: False admits images that cannot be trained on: without labels, of
+      one class, or of classes that only the test images have.
 
   Raises:
     InputError: the folder or the file cannot be used.
   """
   root = _root(folder)
   check_image_size(image_size)
-  found = _listed(folder, root, labels_file)
-  decoded = _decoded(root, found, image_size, crop)
-  classes = _classes(folder, labels_file, decoded.images)
+  found = _listed(folder, root, labels_file, strict)
+  decoded = _decoded(root, found, image_size, crop, resident)
+  classes = _classes(folder, labels_file, decoded.images, strict)
   labels = _numbers(decoded.images, classes)
   splits = train_split, test_split
   test = _test_rows(folder, decoded.images, labels, splits, with_test)
   train = _of_split(decoded.images, train_split)
-  _refuse_few(folder, labels[train], classes, labelled=labels_file)
+  if strict:
+    _refuse_few(folder, labels[train], classes, labelled=labels_file)
   source = decoded.source._replace(labels=labels)
   rows = lambda mask: _rows(source, decoded.digests, np.flatnonzero(mask))
   tests = rows(test) if test.any() else without_rows(source)
@@ -148,7 +154,7 @@ def _root(folder: str) -> pathlib.Path:
 
 
 def _listed(
-  folder: str, root: pathlib.Path, labels_file: str | None
+  folder: str, root: pathlib.Path, labels_file: str | None, strict: bool
 ) -> tuple[_Image, ...]:
   """Return the image files of a folder, sorted by path."""
   paths = sorted(_walk(root))
@@ -160,7 +166,7 @@ def _listed(
   else:
     label_of = functools.partial(_folder_class, has_splits)
     require(
-      any(label_of(path) for path in paths),
+      not strict or any(label_of(path) for path in paths),
       f'`images`={folder}: no image lies in the folder of a class; make '
       f'{folder}/CLASS/..., or give a `labels_file` with file,label on each '
       'line',
@@ -280,7 +286,9 @@ def _text_pairs(text: str) -> list[tuple[int, str, str]]:
   return pairs
 
 
-def _classes(folder, labels_file, images: Sequence[_Image]) -> tuple[str, ...]:
+def _classes(
+  folder, labels_file, images: Sequence[_Image], strict: bool
+) -> tuple[str, ...]:
   """Return the sorted class names of the training images, after checks."""
   names = sorted({image.label for image in images if image.label})
   where = f'`images`={folder}'
@@ -292,6 +300,8 @@ def _classes(folder, labels_file, images: Sequence[_Image]) -> tuple[str, ...]:
       f"{where}: the classes '{other}' and '{name}' differ only in case; "
       'rename one if they are the same',
     )
+  if not strict:
+    return tuple(names)
   require(
     bool(names),
     f'{where}: no image has a label; label some of each class'
@@ -391,6 +401,7 @@ def _decoded(
   found: tuple[_Image, ...],
   image_size: int | None,
   crop: bool,
+  resident: bool,
 ) -> _Decoded:
   """Decode all images once; leave out those that cannot be decoded."""
   folder = str(root)
@@ -400,7 +411,8 @@ def _decoded(
   size = image_size or _side(headers.values())
   channels = 3 if any(header[2] for header in headers.values()) else 1
   shape = size, size, channels
-  resident = len(found) * math.prod(shape) <= RESIDENT_BYTES and not crop
+  small = len(found) * math.prod(shape) <= RESIDENT_BYTES
+  resident = resident and small and not crop
   pixels = np.empty((len(found) if resident else 0, *shape), np.uint8)
   digests = np.zeros(len(found), np.uint64)
   shorter = round(decode.MARGIN * size) if crop else size
