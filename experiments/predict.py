@@ -58,8 +58,8 @@ def images_of(predictor, asked: dict[str, Any]) -> prediction.Images:
     require(
       len(shape) == 3 and shape[0] == shape[1],
       f'`images`={asked["images"]}: the run was trained on rows of shape '
-      f'{shape}, not on square images: give a `dataset`; the program embed turns '
-      'images into features',
+      f'{shape}, not on square images: give a `dataset`; the program '
+      'embed turns images into features',
     )
     found = folder.to_predict(asked['images'], shape)
     classes = predictor.classes

@@ -269,7 +269,9 @@ def _input(where: str, inputs) -> _Input:
   size = lambda axis: axis if isinstance(axis, int) and axis > 0 else None
   sizes = [size(axis) for axis in shape]
   known = {**_PIXELS, 'tensor(uint8)': np.uint8}
-  colours = [axis for axis in (1, 3) if len(sizes) == 4 and sizes[axis] in (1, 3)]
+  colours = [
+    axis for axis in (1, 3) if len(sizes) == 4 and sizes[axis] in (1, 3)
+  ]
   fits = kind in known and bool(colours)
   last = fits and colours[0] == 3
   sides = sizes[1:3] if last else sizes[2:4]
@@ -306,7 +308,9 @@ def _timm(name: str, asked: Asked) -> Backbone:
   where = f'`backbone`={name}'
   timm = _library('timm', 'pip install timm', 'timm:NAME')
   torch = _library('torch', 'pip install torch', 'timm:NAME')
-  require(asked.output is None, f'`output`: {where} has one output; leave it out')
+  require(
+    asked.output is None, f'`output`: {where} has one output; leave it out'
+  )
   try:
     model = timm.create_model(
       name.removeprefix(TIMM), pretrained=True, num_classes=0
@@ -314,7 +318,7 @@ def _timm(name: str, asked: Asked) -> Backbone:
   except Exception as error:  # unknown names, networks and disks
     raise InputError(
       f'{where}: timm cannot make it ({one_line(error):.150}); '
-      "timm.list_models(pretrained=True) lists the names, whose weights timm "
+      'timm.list_models(pretrained=True) lists the names, whose weights timm '
       'downloads once'
     ) from error
   own = timm.data.resolve_model_data_config(model)
@@ -341,5 +345,3 @@ def _timm(name: str, asked: Asked) -> Backbone:
   for key, value in sorted(model.state_dict().items()):
     digest.update(key.encode() + value.cpu().numpy().tobytes())
   return Backbone(name, digest.hexdigest()[:16], how, channels, apply)
-
-

@@ -161,7 +161,9 @@ def _finish(dataset: Dataset, digests, partial, width: int, out) -> None:
   """Write the .npz file of features, labels, names and hashes."""
   fresh = out.with_name(f'{out.name}.new')
   first = 0
-  with zipfile.ZipFile(fresh, 'w', zipfile.ZIP_STORED, allowZip64=True) as whole:
+  with zipfile.ZipFile(
+    fresh, 'w', zipfile.ZIP_STORED, allowZip64=True
+  ) as whole:
 
     def add(name: str, array: np.ndarray) -> None:
       with whole.open(f'{name}.npy', 'w', force_zip64=True) as member:

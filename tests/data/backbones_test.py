@@ -180,7 +180,12 @@ def test_a_model_of_timm_gets_the_preprocessing_that_timm_names(monkeypatch):
 
   timm = types.ModuleType('timm')
   timm.create_model = create_model
-  own = {'input_size': (3, 2, 2), 'crop_pct': 0.5, 'mean': (0.0,), 'std': (2.0,)}
+  own = {
+    'input_size': (3, 2, 2),
+    'crop_pct': 0.5,
+    'mean': (0.0,),
+    'std': (2.0,),
+  }
   timm.data = types.SimpleNamespace(resolve_model_data_config=lambda _: own)
   torch = types.ModuleType('torch')
   torch.cuda = types.SimpleNamespace(is_available=lambda: False)

@@ -98,9 +98,9 @@ def test_an_interrupted_call_continues_and_others_begin_anew(photos, tmp_path):
     opened(photos), backbone(lambda x: rest.append(x) or means(x)), out, 1
   )
   assert len(rest) == 2
-  assert datasets.arrays(datasets.load(str(out)).train)[:, 0, 0, 0].tolist() == [
-    *(10, 20, 30, 40)
-  ]
+  assert datasets.arrays(datasets.load(str(out)).train)[
+    :, 0, 0, 0
+  ].tolist() == [*(10, 20, 30, 40)]
   # Features of another network are not continued.
   note = tmp_path / 'f.npz.partial.json'
   note.write_text(json.dumps({'key': 'other', 'rows': 2, 'width': 3}))
