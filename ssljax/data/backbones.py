@@ -61,7 +61,10 @@ class Asked(NamedTuple):
   output: str | None = None
 
 
-def load(name: str, asked: Asked = Asked()) -> Backbone:
+_NOTHING = Asked()
+
+
+def load(name: str, asked: Asked = _NOTHING) -> Backbone:
   """Return a backbone.
 
   Args:

@@ -162,7 +162,7 @@ def test_class_masses_are_those_of_the_labels_after_normalization():
   for i in range(M):
     if known[i] == UNLABELLED:
       mass = f[known == UNLABELLED].sum(axis=0)
-      expected[i] = np.argmax([q * x for q, x in zip((3, 3, 4), f[i] / mass)])
+      expected[i] = np.argmax(np.array([3, 3, 4]) * f[i] / mass)
   np.testing.assert_array_equal(
     p.mass_normalized(v, known, C, gamma=3.0), expected
   )
@@ -195,7 +195,7 @@ def test_a_hub_takes_all_images_from_label_propagation_unless_it_is_divided():
 
 def test_a_gamma_that_cuts_images_off_is_refused():
   x, _, known = hubs()
-  with pytest.raises(InputError, match='gamma=10000: .* a smaller one'):
+  with pytest.raises(InputError, match=r'gamma=10000: .* a smaller one'):
     p.label_propagation(x, known, 2, gamma=1e4)
 
 
