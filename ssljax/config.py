@@ -35,8 +35,8 @@ class Data:
 
   dataset: str | None = _setting(
     'digits',
-    '"digits" (embedded), the name of a TFDS data set, FILE.parquet or a folder '
-    'of such files with images and labels, or FILE.npz with arrays '
+    '"digits" (embedded), the name of a TFDS data set, FILE.parquet or a '
+    'folder of such files with images and labels, or FILE.npz with arrays '
     'train, train_labels, test, test_labels.',
   )
   images: str | None = _setting(

@@ -2,8 +2,8 @@
 
 The file is a data set for `arrays.load_npz`: `train`, `train_labels`, `test`,
 `test_labels` and `classes`; `train_files` and `test_files`, the images' names;
-and `train_digests` and `test_digests`, hashes of the original images, by which
-copies of an image are kept together when images are held out.
+and `train_digests` and `test_digests`, hashes of the original images, equal for
+near duplicates, which are kept together when images are held out.
 
 Images are read, embedded and written in batches, so that memory does not grow
 with their number. An interrupted call continues: the features lie in
@@ -73,9 +73,8 @@ def write(
 
 def _digests(source: Source) -> np.ndarray:
   """Return the hash of each image `[N]` uint64."""
-  if source.digests is None:
-    return np.zeros(0, np.uint64)
-  return source.digests()
+  found = source.groups or source.digests
+  return np.zeros(0, np.uint64) if found is None else found()
 
 
 def _key(backbone: Backbone, digests: dict[str, np.ndarray]) -> str:

@@ -34,7 +34,7 @@ import PIL.Image
 
 from ssljax import files
 from ssljax.core import UNLABELLED
-from ssljax.data import decode, duplicates, records
+from ssljax.data import decode, duplicates, near_duplicates, records
 from ssljax.data.arrays import check_image_size, in_memory, without_rows
 from ssljax.data.tfds_reader import few, listed, one_line
 from ssljax.data.types import RESIDENT_BYTES, Dataset, Images, Source
@@ -71,6 +71,7 @@ class Decoded(NamedTuple):
   images: tuple[StoredImage, ...]  # [N]
   source: Source  # of all images; its labels are not known yet
   digests: np.ndarray  # [N] uint64, of the files' bytes
+  groups: np.ndarray  # [N] uint64, equal for near duplicates
 
 
 def load(
@@ -122,7 +123,7 @@ def load(
   if strict:
     _refuse_few(folder, labels[train], classes, labelled=labels_file)
   source = decoded.source._replace(labels=labels)
-  rows = lambda mask: some_rows(source, decoded.digests, np.flatnonzero(mask))
+  rows = lambda mask: some_rows(source, decoded, np.flatnonzero(mask))
   tests = rows(test) if test.any() else without_rows(source)
   return Dataset(str(root), rows(train), tests, classes)
 
@@ -399,16 +400,17 @@ def _test_rows(
   return test & (labels != UNLABELLED)
 
 
-def some_rows(source: Source, digests: np.ndarray, rows: np.ndarray) -> Source:
+def some_rows(source: Source, of: Decoded, rows: np.ndarray) -> Source:
   """Return some rows of a source."""
   assert source.names is not None
-  of = lambda read: lambda asked, *draws: read(rows[np.asarray(asked)], *draws)
+  from_ = lambda read: lambda at, *draws: read(rows[np.asarray(at)], *draws)
   return source._replace(
     labels=source.labels[rows],
-    read=of(source.read),
-    crop=source.crop and of(source.crop),
+    read=from_(source.read),
+    crop=source.crop and from_(source.crop),
     names=source.names[rows],
-    digests=lambda: digests[rows],
+    digests=lambda: of.digests[rows],
+    groups=lambda: of.groups[rows],
   )
 
 
@@ -442,6 +444,7 @@ def decode_all(
   pixels = np.empty((len(found) if resident else 0, *shape), np.uint8)
   digests = np.zeros(len(found), np.uint64)
   shorter = round(decode.MARGIN * size) if crop else size
+  looks: list[near_duplicates.Look | None] = [None] * len(found)
 
   def fill(rows: slice):
     for row in range(rows.start, rows.stop):
@@ -450,6 +453,8 @@ def decode_all(
         content = stored.read(path)
         digests[row] = duplicates.digest(content)
         image = decode.centre(content, shape, shorter)
+        if len(found) <= near_duplicates.LARGEST:
+          looks[row] = near_duplicates.look(image)
       except Exception as error:  # codecs and disks raise many kinds
         reasons[path] = _reason(error)
         continue
@@ -469,7 +474,13 @@ def decode_all(
     source = in_memory(pixels, nowhere)
   else:
     source = _on_disk(stored, names, nowhere, shape, shorter, crop)
-  return Decoded(images, source._replace(names=names), digests[kept])
+  digests = digests[kept]
+  looks = [one for one, keep in zip(looks, kept, strict=True) if keep]
+  groups = near_duplicates.groups(looks, digests)
+  said = near_duplicates.describe(groups, digests, names)
+  if said:
+    _LOG.warning('%s: %s', stored.name, said)
+  return Decoded(images, source._replace(names=names), digests, groups)
 
 
 def _without_equal_channels(pixels: np.ndarray) -> np.ndarray:

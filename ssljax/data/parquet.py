@@ -90,9 +90,7 @@ def load(
   for split in dict.fromkeys(image.split for image in decoded.images):
     own = np.array([image.split == split for image in decoded.images])
     source = decoded.source._replace(labels=labels)
-    sources[split] = folder.some_rows(
-      source, decoded.digests, np.flatnonzero(own)
-    )
+    sources[split] = folder.some_rows(source, decoded, np.flatnonzero(own))
   require(
     train_split not in sources or (sources[train_split].labels >= 0).any(),
     f'`dataset`={name}: no image of `train_split`={train_split} has a label; '
