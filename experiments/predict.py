@@ -2,6 +2,7 @@
 
 python experiments/predict.py --run=runs/FOLDER --out=predictions.csv
 python experiments/predict.py --run=runs/FOLDER --images=DIR --out=new.csv
+python experiments/predict.py --run=runs/FOLDER --dataset=f.npz --out=new.csv
 
 Without --images or --dataset the training images are predicted, the labelled
 ones too. A line of the CSV file has
@@ -36,7 +37,8 @@ def define_flags(values: flags.FlagValues) -> None:
     'run': 'Folder of a finished run.',
     'images': 'Folder of images to predict.',
     'dataset': 'Data set to predict: FILE.npz, or a TFDS set.',
-    'split': "Split of the data set; 'test' if unset.",
+    'split': "Split of the data set; 'test' if unset, of FILE.npz 'train' if "
+    'it has no test rows.',
     'data_dir': "Folder of prepared TFDS data sets; the run's if unset.",
     'out': 'CSV file to write.',
   }.items():
@@ -56,7 +58,8 @@ def images_of(predictor, asked: dict[str, Any]) -> prediction.Images:
     require(
       len(shape) == 3 and shape[0] == shape[1],
       f'`images`={asked["images"]}: the run was trained on rows of shape '
-      f'{shape}, not on square images: give a `dataset`',
+      f'{shape}, not on square images: give a `dataset`; the program '
+      'embed turns images into features',
     )
     found = folder.to_predict(asked['images'], shape)
     classes = predictor.classes
@@ -64,15 +67,19 @@ def images_of(predictor, asked: dict[str, Any]) -> prediction.Images:
     return found._replace(given=given)
   if asked['dataset'] is None:
     return prediction.training_images(predictor)
-  split = asked['split'] or 'test'
+  from_file = asked['split'] is None and asked['dataset'].endswith('.npz')
   data = datasets.load(
     asked['dataset'],
     asked['data_dir'],
-    train_split=split,
-    with_test=False,
+    train_split='train' if from_file else asked['split'] or 'test',
+    with_test=from_file,
     image_size=shape[0] if len(shape) == 3 else None,
+    strict=False,
   )
-  return prediction.of_source(predictor, data.train)
+  tests = from_file and len(data.test.labels)
+  return prediction.of_source(
+    predictor, data.test if tests else data.train, data.classes
+  )
 
 
 def report(predictor) -> str:

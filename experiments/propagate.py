@@ -40,6 +40,7 @@ class Competitor(NamedTuple):
 COMPETITORS = {
   'LS': Competitor(propagation.label_spreading, '84.6 ± 3.4'),
   'LP': Competitor(propagation.label_propagation, '87.7 ± 2.2'),
+  'LP_CMN': Competitor(propagation.mass_normalized, '–'),
   'LP_DMT': Competitor(propagation.metric_transfer, '88.2 ± 2.3'),
   'LP_DLP': Competitor(propagation.deep_propagation, '89.2 ± 2.4'),
   'LLP': Competitor(propagation.local_propagation, '88.1 ± 2.3'),

@@ -10,6 +10,7 @@
   python experiments/speed.py --part=bank         a bank of ImageNet's size
   python experiments/speed.py --part=stream       decoding, augmenting at 224
   python experiments/speed.py --part=consistency  FixMatch and RandAugment
+  python experiments/speed.py --part=folder       a folder, and predictions
 
 The variants of a part are measured in turn in one process, for several rounds,
 and the best round of each counts, because other programs on a shared machine
@@ -35,6 +36,7 @@ from ssljax.errors import require
 from ssljax.experiments.benchmarks import (
   bank_speed,
   consistency_speed,
+  folder_speed,
   stream_speed,
   timing,
   torch_steps,
@@ -277,6 +279,7 @@ PARTS = {
   'bank': bank_speed.part_bank,
   'stream': stream_speed.part_stream,
   'consistency': consistency_speed.part_consistency,
+  'folder': folder_speed.part_folder,
 }
 
 

@@ -35,7 +35,8 @@ class Data:
 
   dataset: str | None = _setting(
     'digits',
-    '"digits" (embedded), the name of a TFDS data set, or FILE.npz with arrays '
+    '"digits" (embedded), the name of a TFDS data set, FILE.parquet or a '
+    'folder of such files with images and labels, or FILE.npz with arrays '
     'train, train_labels, test, test_labels.',
   )
   images: str | None = _setting(
@@ -177,6 +178,11 @@ class Run:
     None, 'Folder of a finished run whose weights are the initial ones.'
   )
   overwrite: bool = _setting(False, 'Restart the run in `workdir`.')
+  writers: tuple[str, ...] = _setting(
+    ('tensorboard',),
+    'Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio, with '
+    'commas between them.',
+  )
   evaluate_every: int | None = _setting(
     None, 'Steps between evaluations; a tenth of the run if unset.'
   )
@@ -238,7 +244,7 @@ PARTS = {
 # Settings of where and how fast a run is made. A resumed run may change them.
 FREE = (
   *('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt'),
-  *('images', 'labels_file'),
+  *('images', 'labels_file', 'writers'),
   *('multihost', 'coordinator', 'processes', 'process', 'hang_minutes'),
 )
 

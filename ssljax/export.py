@@ -4,15 +4,20 @@ model.stablehlo      a function uint8 images [B, H, W, c] (or float32 features
 [B, D]) -> probabilities [B, C] for any B, on CPU, CUDA
 and TPU: preprocessing, the vote of all splits and the
 temperature are inside
+model.onnx           the same function for ONNX Runtime (`formats`)
 weights.safetensors  parameters, batch statistics and constants of the
 preprocessing, with a leading axis [S] of the splits
 classes.txt          a class name per line
 README.md            model card
 predict.py           an example that needs jax, flatbuffers and NumPy alone
+predict_onnx.py      an example that needs onnxruntime and NumPy alone
 """
 
+from collections.abc import Callable, Sequence
+import contextlib
 import os
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -21,7 +26,8 @@ import numpy as np
 
 from ssljax import files, registry
 from ssljax.augment import standard
-from ssljax.errors import InputError, require
+from ssljax.data.tfds_reader import one_line
+from ssljax.errors import InputError, choose, require
 from ssljax.networks.cpu import conv
 from ssljax.prediction import Predictor
 from ssljax.runs import run_folder
@@ -43,52 +49,51 @@ for i in range(0, len(images), 256):
   for p in np.asarray(model.call(images[i : i + 256])):
     print(classes[p.argmax()], f'{{p.max():.4f}}')
 '''
+_ONNX_PROGRAM = '''\
+"""Predict images: python predict_onnx.py IMAGES.npy (needs onnxruntime)."""
+import pathlib, sys
+import numpy as np
+import onnxruntime
+
+here = pathlib.Path(__file__).parent
+model = onnxruntime.InferenceSession(str(here / 'model.onnx'))
+classes = (here / 'classes.txt').read_text(encoding='utf-8').splitlines()
+images = np.load(sys.argv[1])  # {row}
+for i in range(0, len(images), 256):
+  (p,) = model.run(None, {{'images': images[i : i + 256]}})
+  for one in p:
+    print(classes[one.argmax()], f'{{one.max():.4f}}')
+'''
 
 
-def write(predictor: Predictor, folder: str | os.PathLike) -> dict[str, Any]:
+def write(
+  predictor: Predictor,
+  folder: str | os.PathLike,
+  formats: Sequence[str] = ('stablehlo',),
+) -> dict[str, dict[str, Any]]:
   """Write the models of a run to a folder, and check what was written.
 
   Args:
     predictor: of a run.
     folder: is made; files of an earlier export are replaced.
+    formats: of `FORMATS`.
 
   Returns:
-    {'bytes': size of the function, 'difference': largest difference between
-    its probabilities and the run's on up to 256 training images}.
+    By format, {'bytes': size of the function, 'difference': largest difference
+    between its probabilities and the run's on up to 256 training images}.
 
   Raises:
     InputError: a library is missing, the network cannot be exported, or its
       probabilities differ.
   """
-  safetensors = _library('safetensors.numpy', 'safetensors')
-  _library('flatbuffers', 'flatbuffers')
+  for name in formats:
+    choose('format', name, FORMATS)
   where = files.as_path('out', str(folder))
-  model = predictor.models[0]
-  weights = _stacked([m.weights for m in predictor.models])
-  serialized = _function(predictor, weights)
-  difference = _difference(predictor, serialized)
-  require(
-    difference <= TOLERANCE,
-    f'the exported function differs from the run by {difference:.1e} in a '
-    f'probability (at most {TOLERANCE:.0e} is accepted); report this network: '
-    f'{model.config.network.network}',
-  )
-  flat = {
-    jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(x)
-    for path, x in jax.tree_util.tree_leaves_with_path(weights)
-  }
-  row = (
-    f'uint8 {("N", *model.shape)}'
-    if len(model.shape) == 3
-    else f'float32 {("N", *model.shape)}'
-  ).replace("'", '')
-  content = {
-    'model.stablehlo': bytes(serialized),
-    'weights.safetensors': safetensors.save(flat),
-    'classes.txt': '\n'.join(predictor.classes).encode() + b'\n',
-    'predict.py': _PROGRAM.format(row=row).encode(),
-    'README.md': _card(predictor, row).encode(),
-  }
+  content, found = {}, {}
+  for name in dict.fromkeys(formats):
+    model, call = FORMATS[name](predictor)
+    found[name] = {'bytes': len(model)} | _checked(predictor, call)
+    content |= _files(predictor, name, model)
   try:
     where.mkdir(parents=True, exist_ok=True)
     for name, data in content.items():
@@ -98,10 +103,53 @@ def write(predictor: Predictor, folder: str | os.PathLike) -> dict[str, Any]:
       f'`out`={where}: cannot be written ({error.strerror}): give another '
       'folder, or make room'
     ) from error
-  return {'bytes': len(serialized), 'difference': difference}
+  return found
 
 
-def _library(module: str, package: str):
+def _checked(predictor: Predictor, call: Callable) -> dict[str, float]:
+  """Compare an exported function with the run.
+
+  Raises:
+    InputError: it differs.
+  """
+  difference = _difference(predictor, call)
+  require(
+    difference <= TOLERANCE,
+    f'the exported function differs from the run by {difference:.1e} in a '
+    f'probability (at most {TOLERANCE:.0e} is accepted); report this network: '
+    f'{predictor.models[0].config.network.network}',
+  )
+  return {'difference': difference}
+
+
+def _files(predictor: Predictor, name: str, model: bytes) -> dict[str, bytes]:
+  """Return the files of an export in a format."""
+  shape = predictor.models[0].shape
+  row = (
+    f'uint8 {("N", *shape)}' if len(shape) == 3 else f'float32 {("N", *shape)}'
+  ).replace("'", '')
+  common = {
+    'classes.txt': '\n'.join(predictor.classes).encode() + b'\n',
+    'README.md': _card(predictor, row).encode(),
+  }
+  if name == 'onnx':
+    program = {'predict_onnx.py': _ONNX_PROGRAM.format(row=row).encode()}
+    return common | program | {'model.onnx': model}
+  safetensors = _library('safetensors.numpy', 'safetensors', 'export')
+  flat = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(
+      _stacked([m.weights for m in predictor.models])
+    )
+  }
+  return common | {
+    'model.stablehlo': model,
+    'weights.safetensors': safetensors.save(flat),
+    'predict.py': _PROGRAM.format(row=row).encode(),
+  }
+
+
+def _library(module: str, package: str, extra: str):
   """Import an optional library."""
   import importlib
 
@@ -109,7 +157,7 @@ def _library(module: str, package: str):
     return importlib.import_module(module)
   except ImportError as error:
     raise InputError(
-      f"{package} is not installed: pip install 'ssljax[export]'"
+      f"{package} is not installed: pip install 'ssljax[{extra}]'"
     ) from error
 
 
@@ -118,15 +166,17 @@ def _stacked(trees: list[Any]) -> Any:
   return jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *trees)
 
 
-def _function(predictor: Predictor, weights: Any) -> bytearray:
-  """Return the serialized function of images `[B, ...]`."""
-  from jax import export
+def _probabilities(predictor: Predictor, votes: Callable) -> Callable:
+  """Return the function of images `[B, ...]`.
 
+  Args:
+    predictor: of a run.
+    votes: maps a function over the weights of all splits, to `[S, B, C]`.
+  """
   model, temperature = predictor.models[0], predictor.temperature
   height, width, channels = model.row_shape
-  is_images = len(model.shape) == 3
   process = registry.preprocess_of(
-    model.config.augmentation.preprocess, is_images
+    model.config.augmentation.preprocess, len(model.shape) == 3
   )
 
   def probabilities(images):
@@ -139,33 +189,85 @@ def _function(predictor: Predictor, weights: Any) -> bytearray:
       logits = model.network.infer(params, stats, image).logits
       return jax.nn.softmax(logits.astype(jnp.float32))
 
-    p = jnp.mean(jax.lax.map(one, weights), axis=0)
+    p = jnp.mean(votes(one), axis=0)
     return jax.nn.softmax(jnp.log(jnp.maximum(p, 1e-12)) / temperature)
 
-  (batch,) = export.symbolic_shape('b')
-  dtype = np.uint8 if is_images else np.float32
-  argument = jax.ShapeDtypeStruct((batch, *model.shape), dtype)
+  return probabilities
+
+
+def _dtype(predictor: Predictor):
+  return np.uint8 if len(predictor.models[0].shape) == 3 else np.float32
+
+
+@contextlib.contextmanager
+def _unsupported(predictor: Predictor):
+  """Turn a failure to convert a network into one line."""
   try:
-    with conv.native():
-      exported = export.export(jax.jit(probabilities), platforms=PLATFORMS)(
-        argument
-      )
-    return exported.serialize()
+    yield
   except Exception as error:  # tracing a user's network may raise anything
     raise InputError(
-      f'the network {model.config.network.network} cannot be exported for any '
-      f'batch size ({type(error).__name__}: {str(error)[:200]})'
+      f'the network {predictor.models[0].config.network.network} cannot be '
+      f'exported for any batch size ({type(error).__name__}: '
+      f'{one_line(error):.200})'
     ) from error
 
 
-def _difference(predictor: Predictor, serialized: bytearray) -> float:
-  """Return the largest difference to the run on some training images."""
+def _stablehlo(predictor: Predictor) -> tuple[bytes, Callable]:
+  """Return the serialized function, and the function as it is loaded."""
   from jax import export
 
+  _library('safetensors.numpy', 'safetensors', 'export')
+  _library('flatbuffers', 'flatbuffers', 'export')
+  weights = _stacked([m.weights for m in predictor.models])
+  votes = lambda one: jax.lax.map(one, weights)
+  (batch,) = export.symbolic_shape('b')
+  argument = jax.ShapeDtypeStruct(
+    (batch, *predictor.models[0].shape), _dtype(predictor)
+  )
+  with _unsupported(predictor), conv.native():
+    exported = export.export(
+      jax.jit(_probabilities(predictor, votes)), platforms=PLATFORMS
+    )(argument)
+    serialized = exported.serialize()
+  return bytes(serialized), export.deserialize(serialized).call
+
+
+def _onnx(predictor: Predictor) -> tuple[bytes, Callable]:
+  """Return the function as an ONNX file, and as ONNX Runtime computes it."""
+  converter = _library('jax2onnx', 'jax2onnx', 'onnx')
+  runtime = _library('onnxruntime', 'onnxruntime', 'onnx')
+  weights = [m.weights for m in predictor.models]
+  votes = lambda one: jnp.stack([one(each) for each in weights])
+  argument = types.SimpleNamespace(
+    shape=('B', *predictor.models[0].shape), dtype=np.dtype(_dtype(predictor))
+  )
+  with _unsupported(predictor), conv.native(windows=False):
+    model = converter.to_onnx(
+      _probabilities(predictor, votes),
+      inputs=[argument],
+      input_names=['images'],
+      output_names=['probabilities'],
+      model_name='ssljax',
+    ).SerializeToString()
+    session = runtime.InferenceSession(
+      model, providers=['CPUExecutionProvider']
+    )
+
+  def call(images: np.ndarray) -> np.ndarray:
+    with _unsupported(predictor):
+      return session.run(None, {'images': images})[0]
+
+  return model, call
+
+
+FORMATS = {'stablehlo': _stablehlo, 'onnx': _onnx}
+
+
+def _difference(predictor: Predictor, call: Callable) -> float:
+  """Return the largest difference to the run on some training images."""
   train, model = predictor.dataset.train, predictor.models[0]
   rows = np.arange(min(_CHECKED, len(train.labels)))
   images = train.read(rows).reshape(-1, *model.shape)
-  call = export.deserialize(serialized).call
   both = [np.asarray(call(part)) for part in (images[:1], images)]
   expected = predictor.predict_proba(images)
   return float(

@@ -311,8 +311,20 @@ def training_images(predictor: Predictor) -> Images:
   return images._replace(unseen=unseen)
 
 
-def of_source(predictor: Predictor, source: datasets.Source) -> Images:
-  """Return the rows of a split; its labels are given ones."""
+def of_source(
+  predictor: Predictor,
+  source: datasets.Source,
+  classes: Sequence[str] | None = None,
+) -> Images:
+  """Return the rows of a split; its labels are given ones.
+
+  Args:
+    predictor: of the run.
+    source: the split.
+    classes: names of its labels, if they are not those of the run. A label
+      whose name the run does not know is not given. Names that are numbers are
+      taken for those of the run's classes.
+  """
   shape = predictor.models[0].shape
   require(
     source.row_shape == shape,
@@ -321,12 +333,15 @@ def of_source(predictor: Predictor, source: datasets.Source) -> Images:
   )
   count = len(source.labels)
   named = source.names if source.names is not None else map(str, range(count))
-  classes = predictor.classes
+  known = predictor.classes
+  if classes is None or tuple(classes) == tuple(map(str, range(len(classes)))):
+    classes = known
 
   def read(rows: Sequence[int]) -> tuple[np.ndarray, dict[int, str]]:
     return source.read(np.asarray(rows)).reshape(-1, *shape), {}
 
-  given = [classes[y] if y != UNLABELLED else None for y in source.labels]
+  labels = [classes[y] if 0 <= y < len(classes) else '' for y in source.labels]
+  given = [label if label in known else None for label in labels]
   return Images(list(named), given, read)
 
 

@@ -54,7 +54,7 @@ def test_the_function_gives_the_votes_probabilities_without_the_library(
   images, tmp_path
 ):
   made = predictor('digits', images, 1.7, preprocess='standardize')
-  found = export.write(made, tmp_path)
+  found = export.write(made, tmp_path)['stablehlo']
   assert found['difference'] < 1e-5
   np.save(tmp_path / 'images.npy', images)
   command = [sys.executable, '-c', _USE, tmp_path / 'model.stablehlo']
@@ -87,7 +87,34 @@ def test_the_example_program_predicts(images, tmp_path):
 def test_features_are_exported_too(tmp_path):
   rows = np.random.default_rng(1).normal(size=(30, 5)).astype(np.float32)
   made = predictor('mlp', rows, 0.5)
-  assert export.write(made, tmp_path)['difference'] < 1e-5
+  assert export.write(made, tmp_path)['stablehlo']['difference'] < 1e-5
+
+
+def test_onnx_runtime_gives_the_votes_probabilities(images, tmp_path):
+  pytest.importorskip('jax2onnx', reason="pip install 'ssljax[onnx]'")
+  pytest.importorskip('onnxruntime', reason="pip install 'ssljax[onnx]'")
+  made = predictor('digits', images, 1.7, preprocess='standardize')
+  found = export.write(made, tmp_path, ['onnx'])
+  assert set(found) == {'onnx'} and found['onnx']['difference'] < 1e-5
+  assert not (tmp_path / 'model.stablehlo').exists()
+  np.save(tmp_path / 'images.npy', images[:4])
+  done = subprocess.run(
+    [sys.executable, tmp_path / 'predict_onnx.py', tmp_path / 'images.npy'],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=True,
+  )
+  p = made.predict_proba(images[:4])
+  shown = [line.split() for line in done.stdout.splitlines()]
+  assert [name for name, _ in shown] == [made.classes[c] for c in p.argmax(1)]
+  np.testing.assert_allclose([float(x) for _, x in shown], p.max(1), atol=1e-4)
+
+
+def test_an_unknown_format_is_refused(images, tmp_path):
+  made = predictor('digits', images[:6], 1.0, seeds=(0,))
+  with pytest.raises(InputError, match=r'format=tflite: .* stablehlo or onnx'):
+    export.write(made, tmp_path, ['tflite'])
 
 
 def test_the_weights_are_those_of_all_splits(images, tmp_path):
@@ -117,3 +144,6 @@ def test_a_missing_library_is_named(images, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'flatbuffers', None)
   with pytest.raises(InputError, match=r"pip install 'ssljax\[export\]'"):
     export.write(made, tmp_path)
+  monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+  with pytest.raises(InputError, match=r"pip install 'ssljax\[onnx\]'"):
+    export.write(made, tmp_path, ['onnx'])

@@ -1,4 +1,5 @@
 import csv
+import types
 
 import folders
 import numpy as np
@@ -309,3 +310,27 @@ def test_labels_that_a_run_did_not_get_are_not_given_ones(tmp_path):
     [prediction.lines(predictor, images, [0], np.eye(10)[:1])]
   )
   assert row[prediction.COLUMNS.index('set')] == ''
+
+
+def test_rows_of_a_file_have_names_and_labels_of_the_run(tmp_path):
+  """Features are predicted by the names of their files and of their classes."""
+  model = types.SimpleNamespace(shape=(2,))
+  predictor = types.SimpleNamespace(models=(model,), classes=('cat', 'dog'))
+  rows = np.arange(8, dtype=np.float32).reshape(4, 2)
+  own = {'train': rows, 'train_labels': [0, 1, -1, 2]}
+  own['train_files'] = ['a.png', 'b.png', 'c.png', 'd.png']
+  np.savez(tmp_path / 'f.npz', **own, classes=['dog', 'emu', 'cat'])
+  data = ssljax.load_data(str(tmp_path / 'f.npz'))
+  found = prediction.of_source(predictor, data.train, data.classes)
+  assert found.names == own['train_files']
+  # The run does not know emus.
+  assert found.given == ['dog', None, None, 'cat']
+  pixels, reasons = found.read([2])
+  np.testing.assert_array_equal(pixels, rows[[2]])
+  assert not reasons
+  # Numbers are those of the run's classes.
+  numbered = prediction.of_source(predictor, data.train, ('0', '1', '2'))
+  assert numbered.given == ['cat', 'dog', None, None]
+  with pytest.raises(InputError, match=r'shape \(2,\), the run .* \(3,\)'):
+    model.shape = (3,)
+    prediction.of_source(predictor, data.train)

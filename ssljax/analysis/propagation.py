@@ -7,6 +7,7 @@ for every image.
 
   LLP     local_propagation  labelled neighbours vote, divided by the density
   LP      label_propagation  Zhu, Ghahramani 2002: known classes are clamped
+  LP_CMN  mass_normalized    LP and class mass normalization, same report
   LS      label_spreading    Zhou et al. 2004: (I − αS) F = (1 − α) Y
   LP_DMT  metric_transfer    Deep Metric Transfer (Liu et al. 2018,
                              arXiv:1812.08781): a biased normalised cut
@@ -21,6 +22,15 @@ tried LLP's τ = 0.07, which is meant for a vote of ten neighbours, with the
 α = 0.99 of LS's paper. The results on digits were poor (experiments/README.md):
 in a sum over all pairs, the many distant pairs outweigh the near ones. A method
 that asks for more neighbours than there are uses all.
+
+With few labels among many images in many dimensions LP fails for a reason that
+no γ removes: a random walk forgets its start before it meets a label, so that
+all images have nearly the same scores. Their common part is the class's mass.
+It is larger for classes whose labelled images have larger degrees (hubs), and
+argmax gives most images to these classes. LP_CMN divides by the mass. On 2,000
+images of CIFAR-10 (features of a MobileNetV2), 4 labels per class, the standard
+deviation of a score over the images is 0.04, and the masses of the classes lie
+between 47 and 662; the accuracy is 21 % for LP, 57 % for LP_CMN.
 
 Letters: M images, D dimensions, C classes, E pairs, v embeddings of length 1.
 """
@@ -50,6 +60,8 @@ from ssljax.methods import llp
 # Lower limit for the divisors λ. The eigenvalue λ is 0 if the graph has several
 # components; in DMT's code it is 0.02 for a connected graph.
 MIN_EIGENVALUE = 1e-3
+# Tolerance of the sum of an image's scores in label propagation, which is 1.
+_EXACT = 1e-3
 
 
 # Subsamples of a data set.
@@ -168,14 +180,77 @@ def label_propagation(
     known: `[M]` int32.
     count: C.
     gamma: γ in the weight exp(−γ|v_i − v_j|²) of a pair.
+
+  Raises:
+    InputError: γ is so large that images are cut off from all labelled ones.
+  """
+  return np.argmax(harmonic(embeddings, known, count, gamma), axis=1)
+
+
+def mass_normalized(
+  embeddings, known, count: int, *, gamma: float = 20.0
+) -> np.ndarray:
+  """Return classes `[M]` by label propagation and class mass normalization.
+
+  Zhu, Ghahramani, 2002 (CMN): the scores F of a class on the unlabelled images
+  are scaled so that their sum, its mass, is proportional to the class's share
+  q_c of the labelled images: argmax_c q_c F_ic / Σ_j F_jc.
+
+  Args:
+    embeddings: `[M, D]`.
+    known: `[M]` int32.
+    count: C.
+    gamma: as in `label_propagation`.
+
+  Raises:
+    InputError: as `label_propagation`.
+  """
+  f = harmonic(embeddings, known, count, gamma)
+  return np.argmax(normalize_mass(f, known), axis=1)
+
+
+def normalize_mass(f: np.ndarray, known: np.ndarray) -> np.ndarray:
+  """Return scores `[M, C]` after class mass normalization.
+
+  Args:
+    f: F `[M, C]` of `harmonic`.
+    known: `[M]` int32.
+  """
+  hidden = known == UNLABELLED
+  mass = f[hidden].sum(axis=0)
+  share = np.bincount(known[~hidden], minlength=f.shape[1])
+  scale = np.where(share > 0, share / np.where(mass > 0, mass, 1), 0)
+  return f * scale
+
+
+def harmonic(embeddings, known, count: int, gamma: float) -> np.ndarray:
+  """Return the scores F `[M, C]` of label propagation, rows that sum to 1.
+
+  Args:
+    embeddings: `[M, D]`.
+    known: `[M]` int32.
+    count: C.
+    gamma: as in `label_propagation`.
+
+  Raises:
+    InputError: as `label_propagation`.
   """
   weights = pairwise.rbf_kernel(unit_rows(embeddings), gamma=gamma)
   np.fill_diagonal(weights, 0)  # the diagonal does not change the limit
   p = preprocessing.normalize(weights, norm='l1')
   f, hidden = one_hot(known, count), known == UNLABELLED
   system = np.eye(np.sum(hidden)) - p[np.ix_(hidden, hidden)]
-  f[hidden] = np.linalg.solve(system, p[hidden] @ f)
-  return np.argmax(f, axis=1)
+  try:
+    f[hidden] = np.linalg.solve(system, p[hidden] @ f)
+    exact = bool(np.allclose(f.sum(axis=1), 1, atol=_EXACT))
+  except np.linalg.LinAlgError:
+    exact = False
+  require(
+    exact,
+    f'`gamma`={gamma:g}: the weights that connect some images to labelled ones '
+    'are lost in rounding; give a smaller one',
+  )
+  return f
 
 
 def label_spreading(

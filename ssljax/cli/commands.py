@@ -14,6 +14,7 @@ from ssljax import registry
 TOOLS = (
   'benchmark',
   'compare',
+  'embed',
   'export',
   'figures',
   'html_report',

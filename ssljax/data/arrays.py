@@ -18,7 +18,12 @@ from ssljax.data.tfds_reader import few, listed, one_line
 from ssljax.data.types import MAX_CLASSES, Dataset, Source
 from ssljax.errors import InputError, positive, require
 
-_ARRAYS = ('train', 'train_labels', 'test', 'test_labels', 'classes')
+_ROWS = 'train', 'test'
+_ARRAYS = (
+  *(f'{split}{part}' for split in _ROWS for part in ('', '_labels')),
+  *(f'{split}{part}' for split in _ROWS for part in ('_files', '_digests')),
+  'classes',
+)
 _SAVE = (
   'give a file written by np.savez(path, train=..., train_labels=..., '
   'test=..., test_labels=...)'
@@ -90,11 +95,15 @@ def load_npz(
   test_split: str | None = None,
   image_size: int | None = None,
   with_test: bool = True,
+  strict: bool = True,
 ) -> Dataset:
   """Return the data set of an .npz file.
 
   The file holds the arrays `train` and `train_labels`, and may hold `test`,
-  `test_labels` and `classes` (names), all as in `from_arrays`.
+  `test_labels` and `classes` (names), all as in `from_arrays`. It may also hold
+  `train_files` and `test_files`, the names of the rows, and `train_digests` and
+  `test_digests` uint64, equal for rows of equal images (of features: their
+  values may differ in the last bit).
 
   Args:
     path: of the file; `~` and gs:// are expanded.
@@ -102,21 +111,49 @@ def load_npz(
     test_split: likewise; by default 'test' if it is in the file, else none.
     image_size: as in `from_arrays`.
     with_test: False leaves the test split empty.
+    strict: False admits a training split without labels, to be predicted.
 
   Raises:
     InputError: the file or an array in it cannot be used.
   """
   found = _read_npz(path)
   parts = {}
-  for split in ('train', 'test'):
+  for split in _ROWS:
     names = split, f'{split}_labels'
     if split == 'train' or any(name in found for name in names):
       called = [f'`dataset`={path}, array {name}' for name in names]
       parts[split] = _Part(*map(found.get, names), *called)
   where = f'`dataset`={path}, array classes'
-  sources, classes = _checked(parts, found.get('classes'), where)
+  sources, classes = _checked(parts, found.get('classes'), where, strict)
   sources = resized(path, sources, image_size)
+  sources = {
+    split: _described(source, found, split, path)
+    for split, source in sources.items()
+  }
   return select(path, sources, classes, train_split, test_split, with_test)
+
+
+def _described(
+  source: Source, found: Mapping[str, np.ndarray], split: str, path: str
+) -> Source:
+  """Return a split with the names and hashes of its rows in a file."""
+  count = len(source.labels)
+  for part, kind in (('files', 'U'), ('digests', 'u')):
+    array = found.get(f'{split}_{part}')
+    if array is None:
+      continue
+    require(
+      array.shape == (count,) and array.dtype.kind == kind,
+      f'`dataset`={path}, array {split}_{part}: is {array.dtype} of shape '
+      f'{array.shape} for {count} rows; give one '
+      f'{"text" if kind == "U" else "uint64"} for each',
+    )
+    if part == 'files':
+      source = source._replace(names=array)
+    else:
+      digests = array.astype(np.uint64)
+      source = source._replace(digests=lambda digests=digests: digests)
+  return source
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
@@ -386,7 +423,7 @@ def _array(values, where: str) -> np.ndarray:
 
 
 def _checked(
-  parts: Mapping[str, _Part], classes, classes_are: str
+  parts: Mapping[str, _Part], classes, classes_are: str, strict: bool = True
 ) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Return the splits and the class names, after all checks."""
   pixels, white = {}, None  # the test images have the scale of the training's
@@ -400,7 +437,8 @@ def _checked(
   names = _class_names(labels.values(), classes, classes_are, parts['train'])
   for split, part in parts.items():
     _refuse_outside(labels[split], len(names), part.labels_are)
-  _refuse_too_few(labels['train'], parts['train'].labels_are)
+  if strict:
+    _refuse_too_few(labels['train'], parts['train'].labels_are)
   if 'test' in parts:
     _refuse_unlabelled(labels['test'], parts['test'].labels_are)
   sources = {

@@ -2,7 +2,8 @@
 
 `digits`, `yin-yang` and `yin-yang-redrawn` (points in the plane, see `toy`) are
 embedded. A name that ends in
-.npz is a file of arrays, see `arrays.load_npz`. Every other name is a TFDS
+.npz is a file of arrays, see `arrays.load_npz`; one that ends in .parquet, or a
+folder of such files, see `parquet`. Every other name is a TFDS
 image classification set, or one prepared in the TFDS layout, read row by row
 through its data source; no TensorFlow is imported unless a set has to be
 prepared first. Letters: N rows of a split, H x W x c the size of an image.
@@ -14,7 +15,7 @@ import re
 import numpy as np
 
 from ssljax.core import UNLABELLED
-from ssljax.data import decode, records, tfds_reader, toy
+from ssljax.data import decode, parquet, records, tfds_reader, toy
 from ssljax.data.arrays import (
   check_image_size,
   in_memory,
@@ -51,6 +52,7 @@ def load(
   crop: bool = False,
   with_test: bool = True,
   seed: int = 0,
+  strict: bool = True,
 ) -> Dataset:
   """Open a data set.
 
@@ -59,7 +61,8 @@ def load(
 
   Args:
     name: `digits`, `yin-yang`, `yin-yang-redrawn`, the path of an .npz file, a
-      TFDS name, or a set in the TFDS layout in `data_dir`.
+      .parquet file or a folder of these, a TFDS name, or a set in the TFDS
+      layout in `data_dir`.
     data_dir: the folder that holds prepared TFDS sets; only these need it.
     train_split: in TFDS split notation, as 'train+extra' or 'train[:90%]';
       'train' or 'test' for sets in memory.
@@ -77,6 +80,7 @@ def load(
       crop leaves out as much border as is usual beside random crops.
     with_test: False leaves the test split empty.
     seed: of a set in `REDRAWN`; the others do not depend on it.
+    strict: False admits an .npz file without labels, to be predicted.
 
   Returns:
     The data set. `Source.read` may be called from many threads at once.
@@ -97,6 +101,15 @@ def load(
       crop=crop,
       with_test=with_test,
     )
+  if name not in EMBEDDED and not name.endswith('.npz'):
+    return parquet.load(
+      name,
+      train_split=train_split,
+      test_split=test_split,
+      image_size=image_size,
+      crop=crop,
+      with_test=with_test,
+    )
   if name not in EMBEDDED:
     return load_npz(
       name,
@@ -104,6 +117,7 @@ def load(
       test_split=test_split,
       image_size=image_size,
       with_test=with_test,
+      strict=strict,
     )
   sources, classes = EMBEDDED[name](seed)
   sources = resized(name, sources, image_size)
@@ -112,7 +126,7 @@ def load(
 
 def is_in_memory(name: str) -> bool:
   """Return True for data sets that `load` reads whole: not TFDS sets."""
-  return name in EMBEDDED or name.endswith('.npz')
+  return name in EMBEDDED or name.endswith('.npz') or parquet.is_parquet(name)
 
 
 def arrays(source: Source) -> np.ndarray:

@@ -19,7 +19,7 @@ Without a folder of test images the test split is empty; `splits.hold_out` then
 chooses labelled images to test on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 import csv
 import functools
@@ -27,14 +27,14 @@ import logging
 import math
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 
 from ssljax import files
 from ssljax.core import UNLABELLED
-from ssljax.data import decode, duplicates, records
+from ssljax.data import decode, duplicates, near_duplicates, records
 from ssljax.data.arrays import check_image_size, in_memory, without_rows
 from ssljax.data.tfds_reader import few, listed, one_line
 from ssljax.data.types import RESIDENT_BYTES, Dataset, Images, Source
@@ -48,20 +48,30 @@ MAX_SIDE = 64  # the largest `image_size` that is chosen without asking
 _SHOWN = 20  # unreadable files that a message names
 
 
-class _Image(NamedTuple):
-  """An image file."""
+class Stored(NamedTuple):
+  """A place that holds encoded images by name."""
 
-  path: str  # relative to the folder, with '/'
+  name: str
+  setting: str  # that names it in messages: 'images'
+  read: Callable[[str], bytes]  # by path
+  open: Callable[[str], Any]  # what `PIL.Image.open` takes, by path
+
+
+class StoredImage(NamedTuple):
+  """An encoded image."""
+
+  path: str  # relative to the folder, with '/'; or another name
   label: str | None  # class name; None if it has none
   split: str  # of `_SPLITS`
 
 
-class _Decoded(NamedTuple):
+class Decoded(NamedTuple):
   """The images of a folder that can be decoded, in the order of their paths."""
 
-  images: tuple[_Image, ...]  # [N]
+  images: tuple[StoredImage, ...]  # [N]
   source: Source  # of all images; its labels are not known yet
   digests: np.ndarray  # [N] uint64, of the files' bytes
+  groups: np.ndarray  # [N] uint64, equal for near duplicates
 
 
 def load(
@@ -73,6 +83,8 @@ def load(
   image_size: int | None = None,
   crop: bool = False,
   with_test: bool = True,
+  resident: bool = True,
+  strict: bool = True,
 ) -> Dataset:
   """Return the data set of a folder.
 
@@ -86,22 +98,32 @@ def load(
       median of the shorter sides, at most `MAX_SIDE`.
     crop: give `Source.crop`, see `datasets.load`.
     with_test: False leaves the test split empty.
+    resident: False decodes images whenever they are read, also few ones.
+    strict: False admits images that cannot be trained on: without labels, of
+      one class, or of classes that only the test images have.
 
   Raises:
     InputError: the folder or the file cannot be used.
   """
   root = _root(folder)
   check_image_size(image_size)
-  found = _listed(folder, root, labels_file)
-  decoded = _decoded(root, found, image_size, crop)
-  classes = _classes(folder, labels_file, decoded.images)
+  found = _listed(folder, root, labels_file, strict)
+  stored = Stored(
+    str(root),
+    'images',
+    lambda path: (root / path).read_bytes(),
+    lambda path: root / path,
+  )
+  decoded = decode_all(stored, found, image_size, crop, resident)
+  classes = _classes(folder, labels_file, decoded.images, strict)
   labels = _numbers(decoded.images, classes)
   splits = train_split, test_split
   test = _test_rows(folder, decoded.images, labels, splits, with_test)
   train = _of_split(decoded.images, train_split)
-  _refuse_few(folder, labels[train], classes, labelled=labels_file)
+  if strict:
+    _refuse_few(folder, labels[train], classes, labelled=labels_file)
   source = decoded.source._replace(labels=labels)
-  rows = lambda mask: _rows(source, decoded.digests, np.flatnonzero(mask))
+  rows = lambda mask: some_rows(source, decoded, np.flatnonzero(mask))
   tests = rows(test) if test.any() else without_rows(source)
   return Dataset(str(root), rows(train), tests, classes)
 
@@ -148,8 +170,8 @@ def _root(folder: str) -> pathlib.Path:
 
 
 def _listed(
-  folder: str, root: pathlib.Path, labels_file: str | None
-) -> tuple[_Image, ...]:
+  folder: str, root: pathlib.Path, labels_file: str | None, strict: bool
+) -> tuple[StoredImage, ...]:
   """Return the image files of a folder, sorted by path."""
   paths = sorted(_walk(root))
   _refuse_none(folder, paths)
@@ -160,14 +182,16 @@ def _listed(
   else:
     label_of = functools.partial(_folder_class, has_splits)
     require(
-      any(label_of(path) for path in paths),
+      not strict or any(label_of(path) for path in paths),
       f'`images`={folder}: no image lies in the folder of a class; make '
       f'{folder}/CLASS/..., or give a `labels_file` with file,label on each '
       'line',
     )
   first = lambda path: path.split('/')[0] if has_splits else 'train'
   split_of = lambda path: first(path) if first(path) in _SPLITS else 'train'
-  return tuple(_Image(path, label_of(path), split_of(path)) for path in paths)
+  return tuple(
+    StoredImage(path, label_of(path), split_of(path)) for path in paths
+  )
 
 
 def _refuse_none(folder: str, paths: Sequence[str]) -> None:
@@ -280,7 +304,9 @@ def _text_pairs(text: str) -> list[tuple[int, str, str]]:
   return pairs
 
 
-def _classes(folder, labels_file, images: Sequence[_Image]) -> tuple[str, ...]:
+def _classes(
+  folder, labels_file, images: Sequence[StoredImage], strict: bool
+) -> tuple[str, ...]:
   """Return the sorted class names of the training images, after checks."""
   names = sorted({image.label for image in images if image.label})
   where = f'`images`={folder}'
@@ -292,6 +318,8 @@ def _classes(folder, labels_file, images: Sequence[_Image]) -> tuple[str, ...]:
       f"{where}: the classes '{other}' and '{name}' differ only in case; "
       'rename one if they are the same',
     )
+  if not strict:
+    return tuple(names)
   require(
     bool(names),
     f'{where}: no image has a label; label some of each class'
@@ -305,7 +333,9 @@ def _classes(folder, labels_file, images: Sequence[_Image]) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _numbers(images: Sequence[_Image], classes: Sequence[str]) -> np.ndarray:
+def _numbers(
+  images: Sequence[StoredImage], classes: Sequence[str]
+) -> np.ndarray:
   """Return the labels `[N]` int32."""
   numbers: Mapping[str | None, int] = {n: i for i, n in enumerate(classes)}
   return np.array([numbers.get(i.label, UNLABELLED) for i in images], np.int32)
@@ -326,14 +356,14 @@ def _refuse_few(folder, labels: np.ndarray, classes, labelled) -> None:
 # Splits.
 
 
-def _of_split(images: Sequence[_Image], split: str) -> np.ndarray:
+def _of_split(images: Sequence[StoredImage], split: str) -> np.ndarray:
   """Return the mask `[N]` bool of the images of a split."""
   return np.array([image.split == split for image in images])
 
 
 def _test_rows(
   folder: str,
-  images: Sequence[_Image],
+  images: Sequence[StoredImage],
   labels: np.ndarray,
   splits: tuple[str, str | None],
   with_test: bool,
@@ -370,48 +400,61 @@ def _test_rows(
   return test & (labels != UNLABELLED)
 
 
-def _rows(source: Source, digests: np.ndarray, rows: np.ndarray) -> Source:
+def some_rows(source: Source, of: Decoded, rows: np.ndarray) -> Source:
   """Return some rows of a source."""
   assert source.names is not None
-  of = lambda read: lambda asked, *draws: read(rows[np.asarray(asked)], *draws)
+  from_ = lambda read: lambda at, *draws: read(rows[np.asarray(at)], *draws)
   return source._replace(
     labels=source.labels[rows],
-    read=of(source.read),
-    crop=source.crop and of(source.crop),
+    read=from_(source.read),
+    crop=source.crop and from_(source.crop),
     names=source.names[rows],
-    digests=lambda: digests[rows],
+    digests=lambda: of.digests[rows],
+    groups=lambda: of.groups[rows],
   )
 
 
 # Pixels.
 
 
-def _decoded(
-  root: pathlib.Path,
-  found: tuple[_Image, ...],
+def decode_all(
+  stored: Stored,
+  found: tuple[StoredImage, ...],
   image_size: int | None,
   crop: bool,
-) -> _Decoded:
-  """Decode all images once; leave out those that cannot be decoded."""
-  folder = str(root)
-  headers, reasons = _headers(root, found)
+  resident: bool,
+) -> Decoded:
+  """Decode all images once; leave out those that cannot be decoded.
+
+  Args:
+    stored: holds them.
+    found: the images.
+    image_size: as in `load`.
+    crop: as in `load`.
+    resident: as in `load`.
+  """
+  headers, reasons = _headers(stored, found)
   found = tuple(i for i in found if i.path in headers)
-  _refuse_unreadable(folder, found, reasons)
+  _refuse_unreadable(stored, found, reasons)
   size = image_size or _side(headers.values())
   channels = 3 if any(header[2] for header in headers.values()) else 1
   shape = size, size, channels
-  resident = len(found) * math.prod(shape) <= RESIDENT_BYTES and not crop
+  small = len(found) * math.prod(shape) <= RESIDENT_BYTES
+  resident = resident and small and not crop
   pixels = np.empty((len(found) if resident else 0, *shape), np.uint8)
   digests = np.zeros(len(found), np.uint64)
   shorter = round(decode.MARGIN * size) if crop else size
+  looks: list[near_duplicates.Look | None] = [None] * len(found)
 
   def fill(rows: slice):
     for row in range(rows.start, rows.stop):
       path = found[row].path
       try:
-        content = (root / path).read_bytes()
+        content = stored.read(path)
         digests[row] = duplicates.digest(content)
         image = decode.centre(content, shape, shorter)
+        if len(found) <= near_duplicates.LARGEST:
+          looks[row] = near_duplicates.look(image)
       except Exception as error:  # codecs and disks raise many kinds
         reasons[path] = _reason(error)
         continue
@@ -421,17 +464,23 @@ def _decoded(
   records.by_chunk(fill, len(found), 'images decoded', math.prod(shape))
   kept = np.array([image.path not in reasons for image in found])
   if reasons:
-    _LOG.warning('%s', _unreadable(folder, reasons))
+    _LOG.warning('%s', _unreadable(stored.name, reasons))
   images = tuple(i for i, keep in zip(found, kept, strict=True) if keep)
-  _refuse_unreadable(folder, images, reasons)
+  _refuse_unreadable(stored, images, reasons)
   names = np.array([image.path for image in images])
   nowhere = np.full(len(images), UNLABELLED, np.int32)
   if resident:
     pixels = _without_equal_channels(pixels if kept.all() else pixels[kept])
     source = in_memory(pixels, nowhere)
   else:
-    source = _on_disk(root, names, nowhere, shape, shorter, crop)
-  return _Decoded(images, source._replace(names=names), digests[kept])
+    source = _on_disk(stored, names, nowhere, shape, shorter, crop)
+  digests = digests[kept]
+  looks = [one for one, keep in zip(looks, kept, strict=True) if keep]
+  groups = near_duplicates.groups(looks, digests)
+  said = near_duplicates.describe(groups, digests, names)
+  if said:
+    _LOG.warning('%s: %s', stored.name, said)
+  return Decoded(images, source._replace(names=names), digests, groups)
 
 
 def _without_equal_channels(pixels: np.ndarray) -> np.ndarray:
@@ -441,16 +490,16 @@ def _without_equal_channels(pixels: np.ndarray) -> np.ndarray:
 
 
 def _headers(
-  root: pathlib.Path, found: Sequence[_Image]
+  stored: Stored, found: Sequence[StoredImage]
 ) -> tuple[dict[str, tuple[int, int, bool]], dict[str, str]]:
   """Read width, height and whether it has colours of each file.
 
   Also return the reason for each file that has no such header.
   """
 
-  def look(image: _Image):
+  def look(image: StoredImage):
     try:
-      with PIL.Image.open(root / image.path) as opened:
+      with PIL.Image.open(stored.open(image.path)) as opened:
         return *opened.size, opened.mode not in ('1', 'L', 'LA', 'I', 'I;16')
     except Exception as error:  # Pillow's parsers raise many kinds
       return _reason(error)
@@ -475,17 +524,19 @@ def _side(headers: Iterable[tuple[int, int, bool]]) -> int:
   return min(MAX_SIDE, int(np.median([min(w, h) for w, h, _ in headers])))
 
 
-def _on_disk(root, names, labels, shape, shorter: int, crop: bool) -> Source:
+def _on_disk(
+  stored: Stored, names, labels, shape, shorter: int, crop: bool
+) -> Source:
   """Return the source of images that are decoded whenever they are read."""
 
   def decoded(rows, function):
     images = np.empty((len(rows), *shape), np.uint8)
     for k, row in enumerate(np.asarray(rows).tolist()):
       try:
-        images[k] = function(k, (root / names[row]).read_bytes())
+        images[k] = function(k, stored.read(names[row]))
       except Exception as error:  # the file was decoded when the run started
         raise InputError(
-          f'`images`: {names[row]} cannot be decoded any more '
+          f'`{stored.setting}`: {names[row]} cannot be decoded any more '
           f'({one_line(error)}); restore it, and start again'
         ) from error
     return images
@@ -508,9 +559,12 @@ def _unreadable(folder: str, reasons: Mapping[str, str]) -> str:
   )
 
 
-def _refuse_unreadable(folder, images, reasons: Mapping[str, str]) -> None:
+def _refuse_unreadable(
+  stored: Stored, images, reasons: Mapping[str, str]
+) -> None:
   require(
     bool(images),
-    f'`images`={folder}: none of its {len(reasons)} images can be decoded, '
+    f'`{stored.setting}`={stored.name}: none of its {len(reasons)} images can '
+    'be decoded, '
     f'{few([f"{p} ({r:.80})" for p, r in sorted(reasons.items())], 3)}',
   )

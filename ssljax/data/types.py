@@ -33,6 +33,9 @@ class Source(NamedTuple):
   # () -> [N] uint64, hashes by which equal images are found, see `duplicates`:
   # of the encoded images of a TFDS set, of the pixels of others.
   digests: Callable[[], np.ndarray] | None = None
+  # () -> [N] uint64, equal for near duplicates, which are held out together;
+  # None where only equal images are.
+  groups: Callable[[], np.ndarray] | None = None
 
   @property
   def is_images(self) -> bool:

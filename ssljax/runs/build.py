@@ -192,7 +192,7 @@ def draw_splits(
   rows = np.arange(len(dataset.train.labels))
   test_on = None
   if split.hold_out == 'auto' and not len(dataset.test.labels):
-    test_on = dataset.train.digests()
+    test_on = (dataset.train.groups or dataset.train.digests)()
   return [
     splits.draw_split(
       dataset.train.labels,

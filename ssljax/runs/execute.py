@@ -162,7 +162,11 @@ def train(
   result['started'] = (earlier or {}).get('started', round(time.time(), 3))
   keep_result(folder, result)
   writes = folder and multihost.is_main_process()
-  recorder = metrics_writer.MetricsWriter(folder) if writes else None
+  recorder = (
+    metrics_writer.MetricsWriter(folder, run.config.run.writers)
+    if writes
+    else None
+  )
   recorder = recorder or metrics_writer.NoMetrics()
   if on_measurement:
     recorder = _Observed(recorder, on_measurement)

@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines, TensorBoard events and progress bars.
+"""Metrics of a run: JSON lines, trackers such as TensorBoard, progress bars.
 
 A checkpoint holds length and digest of `metrics.jsonl`, and the steps that
 were measured. A file that was changed since is noticed on resume: its readable
@@ -15,12 +15,12 @@ import pathlib
 import sys
 import time
 
-import tensorboardX
 import tqdm
 
 from ssljax import files
 from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
+from ssljax.training import trackers
 from ssljax.training.job import Progress
 
 _LOG = logging.getLogger(__name__)
@@ -31,14 +31,28 @@ TIMING = ('seconds', 'images_per_second', 'time')
 
 
 class MetricsWriter:
-  """Appends measurements to `metrics.jsonl` and to TensorBoard events."""
+  """Appends measurements to `metrics.jsonl` and to `trackers`."""
 
-  def __init__(self, folder: str | pathlib.Path):
-    """Open the run's folder, and create it if it does not exist."""
+  def __init__(
+    self,
+    folder: str | pathlib.Path,
+    writers: Sequence[str] = ('tensorboard',),
+  ):
+    """Open the run's folder, and create it if it does not exist.
+
+    Args:
+      folder: of the run.
+      writers: names of `trackers.TRACKERS`.
+
+    Raises:
+      InputError: there is no such writer, or its package is missing.
+    """
+    make = [trackers.find(name) for name in writers]
     self.folder = pathlib.Path(folder)
+    self._trackers = [each(self.folder) for each in make]
     self.folder.mkdir(parents=True, exist_ok=True)
     self.missing = {}  # steps without metrics, by job
-    self._events, self._changed = {}, False
+    self._changed = False
     self._open()
 
   def _open(self):
@@ -72,21 +86,16 @@ class MetricsWriter:
     self._file.write(text)
     self._hash.update(text)
     name = f'{job}/seed-{measurement["seed"]}'
-    if name not in self._events:
-      # Purges what an interrupted run wrote after its last checkpoint.
-      self._events[name] = tensorboardX.SummaryWriter(
-        str(self.folder / 'events' / name), purge_step=measurement['step']
-      )
-    for key, value in measurement.items():
-      if isinstance(value, float):
-        self._events[name].add_scalar(key, value, measurement['step'])
+    scalars = {k: v for k, v in measurement.items() if isinstance(v, float)}
+    for tracker in self._trackers:
+      tracker.log(name, scalars, measurement['step'])
 
   def flush(self) -> int:
     """Write everything to disk, and return the bytes in `metrics.jsonl`."""
     self._file.flush()
     os.fsync(self._file.fileno())
-    for writer in self._events.values():
-      writer.flush()
+    for tracker in self._trackers:
+      tracker.flush()
     return self._file.tell()
 
   def digest(self) -> str:
@@ -210,8 +219,8 @@ class MetricsWriter:
     """Flush and close."""
     self.flush()
     self._file.close()
-    for writer in self._events.values():
-      writer.close()
+    for tracker in self._trackers:
+      tracker.close()
 
 
 class NoMetrics(MetricsWriter):

@@ -13,6 +13,7 @@ from ssljax.methods.llp import llp
 METHODS = [
   p.label_spreading,
   p.label_propagation,
+  p.mass_normalized,
   p.metric_transfer,
   p.deep_propagation,
   p.local_propagation,
@@ -146,6 +147,56 @@ def test_label_propagation_is_the_limit_of_scikit_learns_iteration():
       p.label_propagation(v, known, C, gamma=3.0),
       method.fit(v, known).transduction_,
     )
+
+
+def test_class_masses_are_those_of_the_labels_after_normalization():
+  v, known = example()
+  known = known.copy()
+  known[:2] = UNLABELLED  # classes 0 and 1 keep three labels, class 2 four
+  w = np.exp(-3.0 * np.sum((v[:, None] - v[None]) ** 2, axis=-1))
+  f = one_hot(known)
+  for _ in range(5_000):  # Zhu, Ghahramani's iteration
+    f = w / w.sum(axis=1, keepdims=True) @ f
+    f[known != UNLABELLED] = one_hot(known)[known != UNLABELLED]
+  expected = known.copy()
+  for i in range(M):
+    if known[i] == UNLABELLED:
+      mass = f[known == UNLABELLED].sum(axis=0)
+      expected[i] = np.argmax(np.array([3, 3, 4]) * f[i] / mass)
+  np.testing.assert_array_equal(
+    p.mass_normalized(v, known, C, gamma=3.0), expected
+  )
+
+
+def hubs():
+  """Two classes in 100 dimensions, one labelled image each.
+
+  The labelled image of class 1 is nearer to everything than that of class 0.
+  """
+  rng = np.random.default_rng(0)
+  truth = np.arange(200) % 2
+  side = 0.5 * np.where(truth, 1, -1)
+  x = rng.normal(size=(200, 100)) / 10
+  x[:, 0] += side
+  x[1] *= [1, *[0.3] * 99]  # less noise of its own: cosines with all are larger
+  known = np.full(200, UNLABELLED, np.int32)
+  known[:2] = 0, 1
+  return x, truth, known
+
+
+def test_a_hub_takes_all_images_from_label_propagation_unless_it_is_divided():
+  x, truth, known = hubs()
+  plain, normalized_ = (
+    np.mean(f(x, known, 2, gamma=2.0) == truth)
+    for f in (p.label_propagation, p.mass_normalized)
+  )
+  assert plain < 0.6 and normalized_ > 0.95
+
+
+def test_a_gamma_that_cuts_images_off_is_refused():
+  x, _, known = hubs()
+  with pytest.raises(InputError, match=r'gamma=10000: .* a smaller one'):
+    p.label_propagation(x, known, 2, gamma=1e4)
 
 
 def test_label_spreading_is_the_limit_of_its_paper():

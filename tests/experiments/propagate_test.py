@@ -49,7 +49,7 @@ def test_every_method_is_compared_on_a_file(tmp_path, capsys):
   assert run(f'--embeddings={path}', f'--out={out}', *SMALL) == 0
   printed = capsys.readouterr().out
   result = json.loads(out.read_text())
-  methods = ['LS', 'LP', 'LP_DMT', 'LP_DLP', 'LLP']
+  methods = ['LS', 'LP', 'LP_CMN', 'LP_DMT', 'LP_DLP', 'LLP']
   # Every method separates the cones.
   assert result['accuracy'] == {name: [100.0, 100.0] for name in methods}
   for name in methods:

@@ -36,16 +36,23 @@ _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 # of two.
 _CHUNK_BYTES = 4 << 20
 _IS_NATIVE = contextvars.ContextVar('is_native', default=False)
+_HAS_WINDOWS = contextvars.ContextVar('has_windows', default=True)
 
 
 @contextlib.contextmanager
-def native():
-  """Make code traced in this context use XLA's own operations on CPUs too."""
-  before = _IS_NATIVE.set(True)
+def native(windows: bool = True):
+  """Make code traced in this context use XLA's own operations on CPUs too.
+
+  Args:
+    windows: False computes max-pooling as the maximum of slices, for compilers
+      without a general reduction of windows.
+  """
+  before = _IS_NATIVE.set(True), _HAS_WINDOWS.set(windows)
   try:
     yield
   finally:
-    _IS_NATIVE.reset(before)
+    _IS_NATIVE.reset(before[0])
+    _HAS_WINDOWS.reset(before[1])
 
 
 def conv_general_dilated(
@@ -347,6 +354,8 @@ def max_pool(x, window, strides, padding='VALID'):
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
   pads = tuple((int(low), int(high)) for low, high in padding)
+  if not _HAS_WINDOWS.get():
+    return _sliced_pool(x, window, strides, pads)
   if window == strides and not _IS_NATIVE.get():
     return _pool(x, window, pads)
   return _native_pool(x, window, strides, pads)
@@ -366,6 +375,18 @@ def _native_pool(x, window, strides, pads):
     (1, *strides, 1),
     ((0, 0), *pads, (0, 0)),
   )
+
+
+def _sliced_pool(x, window, strides, pads):
+  """Compute max-pooling of `[B, H, W, C]` as the maximum of strided slices."""
+  x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+  ends = [side - size for side, size in zip(x.shape[1:3], window, strict=True)]
+  slices = [
+    x[:, i : ends[0] + i + 1 : strides[0], j : ends[1] + j + 1 : strides[1]]
+    for i in range(window[0])
+    for j in range(window[1])
+  ]
+  return functools.reduce(jnp.maximum, slices)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -393,6 +393,8 @@ def test_pooling_equals_flax_exactly(window, strides, padding, levels):
   chex.assert_trees_all_equal(
     value_and_gradients(ours, x), value_and_gradients(native, x)
   )
+  with conv.native(windows=False):  # for ONNX; a maximum of slices
+    chex.assert_trees_all_equal(ours(x), native(x))
 
 
 def test_the_first_of_equal_maxima_has_the_gradient():
