@@ -337,7 +337,16 @@ class Program:
   ) -> dict[str, dict[str, list[float]]]:
     """Return errors in percent, as {'test': {'last': [S], ...}, ...}.
 
-    'test' and 'validation' are there if there are such images.
+    The arguments are those of `predictions`.
+    """
+    return evaluate.errors(self.predictions(state, split))
+
+  def predictions(
+    self, state: TrainState, split: Split
+  ) -> dict[str, 'evaluate.Predicted']:
+    """Predict the held-out images, as {'test': ..., 'validation': ...}.
+
+    Each of the two is there if there are such images.
 
     Args:
       state: state with a leading axis [S].
@@ -350,14 +359,17 @@ class Program:
     for name, rows in (('test', split.test), ('validation', split.validation)):
       if len(rows):
         sets[name] = data.train, rows, data.train_truth[rows]
-    errors = {}
+    found = {}
     for name, (feed, rows, truth) in sets.items():
       mapped = self.map_dataset(self._predict, feed)(state, rows)
-      errors[name] = {
-        weights: evaluate.error(classes[:, : len(rows)], truth)
-        for weights, classes in multihost.fetch(mapped).items()
-      }
-    return errors
+      found[name] = evaluate.Predicted(
+        truth,
+        {
+          weights: classes[:, : len(rows)]
+          for weights, classes in multihost.fetch(mapped).items()
+        },
+      )
+    return found
 
   def pseudo_labels(self, state: TrainState, rows: np.ndarray) -> UsedLabels:
     """Return the pseudo-labels `[S, M]` of training images, on the host.

@@ -1,9 +1,13 @@
 """Test errors of the trained weights and of the averaged ones."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 
 from ssljax.core import Method, PerExample
+
+MOST_CLASSES = 100  # C of the largest confusion matrix that is kept
 
 
 def predictor(net, method: Method) -> PerExample:
@@ -25,6 +29,71 @@ def predictor(net, method: Method) -> PerExample:
     }
 
   return predict
+
+
+class Predicted(NamedTuple):
+  """Predictions of images of known classes."""
+
+  truth: np.ndarray  # [M] classes
+  classes: dict[str, np.ndarray]  # [S, M] by the weights that predict them
+
+
+def errors(found: dict[str, Predicted]) -> dict[str, dict[str, list[float]]]:
+  """Return the errors in percent `[S]` by split and weights.
+
+  Args:
+    found: predictions by split, of 'test' and 'validation'.
+  """
+  return {
+    name: {w: error(c, split.truth) for w, c in split.classes.items()}
+    for name, split in found.items()
+  }
+
+
+def tables(found: dict[str, Predicted], classes: int) -> dict[str, dict]:
+  """Return the `table` of each seed, by split and weights.
+
+  Args:
+    found: as in `errors`.
+    classes: C.
+  """
+  of = lambda truth, c: [table(truth, x, classes) for x in c]
+  return {
+    name: {w: of(split.truth, c) for w, c in split.classes.items()}
+    for name, split in found.items()
+  }
+
+
+def confusion(truth, predicted, classes: int) -> np.ndarray:
+  """Return the confusion matrix `[C, C]`: rows are true, columns predicted.
+
+  Args:
+    truth: `[M]` classes.
+    predicted: `[M]` classes.
+    classes: C.
+  """
+  pairs = np.asarray(truth, np.int64) * classes + predicted
+  return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def counts_of(matrix: np.ndarray) -> np.ndarray:
+  """Return the images of each class `[3, C]`: right, all, predicted as it.
+
+  Args:
+    matrix: confusion matrix `[C, C]`.
+  """
+  return np.stack([np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)])
+
+
+def table(truth, predicted, classes: int) -> dict[str, list]:
+  """Return the counts `[3, C]`, and the confusion matrix unless it is large.
+
+  The arguments are those of `confusion`.
+  """
+  matrix = confusion(truth, predicted, classes)
+  found = {'counts': counts_of(matrix).tolist()}
+  small = {'confusion': matrix.tolist()} if classes <= MOST_CLASSES else {}
+  return found | small
 
 
 def error(predicted: np.ndarray, truth: np.ndarray) -> list[float]:

@@ -31,7 +31,13 @@ from ssljax.core import Method, Stage, TrainState, no_update
 from ssljax.distributed import multihost
 from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError
-from ssljax.training import checkpoint, metrics_writer, rounds, spans
+from ssljax.training import (
+  checkpoint,
+  evaluate,
+  metrics_writer,
+  rounds,
+  spans,
+)
 from ssljax.training.job import Job, Options, Progress
 from ssljax.training.rounds import Call, Round
 from ssljax.training.snapshots import Snapshots
@@ -356,10 +362,12 @@ class _Loop:
   def evaluate(self, stage: Stage):
     """Measure errors and pseudo-labels, and write, keep and say them."""
     splits = self.job.splits
-    errors = self.program.evaluate(self.state, splits[0])
+    found = self.program.predictions(self.state, splits[0])
+    errors = evaluate.errors(found)
     quality = self.program.measure_quality(self.state, splits)
     self.report.write_evaluation(stage, self.progress, errors, quality)
-    self.progress = self.progress.with_errors(errors, quality)
+    tables = evaluate.tables(found, self.program.data.classes)
+    self.progress = self.progress.with_errors(errors, quality, tables)
     total = total_steps(self.program.method)
     of_all = '' if total is None else f' of {total:,}'
     stages = f', {stage.name}' if len(self.stages) > 1 else ''
