@@ -68,16 +68,25 @@ def _mean(values: Sequence[float | None]) -> float | None:
   return statistics.fmean(known) if known else None
 
 
-def over_seeds(values: Sequence[float]) -> Interval | None:
-  """Return Student's 95 % interval of a mean; None for fewer than 2 values."""
+def student(values: Sequence[float]) -> Interval:
+  """Return Student's 95 % interval of the mean of at least 2 values."""
   from scipy import special
 
   count = len(values)
-  if count < 2:
-    return None
   mean, error = statistics.fmean(values), statistics.stdev(values)
   half = float(special.stdtrit(count - 1, 0.975)) * error / math.sqrt(count)
   return Interval(mean - half, mean + half)
+
+
+def over_seeds(values: Sequence[float]) -> Interval | None:
+  """Return the interval of the mean of some shares, cut to 0..1.
+
+  None for fewer than 2 shares.
+  """
+  if len(values) < 2:
+    return None
+  low, high = student(values)
+  return Interval(max(low, 0.0), min(high, 1.0))
 
 
 def worst(found: dict[str, Any], most: int) -> list[int]:

@@ -68,10 +68,12 @@ def test_images_that_several_seeds_share_count_once_in_an_interval():
 
 
 def test_the_interval_over_seeds_is_students():
-  values = [0.9, 0.95, 0.7]
+  values = [0.5, 0.55, 0.3]
   low, high = classification.over_seeds(values)
   half = 4.302653 * statistics.stdev(values) / math.sqrt(3)  # t, 2 degrees
-  assert (low, high) == pytest.approx((0.85 - half, 0.85 + half))
+  assert (low, high) == pytest.approx((0.45 - half, 0.45 + half))
+  low, high = classification.over_seeds([0.9, 0.99])
+  assert low > 0 and high == 1
   assert classification.over_seeds([0.9]) is None
 
 
