@@ -29,7 +29,7 @@ svg text { font: 12px system-ui, sans-serif; fill: #333; }
 pre { background: #f6f6f6; padding: .6rem; overflow-x: auto;
       font-size: .85rem; }
 p.note { color: #666; margin: .2rem 0; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .short { white-space: nowrap; }
 table.confusion td, table.confusion th { padding: .2rem .45rem; border: 0;
       text-align: right; }
 table.confusion th { font-weight: 600; font-size: .85rem; }
@@ -44,6 +44,7 @@ table.confusion th { font-weight: 600; font-size: .85rem; }
 """
 WIDTH, HEIGHT = 860, 300  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 26, 42  # margins around the lines
+SHORT = 30  # characters of a cell that is not wrapped
 SIDE = 96  # pixels to which small images are enlarged
 
 
@@ -75,8 +76,10 @@ def note(text: str) -> str:
 
 def as_table(rows: Sequence[Sequence[str]]) -> str:
   """Return rows of cells as an HTML table; the first row is the header."""
+  short = lambda cell: ' class="short"' if len(cell) <= SHORT else ''
   line = lambda cells, tag: ''.join(
-    f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in cells
+    f'<{tag}{short(str(cell))}>{html.escape(str(cell))}</{tag}>'
+    for cell in cells
   )
   head, *body = rows
   lines = ''.join(f'<tr>{line(cells, "td")}</tr>\n' for cells in body)

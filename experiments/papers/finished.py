@@ -212,7 +212,7 @@ def as_page(sides: Sequence[Side], kind: str) -> str:
     *_charts(sides),
     page.section(
       'Runs',
-      page.as_table([['run', 'folder', 'commit', 'device'], *_where(sides)]),
+      page.as_table(_where(sides)),
     ),
   ]
   names = ', '.join(one.name for one in sides)

@@ -280,7 +280,7 @@ def _described(quality: dict[str, list[float | None]]) -> str:
 _MOST_CLASSES, _WORST = 20, 10  # of the table of classes
 
 
-def _reports(
+def reports(
   entry: Mapping[str, Any], kind: str
 ) -> tuple[dict[str, Any], list[dict]] | None:
   """Return the reports of an arm, pooled and by seed; None of earlier records.
@@ -348,10 +348,10 @@ def class_table(result: Mapping[str, Any], kind: str) -> list[str]:
 
 def class_rows(result: Mapping[str, Any], kind: str) -> list[list[str]]:
   """Return the cells of `class_table`, its header first; [] without any."""
-  reports, names = _reports(result, kind), result.get('classes')
-  if not reports or not names:
+  found, names = reports(result, kind), result.get('classes')
+  if not found or not names:
     return []
-  pooled, shown = reports[0], range(len(names))
+  pooled, shown = found[0], range(len(names))
   if len(names) > _MOST_CLASSES:
     shown = classification.worst(pooled, _WORST)
   rows = [['class', 'images', 'recall', 'precision', 'F1']]
@@ -403,7 +403,7 @@ def table(result: dict[str, Any], folder: pathlib.Path) -> str:
   accuracies = [
     f'{arm}: {accuracy_line(*found)}'
     for arm, entry in result['arms'].items()
-    if (found := _reports(entry, kind))
+    if (found := reports(entry, kind))
   ]
   warnings = [
     f'warning: {arm} {text}'
