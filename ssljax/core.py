@@ -195,7 +195,10 @@ class Batch(NamedTuple):
 
     They are the same ones unless the run has a `LogitAdjustment`.
     """
-    return logits if self.prior_logits is None else logits + self.prior_logits
+    if self.prior_logits is None:
+      return logits
+    added = jnp.expand_dims(self.prior_logits, range(logits.ndim - 1))
+    return logits + added
 
 
 # Classes of different frequency.
