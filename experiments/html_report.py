@@ -146,8 +146,11 @@ def charts(found: dict[str, dict]) -> dict[str, str]:
   drawn = {}
   for name in sorted(found, key=first):
     lines = [page.Line(arm, points) for arm, points in found[name].items()]
-    unit = ' in %' if name.startswith(FIRST) else ''
-    drawn[name] = page.chart(lines, f'{name.replace("_", " ")}{unit}')
+    label = name.replace('_', ' ')
+    if name.startswith(FIRST):
+      *words, weights = label.split()
+      label = f'{" ".join(words)} ({weights}) in %'
+    drawn[name] = page.chart(lines, label)
   return drawn
 
 
@@ -274,6 +277,12 @@ def _images(
   return page.images(shown)
 
 
+def name_of(images: Images, row: int) -> str:
+  """Return the file of an image, or 'row 12' of an image without one."""
+  name = images.names[row]
+  return f'row {name}' if name == str(row) else name
+
+
 def tested(finished, result, predictor) -> tuple[np.ndarray, str] | None:
   """Return the confusion matrix `[C, C]` and its note; None without one."""
   held_out = predictor.held_out
@@ -329,7 +338,7 @@ def label_sections(finished, predictor) -> Iterator[str]:
   images = prediction.training_images(predictor)
   words = [
     f'given {names[held_out.labels[i]]}, predicted {names[best[i]]} '
-    f'{100 * p[i, best[i]]:.0f} %; {images.names[held_out.rows[i]]}'
+    f'({100 * p[i, best[i]]:.0f} %)\n{name_of(images, held_out.rows[i])}'
     for i in order[:MISTAKES].tolist()
   ]
   body = as_table([['label'], *([line] for line in words)])
@@ -359,7 +368,8 @@ def mistakes_section(finished) -> Iterator[str]:
     return
   names = dataset.classes
   words = [
-    f'{names[truth[row]]} → {names[p[row].argmax()]} {100 * p[row].max():.0f} %'
+    f'{names[truth[row]]} → {names[p[row].argmax()]} '
+    f'({100 * p[row].max():.0f} %)'
     for row in rows
   ]
   pixels = dataset.test.read(np.sort(rows))

@@ -31,7 +31,7 @@ pre { background: #f6f6f6; padding: .6rem; overflow-x: auto;
 p.note { color: #666; margin: .2rem 0; }
 .wide { overflow-x: auto; } .short { white-space: nowrap; }
 table.confusion td, table.confusion th { padding: .2rem .45rem; border: 0;
-      text-align: right; }
+      text-align: right; min-width: 1.6rem; }
 table.confusion th { font-weight: 600; font-size: .85rem; }
 .images { display: flex; flex-wrap: wrap; gap: .7rem .6rem; margin: .5rem 0; }
 .images figure { margin: 0; width: 6.2rem; }
@@ -154,10 +154,11 @@ def as_png(image: np.ndarray) -> str:
 
 
 def images(shown: Iterable[tuple[np.ndarray, str]]) -> str:
-  """Return images `[H, W, c]`, each above its caption."""
+  """Return images `[H, W, c]`, each above the lines of its caption."""
   figures = (
     f'<figure><img alt="{html.escape(text, quote=True)}" src="{as_png(image)}">'
-    f'<figcaption>{html.escape(text)}</figcaption></figure>\n'
+    f'<figcaption>{"<br>".join(html.escape(text).splitlines())}</figcaption>'
+    '</figure>\n'
     for image, text in shown
   )
   return f'<div class="images">{"".join(figures)}</div>'
