@@ -269,11 +269,10 @@ def _images(
   for image, at in zip(pixels, chosen.tolist(), strict=True):
     order = np.argsort(-predicted.p[at], kind='stable')[: 2 if second else 1]
     words = ' or '.join(
-      f'{names[c]} {100 * predicted.p[at, c]:.0f} %' for c in order
+      f'{names[c]} ({100 * predicted.p[at, c]:.0f} %)' for c in order
     )
-    shown.append(
-      (image, f'{words}; {predicted.images.names[predicted.rows[at]]}')
-    )
+    name = name_of(predicted.images, predicted.rows[at])
+    shown.append((image, f'{words}\n{name}'))
   return page.images(shown)
 
 
