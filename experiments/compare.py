@@ -1,8 +1,13 @@
-"""Compare methods on a data set by paired runs under the same label splits.
+"""Compare methods on a data set, or finished runs, under the same label splits.
 
   python experiments/compare.py --methods=madnn,llp,fixmatch --dataset=mine.npz
   python experiments/compare.py --methods=r2d2 --seeds=5 --dataset=mnist \
       --image_size=14 --unlabelled=3000 --data_dir=DIR
+  python experiments/compare.py runs/A runs/B [runs/C ...] --out=compare.html
+
+The last form trains nothing: it compares the folders of finished runs with the
+first of them, over the splits that they share. --out writes the table and the
+errors over training to one HTML file, in either form.
 
 All other flags go to the methods' programs; what they do not state suits the
 data. Every method has the supervised baseline of its own network beside it. A
@@ -17,8 +22,9 @@ from absl import flags
 
 from ssljax import config as config_lib
 from ssljax import registry
+from ssljax.cli import main
 from ssljax.errors import require
-from ssljax.experiments.papers import claims, paired
+from ssljax.experiments.papers import claims, finished, paired
 from ssljax.experiments.papers.paired import Outcome
 from ssljax.runs import run_folder, summary
 
@@ -57,11 +63,7 @@ HEADER = (
   *('method', 'network', 'test error', 'labels alone'),
   *('difference [95 %]', 'verdict', 'seconds'),
 )
-VERDICTS = {
-  claims.HOLDS: 'better',
-  claims.OPEN: 'no difference shown',
-  claims.REVERSED: 'worse',
-}
+VERDICTS = finished.VERDICTS
 SAME_LABELS = (
   'all splits have the same labelled images: they differ in initial weights '
   'and in the order of the images alone'
@@ -113,9 +115,58 @@ class Command(paired.Command):
     flags.DEFINE_list(
       'methods', None, 'Methods to compare.', flag_values=self.values
     )
+    flags.DEFINE_string(
+      'out',
+      None,
+      'HTML file of the comparison, with the errors over training.',
+      flag_values=self.values,
+    )
+
+  @property
+  def runs(self) -> list[str]:
+    """The folders of finished runs that the command names."""
+    is_run = bool(self.given) and not self.given[0].startswith('-')
+    return self.given if is_run else []
 
   def act(self) -> None:
-    """Train what is missing, and print and write the table."""
+    """Compare what the flags name, and print and write the table."""
+    out = None
+    if self.values.out is not None:
+      out = main.as_output('out', self.values.out)
+    sides = (
+      self.compare_runs() if self.runs else self.train_missing(out is not None)
+    )
+    if out is not None:
+      text = finished.as_page(sides, finished.kind_of(sides))
+      with main.write_errors(out):
+        run_folder.write_atomically(out, text)
+      print(f'written to {out}')
+
+  def compare_runs(self) -> list[finished.Side]:
+    """Print the table of the runs that the command names."""
+    others = [name for name in self.runs if name.startswith('-')]
+    others += [
+      f'--{name}'
+      for name in ('methods', 'folder', 'seeds', 'seeds_per_run')
+      if self.values[name].present
+    ]
+    require(
+      not others,
+      f'{others[0] if others else ""}: is for a comparison that trains: leave '
+      'it out, or give `methods` and no runs',
+    )
+    sides = finished.read(self.runs)
+    kind = finished.kind_of(sides)
+    rows = summary.aligned(finished.rows(sides, kind))
+    print('\n'.join([finished.title(sides, kind), *rows]))
+    return sides
+
+  def train_missing(self, reads: bool) -> list[finished.Side]:
+    """Train what is missing, and print and write the table.
+
+    Args:
+      reads: return the runs, each baseline before the methods beside it.
+    """
     methods, seeds = self.methods(), self.seed_blocks()
     paired.refuse_own(self.given, 'compare.py')
     folder = self.make_folder(f'runs/compare/{paired.as_name(self.given)}')
@@ -135,6 +186,17 @@ class Command(paired.Command):
     text = markdown(pairs, data)
     run_folder.write_atomically(folder / 'comparison.md', text)
     print(f'{text}\nwritten to {folder}/comparison.md')
+    if not reads:
+      return []
+    names = dict.fromkeys(
+      name
+      for found, _ in pairs
+      for name in (f'{BASELINE}-{found.network}', found.method)
+    )
+    of_blocks = lambda name: [
+      folder / name / paired.block_name(block) for block in seeds
+    ]
+    return [finished.side(name, of_blocks(name)) for name in names]
 
   def methods(self) -> list[str]:
     """Return the methods that the flags name, each once."""

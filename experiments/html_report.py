@@ -2,81 +2,41 @@
 
 python experiments/html_report.py --run=runs/FOLDER
 
-RUN/report.html is one self-contained file: the settings, the errors beside the
-baselines', every metric over training, the confusion matrix, the most confident
-mistakes, the quality of the labels that the method gives to unlabelled images,
-and those figures of its paper that show one run.
+RUN/report.html is one self-contained file: the errors beside the baselines',
+precision and recall of every class, the predictions of the unlabelled images
+with the most confident and the most doubtful ones, the confusion matrix, labels
+that are probably wrong, every metric over training, and those figures of the
+method's paper that show one run. Sections that the data cannot fill are left
+out; the paper's figures are of data whose unlabelled images have known classes,
+and need matplotlib.
 """
 
 import base64
-from collections.abc import Callable, Iterator
-import html
+from collections.abc import Iterator, Sequence
 import io
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 import numpy as np
 
+from ssljax import api, prediction
+from ssljax.analysis import calibration
 from ssljax.cli import main, tool
 from ssljax.core import UNLABELLED
+from ssljax.data.types import Images
 from ssljax.errors import InputError, require
-from ssljax.experiments.figures import association as association_figures
-from ssljax.experiments.figures import catalogue, style
+from ssljax.experiments.figures import catalogue, page, style
+from ssljax.experiments.figures.page import as_table, note, section
 from ssljax.runs import load, run_folder, summary
-from ssljax.training import metrics_writer
+from ssljax.training import evaluate, metrics_writer
 
-MISTAKES = 24  # number of the most confident mistakes that are shown
-PER_ROW = 12  # images in a row of mistakes
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem;
-       margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; margin: .5rem 0; }
-td, th { padding: .15rem .9rem .15rem 0; text-align: left;
-         vertical-align: top; }
-th { border-bottom: 1px solid #999; }
-td { border-bottom: 1px solid #e5e5e5; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; }
-pre { background: #f6f6f6; padding: .6rem; overflow-x: auto;
-      font-size: .85rem; }
-p.note { color: #666; margin: .2rem 0; }
-"""
+MISTAKES = 24  # number of images in a section
+MOST_PREDICTED = 2048  # unlabelled images that are predicted
+FIRST = ('test_error', 'validation_error')  # in the charts of errors
 
 
-# HTML.
-
-
-def as_table(rows: list[list[str]]) -> str:
-  """Return rows of cells as an HTML table; the first row is the header."""
-  line = lambda cells, tag: ''.join(
-    f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in cells
-  )
-  head, *body = rows
-  lines = ''.join(f'<tr>{line(cells, "td")}</tr>\n' for cells in body)
-  return f'<table><tr>{line(head, "th")}</tr>\n{lines}</table>'
-
-
-def as_image(figure, description: str) -> str:
-  """Return a matplotlib figure as an embedded SVG with a description."""
-  file = io.BytesIO()
-  figure.savefig(file, format='svg', metadata={'Date': None})
-  data = base64.b64encode(file.getvalue()).decode()
-  words = html.escape(description, quote=True)
-  return f'<img alt="{words}" src="data:image/svg+xml;base64,{data}">'
-
-
-def section(title: str, *parts: str) -> str:
-  """Return a part of the page under a heading."""
-  return f'<h2>{html.escape(title)}</h2>\n' + '\n'.join(parts) + '\n'
-
-
-def note(text: str) -> str:
-  """Return a paragraph in grey."""
-  return f'<p class="note">{html.escape(text)}</p>'
-
-
-# Settings and errors.
+# Errors and settings.
 
 
 def settings_section(result: dict[str, Any], folder: pathlib.Path) -> str:
@@ -93,33 +53,68 @@ def settings_section(result: dict[str, Any], folder: pathlib.Path) -> str:
     ['command', result['command']],
   ]
   with load.damage(folder, 'flags.txt'):
-    text = html.escape((folder / 'flags.txt').read_text())
+    text = page.html.escape((folder / 'flags.txt').read_text())
   return as_table([['setting', 'value'], *rows]) + (
     f'<details><summary>all flags</summary><pre>{text}</pre></details>'
   )
 
 
 def errors_section(result: dict[str, Any]) -> str:
-  """Return the test errors of every trained method and of every split."""
+  """Return the errors of every trained method and of every split."""
+  kind = _kind(result)
   kinds = ('last', 'averaged', 'median_last', 'minimum')
-  known = [kind for kind in kinds if kind in result['test_error']]
+  known = [name for name in kinds if name in result[kind]]
   rows = [['method', *known, 'by split (last)']]
   for arm, entry in result['arms'].items():
-    found = entry['test_error']
+    found = entry[kind]
     cells = [summary.mean_std(found[k]) if k in found else '–' for k in known]
     splits = ' '.join(f'{value:.2f}' for value in found['last'])
     rows.append([arm, *cells, splits])
-    rows += [
-      [f'{arm}, after stage {stage}', summary.mean_std(values)]
-      + [''] * len(known)
-      for stage, values in entry.get('test_error_after', {}).items()
+    if kind == 'test_error':
+      rows += [
+        [f'{arm}, after stage {stage}', summary.mean_std(values)]
+        + [''] * len(known)
+        for stage, values in entry.get('test_error_after', {}).items()
+      ]
+  lines = [
+    note(f'{arm}: {summary.accuracy_line(*reports)}')
+    for arm, entry in result['arms'].items()
+    if (reports := summary.reports(entry, kind))
+  ]
+  return as_table(rows) + '\n'.join(
+    [
+      note(
+        f'{kind.replace("_", " ").capitalize()} in percent, mean ± standard '
+        'deviation over label splits. last: at the last step; averaged: of the '
+        'averaged weights at the last step; median_last: median of the last '
+        'five evaluations; minimum: smallest error over training, a choice '
+        'made on the test set.'
+      ),
+      *lines,
     ]
-  return as_table(rows) + note(
-    'Test error in percent, mean ± standard deviation over label splits. last: '
-    'at the last step; averaged: of the averaged weights at the last step; '
-    'median_last: median of the last five evaluations; minimum: smallest error '
-    'over training, a choice made on the test set.'
   )
+
+
+def _kind(result: dict[str, Any]) -> str:
+  """Return the kind of error of a run: of test images, if it has any."""
+  return 'test_error' if result['test_error'] else 'validation_error'
+
+
+def classes_section(result: dict[str, Any]) -> Iterator[str]:
+  """Yield precision, recall and F1 of the classes, if the run has them."""
+  rows = summary.class_rows(result, _kind(result))
+  if rows:
+    few = len(rows) - 1 < len(result['classes'])
+    some = ' The classes of least F1 are shown.' if few else ''
+    yield section(
+      f'Classes, {result["method"]}',
+      as_table(rows),
+      note(
+        'In percent, with 95 % intervals (Wilson) over the images. recall: '
+        'share of the images of the class that are predicted as it; precision: '
+        f'share of the images predicted as the class that are of it.{some}'
+      ),
+    )
 
 
 # Metrics over training.
@@ -139,115 +134,256 @@ def read_metrics(
   return found
 
 
-def metrics_figure(found: dict[str, dict]):
-  """Return a figure with a panel per metric and a line per trained method.
+def charts(found: dict[str, dict]) -> dict[str, str]:
+  """Return a chart per metric by its name, with a line per trained method.
 
   Test errors come first, then the loss, then the other metrics by name.
 
   Args:
     found: as from `read_metrics`.
   """
-  from matplotlib import figure, lines
-
-  first = lambda name: (not name.endswith(('last', 'averaged')), name != 'loss')
-  names = sorted(found, key=lambda name: (*first(name), name))
-  columns = 4
-  rows = -(-len(names) // columns)
-  drawn = figure.Figure(figsize=(8.4, 1.5 * rows + 0.3), layout='constrained')
-  panels = drawn.subplots(rows, columns, squeeze=False).ravel()
-  arms = list(dict.fromkeys(arm for name in names for arm in found[name]))
-  for axes, name in zip(panels, names, strict=False):
-    for arm, of_arm in found[name].items():
-      steps = sorted(of_arm)
-      mean = np.array([np.mean(of_arm[step]) for step in steps])
-      deviations = [style.deviation(of_arm[step]) for step in steps]
-      colour = f'C{arms.index(arm)}'
-      style.plot_band(axes, steps, mean, np.array(deviations), colour)
-    axes.set_title(name.replace('_', ' '))
-    axes.margins(x=0.01)
-  for axes in panels[len(names) :]:
-    axes.axis('off')
-  handles = [
-    lines.Line2D([], [], color=f'C{i}', label=arm) for i, arm in enumerate(arms)
-  ]
-  drawn.legend(
-    handles=handles, loc='outside lower right', ncols=len(arms), frameon=False
-  )
+  first = lambda name: (not name.startswith(FIRST), name != 'loss', name)
+  drawn = {}
+  for name in sorted(found, key=first):
+    lines = [page.Line(arm, points) for arm, points in found[name].items()]
+    label = name.replace('_', ' ')
+    if name.startswith(FIRST):
+      *words, weights = label.split()
+      label = f'{" ".join(words)} ({weights}) in %'
+    drawn[name] = page.chart(lines, label)
   return drawn
 
 
-# Predictions on test images.
+def metrics_section(found: dict[str, dict]) -> str:
+  """Return the charts of the errors and the loss, and the others folded."""
+  drawn = charts(found)
+  is_main = lambda name: name.startswith(FIRST) or name == 'loss'
+  shown = [drawn[name] for name in drawn if is_main(name)]
+  folded = [drawn[name] for name in drawn if not is_main(name)]
+  more = (
+    f'<details><summary>{len(folded)} more metrics</summary>'
+    f'{"".join(folded)}</details>'
+  )
+  return section(
+    'Training',
+    *shown,
+    note('Mean over the label splits, with a band of one standard deviation.'),
+    more if folded else '',
+  )
 
 
-def predict_test_images(finished) -> tuple[np.ndarray, np.ndarray]:
-  """Return probabilities `[M, C]` of the test images and true labels `[M]`."""
-  feed = finished.program.data.test
-  logits = finished.infer(finished.state, feed, np.arange(feed.size)).logits
-  e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-  return e / e.sum(axis=-1, keepdims=True), finished.dataset.test.labels
+# Predictions.
 
 
-def confusion_figure(p, truth, names):
-  """Return the confusion matrix as a figure, with counts if C is small.
+class Predicted(NamedTuple):
+  """Predictions of some images."""
+
+  images: Images
+  rows: np.ndarray  # [M]
+  p: np.ndarray  # [M, C]
+
+  @property
+  def best(self) -> np.ndarray:
+    """Most probable classes `[M]`."""
+    return self.p.argmax(axis=-1)
+
+  @property
+  def margin(self) -> np.ndarray:
+    """Probability of the first class minus that of the second, `[M]`."""
+    top = np.sort(self.p, axis=-1)[:, -2:]
+    return top[:, 1] - top[:, 0]
+
+
+def predict_unlabelled(finished, predictor) -> Predicted | None:
+  """Predict at most 2,048 unlabelled training images; None without any."""
+  images = prediction.training_images(predictor)
+  rows = load.hidden_rows(finished.split)
+  rows = rows[:: -(-len(rows) // MOST_PREDICTED)] if len(rows) else rows
+  parts, kept = [], []
+  for start in range(0, len(rows), prediction.CHUNK):
+    chunk = rows[start : start + prediction.CHUNK]
+    pixels, unreadable = images.read(chunk.tolist())
+    kept += [row for row in chunk.tolist() if row not in unreadable]
+    parts.append(predictor.predict_proba(pixels))
+  if not kept:
+    return None
+  return Predicted(images, np.array(kept), np.concatenate(parts))
+
+
+def unlabelled_sections(finished, predicted: Predicted) -> Iterator[str]:
+  """Yield the predicted classes, and confident and doubtful images."""
+  names, seen = finished.dataset.classes, len(load.hidden_rows(finished.split))
+  counts = np.bincount(predicted.best, minlength=len(names))
+  some = len(predicted.rows) < seen
+  yield section(
+    'Predictions of unlabelled images',
+    page.bars(
+      list(zip(names, counts.tolist(), strict=True)),
+      ('predicted class', 'images'),
+    ),
+    note(
+      f'{len(predicted.rows):,} {f"of {seen:,} " if some else ""}unlabelled '
+      'training images; mean confidence '
+      f'{100 * predicted.p.max(axis=-1).mean():.1f} %.'
+    ),
+  )
+  if not finished.dataset.train.is_images:
+    return
+  margin = predicted.margin
+  surest = [
+    at[np.argsort(-margin[at], kind='stable')][: max(1, MISTAKES // len(names))]
+    for label in range(len(names))
+    if len(at := np.flatnonzero(predicted.best == label))
+  ]
+  yield section(
+    'Most confident unlabelled images of each class',
+    _images(predicted, np.concatenate(surest)[: 4 * MISTAKES], names),
+  )
+  doubtful = np.argsort(margin, kind='stable')[:MISTAKES]
+  yield section(
+    'Most doubtful unlabelled images',
+    _images(predicted, doubtful, names, second=True),
+    note(
+      'The two most probable classes are nearly equal: labels of these images '
+      'say most (ssljax rank --run=... --strategy=margin lists more).'
+    ),
+  )
+
+
+def _images(
+  predicted: Predicted,
+  chosen: np.ndarray,
+  names: Sequence[str],
+  second: bool = False,
+) -> str:
+  """Return images with their predicted class.
 
   Args:
-    p: probabilities `[M, C]`.
-    truth: true labels `[M]`.
-    names: names of the classes.
+    predicted: predictions.
+    chosen: `[K]` positions in it.
+    names: of the classes.
+    second: name the second class as well.
   """
-  from matplotlib import figure
+  pixels, _ = predicted.images.read(predicted.rows[chosen].tolist())
+  shown = []
+  for image, at in zip(pixels, chosen.tolist(), strict=True):
+    order = np.argsort(-predicted.p[at], kind='stable')[: 2 if second else 1]
+    words = ' or '.join(
+      f'{names[c]} ({100 * predicted.p[at, c]:.0f} %)' for c in order
+    )
+    name = name_of(predicted.images, predicted.rows[at])
+    shown.append((image, f'{words}\n{name}'))
+  return page.images(shown)
 
-  counts = association_figures.confusion(truth, p.argmax(axis=-1), len(names))
-  share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-  few = len(names) <= style.MANY_CLASSES
-  side = 4.2 if few else 5.5
-  drawn = figure.Figure(figsize=(side + 0.6, side), layout='constrained')
-  axes = drawn.subplots()
-  image = axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
-  axes.set(xlabel='predicted', ylabel='true')
-  if few:
-    axes.set_xticks(range(len(names)), names, rotation=45, ha='right')
-    axes.set_yticks(range(len(names)), names)
-    for (y, x), count in np.ndenumerate(counts):
-      if count:
-        ink = 'w' if share[y, x] > 0.6 else 'k'
-        axes.text(x, y, count, ha='center', va='center', size=6, color=ink)
-  drawn.colorbar(image, ax=axes, shrink=0.8, label='share of the true class')
-  return drawn
+
+def name_of(images: Images, row: int) -> str:
+  """Return the file of an image, or 'row 12' of an image without one."""
+  name = images.names[row]
+  return f'row {name}' if name == str(row) else name
+
+
+def tested(finished, result, predictor) -> tuple[np.ndarray, str] | None:
+  """Return the confusion matrix `[C, C]` and its note; None without one."""
+  held_out = predictor.held_out
+  if held_out is not None:
+    best = held_out.logits.argmax(axis=-1)
+    classes = len(finished.dataset.classes)
+    return (
+      evaluate.confusion(held_out.labels, best, classes),
+      f'{len(best):,} labelled images, each predicted by the models that were '
+      'not trained on it.',
+    )
+  kept = result.get(f'{_kind(result).removesuffix("_error")}_confusion')
+  if not kept:
+    return None
+  matrices = kept.get('averaged', kept['last'])
+  return np.sum(matrices, axis=0), f'Sum over {len(matrices)} label splits.'
+
+
+def confusion_sections(finished, result, predictor) -> Iterator[str]:
+  """Yield the confusion matrix, if there is one, and the largest confusions."""
+  found, names = tested(finished, result, predictor), finished.dataset.classes
+  if found is None:
+    return
+  matrix, words = found
+  off = matrix - np.diag(np.diag(matrix))
+  worst = np.argsort(-off, axis=None, kind='stable')[:5]
+  pairs = [np.unravel_index(i, off.shape) for i in worst if off.flat[i]]
+  largest = '; '.join(
+    f'{names[t]} taken for {names[k]}: {off[t, k]}' for t, k in pairs
+  )
+  shown = ''
+  if len(names) <= style.MANY_CLASSES:
+    shown = page.confusion(matrix, names)
+  yield section(
+    'Confusion matrix' if shown else 'Largest confusions',
+    shown,
+    note(f'{words} Largest confusions: {largest or "none"}.'),
+  )
+
+
+def label_sections(finished, predictor) -> Iterator[str]:
+  """Yield the given labels that held-out predictions contradict."""
+  held_out, names = predictor.held_out, finished.dataset.classes
+  if held_out is None:
+    return
+  p = calibration.softmax(held_out.logits, predictor.temperature)
+  best = p.argmax(axis=-1)
+  wrong = np.flatnonzero(best != held_out.labels)
+  # The probability that the given label is wrong, largest first.
+  order = wrong[np.argsort(p[wrong, held_out.labels[wrong]], kind='stable')]
+  if not len(order):
+    return
+  images = prediction.training_images(predictor)
+  words = [
+    f'given {names[held_out.labels[i]]}, predicted {names[best[i]]} '
+    f'({100 * p[i, best[i]]:.0f} %)\n{name_of(images, held_out.rows[i])}'
+    for i in order[:MISTAKES].tolist()
+  ]
+  body = as_table([['label'], *([line] for line in words)])
+  if finished.dataset.train.is_images:
+    pixels, _ = images.read(held_out.rows[order[:MISTAKES]].tolist())
+    body = page.images(zip(pixels, words, strict=True))
+  yield section(
+    'Labels to check',
+    body,
+    note(
+      f'{len(order)} of {len(best)} labels that were held out are contradicted '
+      'by the models that did not see them, the least probable labels first. '
+      'Each is a mistake of the model or of the label.'
+    ),
+  )
+
+
+def mistakes_section(finished) -> Iterator[str]:
+  """Yield the most confident mistakes on test images, if there are any."""
+  dataset, feed = finished.dataset, finished.program.data.test
+  if not feed.size:
+    return
+  logits = finished.infer(finished.state, feed, np.arange(feed.size)).logits
+  p, truth = calibration.softmax(logits), dataset.test.labels
+  rows = most_confident_mistakes(p, truth)
+  if not len(rows) or not dataset.test.is_images:
+    return
+  names = dataset.classes
+  words = [
+    f'{names[truth[row]]} → {names[p[row].argmax()]} '
+    f'({100 * p[row].max():.0f} %)'
+    for row in rows
+  ]
+  pixels = dataset.test.read(np.sort(rows))
+  pixels = pixels[np.argsort(np.argsort(rows))]
+  yield section(
+    f'Most confident mistakes on test images, split {finished.split.seed}',
+    page.images(zip(pixels, words, strict=True)),
+    note('True class → predicted class, with its probability.'),
+  )
 
 
 def most_confident_mistakes(p, truth) -> np.ndarray:
   """Return the rows of the most confident mistakes, most confident first."""
   wrong = np.flatnonzero(p.argmax(axis=-1) != truth)
   return wrong[np.argsort(-p[wrong].max(axis=-1), kind='stable')][:MISTAKES]
-
-
-def mistakes_figure(images, truth, p, names):
-  """Return a figure of misclassified images with true and predicted class.
-
-  Args:
-    images: `[E, H, W, c]`.
-    truth: true labels `[E]`.
-    p: probabilities `[E, C]`.
-    names: names of the classes.
-  """
-  from matplotlib import figure
-
-  pitch, line = 0.68, 0.36
-  rows = -(-len(images) // PER_ROW)
-  size = pitch * PER_ROW + 0.1, rows * (pitch + line) + 0.05
-  drawn = figure.Figure(figsize=size)
-  for row in range(rows):
-    top = row * (pitch + line)
-    axes = style.add_images(drawn, 0.05, top, pitch, PER_ROW, 1)
-    part = slice(row * PER_ROW, (row + 1) * PER_ROW)
-    shown = zip(images[part], truth[part], p[part], strict=True)
-    for x, (image, label, of_image) in enumerate(shown):
-      style.place(axes, image, x, 0)
-      guess = of_image.argmax()
-      words = f'{names[label]} → {names[guess]}\n{100 * of_image[guess]:.0f} %'
-      axes.text(x, 0.52, words, ha='center', va='top', size=6)
-  return drawn
 
 
 # Labels that the method gives to unlabelled images.
@@ -315,73 +451,78 @@ def label_error(labels, truth) -> tuple[str, str]:
 # The method's own figures.
 
 
-def or_reason(make: Callable[[], str]) -> str:
-  """Return a part of the page, or the reason why this run has none."""
-  try:
-    return make()
-  except InputError as error:
-    return note(f'Not available: {main.as_flags(error)}')
-
-
 def own_figures(finished) -> Iterator[str]:
   """Yield the figures of the method that show a single run."""
-  method = finished.program.method.name
+  method, left_out = finished.program.method.name, []
   for name, drawing in catalogue.FIGURES.items():
     if name.startswith(f'{method}/') and drawing.alone:
-      draw = lambda d=drawing: as_image(d.draw(finished)[0], d.shows)
-      yield section(f'{name}: {drawing.shows}', or_reason(draw))
+      try:
+        style.check_matplotlib()
+        with style.style():
+          figure = drawing.draw(finished)[0]
+          yield section(
+            f'{name}: {drawing.shows}', as_image(figure, drawing.shows)
+          )
+      except InputError as error:
+        left_out.append(f'{name} ({main.as_flags(error)})')
+  if left_out:
+    yield note(f'Figures of the paper that are left out: {"; ".join(left_out)}')
+
+
+def as_image(figure, description: str) -> str:
+  """Return a matplotlib figure as an embedded SVG with a description."""
+  file = io.BytesIO()
+  figure.savefig(file, format='svg', metadata={'Date': None})
+  data = base64.b64encode(file.getvalue()).decode()
+  words = page.html.escape(description, quote=True)
+  return f'<img alt="{words}" src="data:image/svg+xml;base64,{data}">'
 
 
 # The page.
 
 
-def page(finished, result: dict[str, Any]) -> str:
-  """Return the report of a finished run under one split, as HTML."""
-  folder, seed = finished.folder, finished.split.seed
-  metrics = metrics_figure(read_metrics(folder, result))
-  parts = [
-    section('Settings', settings_section(result, folder)),
-    section('Errors', errors_section(result)),
-    section(
-      'Metrics over training',
-      as_image(metrics, 'every metric over the steps'),
-      note(
-        'Mean over the label splits, with a band of one standard deviation.'
-      ),
-    ),
-    *prediction_sections(finished),
-    section(
-      f'Labels predicted for unlabelled images, split {seed}',
-      or_reason(lambda: label_quality(finished)),
-    ),
-    *own_figures(finished),
-  ]
-  title = html.escape(f'{result["method"]} on {result["dataset"]}')
-  reported = summary.errors_that_stand(result['test_error'])
-  return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-    f'<title>{title}</title>\n<style>{STYLE}</style></head>\n'
-    f'<body><h1>{title}: {summary.mean_std(reported)} % test error</h1>\n'
-    f'{"".join(parts)}</body></html>\n'
-  )
+def report(finished, result: dict[str, Any], predictor) -> str:
+  """Return the report of a finished run as HTML.
 
-
-def prediction_sections(finished) -> Iterator[str]:
-  """Yield the confusion matrix and, if there are mistakes, some of them."""
-  dataset = finished.dataset
-  p, truth = predict_test_images(finished)
-  yield section(
-    f'Confusion matrix, split {finished.split.seed}',
-    as_image(confusion_figure(p, truth, dataset.classes), 'confusion matrix'),
+  Args:
+    finished: the run under one split.
+    result: its `result.json`.
+    predictor: its models.
+  """
+  title = (
+    f'{result["method"]} on {result.get("data_variant") or result["dataset"]}'
   )
-  rows = most_confident_mistakes(p, truth)
-  if len(rows):
-    images = dataset.test.read(rows)
-    drawn = mistakes_figure(images, truth[rows], p[rows], dataset.classes)
-    yield section(
-      'Most confident mistakes',
-      as_image(drawn, 'misclassified test images with the highest probability'),
+  heading, kind = title, _kind(result)
+  parts = []
+  if result[kind]:
+    reported = summary.errors_that_stand(result[kind])
+    words = kind.replace('_', ' ')
+    heading = f'{title}: {summary.mean_std(reported)} % {words}'
+    parts += [section('Errors', errors_section(result))]
+    parts += classes_section(result)
+  predicted = predict_unlabelled(finished, predictor)
+  if predicted is not None:
+    parts += unlabelled_sections(finished, predicted)
+  parts += confusion_sections(finished, result, predictor)
+  parts += label_sections(finished, predictor)
+  parts += mistakes_section(finished)
+  parts.append(metrics_section(read_metrics(finished.folder, result)))
+  if knows_hidden(finished):
+    parts.append(
+      section(
+        f'Labels predicted for unlabelled images, split {finished.split.seed}',
+        label_quality(finished),
+      )
     )
+    parts += own_figures(finished)
+  parts.append(section('Settings', settings_section(result, finished.folder)))
+  return page.document(title, parts, heading)
+
+
+def knows_hidden(finished) -> bool:
+  """True if the classes of some unlabelled images are known."""
+  rows = load.hidden_rows(finished.split)
+  return bool((finished.dataset.train.labels[rows] != UNLABELLED).any())
 
 
 # The program.
@@ -404,18 +545,29 @@ def define_flags(values: flags.FlagValues) -> None:
 def act(asked: dict[str, Any]) -> None:
   """Write the report that the flags describe."""
   require(asked['run'] is not None, '`run`: give the folder of a finished run')
-  style.check_matplotlib()
   folder = main.as_path('run', asked['run'])
   result = load.finished_result(folder)
   wanted = folder / 'report.html' if asked['out'] is None else asked['out']
   out = main.as_output('out', str(wanted))
-  where = asked['seed'], asked['data_dir'], asked['corrupt']
-  finished = load.load(folder, *where)
-  with style.style():
-    text = page(finished, result)
+  finished = load.load(
+    folder, asked['seed'], asked['data_dir'], asked['corrupt']
+  )
+  predictor = predictor_of(finished, asked['data_dir'])
+  text = report(finished, result, predictor)
   with main.write_errors(out):
     run_folder.write_atomically(out, text)
   print(out)
+
+
+def predictor_of(finished, data_dir: str | None) -> prediction.Predictor:
+  """Return the models of a run: of all splits if they hold images out."""
+  split = finished.split
+  if len(split.test) or len(split.validation):
+    return prediction.load(finished.folder, data_dir=data_dir)
+  labelled = np.zeros(len(finished.dataset.train.labels), bool)
+  labelled[split.labelled] = True
+  model = api.model_of_finished(finished)
+  return prediction.Predictor((model,), finished.dataset, labelled)
 
 
 if __name__ == '__main__':

@@ -121,6 +121,22 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
+class Imbalance:
+  """Classes with different numbers of labels."""
+
+  logit_adjustment: float = _setting(
+    0.0,
+    'Strength of the logit adjustment of the supervised loss by the class '
+    'frequencies of the labels (Menon et al. 2021); 0 for none, 1 as in the '
+    'paper.',
+  )
+  sampling: Literal['images', 'classes'] = _setting(
+    'images',
+    'Labelled images of a step: all images equally often, or all classes.',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Augmentation:
   """Changes of every image."""
 
@@ -236,6 +252,7 @@ PARTS = {
   'split': Split,
   'network': Network,
   'batch': Batch,
+  'imbalance': Imbalance,
   'augmentation': Augmentation,
   'active': Active,
   'run': Run,
@@ -270,6 +287,7 @@ class Config:
   split: Split = Split()
   network: Network = Network()
   batch: Batch = Batch()
+  imbalance: Imbalance = Imbalance()
   augmentation: Augmentation = Augmentation()
   active: Active = Active()
   run: Run = Run()
@@ -511,7 +529,11 @@ _POSITIVE = (
   *('processes', 'query_every', 'query_size', 'query_passes', 'budget'),
   'minutes',
 )
-_NOT_NEGATIVE = 'validation', 'seed', 'corrupt', 'checkpoint_seconds'
+_NOT_NEGATIVE = (
+  *('validation', 'seed', 'corrupt', 'checkpoint_seconds'),
+  'logit_adjustment',
+)
+_LATER = ('imbalance',)  # parts that earlier records lack
 _MOST = 2**31 - 1  # steps, rows and sizes are int32 on the devices
 _MOST_MINUTES = 10**6  # of `hang_minutes`: the system's timers end there
 _MOST_SEEDS = 1000  # every split is drawn before the first is trained
@@ -628,6 +650,8 @@ def from_json(tree: Mapping[str, Any]) -> Config:
   """
   settings_of = {'parameters', 'optimizer', *PARTS}
   known = settings_of | {'method', 'custom'}
+  if isinstance(tree, Mapping):
+    tree = {part: {} for part in _LATER} | tree
   require(
     isinstance(tree, Mapping)
     and tree.keys() == known

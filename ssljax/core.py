@@ -62,6 +62,9 @@ class TrainState:
   average: Any = ()  # `Average`, or () if the run averages nothing
   labels: jax.Array  # [rows of `MemorySpec`] int32, UNLABELLED if unknown
   memory: Any  # owned by the method: slots, pseudo-logits, bank, teacher
+  # [C] moving average of the predictions of the unlabelled images, of a method
+  # with `Method.aligns`; () of others.
+  predicted: Any = ()
   images: int = struct.field(pytree_node=False)  # N; tables may be longer
 
 
@@ -107,6 +110,9 @@ class BatchSpec(NamedTuple):
   include_labelled: bool = False  # draw `unlabelled` from labelled rows as well
   flag: str = 'batch_labelled'  # parameter that sets `labelled`, for messages
   from_labelled: bool = False  # draw `unlabelled` from labelled rows alone
+  # Draw labelled rows of all classes equally often over the steps; unlike with
+  # `classes` a step may have any number of each.
+  class_aware: bool = False
 
   @property
   def size(self) -> int:
@@ -182,6 +188,57 @@ class Batch(NamedTuple):
   # Further views by name, float32: [B, H, W, c], or only the labelled or the
   # unlabelled rows of the batch, in the order of `rows`.
   views: Mapping[str, jax.Array | Recorded] = {}
+  prior_logits: jax.Array | None = None  # [C], see `LogitAdjustment`
+
+  def adjusted(self, logits: jax.Array) -> jax.Array:
+    """Return the logits `[..., C]` of the cross-entropy of given labels.
+
+    They are the same ones unless the run has a `LogitAdjustment`.
+    """
+    if self.prior_logits is None:
+      return logits
+    added = jnp.expand_dims(self.prior_logits, range(logits.ndim - 1))
+    return logits + added
+
+
+# Classes of different frequency.
+
+
+class LogitAdjustment(NamedTuple):
+  """Settings of the logit adjustment of a supervised cross-entropy.
+
+  The loss is CE(y, softmax(f(x) + τ log π)) with the frequencies π of the
+  labels, so that argmax f(x) is right about all classes equally often (Menon et
+  al., ICLR 2021, Eq. 10).
+  """
+
+  strength: float  # τ
+  classes: int  # C
+
+
+def class_frequencies(labels: jax.Array, classes: int) -> jax.Array:
+  """Return the frequencies π `[C]` of the classes of a label table.
+
+  A class without a label counts as one with a single label.
+
+  Args:
+    labels: `[rows]` int32, UNLABELLED where unknown.
+    classes: C.
+  """
+  place = jnp.where(labels == UNLABELLED, classes, labels)
+  counts = jnp.zeros(classes).at[place].add(1.0, mode='drop')
+  counts = jnp.maximum(counts, 1.0)
+  return counts / jnp.sum(counts)
+
+
+def prior_logits(
+  adjustment: LogitAdjustment | None, labels: jax.Array
+) -> jax.Array | None:
+  """Return τ log π `[C]` of a label table; None without an adjustment."""
+  if adjustment is None:
+    return None
+  frequencies = class_frequencies(labels, adjustment.classes)
+  return adjustment.strength * jnp.log(frequencies)
 
 
 # Callbacks of a stage.
@@ -308,6 +365,7 @@ class Stage(NamedTuple):
   acquire_labels: bool = True  # False: active learning pauses in this stage
   keep_optimizer: bool = False  # continue the previous stage's optimiser state
   readiness: Readiness | None = None  # for the stages after this one
+  logit_adjustment: LogitAdjustment | None = None
 
 
 def all_views(stage: Stage) -> tuple[View, ...]:
@@ -502,6 +560,7 @@ class Method(NamedTuple):
   upgrade_memory: UpgradeMemory | None = None
   averaging: Averaging | None = None  # None: averages nothing
   quality: Quality | None = None  # None: gives unlabelled images no label
+  aligns: bool = False  # the state has `predicted`
 
 
 def visible_labels(state: TrainState, batch: Batch) -> jax.Array:
@@ -558,6 +617,7 @@ def init_state(
     opt_state=(),
     labels=labels,
     memory=method.init(memory_key, params, stats, spec),
+    predicted=jnp.full(spec.classes, 1 / spec.classes) if method.aligns else (),
     images=images,
   )
 
@@ -642,6 +702,7 @@ def make_step(stage: Stage, read: Read, averaging: Averaging | None) -> Step:
       label_mask=jnp.arange(rows.shape[0]) < stage.batch_spec.labelled,
       step=state.step - first,
       views=views,
+      prior_logits=prior_logits(stage.logit_adjustment, state.labels),
     )
     descend = jax.value_and_grad(stage.loss, has_aux=True)
     (loss, (state, metrics)), slopes = descend(

@@ -16,7 +16,7 @@ import numpy as np
 
 from ssljax import config as config_lib
 from ssljax import files, registry
-from ssljax.analysis import calibration
+from ssljax.analysis import calibration, classification
 from ssljax.augment import standard
 from ssljax.config import Config
 from ssljax.core import UNLABELLED
@@ -25,18 +25,52 @@ from ssljax.errors import InputError, require
 from ssljax.networks import network as networks
 from ssljax.networks.cpu import conv
 from ssljax.runs import build, run_folder
+from ssljax.training import evaluate
 
 MODEL, _WEIGHTS = 'model.json', 'weights.msgpack'
 _BATCH = 256  # images per compiled call of a prediction
 
 
-class Evaluation(NamedTuple):
-  """The quality of predictions on labelled images."""
-
+class _Evaluation(NamedTuple):
   accuracy: float  # share of correct predictions, 0 to 1
   error: float  # percent
   loss: float  # mean cross-entropy in nats
   images: int  # M
+
+
+class Evaluation(_Evaluation):
+  """The quality of predictions on labelled images.
+
+  It is the tuple (accuracy, error, loss, images): share of correct predictions,
+  error in percent, mean cross-entropy in nats, and number of images.
+
+  Attributes:
+    report: accuracy, balanced accuracy and macro F1, and precision, recall, F1
+      and support of each class, with 95 % intervals; a dict by these names, see
+      `classification.report`.
+    confusion: `[C, C]` images by true (rows) and predicted class (columns).
+  """
+
+  report: dict[str, Any]
+  confusion: np.ndarray
+
+  def __new__(cls, *numbers, confusion=None):
+    """Hold the numbers of an evaluation, and its confusion matrix."""
+    made = super().__new__(cls, *numbers)
+    if confusion is not None:
+      made.confusion = confusion
+      made.report = classification.report(evaluate.counts_of(confusion))
+    return made
+
+  @property
+  def balanced_accuracy(self) -> float:
+    """Mean recall of the classes that have images, 0 to 1."""
+    return self.report['balanced_accuracy']
+
+  @property
+  def macro_f1(self) -> float:
+    """Mean F1 of the classes that have images or predictions, 0 to 1."""
+    return self.report['macro_f1']
 
 
 class Model:
@@ -171,10 +205,13 @@ class Model:
       f'{len(self.classes) - 1}, or -1 where unlabelled',
     )
     p = self.predict_proba(np.asarray(images)[known])
-    right = float(np.mean(np.argmax(p, axis=-1) == labels))
+    best = np.argmax(p, axis=-1)
+    right = float(np.mean(best == labels))
     of_truth = np.take_along_axis(p, labels[:, None].astype(int), axis=-1)
     loss = -float(np.mean(np.log(np.maximum(of_truth, 1e-12))))
-    return Evaluation(right, 100 * (1 - right), loss, len(labels))
+    matrix = evaluate.confusion(labels, best, len(self.classes))
+    numbers = right, 100 * (1 - right), loss, len(labels)
+    return Evaluation(*numbers, confusion=matrix)
 
   def outputs(self, images) -> tuple[np.ndarray, np.ndarray]:
     """Return logits `[M, C]` and embeddings `[M, D]` of images `[M, ...]`."""

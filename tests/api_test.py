@@ -2,6 +2,7 @@
 
 import gc
 import json
+import pickle
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from sklearn import metrics
 
 import ssljax
 
@@ -98,6 +100,17 @@ def test_unlabelled_rows_are_left_out_of_an_evaluation(model):
   known = np.arange(len(Y)) % 3 == 2
   found = model.evaluate(X, np.where(known, labels, -1))
   assert found.images == 30 and 0 < found.accuracy < 1
+  accuracy, error, _, images = found  # the tuple of earlier versions
+  assert (accuracy, error, images) == (found.accuracy, found.error, 30)
+  predicted = model.predict(X[known])
+  matrix = metrics.confusion_matrix(labels[known], predicted)
+  np.testing.assert_array_equal(found.confusion, matrix)
+  wanted = metrics.balanced_accuracy_score(labels[known], predicted)
+  assert found.balanced_accuracy == pytest.approx(wanted)
+  f1 = metrics.f1_score(labels[known], predicted, average='macro')
+  assert found.macro_f1 == pytest.approx(f1)
+  copy = pickle.loads(pickle.dumps(found))
+  assert copy == found and copy.report == found.report
   assert found == model.evaluate(X[known], labels[known])
 
 

@@ -301,3 +301,19 @@ def test_every_setting_has_a_help_text():
     for part in config.schema(method).values():
       for setting in part.values():
         assert setting.help, (method, setting.name)
+
+
+def test_a_record_from_before_the_settings_of_rare_classes_has_their_defaults():
+  made = make()
+  tree = config.to_json(made)
+  assert tree.pop('imbalance') == {
+    'logit_adjustment': 0.0,
+    'sampling': 'images',
+  }
+  assert config.from_json(tree) == made
+  other = make(logit_adjustment=1.0)
+  assert config.differences(made, other) == [
+    '`logit_adjustment`=0.0 there, `logit_adjustment`=1.0 here'
+  ]
+  with pytest.raises(InputError, match='logit_adjustment'):
+    make(logit_adjustment=-1.0)

@@ -337,3 +337,33 @@ def test_training_learns(name, tmp_path):
   options = OPTIONS._replace(evaluate_every=150, record_every=150)
   _, progress = fit(tmp_path, name, steps=150, tx=tx, options=options)
   assert progress.evaluations[-1]['last'][0] <= 15
+
+
+class Adjusting(Batch):
+  """A batch that counts how often its logits are adjusted."""
+
+  calls = 0
+
+  def adjusted(self, logits):
+    """Count, and change nothing."""
+    type(self).calls += 1
+    return logits
+
+
+def test_the_supervised_loss_of_every_method_can_be_adjusted(name, monkeypatch):
+  monkeypatch.setattr(Adjusting, 'calls', 0)
+  job = tiny.make_job(name)
+  state, _ = tiny.initial(job)
+  state = jax.tree.map(lambda x: x[0], state)
+  for number, stage in enumerate(job.program.method.stages):
+    source, rows = next(tiny.sources(job, tiny.samplers(job, number), [(0, 1)]))
+    read = compiled.read_views(stage, job.program.data, job.program.mesh)
+
+    def loss(state, stage=stage, read=read, source=source, rows=rows):
+      views = dict(read(source, rows[0], state.key, state.memory))
+      given = jnp.arange(rows.shape[1]) < stage.batch_spec.labelled
+      batch = Adjusting(rows[0], views.pop(DEFAULT_VIEW), given, views=views)
+      return stage.loss(state.params, state, batch, state.key)
+
+    jax.eval_shape(loss, state)  # traced, not compiled
+  assert Adjusting.calls

@@ -240,3 +240,37 @@ def test_the_default_view_is_there_and_first():
   own = core.View('image', augment=lambda key, image: image)
   stage = STAGE._replace(views=(strong, own))
   assert core.all_views(stage) == (own, strong)
+
+
+LABELS = jnp.array([0, 1, 0, -1, 0, 3, -1])
+
+
+def test_class_frequencies_count_labels_and_at_least_one_of_a_class():
+  counts = [max(1, LABELS.tolist().count(c)) for c in range(4)]
+  wanted = np.array(counts) / sum(counts)  # 3, 1, 1 and 1 of 6
+  found = core.class_frequencies(LABELS, 4)
+  np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_a_logit_adjustment_adds_the_logarithm_of_the_frequencies():
+  found = core.prior_logits(core.LogitAdjustment(0.5, 4), LABELS)
+  wanted = 0.5 * np.log(np.array([3, 1, 1, 1]) / 6)
+  np.testing.assert_allclose(found, wanted, rtol=1e-6)
+  batch = core.Batch(ROWS, None, None)
+  logits = jnp.array([[1.0, 2.0, -3.0, 0.5]])
+  assert batch.adjusted(logits) is logits  # bit for bit
+  adjusted = batch._replace(prior_logits=found).adjusted(logits)
+  np.testing.assert_allclose(adjusted[0], logits[0] + wanted, rtol=1e-6)
+
+
+def test_a_step_adjusts_by_the_labels_of_the_state():
+  def loss(params, state, batch, key):
+    adjusted = batch.adjusted(jnp.zeros(2))
+    return params['w'] * 0, (state, {'first': adjusted[0]})
+
+  stage = STAGE._replace(loss=loss)
+  stage = stage._replace(logit_adjustment=core.LogitAdjustment(2.0, 2))
+  state, step = start(stage)
+  state = state.replace(labels=state.labels.at[2].set(0))  # 0, 1, 0
+  _, metrics = step(state)
+  np.testing.assert_allclose(metrics['first'], 2 * np.log(2 / 3), rtol=1e-6)

@@ -36,6 +36,7 @@ _TITLES = {
   'parameters': 'Method',
   'optimizer': 'Optimiser',
   'batch': 'Batch',
+  'imbalance': 'Rare classes',
   'augmentation': 'Augmentation and preprocessing',
   'active': 'Active learning',
   'run': 'Run',

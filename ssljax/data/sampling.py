@@ -15,7 +15,7 @@ from ssljax.errors import require
 
 # Random streams, the second word of their key: above those of `splits`. Stage s
 # adds 100 s.
-_LABELLED, _UNLABELLED, _CROP = 10, 11, 12
+_LABELLED, _UNLABELLED, _CROP, _CLASSES = 10, 11, 12, 13
 
 
 def repeated_shuffles(rows, size: int, *words: int) -> np.ndarray:
@@ -50,6 +50,37 @@ def queue(rows, start: int, size: int, *words: int) -> np.ndarray:
     for number in range(first, last + 1)
   ]
   return np.concatenate(shuffles)[start - first * len(rows) :][:size]
+
+
+def class_aware_queue(
+  pools: Sequence[np.ndarray], start: int, size: int, seed: int, stream: int
+) -> np.ndarray:
+  """Return entries `start` to `start + size` of a queue of all classes.
+
+  The queue is a sequence of shuffles of the classes, and each class is replaced
+  by the next row of its own `queue`, so that all classes are drawn equally
+  often, and all rows of a class.
+
+  Args:
+    pools: rows of each class, none empty.
+    start: the first entry.
+    size: the length of the result.
+    seed: of the split.
+    stream: of the stage.
+  """
+  classes = len(pools)
+  first, last = start // classes, (start + size - 1) // classes
+  count = last - first + 1
+  rows = [
+    queue(pool, first, count, seed, _LABELLED + stream, label)
+    for label, pool in enumerate(pools)
+  ]
+  order = queue(
+    *(np.arange(classes), first * classes, count * classes),
+    *(seed, _CLASSES + stream),
+  ).reshape(count, classes)
+  found = np.take_along_axis(np.stack(rows, axis=1), order, axis=1)
+  return found.ravel()[start - first * classes :][:size]
 
 
 def check_labelled(batch_spec: BatchSpec, labelled: int) -> None:
@@ -152,6 +183,10 @@ class Sampler:
         f'`batch_per_class`: class {label} has no labelled image; label at '
         'least one image of each class',
       )
+    self._by_class = [
+      np.flatnonzero(split.labels == label)
+      for label in np.unique(split.labels[split.labelled])
+    ]
     if multiplicity is None:
       self.epoch_steps = epoch_steps(batch_spec, labelled, unlabelled)
     else:
@@ -167,7 +202,8 @@ class Sampler:
     is dropped: a second shuffle completes the last batch. The labelled part
     repeats shuffles of its rows until the epoch is full, so that alone it too
     is one shuffle. In class-balanced batches it is instead one queue per class,
-    which continues across epochs.
+    which continues across epochs, and with class-aware sampling one queue of
+    all classes.
     """
     steps, (labelled, unlabelled, classes, *_) = (
       self.epoch_steps,
@@ -178,7 +214,13 @@ class Sampler:
       size = steps * (labelled // classes)
       words = seed, _LABELLED + self._stream, label
       parts.append(queue(pool, epoch * size, size, *words))
-    if labelled and not classes:
+    if labelled and self.batch_spec.class_aware:
+      size = steps * labelled
+      words = seed, self._stream
+      parts.append(
+        class_aware_queue(self._by_class, epoch * size, size, *words)
+      )
+    elif labelled and not classes:
       words = seed, _LABELLED + self._stream, epoch
       labelled_rows = self.split.labelled
       parts.append(repeated_shuffles(labelled_rows, steps * labelled, *words))

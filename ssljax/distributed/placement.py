@@ -222,6 +222,7 @@ def state_sharding(mesh: Mesh, layout, images: int) -> TrainState:
     average=whole,
     labels=split,
     memory=memory,
+    predicted=whole,
     images=images,
   )
 

@@ -167,7 +167,8 @@ def association_loss(
     a, b = jnp.split(outputs.embedding, [batch_spec.labelled])
     labels = visible_labels(state, batch)
     trips = associate(a, b, labels[: batch_spec.labelled], similarity)
-    terms = losses.cross_entropy(outputs.logits, labels, smoothing=smoothing)
+    logits = batch.adjusted(outputs.logits)
+    terms = losses.cross_entropy(logits, labels, smoothing=smoothing)
 
     metrics = {
       'cross_entropy': losses.mean_where(terms, labels != UNLABELLED),

@@ -22,6 +22,7 @@ from ssljax.core import (
   TrainState,
   UsedLabels,
   View,
+  class_frequencies,
   visible_labels,
 )
 from ssljax.errors import InputError, fraction, positive, require
@@ -114,7 +115,7 @@ def labelled_cross_entropy(logits, state, batch: Batch) -> jax.Array:
     batch: batch of the step.
   """
   labels = visible_labels(state, batch)[: len(logits)]
-  terms = losses.cross_entropy(logits, labels)
+  terms = losses.cross_entropy(batch.adjusted(logits), labels)
   return losses.mean_where(terms, labels != UNLABELLED)
 
 
@@ -139,6 +140,59 @@ def pseudo_labels(p) -> PseudoLabels:
   return PseudoLabels(label, jnp.max(p, axis=-1))
 
 
+# Distribution alignment.
+
+ALIGNMENT_DECAY = 0.99  # of the average p̃; ReMixMatch has the last 128 batches
+_LEAST = 1e-6  # added to both distributions, as in SoftMatch's code
+
+
+def align(q, state: TrainState, batch: Batch) -> tuple[jax.Array, TrainState]:
+  """Align predictions with the class frequencies of the labels.
+
+  Berthelot, Carlini, Cubuk, Kurakin, Sohn, Zhang, Raffel, ReMixMatch, ICLR
+  2020: q̃ = Normalize(q · p(y) / p̃), with the frequencies p(y) of the labels and
+  the moving average p̃ of the predictions, which is updated before it is used
+  and starts as the first batch's mean.
+
+  Args:
+    q: `[U, C]` probabilities of the unlabelled images.
+    state: state before the step.
+    batch: batch of the step.
+
+  Returns:
+    q̃ `[U, C]`, and the state with the new average; both are the arguments in a
+    state without `predicted`.
+  """
+  if isinstance(state.predicted, tuple):
+    return q, state
+  mean = jnp.mean(q, axis=0)
+  moved = ALIGNMENT_DECAY * state.predicted + (1 - ALIGNMENT_DECAY) * mean
+  predicted = jnp.where(batch.step == 0, mean, moved)
+  state = state.replace(predicted=predicted)
+  return aligned(q, state), state
+
+
+def aligned(q, state: TrainState) -> jax.Array:
+  """Return q̃ `[B, C]` of probabilities q by the averages of a state."""
+  if isinstance(state.predicted, tuple):
+    return q
+  p = q * _ratio(state, q.shape[-1])
+  return p / jnp.sum(p, axis=-1, keepdims=True)
+
+
+def aligned_logits(logits, state: TrainState) -> jax.Array:
+  """Return logits `[B, C]` of q̃ for logits `[B, C]` of q, see `aligned`."""
+  if isinstance(state.predicted, tuple):
+    return logits
+  return logits + jnp.log(_ratio(state, logits.shape[-1]))
+
+
+def _ratio(state: TrainState, classes: int) -> jax.Array:
+  """Return p(y) / p̃ `[1, C]`."""
+  target = class_frequencies(state.labels, classes)
+  return ((target + _LEAST) / (state.predicted + _LEAST))[None]
+
+
 def trained_weights(state: TrainState):
   """Return (params, stats) of the trained weights."""
   return state.params, state.stats
@@ -159,6 +213,7 @@ def predicted_quality(
   def quality(state, rows, image):
     del rows
     p = jax.nn.softmax(net.infer(*weights(state), image).logits)
+    p = aligned(p, state)
     weight = use(p, state.memory).astype(p.dtype)
     return UsedLabels(pseudo_labels(p).label, weight)
 

@@ -78,7 +78,7 @@ def deepbass_loss(net) -> Loss:
     truth = state.labels[batch.rows]
     known, guess = truth != UNLABELLED, state.memory.labels[batch.rows]
     labels = jnp.where(known, truth, guess)
-    terms = losses.cross_entropy(outputs.logits, labels)
+    terms = losses.cross_entropy(batch.adjusted(outputs.logits), labels)
     mean = jnp.mean(terms)
     metrics = {
       'cross_entropy': mean,

@@ -138,7 +138,9 @@ def fixmatch_loss(
       batch = batch._replace(views={'strong': strong})
     logits, stats = consistency.forward(net, params, state.stats, batch, key)
     labelled = consistency.labelled_cross_entropy(logits.labelled, state, batch)
-    q = consistency.pseudo_labels(consistency.probabilities(logits.weak))
+    p = consistency.probabilities(logits.weak)
+    p, state = consistency.align(p, state, batch)
+    q = consistency.pseudo_labels(p)
     mask = q.confidence >= threshold
     unlabelled = consistency.weighted_cross_entropy(
       logits.strong, q.label, mask
@@ -165,6 +167,7 @@ def fixmatch(
   threshold: float = 0.95,
   weight: float = 1.0,
   strong_augment: Sequence[str] = ('randaugment:2:10', 'cutout'),
+  distribution_alignment: bool = False,
   ema: float = 0.999,
 ) -> Method:
   """Return FixMatch with the paper's constants.
@@ -178,6 +181,8 @@ def fixmatch(
     weight: λ_u, weight of the loss on unlabelled images.
     strong_augment: augmentations of the strong view, after the run's own;
       ctaugment learns its strength from the labelled images.
+    distribution_alignment: align the predictions that become pseudo-labels with
+      the class frequencies of the labels (ReMixMatch).
     ema: decay of the average of the weights that is evaluated; 0 leaves it to
       `average`.
   """
@@ -197,6 +202,7 @@ def fixmatch(
   )
   return Method(
     name='fixmatch',
+    aligns=distribution_alignment,
     stages=(stage,),
     init=init_rates if adaptive else no_memory,
     averaging=consistency.averaging(ema),

@@ -130,7 +130,9 @@ def flexmatch_loss(
   def loss(params, state, batch, key):
     logits, stats = consistency.forward(net, params, state.stats, batch, key)
     labelled = consistency.labelled_cross_entropy(logits.labelled, state, batch)
-    q = consistency.pseudo_labels(consistency.probabilities(logits.weak))
+    p = consistency.probabilities(logits.weak)
+    p, state = consistency.align(p, state, batch)
+    q = consistency.pseudo_labels(p)
     limits = thresholds(state.memory, tau, warmup)
     mask = q.confidence >= limits[q.label]
     unlabelled = consistency.weighted_cross_entropy(
@@ -162,6 +164,7 @@ def flexmatch(
   weight: float = 1.0,
   warmup: bool = True,
   strong_augment: Sequence[str] = ('randaugment:2:10', 'cutout'),
+  distribution_alignment: bool = False,
   ema: float = 0.999,
 ) -> Method:
   """Return FlexMatch with the paper's constants.
@@ -177,6 +180,8 @@ def flexmatch(
     warmup: let all thresholds rise from 0 while most images have no confident
       prediction.
     strong_augment: augmentations of the strong view, after the run's own.
+    distribution_alignment: align the predictions that become pseudo-labels with
+      the class frequencies of the labels (ReMixMatch).
     ema: decay of the average of the weights that is evaluated; 0 leaves it to
       `average`.
   """
@@ -193,6 +198,7 @@ def flexmatch(
   )
   return Method(
     name='flexmatch',
+    aligns=distribution_alignment,
     stages=(stage,),
     init=nothing_confident,
     layout=LAYOUT,

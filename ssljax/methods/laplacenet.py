@@ -313,7 +313,7 @@ def laplacenet_loss(net, samples: int, alpha: float) -> Loss:
     mixed = jax.vmap(lambda x: mixup.combine(mix, x))(images)
     mixed = mixed.reshape(-1, *mixed.shape[2:])
     outputs, stats = net.train(params, state.stats, mixed, pass_key)
-    logits = outputs.logits.reshape(samples, count, -1)
+    logits = batch.adjusted(outputs.logits).reshape(samples, count, -1)
     of = lambda labels, weights: (
       weights
       * jnp.mean(

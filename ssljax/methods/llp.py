@@ -270,7 +270,7 @@ def llp_loss(net, settings: Settings) -> Loss:
     of_class = own < outputs.logits.shape[-1]
     known = jnp.where(of_class, own, UNLABELLED)
     aggregation = aggregate(v, own, memory, settings.temperature)
-    cross_entropy = losses.cross_entropy(outputs.logits, known)
+    cross_entropy = losses.cross_entropy(batch.adjusted(outputs.logits), known)
     weight = sure if settings.confidence else jnp.ones_like(sure)
     parts = {'aggregation': jnp.mean(weight * aggregation)}
     if settings.categorize:

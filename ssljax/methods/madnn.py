@@ -229,7 +229,8 @@ def madnn(
 
     slots = update(state.memory, x, p, labels, eta=eta)
     p_hat = assimilate(slots, x, labels, kind=distance, values=values)
-    terms = losses.cross_entropy(weak, labels, smoothing=smoothing)
+    logits = batch.adjusted(weak)
+    terms = losses.cross_entropy(logits, labels, smoothing=smoothing)
     entropies, divergences = memory_terms(p, p_hat)
     if strong_augment:
       divergences = strong_divergences(p, p_hat, jax.nn.softmax(strong))

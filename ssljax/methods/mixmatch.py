@@ -45,12 +45,6 @@ from ssljax.methods import consistency
 VIEWS = 2  # K
 
 
-def guess(logits, temperature: float) -> jax.Array:
-  """Return q `[U, C]`, constants, from the logits `[K, U, C]` of the views."""
-  mean = jnp.mean(consistency.probabilities(logits), axis=0)
-  return consistency.sharpen(mean, temperature)
-
-
 def mixed(key, images, targets, alpha: float) -> tuple[jax.Array, jax.Array]:
   """Return MixUp of images `[R, H, W, c]` and targets `[R, C]` with a shuffle.
 
@@ -91,7 +85,9 @@ def mixmatch_loss(
     constant = jax.lax.stop_gradient(params)
     outputs, _ = net.train(constant, state.stats, views, guess_key)
     by_view = outputs.logits.reshape(VIEWS, batch_spec.unlabelled, -1)
-    q = guess(by_view, temperature)
+    q = jnp.mean(consistency.probabilities(by_view), axis=0)
+    q, state = consistency.align(q, state, batch)
+    q = consistency.sharpen(q, temperature)
 
     labels = visible_labels(state, batch)[:first]
     known = labels != UNLABELLED
@@ -104,7 +100,7 @@ def mixmatch_loss(
     )
     outputs, stats = net.train(params, state.stats, images, pass_key)
     one, two = jnp.split(outputs.logits, [first])
-    terms = consistency.soft_cross_entropy(one, targets[:first])
+    terms = consistency.soft_cross_entropy(batch.adjusted(one), targets[:first])
     count = jnp.maximum(jnp.sum(known.astype(terms.dtype)), 1.0)
     distances = consistency.squared_distance(
       jax.nn.softmax(two), targets[first:]
@@ -132,6 +128,7 @@ def mixmatch(
   alpha: float = 0.75,
   weight: float = 75.0,
   ramp: float = 1 / 64,
+  distribution_alignment: bool = False,
   ema: float = 0.999,
 ) -> Method:
   """Return MixMatch with the paper's constants on CIFAR-10.
@@ -146,6 +143,8 @@ def mixmatch(
     weight: λ_U, largest weight of the loss on unlabelled images.
     ramp: length of the weight's linear ramp, as a share of the steps; 16,384
       of 2^20 steps in the authors' code.
+    distribution_alignment: align the predictions that become pseudo-labels with
+      the class frequencies of the labels (ReMixMatch).
     ema: decay of the average of the weights that is evaluated; 0 leaves it to
       `average`.
   """
@@ -165,6 +164,7 @@ def mixmatch(
   )
   return Method(
     name='mixmatch',
+    aligns=distribution_alignment,
     stages=(stage,),
     averaging=consistency.averaging(ema),
     quality=consistency.predicted_quality(net, consistency.use_all),

@@ -50,7 +50,9 @@ def pseudo_label_loss(
     outputs, stats = net.train(params, state.stats, batch.image, key)
     first, others = jnp.split(outputs.logits, [batch_spec.labelled])
     labelled = consistency.labelled_cross_entropy(first, state, batch)
-    guess = consistency.pseudo_labels(consistency.probabilities(others))
+    p = consistency.probabilities(others)
+    p, state = consistency.align(p, state, batch)
+    guess = consistency.pseudo_labels(p)
     mask = guess.confidence >= threshold
     unlabelled = consistency.weighted_cross_entropy(others, guess.label, mask)
     weight = alpha(batch.step, t1, t2, final)
@@ -76,6 +78,7 @@ def pseudo_label(
   weight: float = 3.0,
   ramp_from: float = 0.1,
   ramp_to: float = 0.6,
+  distribution_alignment: bool = False,
   threshold: float = 0.0,
 ) -> Method:
   """Return Pseudo-Label with the paper's constants.
@@ -88,6 +91,8 @@ def pseudo_label(
     weight: α_f, final weight of the loss on unlabelled images.
     ramp_from: T1, where the weight begins to rise, as a share of the steps.
     ramp_to: T2, where it ends to rise, as a share of the steps.
+    distribution_alignment: align the predictions that become pseudo-labels with
+      the class frequencies of the labels (ReMixMatch).
     threshold: least confidence of a pseudo-label that is learned; 0 in the
       paper.
   """
@@ -108,6 +113,7 @@ def pseudo_label(
   )
   return Method(
     name='pseudo_label',
+    aligns=distribution_alignment,
     stages=(stage,),
     quality=consistency.predicted_quality(
       net, consistency.use_confident(threshold)

@@ -207,7 +207,9 @@ def hard_label_loss(net) -> Loss:
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
     labels = jnp.argmax(state.memory.logits[batch.rows], axis=-1)
-    mean = jnp.mean(losses.cross_entropy(outputs.logits, labels))
+    mean = jnp.mean(
+      losses.cross_entropy(batch.adjusted(outputs.logits), labels)
+    )
     return mean, (state.replace(stats=stats), {'cross_entropy': mean})
 
   return loss

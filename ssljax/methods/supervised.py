@@ -30,7 +30,8 @@ def supervised_loss(net, *, smoothing: float = 0.0) -> Loss:
   def loss(params, state, batch, key):
     outputs, stats = net.train(params, state.stats, batch.image, key)
     labels = visible_labels(state, batch)
-    terms = losses.cross_entropy(outputs.logits, labels, smoothing=smoothing)
+    logits = batch.adjusted(outputs.logits)
+    terms = losses.cross_entropy(logits, labels, smoothing=smoothing)
     mean = losses.mean_where(terms, labels != UNLABELLED)
     return mean, (state.replace(stats=stats), {'cross_entropy': mean})
 

@@ -107,10 +107,15 @@ def uda_loss(
     )
     if annealing == 'none':
       limit = jnp.full_like(limit, jnp.inf)  # p = 1 may round to above 1
-    labelled, kept = annealed_cross_entropy(logits.labelled, labels, limit)
-    confidence = jnp.max(consistency.probabilities(logits.weak), axis=-1)
+    labelled, kept = annealed_cross_entropy(
+      batch.adjusted(logits.labelled), labels, limit
+    )
+    p = consistency.probabilities(logits.weak)
+    p, state = consistency.align(p, state, batch)
+    confidence = jnp.max(p, axis=-1)
     mask = (confidence > threshold).astype(confidence.dtype)
-    target = jax.lax.stop_gradient(logits.weak) / temperature
+    weak = jax.lax.stop_gradient(logits.weak)
+    target = consistency.aligned_logits(weak, state) / temperature
     divergence = losses.logit_kl_divergence(target, logits.strong)
     metrics = {
       'cross_entropy': labelled,
@@ -136,6 +141,7 @@ def uda(
   weight: float = 1.0,
   annealing: Annealing = 'none',
   strong_augment: Sequence[str] = ('randaugment:2:10', 'cutout'),
+  distribution_alignment: bool = False,
   ema: float = 0.9999,
 ) -> Method:
   """Return UDA with the authors' constants on CIFAR-10.
@@ -150,6 +156,8 @@ def uda(
     weight: λ, weight of the loss on unlabelled images.
     annealing: schedule of the training signal annealing.
     strong_augment: augmentations of the strong view, after the run's own.
+    distribution_alignment: align the predictions that become pseudo-labels with
+      the class frequencies of the labels (ReMixMatch).
     ema: decay of the average of the weights that is evaluated; 0 leaves it to
       `average`.
   """
@@ -169,6 +177,7 @@ def uda(
   )
   return Method(
     name='uda',
+    aligns=distribution_alignment,
     stages=(stage,),
     averaging=consistency.averaging(ema),
     quality=consistency.predicted_quality(

@@ -13,7 +13,7 @@ import numpy as np
 from ssljax import optimizers, registry
 from ssljax.augment import named
 from ssljax.config import Config, per_class, pool, with_momentum
-from ssljax.core import BatchSpec, Method
+from ssljax.core import BatchSpec, LogitAdjustment, Method
 from ssljax.data import (
   datasets,
   domain_pair,
@@ -487,8 +487,47 @@ def make_methods(
     method if method.averaging else method._replace(averaging=averaging)
     for method in methods
   ]
+  methods = [
+    with_rare_classes(method, config, len(dataset.classes))
+    for method in methods
+  ]
+  refuse_class_aware(config, methods[-1])
   check_stages(methods, dataset, epoch_steps)
   return net, methods
+
+
+def with_rare_classes(method: Method, config: Config, classes: int) -> Method:
+  """Return a method with the settings of `config.Imbalance` in every stage.
+
+  Args:
+    method: as its factory makes it.
+    config: of the run.
+    classes: C.
+  """
+  chosen, strength = config.imbalance, config.imbalance.logit_adjustment
+  changes = {}
+  if strength:
+    changes['logit_adjustment'] = LogitAdjustment(strength, classes)
+
+  def changed(stage):
+    spec = stage.batch_spec
+    aware = chosen.sampling == 'classes' and spec.labelled and not spec.classes
+    return stage._replace(
+      batch_spec=spec._replace(class_aware=True) if aware else spec, **changes
+    )
+
+  return method._replace(stages=tuple(map(changed, method.stages)))
+
+
+def refuse_class_aware(config: Config, method: Method) -> None:
+  """Raise `InputError` if no stage of a method draws labelled images."""
+  specs = [stage.batch_spec for stage in method.stages]
+  require(
+    config.imbalance.sampling == 'images'
+    or any(spec.class_aware or spec.classes for spec in specs),
+    f'`sampling`={config.imbalance.sampling}: {method.name} draws labelled and '
+    'unlabelled images as one: leave it out',
+  )
 
 
 def check_stages(methods, dataset: datasets.Dataset, epoch_steps) -> None:

@@ -261,7 +261,13 @@ class _Jobs:
       )
     self.metrics_start = progress.metrics_bytes
     self.stepping += progress.seconds - progress.compiling
-    summary.add(self.result, method, progress, settings.report_minimum)
+    summary.add(
+      self.result,
+      method,
+      progress,
+      settings.report_minimum,
+      summary.evaluated_images(self.run),
+    )
     if self.recorder.missing:
       self.result['metrics_missing'] = self.recorder.missing
     keep_result(self.folder, self.result)

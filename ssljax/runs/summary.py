@@ -1,6 +1,6 @@
 """The record of a run: `result.json`, and the table at its end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 import pathlib
 import statistics
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ssljax.analysis import classification
 from ssljax.core import UNLABELLED, Method
 from ssljax.data import duplicates, splits
 from ssljax.distributed import multihost
@@ -25,6 +26,7 @@ def begin(run) -> dict[str, Any]:
     'data_variant': run.dataset.variant,
     'data_fingerprint': run.fingerprint,
     'labels': run.config.split.labels,
+    'classes': list(run.dataset.classes),
     'seeds': [split.seed for split in run.drawn],
     'splits': [split.digest for split in run.drawn],
     'complete': False,
@@ -41,7 +43,11 @@ def _all_steps(methods: Sequence[Method]) -> int | None:
 
 
 def add(
-  result: dict[str, Any], method: Method, progress: Progress, minimum: bool
+  result: dict[str, Any],
+  method: Method,
+  progress: Progress,
+  minimum: bool,
+  images: Mapping[str, int] | None = None,
 ) -> None:
   """Add the seeds of a finished job to the entry of its method, an arm.
 
@@ -54,6 +60,8 @@ def add(
     method: that was trained.
     progress: of the job at its end.
     minimum: as in `evaluate.summarize`.
+    images: number of different images that all seeds are evaluated on, by
+      split, 'test' or 'validation'.
   """
   end = progress.delivered_step
   before = max([0, *(step for step in progress.ends if step < end)])
@@ -80,8 +88,10 @@ def add(
     entry.setdefault('asked', []).extend(_queried(progress))
   if progress.stopped:
     entry.setdefault('stopped_early', []).extend(_stops(progress.stopped))
+  tables_by_split = progress.tables
   if progress.held_out:
     last = next(x for x in progress.held_out if x['step'] == end)
+    tables_by_split = last['tables']
     entry.setdefault('held_out', []).extend(
       {'images': last['images'], 'wrong': wrong} for wrong in last['wrong']
     )
@@ -90,6 +100,9 @@ def add(
   for kind, errors in found.items():
     for name, values in errors.items():
       entry[kind].setdefault(name, []).extend(values)
+  for split, of_split in tables_by_split.items():
+    for weights, tables in of_split.items():
+      _add_tables(entry, split, weights, tables, (images or {}).get(split))
   if method.name == result['method']:
     result.update(entry)
 
@@ -98,6 +111,41 @@ def _stops(stopped: dict[str, Any]) -> list[dict[str, Any]]:
   """Return why the seeds of a job were stopped, a dict for each."""
   shared = {k: v for k, v in stopped.items() if k != 'seeds'}
   return [each | shared for each in stopped['seeds']]
+
+
+def _add_tables(
+  entry: dict[str, Any], split: str, weights: str, tables: list, images
+) -> None:
+  """Add the counts of each class under some seeds to the entry of an arm.
+
+  Args:
+    entry: is changed.
+    split: 'test' or 'validation'.
+    weights: 'last' or 'averaged'.
+    tables: `evaluate.table` of each seed.
+    images: number of different images over all seeds.
+  """
+  known = entry.setdefault(f'{split}_classes', {}).setdefault(
+    weights, {'counts': []}
+  )
+  known['counts'].extend(table['counts'] for table in tables)
+  known['seeds'] = [classification.report(one) for one in known['counts']]
+  total = np.sum(known['counts'], axis=0)
+  known['pooled'] = classification.report(total, images)
+  matrices = [table['confusion'] for table in tables if 'confusion' in table]
+  if matrices:
+    kept = entry.setdefault(f'{split}_confusion', {})
+    kept.setdefault(weights, []).extend(matrices)
+
+
+def evaluated_images(run) -> dict[str, int]:
+  """Return how many images a `build.Run` is evaluated on, by split."""
+  drawn, tests = run.drawn, len(run.dataset.test.labels)
+  unique = lambda rows: len(np.unique(np.concatenate(rows)))
+  return {
+    'test': tests or unique([split.test for split in drawn]),
+    'validation': unique([split.validation for split in drawn]),
+  }
 
 
 def _final_quality(evaluations) -> dict[str, list[float | None]]:
@@ -246,6 +294,97 @@ def _described(quality: dict[str, list[float | None]]) -> str:
   )
 
 
+# Quality of each class.
+
+_MOST_CLASSES, _WORST = 20, 10  # of the table of classes
+
+
+def reports(
+  entry: Mapping[str, Any], kind: str
+) -> tuple[dict[str, Any], list[dict]] | None:
+  """Return the reports of an arm, pooled and by seed; None of earlier records.
+
+  Args:
+    entry: of the arm.
+    kind: 'test_error' or 'validation_error'.
+  """
+  found = entry.get(f'{kind.removesuffix("_error")}_classes')
+  if not found:
+    return None
+  chosen = found.get('averaged', found['last'])
+  return chosen['pooled'], chosen['seeds']
+
+
+def percent(
+  share: float | None, interval: Sequence[float] | None = None
+) -> str:
+  """Return '96.2 [94.1, 97.6]' of shares; '-' of None."""
+  if share is None:
+    return '-'
+  if interval is None:
+    return f'{100 * share:.1f}'
+  low, high = (100 * x for x in interval)
+  return f'{100 * share:.1f} [{low:.1f}, {high:.1f}]'
+
+
+def accuracy_line(pooled: Mapping[str, Any], seeds: Sequence[Mapping]) -> str:
+  """Return accuracy with its intervals, balanced accuracy and macro F1.
+
+  Args:
+    pooled: `classification.report` of all seeds.
+    seeds: of each seed.
+  """
+  accuracy = percent(pooled['accuracy'], pooled['accuracy_interval'])
+  spread = classification.over_seeds([each['accuracy'] for each in seeds])
+  over = ''
+  if spread is not None:
+    low, high = (100 * x for x in spread)
+    over = f', [{low:.1f}, {high:.1f}] over {len(seeds)} seeds'
+  return (
+    f'accuracy {accuracy} % over {pooled["images"]:,} images{over}; balanced '
+    f'accuracy {percent(pooled["balanced_accuracy"])} %, macro F1 '
+    f'{percent(pooled["macro_f1"])} %'
+  )
+
+
+def class_table(result: Mapping[str, Any], kind: str) -> list[str]:
+  """Return the lines of a table of the classes of a run's own method.
+
+  Of more than 20 classes it has the 10 of least F1.
+
+  Args:
+    result: `result.json`.
+    kind: 'test_error' or 'validation_error'.
+  """
+  rows = class_rows(result, kind)
+  if not rows:
+    return []
+  names = result['classes']
+  some = f', the {_WORST} of least F1' if len(names) > _MOST_CLASSES else ''
+  title = f'classes of {result["method"]}{some}, in % with 95 % intervals'
+  return [title, *aligned(rows)]
+
+
+def class_rows(result: Mapping[str, Any], kind: str) -> list[list[str]]:
+  """Return the cells of `class_table`, its header first; [] without any."""
+  found, names = reports(result, kind), result.get('classes')
+  if not found or not names:
+    return []
+  pooled, shown = found[0], range(len(names))
+  if len(names) > _MOST_CLASSES:
+    shown = classification.worst(pooled, _WORST)
+  rows = [['class', 'images', 'recall', 'precision', 'F1']]
+  for c in shown:
+    cells = [
+      percent(pooled[name][c], pooled[f'{name}_interval'][c])
+      for name in ('recall', 'precision')
+    ]
+    rows.append(
+      [names[c], f'{pooled["support"][c]:g}', *cells, percent(pooled['f1'][c])]
+    )
+  return rows
+
+
 _COLUMNS = {
   'last': 'last step',
   'median_last': 'median of last',
@@ -280,6 +419,11 @@ def table(result: dict[str, Any], folder: pathlib.Path) -> str:
     for arm, entry in result['arms'].items()
     for stage, values in entry.get('test_error_after', {}).items()
   ]
+  accuracies = [
+    f'{arm}: {accuracy_line(*found)}'
+    for arm, entry in result['arms'].items()
+    if (found := reports(entry, kind))
+  ]
   warnings = [
     f'warning: {arm} {text}'
     for arm, entry in result['arms'].items()
@@ -292,7 +436,10 @@ def table(result: dict[str, Any], folder: pathlib.Path) -> str:
   )
   return '\n'.join(
     [
-      *(title, *aligned(rows), *by_stage, *per_seed, *qualities, *warnings),
+      *(title, *aligned(rows), *by_stage, *per_seed, *qualities),
+      *accuracies,
+      *class_table(result, kind),
+      *warnings,
       f'run folder: {folder}',
     ]
   )

@@ -203,6 +203,8 @@ def _to_tree(plain: TrainState) -> dict[str, Any]:
   fields = {name: getattr(plain, name) for name in _FIELDS}
   if not isinstance(plain.average, Average):
     del fields['average']
+  if isinstance(plain.predicted, tuple):
+    del fields['predicted']
   optional = _optional(plain.memory)
   if optional:
     memory = {k: v for k, v in vars(plain.memory).items() if v is not None}

@@ -205,7 +205,7 @@ class Program:
     for stage in self.method.stages:
       key = (
         *(stage.loss, stage.tx, stage.batch_spec),
-        *(stage.views, stage.after_update),
+        *(stage.views, stage.after_update, stage.logit_adjustment),
       )
       if key not in made:
         made[key] = self._compile(stage)

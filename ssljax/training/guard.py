@@ -84,6 +84,7 @@ def at_end(progress: Progress, stage: str, found: Predicted) -> Progress:
     'step': progress.step,
     'images': wrong.shape[1],
     'wrong': [np.flatnonzero(of_seed).tolist() for of_seed in wrong],
+    'tables': progress.tables,
   }
   return progress._replace(held_out=(*progress.held_out, entry))
 

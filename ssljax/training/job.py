@@ -57,8 +57,8 @@ class Progress(NamedTuple):
   round: int = 0  # finished rounds of the stage
   begun: int = 0  # step, over all stages, at which the round began
   asked: tuple = ()  # {'step', 'rows': [S][Q], 'labels': [S][Q]} of the oracle
-  # {'stage', 'step', 'images', 'wrong': [S][K] positions of held-out images} at
-  # the end of each stage, with `Options.stop_early`.
+  # {'stage', 'step', 'images', 'wrong': [S][K] positions of held-out images,
+  # 'tables'} at the end of each stage, with `Options.stop_early`.
   held_out: tuple = ()
   # {'stage', 'step', 'delivered', 'delivered_step', 'seeds': [S] dicts} if the
   # job leaves out its other stages, see `guard`.
@@ -67,6 +67,8 @@ class Progress(NamedTuple):
   warnings: tuple = ()  # a text for each `Readiness` that was not met
   # Losses [steps][S] since the last stop, of a run that was interrupted there.
   pending: tuple = ()
+  # `evaluate.tables` of the last evaluation.
+  tables: Mapping[str, Any] = {}
 
   @property
   def stage_start(self) -> int:
@@ -138,13 +140,17 @@ class Progress(NamedTuple):
     return self._replace(ends=(*self.ends[: self.stage], self.step))
 
   def with_errors(
-    self, errors: dict[str, dict], quality: dict[str, list]
+    self,
+    errors: dict[str, dict],
+    quality: dict[str, list],
+    tables: dict[str, dict],
   ) -> 'Progress':
     """Add an evaluation.
 
     Args:
       errors: as returned by `Program.evaluate`.
       quality: as returned by `Program.measure_quality`.
+      tables: as returned by `evaluate.tables`.
     """
     validation = errors.get('validation', {})
     evaluation = (
@@ -153,7 +159,8 @@ class Progress(NamedTuple):
       | {f'validation_{name}': validation[name] for name in validation}
       | ({'pseudo_labels': quality} if quality else {})
     )
-    return self._replace(evaluations=(*self.evaluations, evaluation))
+    evaluations = (*self.evaluations, evaluation)
+    return self._replace(evaluations=evaluations, tables=tables)
 
   def with_warning(self, text: str) -> 'Progress':
     """Add a warning about a stage that is not ready."""

@@ -373,7 +373,8 @@ class _Loop:
     errors = evaluate.errors(found)
     quality = self.program.measure_quality(self.state, splits)
     self.report.write_evaluation(stage, self.progress, errors, quality)
-    self.progress = self.progress.with_errors(errors, quality)
+    tables = evaluate.tables(found, self.program.data.classes)
+    self.progress = self.progress.with_errors(errors, quality, tables)
     total = total_steps(self.program.method)
     of_all = '' if total is None else f' of {total:,}'
     stages = f', {stage.name}' if len(self.stages) > 1 else ''

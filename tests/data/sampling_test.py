@@ -350,3 +350,32 @@ def test_a_class_without_a_labelled_image_is_refused():
 def test_a_balanced_batch_must_divide_by_the_classes():
   with pytest.raises(InputError, match='batch_per_class'):
     sampling.Sampler(BatchSpec(8, 8, classes=3), SPLIT)
+
+
+def test_class_aware_sampling_draws_all_classes_and_their_rows_equally_often():
+  labels = np.full(60, UNLABELLED, np.int32)
+  labels[:9], labels[9:12], labels[12] = 0, 1, 3  # none of class 2
+  split = SPLIT._replace(labels=labels, admitted=labels == UNLABELLED)
+  spec = BatchSpec(7, 8, class_aware=True)
+  sampler = sampling.Sampler(spec, split)
+  count = 9 * 3 * 7  # steps, over many epochs
+  rows = [sampler.rows(step)[:7] for step in range(count)]
+  drawn = Counter(np.concatenate(rows).tolist())
+  each = count * 7 // 3
+  assert drawn == {
+    row: each // of_class
+    for of_class, part in ((9, range(9)), (3, range(9, 12)), (1, [12]))
+    for row in part
+  }
+  # A step begins and ends within a shuffle of the classes.
+  for step in range(0, count, 10):
+    of_step = Counter(labels[rows[step]].tolist())
+    assert max(of_step.values()) - min(of_step.values()) <= 2
+  # The order is a function of the step, of the seed and of the stage.
+  again = sampling.Sampler(spec, split)
+  np.testing.assert_array_equal(again.rows(50)[:7], rows[50])
+  for other in (
+    sampling.Sampler(spec, split._replace(seed=1)),
+    sampling.Sampler(spec, split, stage=1),
+  ):
+    assert not np.array_equal(other.rows(50)[:7], rows[50])

@@ -74,8 +74,11 @@ def test_methods_are_compared_with_the_baseline_of_their_network(asked, capsys):
   (row,) = re.findall(r'^\| madnn \| digits \|.*$', text, re.M)
   assert f'| {difference:+.2f} [' in row and text in capsys.readouterr().out
   # The same command trains nothing; other data need another folder.
-  asked('--methods=madnn', *given)
+  page = asked.folder / 'page.html'
+  asked('--methods=madnn', *given, f'--out={page}')
   assert len(called) == 4
+  text = page.read_text()
+  assert '>supervised-digits<' in text and text.count('<polyline') == 2
   with pytest.raises(InputError, match='holds a comparison with'):
     asked('--methods=madnn', '--labels=3', *given[:1])
 

@@ -125,3 +125,59 @@ def test_sharpening_by_hand():
   found = consistency.sharpen(np.float32([[0.5, 0.3, 0.2], [1, 0, 0]]), 0.5)
   want = [[0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38], [1, 0, 0]]
   np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', ['fixmatch', 'uda', 'mixmatch'])
+def test_a_logit_adjustment_changes_the_supervised_loss_alone(name):
+  method = make(name, **WITHOUT[name])
+  state = logit_net.make_state(method, LABELS, 3)
+  prior = np.float32([0.5, -1.0, 2.0])
+  batch = make_batch(method)._replace(prior_logits=prior)
+  total, _, _ = logit_net.call(method, state, batch)
+  known = zip(LOGITS[:3] + prior, [1, 2, 0], strict=True)
+  wanted = np.mean([logit_net.cross_entropy(*pair) for pair in known])
+  assert total == pytest.approx(wanted, rel=1e-5)
+
+
+ALIGNED = ('fixmatch', 'flexmatch', 'uda', 'pseudo_label', 'mixmatch')
+
+
+@pytest.mark.parametrize('name', ALIGNED)
+def test_alignment_follows_the_average_of_the_predictions(name):
+  method = make(name, distribution_alignment=True)
+  state = logit_net.make_state(method, LABELS, 3)
+  np.testing.assert_allclose(state.predicted, [1 / 3] * 3, rtol=1e-6)
+  batch = make_batch(method)
+  q = logit_net.softmax(LOGITS[3:])  # of the weak views
+  if name == 'mixmatch':
+    second = np.asarray(batch.views['second']).reshape(4, 3)
+    q = (q + logit_net.softmax(second.astype(float))) / 2
+  _, after, _ = logit_net.call(method, state, batch)
+  old = state.predicted
+  wanted = 0.99 * np.asarray(old) + 0.01 * q.mean(axis=0)
+  np.testing.assert_allclose(after.predicted, wanted, rtol=1e-5)
+  _, after, _ = logit_net.call(method, state, batch._replace(step=0))
+  np.testing.assert_allclose(after.predicted, q.mean(axis=0), rtol=1e-5)
+
+
+def test_alignment_by_hand():
+  method = make('fixmatch', distribution_alignment=True)
+  # Two labels of class 0, one of class 1 and none, which counts as one, of 2.
+  state = logit_net.make_state(method, [0, -1, 1, 0], 3)
+  state = state.replace(predicted=np.float32([0.2, 0.3, 0.5]))
+  q = np.float32([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
+  wanted = q * ([0.5, 0.25, 0.25] / np.array([0.2, 0.3, 0.5]))
+  wanted /= wanted.sum(axis=1, keepdims=True)
+  found = consistency.aligned(q, state)
+  np.testing.assert_allclose(found, wanted, rtol=1e-4)
+  logits = consistency.aligned_logits(np.log(q), state)
+  np.testing.assert_allclose(logit_net.softmax(logits), wanted, rtol=1e-4)
+
+
+def test_without_alignment_predictions_and_state_are_the_same_objects():
+  method = make('fixmatch')
+  state = logit_net.make_state(method, LABELS, 3)
+  assert state.predicted == ()
+  q = np.float32([[0.5, 0.3, 0.2]])
+  found, after = consistency.align(q, state, make_batch(method))
+  assert found is q and after is state

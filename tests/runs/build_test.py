@@ -264,3 +264,20 @@ def test_the_network_of_a_run_has_the_recorded_momentum():
   # The weight of one step is 1 − m.
   weights = {float(b['BatchNorm_0']['weight']) for b in after.values()}
   assert weights == {6 / 16}
+
+
+def test_the_settings_of_rare_classes_reach_every_stage_that_draws_labels():
+  values = dict(logit_adjustment=0.5, sampling='classes')
+  for method in made(**values).methods:
+    for stage in method.stages:
+      assert stage.batch_spec.class_aware
+      assert stage.logit_adjustment == (0.5, 3)
+  for method in made().methods:
+    for stage in method.stages:
+      assert not stage.batch_spec.class_aware and not stage.logit_adjustment
+  # All images of a step of LLP are drawn as one.
+  small = dict(network='digits', batch_labelled=3, batch_unlabelled=6)
+  small |= dict(steps=2, labels='4')
+  other = config_lib.from_values('llp', small | {'sampling': 'classes'})
+  with pytest.raises(InputError, match='sampling=classes: llp draws'):
+    build.build(other, dataset=dataset())

@@ -101,3 +101,64 @@ def test_the_quality_of_pseudo_labels_is_that_of_the_last_evaluation():
   table = summary.table(result, 'folder').splitlines()
   # Means over the seeds that have a value: (0.5 + 0.75) / 2, and 0.75.
   assert 'association pseudo-labels: coverage 0.62, accuracy 0.75' in table
+
+
+# Right, all and predicted images of two classes, and those of another seed.
+ONE, OTHER = [[8, 1], [10, 2], [9, 3]], [[10, 1], [10, 2], [11, 1]]
+
+
+def with_classes(images):
+  """A result with the classes of two seeds on so many different images."""
+  result = {'method': 'association', 'classes': ['cat', 'dog'], 'arms': {}}
+  for seed, counts in enumerate((ONE, OTHER)):
+    tables = {'test': {'last': [{'counts': counts, 'confusion': [[seed]]}]}}
+    progress = finished(seed)._replace(tables=tables)
+    summary.add(
+      result, method_of_two_stages(), progress, False, {'test': images}
+    )
+  return result
+
+
+def test_the_classes_of_all_seeds_are_pooled_and_their_matrices_kept():
+  result = with_classes(images=24)  # other images for each seed
+  found = result['test_classes']['last']
+  assert result['test_confusion'] == {'last': [[[0]], [[1]]]}
+  assert [one['recall'] for one in found['seeds']] == [[0.8, 0.5], [1.0, 0.5]]
+  pooled = found['pooled']
+  assert pooled['recall'] == [18 / 20, 2 / 4] and pooled['images'] == 24
+  assert pooled['precision'] == [18 / 20, 2 / 4]
+  shared = with_classes(images=12)['test_classes']['last']['pooled']
+  assert shared['support'] == [10, 2] and shared['accuracy'] == 20 / 24
+
+
+def test_the_table_of_classes_and_the_accuracy_have_intervals():
+  result = with_classes(images=24)
+  title, head, cat, dog = summary.class_table(result, 'test_error')
+  assert title.startswith('classes of association')
+  assert head.split() == ['class', 'images', 'recall', 'precision', 'F1']
+  # Wilson: (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n), z = 1.96.
+  assert cat.split()[:4] == ['cat', '20', '90.0', '[69.9,']
+  assert dog.split()[:5] == ['dog', '4', '50.0', '[15.0,', '85.0]']
+  line = summary.accuracy_line(*summary.reports(result, 'test_error'))
+  assert 'accuracy 83.3 [64.1, 93.3] % over 24 images' in line
+  assert 'over 2 seeds; balanced accuracy 70.0 %' in line
+
+
+def test_of_many_classes_the_worst_are_shown():
+  result = with_classes(images=24)
+  found = result['test_classes']['last']
+  f1 = [0.5 + (c * 7 % 30) / 100 for c in range(30)]
+  full = {name: f1 for name in ('f1', 'recall', 'precision', 'support')}
+  full |= {
+    f'{name}_interval': [[0, 1]] * 30 for name in ('recall', 'precision')
+  }
+  found['pooled'] |= full
+  result['classes'] = [f'class{c}' for c in range(30)]
+  title, _, *rows = summary.class_table(result, 'test_error')
+  assert 'the 10 of least F1' in title and len(rows) == 10
+  worst = sorted(range(30), key=lambda c: f1[c])[:10]
+  assert [row.split()[0] for row in rows] == [f'class{c}' for c in worst]
+
+
+def test_a_record_of_an_earlier_version_has_no_table_of_classes():
+  assert summary.class_table(recorded(), 'test_error') == []

@@ -703,7 +703,7 @@ def test_metrics_survive_a_write_that_was_cut_short(tmp_path):
 def test_the_fields_of_the_state_keep_their_order():
   # It numbers the arrays in the checksum of a checkpoint.
   before, after = ('step', 'key', 'params', 'stats'), ('labels', 'memory')
-  fields = *before, 'opt_state', 'average', *after
+  fields = *before, 'opt_state', 'average', *after, 'predicted'
   assert (*TrainState.__dataclass_fields__,) == (*fields, 'images')
   values = {name: number for number, name in enumerate(fields)}
   leaves = jax.tree.leaves(TrainState(**values, images=61))

@@ -270,12 +270,11 @@ def test_a_report_has_the_errors_of_predicted_labels(page, finished):
 def test_a_report_draws_the_quality_of_pseudo_labels_over_training(folder):
   result = json.loads((folder / 'result.json').read_text())
   found = html_report.read_metrics(folder, result)
-  panels = html_report.metrics_figure(found).axes
-  titles = [axes.get_title() for axes in panels]
+  charts = html_report.charts(found)
   for name in ('coverage', 'accuracy', 'balance'):
     ((arm, by_step),) = found[f'pseudo_label_{name}'].items()
     assert arm == 'madnn' and len(by_step) > 1
-    assert f'pseudo label {name}' in titles
+    assert f'pseudo label {name}' in charts[f'pseudo_label_{name}']
 
 
 def first(x):
