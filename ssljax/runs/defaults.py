@@ -290,6 +290,7 @@ def _llp(facts: Facts, found) -> dict[str, Any]:
   # training images, 5,000 others to choose with, splits 2 and 3) the errors are
   # 9.4 and 11.0 instead of 6.2 and 6.7.
   batch = min(128, facts.images)
+  expected = batch * facts.labelled / facts.images  # labelled ones in a batch
   return {
     'batch_labelled': min(64, facts.labelled),
     'batch_unlabelled': batch,
@@ -299,8 +300,8 @@ def _llp(facts: Facts, found) -> dict[str, Any]:
     'warm_loss': 'softmax',
     'warm': _steps(50, facts.images, batch, 1500, 3000),
     'steps': _steps(26, facts.images, batch, 1000, 1500),
-    # A step's batch of all images would have hardly any label.
-    'labelled_per_step': min(32, facts.labelled),
+    # Among many images a batch of all has hardly any labelled ones.
+    'labelled_per_step': min(32, facts.labelled) if expected < 4 else 0,
     'learning_rate': 0.03,
     'decay': 'cosine',
   }

@@ -287,6 +287,8 @@ def _only_lengths(there: Config, here: Config) -> bool:
   values = there.values(), here.values()
   names = {n for n in values[1] if values[0].get(n) != values[1][n]}
   names -= {*config_lib.FREE, 'bn_momentum', 'seeds'}
+  if here.network.compute_dtype == 'auto':  # the run is not built yet
+    names.discard('compute_dtype')
   steps = there.run.steps, here.run.steps
   return names == {'steps'} and None not in steps and steps[1] > steps[0]
 

@@ -42,6 +42,9 @@ def test_lengths_follow_the_number_of_images_within_bounds():
   # 50 passes of 6,400 images in batches of 128 are 2,500 steps.
   assert llp(6400)['warm'] == 2500
   assert llp(1000)['warm'] == 1500 and llp(50_000)['warm'] == 3000
+  # 128 * 100 / 6,400 = 2 labelled images in a batch; of 1,000 images 12.8.
+  assert llp(6400)['labelled_per_step'] == 32
+  assert llp(1000)['labelled_per_step'] == 0
   r2d2 = lambda labelled: defaults.suggest('r2d2', facts(labelled=labelled))
   # Ten passes of 6,400 labelled images in batches of 32 are 2,000 steps.
   assert r2d2(100)['pretrain'] == 1500 and r2d2(6400)['pretrain'] == 2000
