@@ -100,7 +100,9 @@ class Index:
 
   def ending(self, name: str) -> list[str]:
     """Return at most two paths whose last part is a name."""
-    query = 'SELECT path FROM file WHERE path=? OR path LIKE ? ESCAPE "~" LIMIT 2'
+    query = (
+      'SELECT path FROM file WHERE path=? OR path LIKE ? ESCAPE "~" LIMIT 2'
+    )
     escaped = name.replace('~', '~~').replace('%', '~%').replace('_', '~_')
     found = self._connection.execute(query, (name, f'%/{escaped}'))
     return [path for (path,) in found]

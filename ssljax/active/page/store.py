@@ -87,6 +87,7 @@ class State:
     self.counts: collections.Counter[str] = collections.Counter()
     self.conflicts: set[str] = set()
     self.keys: set[str] = set()
+    self._renamed: dict[str, str] = {}
     self._of_file: dict[str, list[Answer]] = {}
     self._batches: dict[str, list[list[Answer]]] = {}
 
@@ -108,6 +109,14 @@ class State:
     batches = self._batches.get(annotator)
     return batches[-1] if batches else []
 
+  def current_name(self, name: str) -> str | None:
+    """Return what a class is called now; None if it was never one."""
+    while name not in self.classes:
+      if name not in self._renamed:
+        return None
+      name = self._renamed[name]
+    return name
+
   def apply(self, line: Mapping[str, Any]) -> None:
     """Add a line.
 
@@ -128,6 +137,7 @@ class State:
 
   def _class(self, line) -> None:
     name, to = line['name'], line.get('to')
+    self._renamed.pop(to or name, None)
     if line['op'] == 'add':
       self.classes.append(name)
       return
@@ -136,12 +146,15 @@ class State:
       self.classes[place] = to
     else:
       self.classes.remove(name)
+    self._renamed[name] = to
     text = self.guidelines.pop(name, None)
     if text is not None:
       self.guidelines.setdefault(to, text)
     for answer in self.answers:
       if answer.label == name:
         answer.label = to
+      if answer.shown.get('suggestion') == name:
+        answer.shown = {**answer.shown, 'suggestion': to}
     for file in self._of_file:
       self._resolve(file)
 
@@ -231,7 +244,8 @@ class State:
           both = given[one], given[other]
           pairs.setdefault((one, other), []).append(both)
     rows = [
-      [*names, len(both), *_kappa(both)] for names, both in sorted(pairs.items())
+      [*names, len(both), *_kappa(both)]
+      for names, both in sorted(pairs.items())
     ]
     share = agreed / files if files else None
     return {'files': files, 'agreed': share, 'pairs': rows}
@@ -259,7 +273,9 @@ def _kappa(both: Sequence[tuple[str, str]]) -> tuple[float, float | None]:
   """
   count = len(both)
   share = sum(a == b for a, b in both) / count
-  first, second = (collections.Counter(side) for side in zip(*both, strict=True))
+  first, second = (
+    collections.Counter(side) for side in zip(*both, strict=True)
+  )
   chance = sum(first[c] * second[c] for c in first) / count**2
   return share, (share - chance) / (1 - chance) if chance < 1 else None
 
@@ -294,7 +310,9 @@ class Log:
       SaveError: they could not be written.
     """
     if self._broken:
-      raise SaveError(f'{self._path.name} cannot be written; restart the server')
+      raise SaveError(
+        f'{self._path.name} cannot be written; restart the server'
+      )
     data = ''.join(json.dumps(line) + '\n' for line in lines).encode()
     try:
       written = 0
@@ -514,11 +532,12 @@ class Store:
       f'`answer`={kind!r:.50}: give label, skip or unsure',
     )
     if kind == LABEL:
+      now = self.state.current_name(label) if isinstance(label, str) else None
       require(
-        isinstance(label, str) and label in self.state.classes,
-        f'`label`={label!r:.120}: there is no such class; it may have been '
-        'renamed: load the page again',
+        now is not None,
+        f'`label`={label!r:.120}: there is no such class: load the page again',
       )
+      label = now
     shown = given.get('shown') or {}
     require(isinstance(shown, Mapping), '`shown`: give an object')
     shown = {k: shown[k] for k in _SHOWN if shown.get(k) is not None}
