@@ -83,6 +83,8 @@ def crop(
   Returns:
     uint8 `[H, W, c]`.
   """
+  from ssljax.augment import imagenet  # slow to import
+
   with (
     PIL.Image.open(io.BytesIO(encoded)) as image,
     contextlib.ExitStack() as stack,

@@ -189,8 +189,8 @@ def _from_csv(text: str, path: pathlib.Path) -> Iterator[Label]:
   columns = {name.strip().lower(): name for name in reader.fieldnames or ()}
   require(
     {'file', 'label'} <= set(columns),
-    f'`labels_file`={path}: lacks the columns file and label; begin it with the '
-    'line file,label',
+    f'`labels_file`={path}: lacks the columns file and label; begin it '
+    'with the line file,label',
   )
   for row in reader:
     file, label = ((row[columns[c]] or '').strip() for c in ('file', 'label'))
@@ -267,9 +267,9 @@ def add(
     )
   require(
     not missing,
-    f'`labels_file`={path}: {len(missing)} images are not in the folder, or not '
-    f'the only ones of their name ({", ".join(missing[:_SHOWN])}): give paths '
-    'relative to the folder',
+    f'`labels_file`={path}: {len(missing)} images are not in the folder, or '
+    f'not the only ones of their name ({", ".join(missing[:_SHOWN])}): give '
+    'paths relative to the folder',
   )
   for given in by_person.values():
     for each in given:

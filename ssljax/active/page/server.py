@@ -13,7 +13,7 @@ Requests are limited in size and rate. There is no upload, images are served by
 number and only if they are in the index, and the page shows names as text.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import hmac
 import importlib.resources
 import ipaddress
@@ -35,6 +35,7 @@ import uvicorn
 from ssljax.active.page import exchange, images, service, store
 from ssljax.errors import InputError
 
+PORT = 8470
 MAX_BODY = 2**20
 MAX_HEADER = 2**14
 RATE, BURST = 400.0, 1200.0  # requests per second of an address, and at once
@@ -232,14 +233,19 @@ def make_app(
     return Response((static / name).read_bytes(), media_type=_STATIC[name])
 
   def picture(request: Request) -> Response:
-    entry = page.images.index.entry(min(request.path_params['id'], 2**63 - 1))
+    number, size = (
+      _number(request.path_params['id']),
+      request.path_params['size'],
+    )
+    if size not in ('thumb', 'image') or number is None:
+      return problem(404, 'there is no such file')
+    entry = page.images.index.entry(number)
     if entry is None:
       return problem(404, 'the file is not in the folder any more')
-    is_thumb = request.path_params['size'] == 'thumb'
     try:
       made = (
         page.images.thumbnail(entry)
-        if is_thumb
+        if size == 'thumb'
         else page.images.original(entry)
       )
     except images.MissingError as error:
@@ -272,7 +278,7 @@ def make_app(
   routes = [
     Route('/', index),
     Route('/static/{name}', asset),
-    Route('/{size:str}/{id:int}', picture),
+    Route('/{size}/{id}', picture),
     *(Route(f'/api/{name}', read(act)) for name, act in reading.items()),
     *(
       Route(f'/api/{name}', write(act), methods=['POST'])
@@ -287,6 +293,12 @@ def make_app(
   return Guard(app, token=token, host=host, cookie=cookie, **limits)
 
 
+def _number(text: str) -> int | None:
+  """Return a number of at most 15 digits; None for another text."""
+  is_number = text.isascii() and text.isdigit() and len(text) < 16
+  return int(text) if is_number else None
+
+
 def _reading(page: service.Service) -> dict[str, Callable[[Request], Any]]:
   """Return what the page reads, by address."""
 
@@ -294,12 +306,12 @@ def _reading(page: service.Service) -> dict[str, Callable[[Request], Any]]:
     return request.query_params.get(name, default)
 
   def number(request: Request, name: str, default: int) -> int:
-    given = text(request, name)
-    return int(given) if given.isascii() and given.isdigit() else default
+    given = _number(text(request, name))
+    return default if given is None else given
 
   def following(request: Request):
     given = text(request, 'exclude').split(',')[:1000]
-    exclude = [int(x) for x in given if x.isascii() and x.isdigit()]
+    exclude = [x for x in map(_number, given) if x is not None]
     queue, who = text(request, 'queue', 'acquisition'), text(request, 'who')
     count = number(request, 'count', 5)
     return page.next(queue, count, who, exclude, text(request, 'of'))
@@ -386,13 +398,19 @@ def _export(page: service.Service, request: Request) -> Response:
 class Server:
   """A server in a thread of its own."""
 
-  def __init__(self, page: service.Service, token: str, host: str, port: int):
-    """Bind the address.
+  def __init__(
+    self,
+    page: service.Service,
+    token: str,
+    host: str,
+    port: int | None = None,
+  ):
+    """Bind the address; without a port `PORT`, or one that is free.
 
     Raises:
       InputError: it is in use, or not one of this machine.
     """
-    self._socket = bind(host, port)
+    self._socket = bind_any(host) if port is None else bind(host, port)
     self.port = self._socket.getsockname()[1]
     app = make_app(
       page, token=token, host=host, cookie=f'ssljax_label_{self.port}'
@@ -432,6 +450,14 @@ class Server:
     self._thread.join(10)
 
 
+def bind_any(host: str) -> socket.socket:
+  """Return a socket on `PORT`, or on a port that is free."""
+  try:
+    return bind(host, PORT)
+  except InputError:
+    return bind(host, 0)
+
+
 def bind(host: str, port: int) -> socket.socket:
   """Return a socket that is bound to an address.
 
@@ -452,8 +478,3 @@ def bind(host: str, port: int) -> socket.socket:
     ) from error
   made.set_inheritable(False)
   return made
-
-
-def names(values: Iterable[str]) -> str:
-  """Return values as a list for a message."""
-  return ', '.join(values)

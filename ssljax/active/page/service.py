@@ -317,6 +317,7 @@ class Service:
           }
           for name in state.classes
         ],
+        'store': state.id,
         'images': self.images.index.count(),
         'complete': self.images.complete,
         'links': self.images.links,
@@ -389,7 +390,10 @@ class Service:
   # Lists to review.
 
   def points(self) -> list[list[Any]]:
-    """Return [number, file, x, y, prediction, label] of the files on the map."""
+    """Return the files on the map.
+
+    Each is [number, file, x, y, prediction, label, stamp].
+    """
     with self._mutex:
       self._suggestions.refresh()
       resolved, found = self.store.state.resolved, []
@@ -412,7 +416,9 @@ class Service:
       state, found = self.store.state, []
       for path, label, confidence in self._suggestions.unseen():
         given, now = state.resolved.get(path), self._current(label)
-        if given is None or given.label is None or now in (None, given.label):
+        if given is None or given.is_final or given.label is None:
+          continue
+        if now in (None, given.label):
           continue
         entry = self.images.index.find(path)
         if entry is None:

@@ -5,7 +5,7 @@ acknowledged, so that a kill loses at most the answer in flight. Nothing is ever
 changed in the file: undo, new classes and renamed ones are lines too. `State`
 is the result of all lines in order.
 
-  store      version, folder of the images
+  store      version, id, folder of the images
   class      op add, rename or merge; name, to
   guideline  name, text
   answer     n, time, annotator, file, answer (label, skip or unsure), label,
@@ -24,6 +24,7 @@ import os
 import pathlib
 import threading
 from typing import Any
+import uuid
 
 from ssljax.errors import InputError, require
 from ssljax.runs import run_lock
@@ -65,12 +66,15 @@ class Resolved:
   label: str | None  # None: skipped, unsure, or a tie
   is_conflict: bool
   stamp: str
+  is_final: bool = False  # somebody settled a conflict
 
 
 class State:
   """The result of the lines of a store.
 
   Attributes:
+    id: of the store.
+    images: folder that it was made for.
     classes: names, in the order in which they were added.
     guidelines: text by class.
     answers: all answers in order, undone ones too.
@@ -79,7 +83,7 @@ class State:
   """
 
   def __init__(self):
-    self.images: str | None = None
+    self.id, self.images = '', None
     self.classes: list[str] = []
     self.guidelines: dict[str, str] = {}
     self.answers: list[Answer] = []
@@ -133,7 +137,7 @@ class State:
     kinds[line['kind']](line)
 
   def _open(self, line) -> None:
-    self.images = line['images']
+    self.id, self.images = self.id or line['id'], line['images']
 
   def _class(self, line) -> None:
     name, to = line['name'], line.get('to')
@@ -256,7 +260,7 @@ def _resolved(latest: Sequence[Answer]) -> Resolved:
   final = [a for a in latest if a.final]
   if final:
     chosen = max(final, key=lambda a: a.number)
-    return Resolved(chosen.label, False, chosen.stamp)
+    return Resolved(chosen.label, False, chosen.stamp, True)
   stamp = max(latest, key=lambda a: a.number).stamp
   votes = collections.Counter(a.label for a in latest if a.label is not None)
   if not votes:
@@ -460,7 +464,8 @@ class Store:
         'moved, or another `store`',
       )
       if images != known:
-        self._save({'kind': 'store', 'version': 1, 'images': images})
+        line = {'kind': 'store', 'version': 1, 'id': uuid.uuid4().hex}
+        self._save(line | {'images': images})
       for name in classes:
         if name not in self.state.classes:
           self.add_class(name)

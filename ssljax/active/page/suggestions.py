@@ -172,7 +172,10 @@ class Suggestions:
     if label not in self.classes:
       return
     direction = 'DESC' if order == 'desc' else 'ASC'
-    query = f'SELECT path FROM suggestion WHERE class=? ORDER BY confidence {direction}'
+    query = (
+      'SELECT path FROM suggestion WHERE class=? '
+      f'ORDER BY confidence {direction}'
+    )
     rows = self._rows(query, self.classes.index(label))
     yield from (path for (path,) in rows)
 
