@@ -278,13 +278,13 @@ def make_app(
   routes = [
     Route('/', index),
     Route('/static/{name}', asset),
-    Route('/{size}/{id}', picture),
     *(Route(f'/api/{name}', read(act)) for name, act in reading.items()),
     *(
       Route(f'/api/{name}', write(act), methods=['POST'])
       for name, act in writing.items()
     ),
     Route('/export/{kind}', lambda request: _export(page, request)),
+    Route('/{size}/{id}', picture),
   ]
   missing = lambda request, error: problem(error.status_code, error.detail)
   app = Starlette(

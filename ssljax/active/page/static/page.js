@@ -1,6 +1,6 @@
 // The labelling page. Names and texts are shown by textContent alone.
 
-const KEYS = '123456789abcdefghijklmnopqrtvwxy'; // without s, u, z
+const KEYS = '1234567890abcdefghijklmnopqrtvwxy'; // without s, u, z
 const AHEAD = 8; // images that are loaded before they are shown
 const $ = (id) => document.getElementById(id);
 
@@ -49,7 +49,7 @@ function options(pairs, chosen, onchange, props = {}) {
 }
 
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
-const sure = (x) => x >= 0.995 ? '> 99 %' : `${Math.round(100 * x)} %`;
+const sure = (x) => x >= 0.995 ? '99+ %' : `${Math.round(100 * x)} %`;
 const address = (item, size = 'image') => `/${size}/${item.id}?v=${item.stamp}`;
 
 function colour(name) {
@@ -158,7 +158,13 @@ async function sendAll() {
 
 // One image after the other.
 
-function keyOf(place) { return KEYS[place] || ''; }
+// A class of one character has its own key; the others have those that are left.
+function keys() {
+  const names = state.classes.map((c) => c.name.toLowerCase());
+  const own = names.map((n, k) => n.length === 1 && KEYS.includes(n) && names.indexOf(n) === k ? n : '');
+  const left = [...KEYS].filter((c) => !own.includes(c));
+  return own.map((c) => c || left.shift() || '');
+}
 
 async function fill() {
   if (fetching || queue.length >= AHEAD || !who) return;
@@ -355,13 +361,13 @@ function drawClasses() {
       button('Add classes', () => show('classes')));
     return;
   }
-  const wanted = filter.toLowerCase();
+  const wanted = filter.toLowerCase(), all = keys();
   const mine = state.classes.map((c, k) => ({...c, k}))
     .filter((c) => c.name.toLowerCase().includes(wanted));
   place.replaceChildren(...mine.flatMap((c) => {
     const made = el('button', {type: 'button', class: 'class', 'data-name': c.name,
       title: c.guideline || c.name, onclick: () => label(c.name)},
-    el('kbd', {}, keyOf(c.k) || '·'), el('span', {class: 'name'}, c.name),
+    el('kbd', {}, all[c.k] || '·'), el('span', {class: 'name'}, c.name),
     el('span', {class: 'count'}, String(c.count)));
     if (suggested() === c.name) made.classList.add('suggested');
     return c.guideline ? [made, el('div', {class: 'guide'}, c.guideline)] : [made];
@@ -412,8 +418,8 @@ const grid = {
       ...this.items.map((item, k) => el('button', {type: 'button', class: 'tile',
         'aria-pressed': 'false', 'data-id': item.id, title: item.file,
         onclick: (e) => this.click(k, e)},
-      picture(item, 'thumb'), el('span', {}, item.shown.suggestion
-        ? `${item.shown.suggestion} ${sure(item.shown.confidence)}` : 'no prediction'))));
+      picture(item, 'thumb'), el('span', {}, el('b', {}, item.shown.suggestion ?? '–'),
+        item.shown.suggestion ? el('i', {}, sure(item.shown.confidence)) : null))));
     const end = this.items.length
       ? (this.more ? el('p', {class: 'empty'}, button('More', () => this.load(true))) : null)
       : el('p', {class: 'empty soft'}, state.round
@@ -749,7 +755,7 @@ function curve() {
 
 // Classes.
 
-async function change(body, path = '/api/classes') {
+async function change(body, path = '/api/classes', redraw = true) {
   try {
     await ask(path, body);
     problem('refused', '');
@@ -758,10 +764,11 @@ async function change(body, path = '/api/classes') {
     setTimeout(() => problem('refused', ''), 12000);
   }
   await refresh();
-  if (view === 'classes') classes();
+  if (redraw && view === 'classes') classes();
 }
 
 function classes() {
+  const all = keys();
   const fresh = el('input', {placeholder: 'New class', maxlength: 100, id: 'fresh', 'aria-label': 'New class'});
   $('view').replaceChildren(el('section', {},
     el('form', {class: 'row', onsubmit: (e) => {
@@ -771,18 +778,18 @@ function classes() {
     ...state.classes.map((c, k) => {
       const name = el('input', {value: c.name, maxlength: 100, 'aria-label': `Name of ${c.name}`});
       const text = el('textarea', {maxlength: 4000, placeholder: 'Guideline: what belongs to this class, what does not',
-        'aria-label': `Guideline of ${c.name}`});
+        'aria-label': `Guideline of ${c.name}`, rows: 2,
+        onchange: () => change({name: c.name, text: text.value}, '/api/guideline', false)});
       text.value = c.guideline;
       return el('div', {class: 'edit'},
-        el('div', {class: 'row'}, el('kbd', {}, keyOf(k) || '·'), name,
+        el('div', {class: 'row'}, el('kbd', {}, all[k] || '·'), name,
           button('Rename', () => name.value.trim() !== c.name &&
             change({op: 'rename', name: c.name, to: name.value.trim()})),
           options([['', 'merge into …'], ...state.classes.filter((o) => o !== c).map((o) => [o.name, o.name])], '',
             (to) => to && confirm(`Make all ${c.count} labels "${c.name}" those of "${to}"?`) &&
               change({op: 'merge', name: c.name, to}), {'aria-label': `Merge ${c.name}`}),
           el('span', {class: 'soft'}, `${c.count} labels`)),
-        text, el('div', {}, button('Save guideline', () =>
-          change({name: c.name, text: text.value}, '/api/guideline'))));
+        text);
     })));
 }
 
@@ -872,8 +879,8 @@ document.addEventListener('keydown', (event) => {
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const pressed = event.key.toLowerCase();
-  const place = event.key.length === 1 ? KEYS.indexOf(pressed) : -1;
-  const named = place >= 0 ? state?.classes[place]?.name : undefined;
+  const place = state && event.key.length === 1 ? keys().indexOf(pressed) : -1;
+  const named = place >= 0 ? state.classes[place].name : undefined;
   let done = true;
   if (pressed === 'u') undo();
   else if (view === 'label') {
