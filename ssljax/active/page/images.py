@@ -96,6 +96,8 @@ class Index:
 
   def find(self, path: str) -> Entry | None:
     """Return the file with a path."""
+    if not _is_text(path):
+      return None
     return self._one('SELECT id,path,stamp FROM file WHERE path=?', path)
 
   def ending(self, name: str) -> list[str]:
@@ -125,11 +127,16 @@ class Index:
   def write(self, entries: list[tuple[str, str]], scan: int) -> None:
     """Add or update files by (path, stamp)."""
     with self._transaction() as connection:
-      connection.executemany(
-        'INSERT INTO file(path,stamp,scan) VALUES(?,?,?) ON CONFLICT(path) '
-        'DO UPDATE SET stamp=excluded.stamp, scan=excluded.scan',
-        [(path, stamp, scan) for path, stamp in entries],
-      )
+      # An upsert would use up a number for each file that is there already.
+      for path, stamp in entries:
+        found = connection.execute(
+          'UPDATE file SET stamp=?, scan=? WHERE path=?', (stamp, scan, path)
+        )
+        if not found.rowcount:
+          connection.execute(
+            'INSERT INTO file(path,stamp,scan) VALUES(?,?,?)',
+            (path, stamp, scan),
+          )
 
   def remove_older(self, scan: int) -> None:
     """Remove the files that a complete scan has not found."""

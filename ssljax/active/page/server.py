@@ -265,7 +265,7 @@ def make_app(
   def write(act: Callable[[dict[str, Any]], Any]) -> Callable:
     async def answer(request: Request) -> Response:
       try:
-        given = json.loads(await request.body())
+        given = json.loads(await request.body(), parse_constant=_refuse)
         if not isinstance(given, dict):
           raise ValueError('no object')
       except (ValueError, RecursionError):
@@ -291,6 +291,11 @@ def make_app(
     routes=routes, exception_handlers={404: missing, 405: missing}
   )
   return Guard(app, token=token, host=host, cookie=cookie, **limits)
+
+
+def _refuse(constant: str) -> None:
+  """Refuse NaN and Infinity, which are no JSON."""
+  raise ValueError(constant)
 
 
 def _number(text: str) -> int | None:

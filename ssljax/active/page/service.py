@@ -76,8 +76,8 @@ class Service:
     queue: str,
     count: int,
     annotator: str,
-    exclude: Collection[int],
-    of='',
+    exclude: Collection[int] = (),
+    of: str = '',
   ) -> list[dict[str, Any]]:
     """Return the images to label next.
 

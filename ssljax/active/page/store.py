@@ -466,9 +466,7 @@ class Store:
       if images != known:
         line = {'kind': 'store', 'version': 1, 'id': uuid.uuid4().hex}
         self._save(line | {'images': images})
-      for name in classes:
-        if name not in self.state.classes:
-          self.add_class(name)
+      self.add_classes(classes)
     except SaveError as error:
       self._log.close()
       raise InputError(
@@ -581,6 +579,17 @@ class Store:
 
   # Classes.
 
+  def add_classes(self, names: Iterable[str]) -> None:
+    """Add those classes that are not there. Raise as `add_class`."""
+    with self._mutex:
+      new = [c for c in dict.fromkeys(names) if c not in self.state.classes]
+      for k, name in enumerate(new):
+        self._check_new(name, *new[:k])
+      self._check_count(len(new))
+      self._save(
+        *({'kind': 'class', 'op': 'add', 'name': name} for name in new)
+      )
+
   def add_class(self, name: str) -> None:
     """Add a class.
 
@@ -590,10 +599,7 @@ class Store:
     """
     with self._mutex:
       self._check_new(name)
-      require(
-        len(self.state.classes) < MAX_CLASSES,
-        f'`classes`: {MAX_CLASSES} are the most that the page takes',
-      )
+      self._check_count(1)
       self._save({'kind': 'class', 'op': 'add', 'name': name})
 
   def rename_class(self, name: str, to: str) -> None:
@@ -616,8 +622,10 @@ class Store:
     with self._mutex:
       self._check_known(name)
       require(
-        isinstance(text, str) and len(text) <= _MAX_GUIDELINE,
-        f'`text`: give at most {_MAX_GUIDELINE} characters',
+        isinstance(text, str)
+        and len(text) <= _MAX_GUIDELINE
+        and all(c.isprintable() or c in '\n\t' for c in text),
+        f'`text`: give at most {_MAX_GUIDELINE} printable characters',
       )
       self._save({'kind': 'guideline', 'name': name, 'text': text})
 
@@ -627,9 +635,16 @@ class Store:
       f'`name`={name!r:.120}: there is no such class; load the page again',
     )
 
-  def _check_new(self, name, besides: str = '') -> None:
+  def _check_count(self, more: int) -> None:
+    require(
+      len(self.state.classes) + more <= MAX_CLASSES,
+      f'`classes`: {MAX_CLASSES} are the most that the page takes',
+    )
+
+  def _check_new(self, name, *others: str, besides: str = '') -> None:
     _text('classes', name, _MAX_NAME)
-    folded = {c.casefold() for c in self.state.classes if c != besides}
+    there = [*self.state.classes, *others]
+    folded = {c.casefold() for c in there if c != besides}
     require(
       name.casefold() not in folded,
       f'`classes`: there is a class {name!r} already, perhaps in other case: '
