@@ -102,10 +102,14 @@ function problem(part, text) {
 // Answers are kept in the browser until the server has saved them.
 
 let pendingName = '', pending = []; // see start
+let lost = false; // unsaved answers would be lost with the page
 let sending = null;
 
 function keep() {
-  try { localStorage.setItem(pendingName, JSON.stringify(pending)); } catch { /* full */ }
+  try {
+    localStorage.setItem(pendingName, JSON.stringify(pending));
+    lost = false;
+  } catch { lost = true; } // no room, or forbidden
   facts();
 }
 
@@ -119,6 +123,9 @@ function give(items, fields) {
     key: key(), id: item.id, file: item.file, stamp: item.stamp,
     shown: item.shown, ...(typeof fields === 'function' ? fields(item) : fields),
   }));
+  const given = new Set(items.map((item) => item.id));
+  queue = queue.filter((item) => !given.has(item.id));
+  if (view !== 'label' && current && given.has(current.id)) current = queue.shift() || null;
   // A request has at most so many answers.
   const batch = key();
   for (let k = 0; k < answers.length; k += 100) {
@@ -901,7 +908,7 @@ document.addEventListener('keydown', (event) => {
 });
 
 addEventListener('resize', () => { if (view === 'map') map.paint(); });
-addEventListener('beforeunload', (event) => { if (pending.length) event.preventDefault(); });
+addEventListener('beforeunload', (event) => { if (pending.length && lost) event.preventDefault(); });
 
 async function start() {
   await refresh();
