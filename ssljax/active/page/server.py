@@ -251,7 +251,7 @@ def make_app(
     except images.MissingError as error:
       return problem(404, str(error))
     except ValueError as error:
-      return problem(422, f'it cannot be shown: {error}')
+      return problem(422, str(error))
     # The address changes with the file.
     kept = {'cache-control': 'private, max-age=86400, immutable'}
     return Response(made.content, media_type=made.kind, headers=kept)
@@ -470,7 +470,8 @@ def bind(host: str, port: int) -> socket.socket:
     InputError: it is in use, or not one of this machine.
   """
   kind = socket.AF_INET6 if ':' in host else socket.AF_INET
-  made = socket.socket(kind, socket.SOCK_STREAM)
+  # With the protocol named, asyncio sends each answer at once (TCP_NODELAY).
+  made = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
   made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
     made.bind((host, port))

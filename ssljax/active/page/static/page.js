@@ -335,6 +335,7 @@ function drawImage(began) {
 }
 
 function nothing() {
+  if (!who) return '';
   if (fetching) return 'Loading …';
   if (!state.images) {
     return state.complete ? 'The folder has no images.' : 'Listing the images …';
@@ -707,7 +708,7 @@ function progress() {
       figure(String(state.labelled), 'labelled images'),
       figure(`${Math.max(0, left)}${state.complete ? '' : ' …'}`, 'without an answer'),
       figure(e ? percent(e.error) : '–', e
-        ? `estimated error, 95 %: ${percent(e.low)} to ${percent(e.high)}, of ${e.images} random images`
+        ? `estimated error on ${e.images} random images (95 %: ${percent(e.low)} to ${percent(e.high)})`
         : 'estimated error: needs random images after a round of learning'),
       figure(state.round ? String(state.round) : '–', state.round
         ? `round of learning, ${state.trained_on} labels` : 'round of learning')),
