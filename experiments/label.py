@@ -86,6 +86,13 @@ def store_of(asked: dict[str, Any], root: pathlib.Path) -> pathlib.Path:
   return pathlib.Path('runs') / f'label-{name}'
 
 
+def classes_of(run: pathlib.Path) -> list[str]:
+  """Return the classes of a run."""
+  from ssljax import api  # slow to import
+
+  return list(api.load(run).classes)
+
+
 def act(asked: dict[str, Any]) -> None:
   """Show the page, or export."""
   check(asked)
@@ -105,17 +112,19 @@ def act(asked: dict[str, Any]) -> None:
     count = exchange.write(store.read(folder), root, out, asked['format'])
     say(f'{count} labels written to {out}')
     return
+  classes = asked['classes']
+  if asked['run'] is not None:
+    run = files.as_path('run', asked['run'])
+    require(run.is_dir(), f'`run`={run}: is no folder: give a finished run')
+    asked = asked | {'run': str(run.resolve())}
+    classes = classes or classes_of(run)
   moved = asked['store'] is not None
-  answers = store.Store(folder, str(root), asked['classes'], moved=moved)
+  answers = store.Store(folder, str(root), classes, moved=moved)
   try:
     found = images.Images(root, folder)
     if asked['labels_file'] is not None:
       path = files.as_path('labels_file', asked['labels_file'])
       program.import_labels(answers, found, path, say)
-    if asked['run'] is not None:
-      run = files.as_path('run', asked['run'])
-      require(run.is_dir(), f'`run`={run}: is no folder: give a finished run')
-      asked = asked | {'run': str(run.resolve())}
     names = 'acquire', 'method', 'network', 'steps', 'every', 'image_size'
     settings = {name: asked[name] for name in (*names, 'run', 'seed')}
     settings |= {'store': str(folder.resolve()), 'images': str(root)}

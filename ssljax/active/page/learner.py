@@ -31,7 +31,7 @@ from ssljax import files
 from ssljax.active.page import images as images_lib
 from ssljax.active.page import service, store, suggestions
 from ssljax.core import UNLABELLED
-from ssljax.errors import InputError
+from ssljax.errors import InputError, require
 
 POOL = 20_000  # images of a training
 SAMPLE = 5_000  # images that are compared with each other
@@ -136,9 +136,11 @@ class Learner:
     self.root = pathlib.Path(settings.images)
     self.index = images_lib.Index(self.folder / images_lib.INDEX)
     self.round, self.model, self.unseen = 0, None, {}
-    self._seen, self._changed = 0, time.monotonic()
     self._log: tuple[int, int] | None = None
-    self._done: dict[str, str] | None = None  # labels of the last round
+    self._next = self._changed = 0.0  # times: to read again, of an answer
+    self._given: dict[str, str] = {}  # labels
+    self._done: dict[str, str] | None = None  # those of the last round
+    self._said = ''
     self._state = store.State()
     self._rng = np.random.default_rng(settings.seed)
     self.pixels: Pixels | None = None
@@ -171,22 +173,14 @@ class Learner:
   def _begin(self) -> None:
     """Publish predictions of the run, or an order to begin with."""
     self.say('starting', message='loading the library')
-    from ssljax import api
     from ssljax.distributed import placement
 
     placement.configure_cpu()
     _keep_compiled(self.folder / 'compiled')
-    shape = None
-    if self.settings.run is not None:
-      self.model = api.load(self.settings.run)
+    self.model = self._first_model()
+    if self.model is not None:
       shape = self.model.row_shape
-    elif (self.folder / 'model').is_dir():
-      try:
-        self.model = api.load(self.folder / 'model')
-        shape = self.model.row_shape
-      except InputError:  # of another version, or cut by a kill
-        self.model = None
-    if shape is None:
+    else:
       first = self.index.after(0, 100)
       shape = shape_of(self.root, first, self.settings.image_size)
     self.pixels = Pixels(self.folder, self.root, shape)
@@ -203,8 +197,30 @@ class Learner:
     else:
       self._publish_start()
 
+  def _first_model(self):
+    """Return the model of the last round, or of the run; None without one."""
+    from ssljax import api
+
+    if (self.folder / 'model').is_dir():
+      try:
+        return api.load(self.folder / 'model')
+      except InputError:  # of another version, or cut by a kill
+        pass
+    if self.settings.run is None:
+      return None
+    model = api.load(self.settings.run)
+    require(
+      len(model.shape) == 3 and model.shape[0] == model.shape[1],
+      f'`run`={self.settings.run}: was trained on rows of shape {model.shape}, '
+      'not on square images: give another run, or none',
+    )
+    return model
+
   def _read_store(self) -> None:
     """Read the answers, if there are new ones."""
+    began = time.monotonic()
+    if began < self._next:
+      return
     try:
       status = os.stat(self.folder / store.NAME)
     except OSError:
@@ -213,6 +229,9 @@ class Learner:
     if identity != self._log:
       self._log = identity
       self._state = store.read(self.folder)
+      self._given, self._changed = self._state.labels(), time.monotonic()
+      # A long file is not read all the time.
+      self._next = self._changed + 20 * (self._changed - began)
 
   def _labels(self) -> dict[str, str]:
     """Return the labels of files that have not changed since."""
@@ -227,32 +246,58 @@ class Learner:
   def _is_due(self) -> bool:
     """Return True once a round has something new to learn."""
     self._read_store()
-    count = len(self._state.answers) + len(self._state.classes)
-    if count != self._seen:
-      self._seen, self._changed = count, time.monotonic()
-    labels = self._labels() if self._log else {}
-    if labels == self._done or len(set(labels.values())) < 2:
+    given, done = self._given, self._done or {}
+    if given == self._done or len(set(given.values())) < 2:
       return False
-    before = self._done or {}
-    new = sum(before.get(path) != label for path, label in labels.items())
+    missing = self._missing()
+    if missing:
+      named = ', '.join(missing[:5])
+      self._say_once(f'waiting for a label of each class of the run: {named}')
+      return False
+    new = sum(done.get(path) != label for path, label in given.items())
     quiet = time.monotonic() - self._changed > self.settings.idle
     return new >= self.settings.every or quiet
+
+  def _missing(self) -> list[str]:
+    """Return the classes of the run that have no label yet.
+
+    A round without them would forget them.
+    """
+    if self.settings.run is None or self.model is None:
+      return []
+    labelled = set(self._given.values())
+    names = map(self._state.current_name, self.model.classes)
+    return [name for name in names if name and name not in labelled]
+
+  def _say_once(self, message: str) -> None:
+    if message != self._said:
+      self._said = message
+      self.say('waiting', message=message)
 
   # A round.
 
   def learn(self) -> None:
     """Train on the labels so far, and publish predictions."""
     began, labels = time.monotonic(), self._labels()
-    self._done, self.round = labels, self.round + 1
-    self.say('training', labels=len(labels))
+    self._done, self.round = self._given, self.round + 1
     given = set(labels.values())
+    if len(given) < 2:  # the others are of files that have changed
+      return
+    self.say('training', labels=len(labels))
     classes = [name for name in self._state.classes if name in given]
+    if self.model is not None:
+      # A renamed class keeps its weights, and so does another order.
+      names = map(self._state.current_name, self.model.classes)
+      self.model.classes = tuple(name or '' for name in names)
+      if set(self.model.classes) == given:
+        classes = list(self.model.classes)
     held = self._held_out(labels)
     model = self._train(labels, classes, held)
     trained = time.monotonic() - began
     self.say('predicting', labels=len(labels), training=round(trained, 1))
     self.publish(model, classes, labels, held)
     self.model = model
+    model.save(self.folder / 'model')
     seconds = time.monotonic() - began
     self.say(
       'waiting',
@@ -363,8 +408,8 @@ class Learner:
       for paths, p, embedding in self._predicted(model):
         best, confidence = p.argmax(axis=-1), p.max(axis=-1)
         writer.add(zip(paths, best.tolist(), confidence.tolist(), strict=True))
-        if self.settings.acquire in BY_SCORE:
-          score = _scores(self.settings.acquire, p).tolist()
+        if self.settings.acquire not in BY_COMPARISON:
+          score = self._scores(p).tolist()
           free = [
             (path, each)
             for path, each in zip(paths, score, strict=True)
@@ -402,6 +447,12 @@ class Learner:
         )
         paths = [e.path for e, ok in zip(entries, good, strict=True) if ok]
         yield paths, calibration.softmax(logits), embedding
+
+  def _scores(self, p: np.ndarray) -> np.ndarray:
+    """Return the scores `[M]` of probabilities `[M, C]`."""
+    if self.settings.acquire == 'random':
+      return self._rng.random(len(p))
+    return _scores(self.settings.acquire, p)
 
   def _compare(self, writer, sample: '_Sample', labels) -> None:
     """Score the images that a comparison of embeddings chooses."""
@@ -448,7 +499,7 @@ class Learner:
         labels = self._labels()
         askable = np.array([path not in labels for path in sample.paths])
         size = min(100, int(askable.sum()))
-        if size:
+        if size and self.settings.acquire != 'random':
           rows = clusters.typiclust(
             embedding, ~askable, askable, size, self.settings.seed
           )

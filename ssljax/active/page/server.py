@@ -392,7 +392,8 @@ def _export(page: service.Service, request: Request) -> Response:
   if kind not in exchange.FILES:
     return problem(404, 'there is no such format')
   name, media = exchange.FILES[kind]
-  text = exchange.export(page.store.state, kind)
+  with page.store.mutex:
+    text = exchange.export(page.store.state, kind)
   disposition = {'content-disposition': f'attachment; filename="{name}"'}
   return Response(text, media_type=media, headers=disposition)
 

@@ -11,7 +11,6 @@ import json
 import math
 import pathlib
 import random
-import threading
 import time
 from typing import Any
 
@@ -65,7 +64,8 @@ class Service:
     self.store, self.images = store, images
     self._share, self._random = random_share, random.Random(seed)
     self._suggestions = suggestions_lib.Suggestions(store.folder)
-    self._mutex = threading.RLock()
+    self._mutex = store.mutex
+    self._kept: tuple[int, list[tuple[int, bool]], list[str]] = -1, [], []
     self._reserved: dict[str, tuple[str, float]] = {}
     self.learner_problem = ''
 
@@ -325,7 +325,7 @@ class Service:
         'labelled': state.labelled,
         'answered': len(state.resolved),
         'conflicts': len(state.conflicts),
-        'annotators': sorted({a.annotator for a in state.answers}),
+        'annotators': self._of_version()[1],
         'round': meta.get('round'),
         'method': meta.get('method', ''),
         'trained_on': meta.get('labels', 0),
@@ -334,6 +334,13 @@ class Service:
         'hint': stopping_hint(points),
         'learner': self._learner(),
       }
+
+  def _of_version(self) -> tuple[list[tuple[int, bool]], list[str]]:
+    """Return the random answers and the annotators, computed once."""
+    if self._kept[0] != self.store.version:
+      names = sorted({a.annotator for a in self.store.state.answers})
+      self._kept = self.store.version, self._honest(), names
+    return self._kept[1:]
 
   def _honest(self) -> list[tuple[int, bool]]:
     """Return (labels, wrong) of the random answers, in order."""
@@ -351,7 +358,7 @@ class Service:
 
   def _estimate(self) -> dict[str, Any] | None:
     """Return the error of the last random answers, with its interval."""
-    last = self._honest()[-_WINDOW:]
+    last = self._of_version()[0][-_WINDOW:]
     if not last:
       return None
     wrong = sum(w for _, w in last)
@@ -365,7 +372,7 @@ class Service:
 
   def _curve(self) -> list[dict[str, Any]]:
     """Return the error of each block of random answers."""
-    answers, points = self._honest(), []
+    answers, points = self._of_version()[0], []
     for start in range(0, len(answers) - _BLOCK + 1, _BLOCK):
       block = answers[start : start + _BLOCK]
       wrong = sum(w for _, w in block)

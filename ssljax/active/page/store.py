@@ -401,6 +401,7 @@ class Store:
     folder: of the store.
     state: the result of all lines.
     version: increases with every change.
+    mutex: held while the state changes.
   """
 
   def __init__(
@@ -436,7 +437,7 @@ class Store:
     except InputError as error:
       message = error.marked.replace('`workdir`', '`store`')
       raise InputError(message) from error
-    self._mutex = threading.RLock()
+    self.mutex = threading.RLock()
     self.version = 0
     try:
       self._open(images, classes, moved)
@@ -510,7 +511,7 @@ class Store:
       SaveError: the disk is full, or fails; none is saved.
     """
     _text('annotator', annotator, _MAX_NAME)
-    with self._mutex:
+    with self.mutex:
       number, lines, now = len(self.state.answers), [], _now()
       keys = set()
       for given in answers:
@@ -569,7 +570,7 @@ class Store:
     Raises:
       SaveError: the disk is full, or fails.
     """
-    with self._mutex:
+    with self.mutex:
       last = list(self.state.last_batch(annotator))
       if last:
         numbers = [a.number for a in last]
@@ -581,7 +582,7 @@ class Store:
 
   def add_classes(self, names: Iterable[str]) -> None:
     """Add those classes that are not there. Raise as `add_class`."""
-    with self._mutex:
+    with self.mutex:
       new = [c for c in dict.fromkeys(names) if c not in self.state.classes]
       for k, name in enumerate(new):
         self._check_new(name, *new[:k])
@@ -597,21 +598,21 @@ class Store:
       InputError: the name cannot be used.
       SaveError: the disk is full, or fails.
     """
-    with self._mutex:
+    with self.mutex:
       self._check_new(name)
       self._check_count(1)
       self._save({'kind': 'class', 'op': 'add', 'name': name})
 
   def rename_class(self, name: str, to: str) -> None:
     """Rename a class in all answers. Raise as `add_class`."""
-    with self._mutex:
+    with self.mutex:
       self._check_known(name)
       self._check_new(to, besides=name)
       self._save({'kind': 'class', 'op': 'rename', 'name': name, 'to': to})
 
   def merge_class(self, name: str, to: str) -> None:
     """Make all answers of a class those of another. Raise as `add_class`."""
-    with self._mutex:
+    with self.mutex:
       self._check_known(name)
       self._check_known(to)
       require(name != to, f'`to`={to}: give another class to merge with')
@@ -619,7 +620,7 @@ class Store:
 
   def set_guideline(self, name: str, text: str) -> None:
     """Set the guideline of a class. Raise as `add_class`."""
-    with self._mutex:
+    with self.mutex:
       self._check_known(name)
       require(
         isinstance(text, str)

@@ -159,7 +159,10 @@ class Suggestions:
 
   def by_confidence(self) -> Iterator[str]:
     """Yield paths, the least confident predictions first."""
-    query = 'SELECT path FROM suggestion ORDER BY confidence'
+    query = (
+      'SELECT path FROM suggestion WHERE confidence IS NOT NULL '
+      'ORDER BY confidence'
+    )
     yield from (path for (path,) in self._rows(query))
 
   def of_class(self, label: str, order: str) -> Iterator[str]:

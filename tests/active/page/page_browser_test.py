@@ -1,14 +1,11 @@
 """A person labels in a browser; the server is killed; nothing is lost."""
 
 import pathlib
-import re
 import signal
-import subprocess
-import sys
 
-import binary
 import chromium
 import numpy as np
+import page_process
 import pages
 import PIL.Image
 import pytest
@@ -19,28 +16,6 @@ pytestmark = pytest.mark.skipif(
   chromium.find() is None, reason='there is no Chromium on this machine'
 )
 MARKUP = '<img src=x onerror="document.title=1">'
-
-
-class Program:
-  """`ssljax label` as a process of its own."""
-
-  def __init__(self, *args):
-    command = [sys.executable, binary.EXPERIMENTS / 'label.py', *args]
-    self._process = subprocess.Popen(
-      list(map(str, command)), stdout=subprocess.PIPE, text=True
-    )
-    for line in self._process.stdout:
-      found = re.match(r'open (http://127.0.0.1:(\d+)/\S+)', line)
-      if found:
-        self.address, self.port = found[1], int(found[2])
-        return
-    raise AssertionError('the program ended')
-
-  def end(self, number=signal.SIGTERM):
-    self._process.send_signal(number)
-    self._process.stdout.read()
-    self._process.stdout.close()
-    return self._process.wait(20)
 
 
 @pytest.fixture
@@ -85,7 +60,7 @@ def test_labels_given_in_a_browser_survive_a_kill(tmp_path, browser):
   classes = f'cat,dog,{MARKUP}'
   args = [f'--images={root}', f'--store={folder}', f'--classes={classes}']
   args += ['--nolearn']
-  program = Program(*args, '--port=0')
+  program = page_process.Program(*args, '--port=0')
   publish(folder, root, 90)
   sign_in(browser, program.address)
   key_of = lambda file: '123'[int(file[:3]) % 3]
@@ -119,7 +94,7 @@ def test_labels_given_in_a_browser_survive_a_kill(tmp_path, browser):
   wanted |= dict.fromkeys(confirmed, 'cat')
   assert store.read(folder).labels() == wanted
 
-  program = Program(*args, f'--port={program.port}')
+  program = page_process.Program(*args, f'--port={program.port}')
   browser.open(program.address)
   browser.wait('page.state.labelled === 51')
   wanted |= {f: ('cat', 'dog', MARKUP)[int(k) - 1] for f, k in kept.items()}
@@ -143,7 +118,9 @@ def test_suggestions_come_and_change_as_the_model_learns(tmp_path, browser):
     PIL.Image.fromarray(pixels).save(root / f'{k:04d}.png')
   args = [f'--images={root}', f'--store={tmp_path / "store"}', '--port=0']
   args += ['--classes=0,1,2,3,4,5,6,7,8,9', '--method=supervised']
-  program = Program(*args, '--network=linear', '--steps=100', '--every=30')
+  program = page_process.Program(
+    *args, '--network=linear', '--steps=100', '--every=30'
+  )
   truth = lambda file: str(digits.target[int(file[:4])])
   sign_in(browser, program.address)
   browser.wait('page.state.learner.message?.includes("two classes")', 120)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest import mock
 
 import binary
 import numpy as np
@@ -9,8 +10,9 @@ import pages
 import PIL.Image
 import pytest
 
+from ssljax import api
 from ssljax.active import acquisition
-from ssljax.active.page import learner, service, suggestions
+from ssljax.active.page import images, learner, service, store, suggestions
 
 
 def settings(page, **more):
@@ -101,11 +103,42 @@ def _learn_twice(page):
   status = json.loads(service.status(page.store.folder).read_text())
   assert status['state'] == 'waiting' and status['round'] == 2
 
+  # A renamed class keeps its weights; another order does, too.
+  page.store.rename_class('dark', 'night')
+  answer(page, 8, start=60)
+  made._read_store()
+  with mock.patch.object(api, 'fit', wraps=api.fit) as fit:
+    made.learn()
+  assert fit.call_args.kwargs['init_from']
+  assert published(page).classes == ['night', 'bright']
+
   # A new process goes on from there.
   again = learner.Learner(settings(page))
   again._begin()
-  assert again.round == 2 and again.model is not None
-  assert again.unseen.keys() == {path for path, *_ in unseen}
+  assert again.round == 3 and again.model.classes == ('night', 'bright')
+  assert again.unseen.keys() >= {path for path, *_ in unseen}
+
+  # Another store begins with these weights, and waits for each class.
+  root = page.images.root
+  answers = store.Store(root.parent / 'other', str(root), ['bright', 'night'])
+  images.Images(root, answers.folder).scan()
+  other = learner.Learner(
+    settings(page, run=str(page.store.folder / 'model'))._replace(
+      store=str(answers.folder)
+    )
+  )
+  other._begin()
+  found = suggestions.Suggestions(answers.folder)
+  found.refresh()
+  right = [
+    found.of(p).label == truth(p).replace('dark', 'night') for p in paths
+  ]
+  assert found.meta['round'] == 0 and np.mean(right) > 0.9
+  bright = [{'file': p, 'label': 'bright'} for p in paths if 'bright' in p]
+  answers.answer('ada', bright[:20])
+  other._read_store()
+  assert other._missing() == ['night'] and not other._is_due()
+  answers.close()
 
 
 def test_a_label_of_a_file_that_changed_is_not_learned_from(page):
@@ -155,6 +188,14 @@ def test_scores_are_those_of_the_acquisition_functions(name):
   sampled = acquisition.one_pass(np.log(p).astype(np.float32))
   wanted = getattr(acquisition, name)(sampled)
   np.testing.assert_allclose(learner._scores(name, p), wanted, atol=1e-5)
+
+
+def test_random_scores_do_not_depend_on_the_predictions(page):
+  made = learner.Learner(settings(page, acquire='random'))
+  p = np.random.default_rng(0).dirichlet(np.ones(3), 500)
+  scores = made._scores(p)
+  assert len(set(scores)) == 500
+  assert abs(np.corrcoef(scores, p.max(axis=-1))[0, 1]) < 0.2
 
 
 @pytest.mark.parametrize('name', learner.BY_COMPARISON)

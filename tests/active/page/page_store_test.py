@@ -1,9 +1,8 @@
 """Answers are append-only lines that a kill or a full disk does not damage."""
 
 import json
-import multiprocessing
-import os
-import resource
+import subprocess
+import sys
 
 import pytest
 from sklearn import metrics
@@ -130,34 +129,37 @@ def test_labels_of_another_folder_are_not_taken_for_this_one(tmp_path):
   open_store(tmp_path, images='/moved').close()
 
 
-def save_on_a_full_disk(folder, pipe):
-  """Save until a limit of the file's size, then with room again."""
-  made = store.Store(folder, '/photos', ['cat'])
-  size = os.path.getsize(folder / store.NAME)
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, limits[1]))
-  try:
-    made.answer('ada', [label('a', 'cat')])
-    pipe.send('saved')
-  except store.SaveError as error:
-    pipe.send(str(error))
-  pipe.send(os.path.getsize(folder / store.NAME) == size)
-  pipe.send(made.state.labels())
-  resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  made.answer('ada', [label('a', 'cat')])
-  made.close()
-  pipe.send(store.read(folder).labels())
+# Saves until a limit of the file's size, then with room again.
+FULL_DISK = """
+import json, os, pathlib, resource, sys
+from ssljax.active.page import store
+folder = pathlib.Path(sys.argv[1])
+made = store.Store(folder, '/photos', ['cat'])
+size = os.path.getsize(folder / store.NAME)
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, limits[1]))
+try:
+  made.answer('ada', [{'file': 'a', 'label': 'cat'}])
+  found = ['saved']
+except store.SaveError as error:
+  found = [str(error)]
+found += [os.path.getsize(folder / store.NAME) == size, made.state.labels()]
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+made.answer('ada', [{'file': 'a', 'label': 'cat'}])
+made.close()
+print(json.dumps([*found, store.read(folder).labels()]))
+"""
 
 
 def test_an_answer_that_does_not_fit_on_the_disk_is_not_acknowledged(tmp_path):
-  context = multiprocessing.get_context('fork')
-  ours, theirs = context.Pipe()
-  child = context.Process(
-    target=save_on_a_full_disk, args=(tmp_path / 'store', theirs)
+  done = subprocess.run(
+    [sys.executable, '-c', FULL_DISK, tmp_path / 'store'],
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=100,
   )
-  child.start()
-  found = [ours.recv() for _ in range(4)]
-  child.join()
+  found = json.loads(done.stdout)
   assert found == ['File too large', True, {}, {'a': 'cat'}]
 
 
