@@ -195,7 +195,8 @@ def _from_csv(text: str, path: pathlib.Path) -> Iterator[Label]:
   for row in reader:
     file, label = ((row[columns[c]] or '').strip() for c in ('file', 'label'))
     if file and label:
-      yield Label(file.replace('\\', '/'), label, 'labels_file')
+      path = pathlib.PurePosixPath(file.replace('\\', '/')).as_posix()
+      yield Label(path, label, 'labels_file')
 
 
 def _from_coco(tree: dict) -> Iterator[Label]:

@@ -384,7 +384,7 @@ def _answered(act: Callable[[], Any]) -> Response:
   except InputError as error:
     return problem(400, str(error))
   except store.SaveError as error:
-    return problem(507, f'not saved: {error}. Make room; the page tries again')
+    return problem(507, f'{error}: make room on the disk')
 
 
 def _export(page: service.Service, request: Request) -> Response:

@@ -9,7 +9,7 @@ let who = localStorage.getItem('who') || '';
 let view = 'label';
 let queue = [], current = null, shownAt = 0;
 let chosenQueue = 'acquisition', chosenClass = '';
-let fetching = null, zoomed = false, filter = '', round = null;
+let fetching = null, asked = 0, zoomed = false, filter = '', round = null;
 const latencies = []; // ms from a key to the next image, for measurements
 const images = new Map(); // loaded ones, by address
 
@@ -180,16 +180,18 @@ async function fill() {
   const query = new URLSearchParams({
     queue: chosenQueue, of: chosenClass, count: AHEAD + 4, who, exclude: known.join(','),
   });
-  fetching = ask(`/api/next?${query}`);
+  const mine = asked, wait = ask(`/api/next?${query}`);
+  fetching = wait;
   try {
-    const found = await fetching;
+    const found = await wait;
+    if (mine !== asked) return; // another queue was chosen meanwhile
     const there = new Set([...queue, current].filter(Boolean).map((i) => i.id));
     queue.push(...found.filter((item) => !there.has(item.id)));
     problem('next', '');
   } catch (error) {
     problem('next', error.message);
   } finally {
-    fetching = null;
+    if (fetching === wait) fetching = null;
   }
   preload();
   if (!current && queue.length) advance();
@@ -302,7 +304,7 @@ function clearFilter() {
 }
 
 function restart() {
-  queue = []; current = null;
+  queue = []; current = null; fetching = null; asked += 1;
   drawLabel();
   fill();
 }
