@@ -425,7 +425,7 @@ class Server:
     self.address = f'http://{shown}:{self.port}/?token={token}'
     config = uvicorn.Config(
       app,
-      log_level='warning',
+      log_level='error',
       access_log=False,
       server_header=False,
       proxy_headers=False,
