@@ -3,6 +3,7 @@
 python experiments/label.py --images=DIR --classes=cat,dog
 python experiments/label.py --images=DIR --run=runs/FOLDER
 python experiments/label.py --images=DIR --export=labels.csv
+python experiments/label.py --questions=runs/FOLDER/questions
 
 Prints the address of a page on this machine. Every answer is saved in the
 folder --store before it is acknowledged; the same command continues. A process
@@ -10,6 +11,8 @@ beside the page trains from the last weights whenever there are --every new
 labels, and orders the images by --acquire; a share --random of them is drawn at
 random, to estimate the error. labels.csv is a --labels_file of every training
 command, and --labels_file here adds labels (CSV, Label Studio, COCO).
+--questions shows the questions of a run with --oracle=people, and fills in its
+files; the command of the run then continues.
 """
 
 import pathlib
@@ -35,6 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
   for name, default, text in (
     ('images', None, 'Folder of images.'),
     ('run', None, 'Finished run or saved model that learning begins from.'),
+    ('questions', None, 'Folder `questions` of a run with --oracle=people.'),
     ('store', None, 'Folder of the answers; runs/label-NAME if unset.'),
     ('labels_file', None, 'Labels to add: CSV, Label Studio or COCO JSON.'),
     ('export', None, 'File, or folder, to write the labels to, and end.'),
@@ -64,7 +68,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def check(asked: dict[str, Any]) -> None:
   """Raise `InputError` for values that cannot work."""
-  require(asked['images'] is not None, '`images`: give a folder of images')
+  given = asked['images'], asked['questions']
+  require(
+    given.count(None) == 1,
+    '`images`: give a folder of images'
+    if given == (None, None)
+    else f'`images`={given[0]}, `questions`={given[1]}: give one',
+  )
   for name, known in (('acquire', ACQUISITIONS), ('format', FORMATS)):
     require(
       asked[name] in known,
@@ -82,8 +92,16 @@ def store_of(asked: dict[str, Any], root: pathlib.Path) -> pathlib.Path:
   """Return the folder of the answers."""
   if asked['store'] is not None:
     return files.as_path('store', asked['store'])
+  if asked['questions'] is not None:
+    return root / '.label'
   name = re.sub(r'[^\w.-]+', '_', root.name).strip('_.') or 'images'
   return pathlib.Path('runs') / f'label-{name}'
+
+
+def report(batches: list[str]) -> None:
+  """Say which questions of a run are answered."""
+  for name in batches:
+    print(f'{name} is answered: run the training again', flush=True)
 
 
 def classes_of(run: pathlib.Path) -> list[str]:
@@ -97,13 +115,15 @@ def act(asked: dict[str, Any]) -> None:
   """Show the page, or export."""
   check(asked)
   try:
-    from ssljax.active.page import exchange, images, program, store
+    from ssljax.active.page import exchange, images, program, questions, store
   except ImportError as error:
     raise InputError(
       f'`images`: the page needs {error.name}: pip install "ssljax[label]"'
     ) from error
-  root = files.as_path('images', asked['images'])
-  require(root.is_dir(), f'`images`={root}: is no folder: give a folder')
+  is_asked = asked['questions'] is not None
+  name = 'questions' if is_asked else 'images'
+  root = files.as_path(name, asked[name])
+  require(root.is_dir(), f'`{name}`={root}: is no folder: give a folder')
   root = root.resolve()
   folder = store_of(asked, root)
   say = lambda text: print(text.replace('`', ''), flush=True)
@@ -113,6 +133,8 @@ def act(asked: dict[str, Any]) -> None:
     say(f'{count} labels written to {out}')
     return
   classes = asked['classes']
+  if is_asked:
+    classes = questions.classes(root)
   if asked['run'] is not None:
     run = files.as_path('run', asked['run'])
     require(run.is_dir(), f'`run`={run}: is no folder: give a finished run')
@@ -127,9 +149,19 @@ def act(asked: dict[str, Any]) -> None:
       program.import_labels(answers, found, path, say)
     names = 'acquire', 'method', 'network', 'steps', 'every', 'image_size'
     settings = {name: asked[name] for name in (*names, 'run', 'seed')}
+    asked = asked | {'learn': asked['learn'] and not is_asked}
     settings |= {'store': str(folder.resolve()), 'images': str(root)}
     shown = (asked[n] for n in ('host', 'port', 'random', 'learn'))
-    program.show(answers, found, program.Options(*shown), settings, say)
+    program.show(
+      answers,
+      found,
+      program.Options(*shown),
+      settings,
+      say,
+      (lambda state: report(questions.fill_in(root, state)))
+      if is_asked
+      else None,
+    )
   finally:
     answers.close()
 

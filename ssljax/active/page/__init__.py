@@ -7,6 +7,7 @@ learner      the process that trains and publishes suggestions
 service      the choice of the next images, and the progress
 server       HTTP: access, limits, routes
 exchange     import and export of labels
+questions    the questions of a run with `oracle=people`
 
 Files of a store's folder: `labels.jsonl` has the answers and is the only one
 that matters; `run.lock` names the running server; `index.sqlite`, `thumbs/`,

@@ -97,6 +97,7 @@ def show(
   options: Options,
   settings: dict[str, Any],
   say: Callable[[str], None],
+  on_change: Callable[[store.State], None] | None = None,
 ) -> None:
   """Show the page until the process is asked to end.
 
@@ -106,6 +107,7 @@ def show(
     options: of the page.
     settings: of the learner.
     say: prints a line.
+    on_change: is called with the state after answers, at most once a second.
   """
   page = service.Service(
     answers, found, random_share=options.random_share, seed=options.seed
@@ -124,7 +126,12 @@ def show(
       'address sees the images and can label; the connection is not encrypted'
     )
   learning = Learning(page, settings) if options.learn else None
-  stop.wait()
+  seen = -1
+  while not stop.wait(1):
+    if on_change is not None and answers.version != seen:
+      seen = answers.version
+      with answers.mutex:
+        on_change(answers.state)
   found.close()
   made.stop()
   if learning is not None:

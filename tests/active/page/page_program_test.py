@@ -27,6 +27,8 @@ from ssljax.active.page import store
     (('--images={}/images', '--run={}/none'), '--run={}/none: is no folder'),
     (('--images={}/images', '--export={}/x.csv'), 'holds no labels.jsonl'),
     (('--images={}/images', '--labels_file={}/x'), 'cannot be read'),
+    (('--images={}/images', '--questions={}/images'), '--questions={}/images'),
+    (('--questions={}/images',), '--questions={}/images: has no seed-N'),
     (('--images={}/images', 'more'), '"more" is not a flag'),
   ],
 )
