@@ -11,6 +11,9 @@ Access is refused unless all of these hold:
 
 Requests are limited in size and rate. There is no upload, images are served by
 number and only if they are in the index, and the page shows names as text.
+
+Starlette and uvicorn are maintained, pure Python and small; the page is three
+files without a build step, so that everything works offline.
 """
 
 from collections.abc import Callable
