@@ -188,14 +188,16 @@ class Learner:
     earlier.refresh()
     self.round = int(earlier.meta.get('round') or 0)
     self.unseen = {path: (c, p) for path, c, p in earlier.unseen()}
-    if earlier.meta.get('round'):
-      self.say('waiting', message='waiting for answers')
-      return
     self._read_store()
-    if self.model is not None:
+    if earlier.meta.get('round'):
+      if len(self._given) == earlier.meta.get('labels'):
+        self._done = self._given
+    elif self.model is not None:
       self.publish(self.model, list(self.model.classes), self._labels())
     else:
       self._publish_start()
+      return
+    self.say('waiting', message='waiting for answers')
 
   def _first_model(self):
     """Return the model of the last round, or of the run; None without one."""
@@ -279,10 +281,10 @@ class Learner:
   def learn(self) -> None:
     """Train on the labels so far, and publish predictions."""
     began, labels = time.monotonic(), self._labels()
-    self._done, self.round = self._given, self.round + 1
-    given = set(labels.values())
+    self._done, given = self._given, set(labels.values())
     if len(given) < 2:  # the others are of files that have changed
       return
+    self.round += 1
     self.say('training', labels=len(labels))
     classes = [name for name in self._state.classes if name in given]
     if self.model is not None:

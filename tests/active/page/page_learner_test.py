@@ -116,6 +116,7 @@ def _learn_twice(page):
   again = learner.Learner(settings(page))
   again._begin()
   assert again.round == 3 and again.model.classes == ('night', 'bright')
+  assert not again._is_due()  # nothing is new
   assert again.unseen.keys() >= {path for path, *_ in unseen}
 
   # Another store begins with these weights, and waits for each class.
