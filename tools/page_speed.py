@@ -10,6 +10,7 @@ requests alone are timed.
 """
 
 import argparse
+import atexit
 import http.client
 import json
 import os
@@ -52,6 +53,7 @@ class Program:
       stdout=subprocess.PIPE,
       text=True,
     )
+    atexit.register(self.end)  # after a failure, too
     for line in self.process.stdout:
       found = re.match(r'open (http://\S+)', line)
       if found:

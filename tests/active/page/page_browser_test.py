@@ -19,6 +19,12 @@ MARKUP = '<img src=x onerror="document.title=1">'
 
 
 @pytest.fixture
+def start():
+  with page_process.started() as program:
+    yield program
+
+
+@pytest.fixture
 def browser(tmp_path):
   made = chromium.Browser(tmp_path / 'profile')
   yield made
@@ -55,12 +61,12 @@ def publish(folder, root, count):
   writer.publish(round=1, classes=['cat'], labels=2, method='madnn')
 
 
-def test_labels_given_in_a_browser_survive_a_kill(tmp_path, browser):
+def test_labels_given_in_a_browser_survive_a_kill(start, tmp_path, browser):
   root, folder = pages.draw(tmp_path / 'images', 90), tmp_path / 'store'
   classes = f'cat,dog,{MARKUP}'
   args = [f'--images={root}', f'--store={folder}', f'--classes={classes}']
   args += ['--nolearn']
-  program = page_process.Program(*args, '--port=0')
+  program = start(*args, '--port=0')
   publish(folder, root, 90)
   sign_in(browser, program.address)
   key_of = lambda file: '123'[int(file[:3]) % 3]
@@ -94,7 +100,7 @@ def test_labels_given_in_a_browser_survive_a_kill(tmp_path, browser):
   wanted |= dict.fromkeys(confirmed, 'cat')
   assert store.read(folder).labels() == wanted
 
-  program = page_process.Program(*args, f'--port={program.port}')
+  program = start(*args, f'--port={program.port}')
   browser.open(program.address)
   browser.wait('page.state.labelled === 51')
   wanted |= {f: ('cat', 'dog', MARKUP)[int(k) - 1] for f, k in kept.items()}
@@ -107,7 +113,9 @@ def test_labels_given_in_a_browser_survive_a_kill(tmp_path, browser):
 
 
 @pytest.mark.slow
-def test_suggestions_come_and_change_as_the_model_learns(tmp_path, browser):
+def test_suggestions_come_and_change_as_the_model_learns(
+  start, tmp_path, browser
+):
   from sklearn import datasets
 
   digits = datasets.load_digits()
@@ -118,9 +126,7 @@ def test_suggestions_come_and_change_as_the_model_learns(tmp_path, browser):
     PIL.Image.fromarray(pixels).save(root / f'{k:04d}.png')
   args = [f'--images={root}', f'--store={tmp_path / "store"}', '--port=0']
   args += ['--classes=0,1,2,3,4,5,6,7,8,9', '--method=supervised']
-  program = page_process.Program(
-    *args, '--network=linear', '--steps=100', '--every=30'
-  )
+  program = start(*args, '--network=linear', '--steps=100', '--every=30')
   truth = lambda file: str(digits.target[int(file[:4])])
   sign_in(browser, program.address)
   browser.wait('page.state.learner.message?.includes("two classes")', 120)

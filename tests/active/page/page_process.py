@@ -1,11 +1,26 @@
 """`ssljax label` as a process, for tests."""
 
+import contextlib
 import re
 import signal
 import subprocess
 import sys
 
 import binary
+
+STARTED = []  # processes that tests have to end, see `started`
+
+
+@contextlib.contextmanager
+def started():
+  """A context whose programs end with it, also when a test fails."""
+  try:
+    yield Program
+  finally:
+    while STARTED:
+      process = STARTED.pop()
+      process.kill()
+      process.wait()
 
 
 class Program:
@@ -16,6 +31,7 @@ class Program:
     self._process = subprocess.Popen(
       list(map(str, command)), stdout=subprocess.PIPE, text=True
     )
+    STARTED.append(self._process)
     self.pid = self._process.pid
     for line in self._process.stdout:
       found = re.match(r'open (http://127.0.0.1:(\d+)/\S+)', line)

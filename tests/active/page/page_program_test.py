@@ -13,6 +13,12 @@ import pytest
 from ssljax.active.page import store
 
 
+@pytest.fixture
+def start():
+  with page_process.started() as program:
+    yield program
+
+
 @pytest.mark.parametrize(
   ('given', 'message'),
   [
@@ -40,14 +46,12 @@ def test_wrong_use_is_one_line(given, message, tmp_path, capsys, monkeypatch):
   assert message.format(tmp_path) in line
 
 
-def test_labels_are_imported_shown_and_exported(tmp_path, capsys):
+def test_labels_are_imported_shown_and_exported(start, tmp_path, capsys):
   root = pages.draw(tmp_path / 'images', 4)
   given = tmp_path / 'given.csv'
   given.write_text('file,label\n000.png,cat\n001.png,dog\n')
   where = [f'--images={root}', f'--store={tmp_path / "store"}']
-  program = page_process.Program(
-    *where, '--nolearn', '--port=0', f'--labels_file={given}'
-  )
+  program = start(*where, '--nolearn', '--port=0', f'--labels_file={given}')
   line = binary.refused(capsys, *where, binary='label')  # a second server
   assert f'--store={tmp_path / "store"}: another process' in line
   assert program.end() == 0
@@ -63,9 +67,9 @@ def test_labels_are_imported_shown_and_exported(tmp_path, capsys):
   assert (tmp_path / 'classes' / 'cat' / '000.png').is_file()
 
 
-def test_the_learner_ends_with_a_server_that_is_killed(tmp_path):
+def test_the_learner_ends_with_a_server_that_is_killed(start, tmp_path):
   root = pages.draw(tmp_path / 'images', 1)  # it waits for more images
-  program = page_process.Program(
+  program = start(
     f'--images={root}', f'--store={tmp_path / "store"}', '--port=0'
   )
   learner = wait_for_child(program.pid)
