@@ -92,8 +92,9 @@ def test_labels_given_in_a_browser_survive_a_kill(start, tmp_path, browser):
   browser.wait('page.state.labelled === 49')
 
   # Labels of a moment without a server stay in the browser.
-  program.end(signal.SIGKILL)
   browser.click('[data-view=label]')
+  browser.wait('page.preloaded > 4')  # images that are shown without it
+  program.end(signal.SIGKILL)
   kept = label_by_keyboard(browser, 2, key_of)
   browser.wait('document.body.innerText.includes("Not saved")')
   wanted = {f: ('cat', 'dog', MARKUP)[int(k) - 1] for f, k in given.items()}

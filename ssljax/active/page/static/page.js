@@ -350,8 +350,14 @@ function nothing() {
 
 async function unreadable(item) {
   if (current !== item) return;
-  let reason = 'it cannot be shown';
-  try { await ask(address(item, 'thumb')); } catch (error) { reason = error.message; }
+  let reason = 'it could not be loaded';
+  try {
+    await fetch(address(item, 'thumb')).then((answer) => answer.ok || answer.json())
+      .then((said) => { reason = said?.problem || reason; });
+    if (reason === 'it could not be loaded') setTimeout(() => current === item && drawImage(), 2000);
+  } catch { // the server has ended
+    setTimeout(() => current === item && drawImage(), 2000);
+  }
   if (current !== item) return;
   $('picture').replaceChildren(el('p', {class: 'empty'},
     el('b', {}, 'This image cannot be shown: '), reason, el('br'),
@@ -925,5 +931,13 @@ async function start() {
 }
 
 // For measurements and tests.
-globalThis.page = {latencies, get state() { return state; }, get current() { return current; }, grid};
+globalThis.page = {
+  latencies,
+  grid,
+  get state() { return state; },
+  get current() { return current; },
+  get preloaded() {
+    return [...images.values()].filter((i) => i.complete && i.naturalWidth).length;
+  },
+};
 start();
