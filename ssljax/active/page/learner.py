@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ SCORED = 500  # images that such a comparison chooses
 MAP = 3_000
 _CHUNK = 512  # images that are read and predicted at once
 _HELD_FROM, _PARTS = 50, 10
+_COMPILED = 2**29  # bytes of compiled programs that are kept at a start
 _DECODED_FIRST = 20_000  # images that the first round waits for
 _MAX_SIDE = 32  # of an image that is trained on
 _FLAT = 1024  # values of an image before the first round
@@ -604,9 +606,15 @@ def principal(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _keep_compiled(folder: pathlib.Path) -> None:
-  """Keep compiled programs: the rounds after the first need no compiler."""
+  """Keep compiled programs: most rounds after the first need no compiler.
+
+  A round's initial weights are part of a small program, so the folder grows.
+  """
   import jax
 
+  size = sum(p.stat().st_size for p in folder.glob('*') if p.is_file())
+  if size > _COMPILED:
+    shutil.rmtree(folder, ignore_errors=True)
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
