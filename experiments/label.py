@@ -15,6 +15,7 @@ command, and --labels_file here adds labels (CSV, Label Studio, COCO).
 files; the command of the run then continues.
 """
 
+import contextlib
 import pathlib
 import re
 import sys
@@ -98,10 +99,16 @@ def store_of(asked: dict[str, Any], root: pathlib.Path) -> pathlib.Path:
   return pathlib.Path('runs') / f'label-{name}'
 
 
+def say(text: str) -> None:
+  """Print a line, unless nobody reads the output any more."""
+  with contextlib.suppress(BrokenPipeError):
+    print(text.replace('`', ''), flush=True)
+
+
 def report(batches: list[str]) -> None:
   """Say which questions of a run are answered."""
   for name in batches:
-    print(f'{name} is answered: run the training again', flush=True)
+    say(f'{name} is answered: run the training again')
 
 
 def classes_of(run: pathlib.Path) -> list[str]:
@@ -126,7 +133,6 @@ def act(asked: dict[str, Any]) -> None:
   require(root.is_dir(), f'`{name}`={root}: is no folder: give a folder')
   root = root.resolve()
   folder = store_of(asked, root)
-  say = lambda text: print(text.replace('`', ''), flush=True)
   if asked['export'] is not None:
     out = files.as_path('export', asked['export'])
     count = exchange.write(store.read(folder), root, out, asked['format'])
