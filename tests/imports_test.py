@@ -24,6 +24,8 @@ MAY_IMPORT = {
   'distributed': GROUND,
   'networks': GROUND,
   'active': GROUND,
+  # The labelling page learns by the API; nothing of the library imports it.
+  'active/page': GROUND | RUNS | {'api', 'ranking'},
   'methods': GROUND | {'active', 'augment'},
   'data': GROUND | {'augment', 'distributed'},
   'training': GROUND | TRAINING,
@@ -48,7 +50,9 @@ BELOW_CLI = sorted(set(MAY_IMPORT) - {'cli'})
 def modules_of(unit):
   """The Python files of a package, or of a module."""
   folder = ROOT / unit
-  return sorted(folder.rglob('*.py')) or [ROOT / f'{unit}.py']
+  found = sorted(folder.rglob('*.py')) or [ROOT / f'{unit}.py']
+  parts = [ROOT / u for u in MAY_IMPORT if u.startswith(f'{unit}/')]
+  return [p for p in found if not any(map(p.is_relative_to, parts))]
 
 
 def imported(path):
@@ -64,7 +68,7 @@ def imported(path):
 def test_every_package_is_in_the_table():
   units = {p.name.removesuffix('.py') for p in ROOT.iterdir()}
   units -= {'__init__', '__pycache__', 'py.typed', '__init__.pyi'}
-  assert units == set(MAY_IMPORT)
+  assert units == {unit for unit in MAY_IMPORT if '/' not in unit}
 
 
 @pytest.mark.parametrize('unit', MAY_IMPORT)
@@ -75,7 +79,7 @@ def test_imports_run_downwards_only(unit):
       for name in imported(path)
       if name.startswith('ssljax.')
     }
-    strange = used - MAY_IMPORT[unit] - {unit}
+    strange = used - MAY_IMPORT[unit] - {unit.split('/')[0]}
     assert not strange, f'{path.relative_to(ROOT)} imports {strange}'
 
 
@@ -90,6 +94,28 @@ def test_methods_see_acquisition_functions_and_nothing_else_of_active():
   for path in modules_of('methods'):
     used = [n for n in imported(path) if n.startswith('ssljax.active')]
     assert set(used) <= {'ssljax.active.acquisition'}, path
+
+
+def test_only_programs_import_the_labelling_page():
+  for path in sorted(ROOT.rglob('*.py')):
+    if not path.is_relative_to(ROOT / 'active/page'):
+      strange = [n for n in imported(path) if 'active.page' in n]
+      assert not strange, f'{path.relative_to(ROOT)} imports {strange}'
+
+
+def test_the_labelling_page_starts_without_jax():
+  code = (
+    'import sys, ssljax.active.page.program, ssljax.active.page.exchange; '
+    "print('jax' in sys.modules)"
+  )
+  shown = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=300,
+  ).stdout
+  assert shown.strip() == 'False'
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -7,6 +7,7 @@ import zipfile
 import binary
 import pytest
 
+PAGE = '.html', '.css', '.js', '.svg'
 ROOT = binary.EXPERIMENTS.parent
 
 
@@ -21,7 +22,7 @@ def test_the_wheel_holds_programs_and_presets(tmp_path):
     str(path.relative_to(ROOT))
     for folder in ('ssljax', 'experiments')
     for path in (ROOT / folder).rglob('*')
-    if path.suffix in ('.py', '.pyi', '.typed', '.flags', '.toml')
+    if path.suffix in ('.py', '.pyi', '.typed', '.flags', '.toml', *PAGE)
     and 'results' not in path.parts
   }
   installed = {

@@ -422,6 +422,7 @@ BASES = {
   'plan': ['--method=supervised', '--devices=1'],
   'figures': ['--figure=association/3', '--run={run}'],
   'html_report': ['--run={run}'],
+  'label': ['--images={new}', '--export={new}/labels.csv'],
   'probe': ['--run={run}'],
   'propagate': ['--subsamples=1', '--images=6', '--labels=2', '--neighbours=2'],
   'speed': ['--part=mc', '--rounds=1'],

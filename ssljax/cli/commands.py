@@ -8,8 +8,6 @@ import difflib
 import runpy
 import sys
 
-from ssljax import registry
-
 # Programs of `ssljax.experiments` that are not named after a method.
 TOOLS = (
   'benchmark',
@@ -18,6 +16,7 @@ TOOLS = (
   'export',
   'figures',
   'html_report',
+  'label',
   'plan',
   'predict',
   'probe',
@@ -30,9 +29,17 @@ TOOLS = (
 )
 
 
+def programs() -> tuple[str, ...]:
+  """Return the names of all programs."""
+  from ssljax import registry
+
+  return *registry.METHODS, *TOOLS
+
+
 def main() -> None:
   """Run the program that the first argument names."""
-  names = [*registry.METHODS, *TOOLS]
+  # The methods are slow to import.
+  names = TOOLS if sys.argv[1:2] == ['label'] else programs()
   if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help', 'help'):
     print(f'{__doc__}\nPrograms: {", ".join(names)}. --help lists their flags.')
     sys.exit(0)

@@ -18,8 +18,6 @@ import threading
 import numpy as np
 import PIL.Image
 
-from ssljax.augment import imagenet
-
 # Pixels of an image as it is decoded, at most, and of all images that are
 # decoded at the same time: 256 MiB. A small file may decode to gigabytes.
 MAX_PIXELS = 2**26
@@ -85,6 +83,8 @@ def crop(
   Returns:
     uint8 `[H, W, c]`.
   """
+  from ssljax.augment import imagenet  # slow to import
+
   with (
     PIL.Image.open(io.BytesIO(encoded)) as image,
     contextlib.ExitStack() as stack,
@@ -101,6 +101,23 @@ def crop(
     box = np.array([left, top, left + width, top + height]) * scale
     image = _turned(_colours(image, shape), orientation)
     return _pixels(image.resize(shape[1::-1], _BILINEAR, tuple(box)), shape)
+
+
+def shrink(encoded: bytes, side: int) -> PIL.Image.Image:
+  """Decode an image whose longer side is at most `side`, as it is shown.
+
+  Args:
+    encoded: the file's bytes.
+    side: a larger image is resized, with its aspect ratio.
+  """
+  with PIL.Image.open(io.BytesIO(encoded)) as image:
+    image.draft('RGB', (side, side))
+    with _reserved(image):
+      orientation = _orientation(image)
+      image = _turned(_colours(image, (side, side, 3)), orientation)
+      image = image.copy()
+      image.thumbnail((side, side))
+      return image
 
 
 def _draft(image: PIL.Image.Image, shape, excess: float) -> float:

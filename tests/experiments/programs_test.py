@@ -11,7 +11,7 @@ import pytest
 
 from ssljax.cli import commands
 
-PROGRAMS = (*commands.registry.METHODS, *commands.TOOLS)
+PROGRAMS = commands.programs()
 
 
 def test_every_program_of_the_folder_has_a_command():
