@@ -1,0 +1,405 @@
+"""Hooks of the documentation site: page parts made from the repository's files.
+
+A page of docs/ may have these lines of its own, which the build replaces:
+
+  <!-- include: FILE -->         a Markdown file without its title
+  <!-- include: FILE#anchor -->  the section under that heading
+  <!-- include: FILE@name -->    from <!-- name --> to <!-- end -->
+  <!-- method: NAME -->          a method: algorithm, departures, flags, results
+  <!-- presets: NAME -->         "# ours" of every preset METHOD.NAME.flags
+  <!-- methods -->               the pages of all methods
+  <!-- flags -->                 the flags that every method has
+  <!-- networks -->              networks, augmentations and preprocessings
+  <!-- programs -->              the docstrings of the programs
+  <!-- doc: FILE.py -->          the docstring of a Python file
+
+So a fact has one place: the file that it is included from. Links of an included
+text, and links of docs/ to files outside of docs/, are translated.
+"""
+
+import ast
+from collections.abc import Iterator
+import functools
+import html
+import pathlib
+import posixpath
+import re
+import typing
+
+from mkdocs.structure.files import File
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Files outside docs/ that pages link to: the page that has their text.
+PAGES = {
+  'README.md': 'index.md',
+  'CONTRIBUTING.md': 'extend.md',
+  'CHANGELOG.md': 'changelog.md',
+  'experiments/README.md': 'presets.md',
+}
+GENERATED = {
+  'changelog.md': '# Changelog\n\n<!-- include: CHANGELOG.md -->\n',
+  'presets.md': '# Presets and programs of the papers\n\n'
+  '<!-- include: experiments/README.md -->\n',
+}
+# Files that are copied to the site as they stand.
+COPIED = (
+  'experiments/results/figures/*.png',
+  'experiments/tables/*.toml',
+  'LICENSE',
+  'CITATION.cff',
+)
+MARKER = re.compile(r'^<!-- ([a-z]+)(?:: (\S+))? -->$', re.MULTILINE)
+FENCE = re.compile(r'^(```.*?^```)', re.MULTILINE | re.DOTALL)
+LINK = re.compile(r'(\]\()((?![a-z]+:|#|/)[^)\s]+)(\))')
+
+
+# MkDocs' events.
+
+
+def on_files(files, config):
+  """Add the pages and files that lie outside of docs/."""
+  for uri, text in GENERATED.items():
+    files.append(File.generated(config, uri, content=text))
+  for path in copied():
+    files.append(
+      File.generated(config, f'repository/{path}', abs_src_path=ROOT / path)
+    )
+  return files
+
+
+def on_page_markdown(markdown, page, config, files):
+  """Replace the markers of a page, and translate its links."""
+  here = page.file.src_uri
+  text = outside_fences(
+    markdown, lambda part: translated(part, f'docs/{here}', here)
+  )
+  return outside_fences(
+    text,
+    lambda part: MARKER.sub(lambda found: expanded(found, here), part),
+  )
+
+
+def on_page_content(content, page, config, files):
+  """Put drawings into the page itself, where they take the page's colours."""
+
+  def inlined(found):
+    name = pathlib.PurePosixPath(found['path']).name
+    svg = (ROOT / 'docs' / 'drawings' / name).read_text()
+    label = html.escape(html.unescape(found['alt']), quote=True)
+    return svg.replace('<svg ', f'<svg role="img" aria-label="{label}" ', 1)
+
+  return re.sub(
+    r'<img alt="(?P<alt>[^"]*)" src="(?P<path>[^"]*drawings/[^"]*\.svg)" ?/?>',
+    inlined,
+    content,
+  )
+
+
+# Markers.
+
+
+def expanded(found: re.Match, here: str) -> str:
+  """Return the text that a marker stands for."""
+  kind, value = found.groups()
+  makers = {
+    'include': lambda: included(value, here),
+    'method': lambda: method(value, here),
+    'presets': lambda: presets(value, here),
+    'doc': lambda: as_markdown(docstring(ROOT / value)),
+  }
+  plain = {
+    'methods': lambda: methods(here),
+    'flags': run_flags,
+    'networks': named_parts,
+    'programs': programs,
+  }
+  make = (makers if value else plain).get(kind)
+  return make() if make else found[0]  # else it is a comment
+
+
+def copied() -> Iterator[str]:
+  """Yield the paths of the copied files."""
+  for pattern in COPIED:
+    for path in sorted(ROOT.glob(pattern)):
+      yield path.relative_to(ROOT).as_posix()
+
+
+def outside_fences(text: str, change) -> str:
+  """Apply a function to the parts of a Markdown text that are no code."""
+  parts = FENCE.split(text)
+  return ''.join(
+    part if n % 2 else change(part) for n, part in enumerate(parts)
+  )
+
+
+def translated(text: str, source: str, here: str) -> str:
+  """Translate relative links.
+
+  Args:
+    text: Markdown.
+    source: path of its file in the repository.
+    here: the page of docs/ that shows it.
+  """
+
+  def translate(found):
+    path, hash_, anchor = found[2].partition('#')
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+    if target in PAGES:
+      target = PAGES[target]
+      anchor = '' if target == 'index.md' else anchor
+    elif target.startswith('docs/'):
+      target = target.removeprefix('docs/')
+    else:
+      target = f'repository/{target}'
+    link = posixpath.relpath(target, posixpath.dirname(here) or '.')
+    return f'{found[1]}{link}{hash_ if anchor else ""}{anchor}{found[3]}'
+
+  return LINK.sub(translate, text)
+
+
+def included(value: str, here: str) -> str:
+  """Return a part of a Markdown file."""
+  path, kind, name = re.fullmatch(r'([^#@]+)(?:([#@])(.+))?', value).groups()
+  text = (ROOT / path).read_text()
+  if kind == '#':
+    text = section(text, name)
+  elif kind == '@':
+    name = name.replace('=', ': ').replace('+', ' ')
+    text = text.split(f'<!-- {name} -->\n', 1)[1].split('<!-- end -->', 1)[0]
+  else:
+    text = text.split('\n', 1)[1]
+  return outside_fences(text.strip(), lambda part: translated(part, path, here))
+
+
+def headings(text: str) -> Iterator[tuple[int, str, int]]:
+  """Yield the level, the anchor and the line number of every heading."""
+  in_code = False
+  for number, line in enumerate(text.splitlines()):
+    in_code ^= line.startswith('```')
+    found = re.match(r'(#+) (.+)', line)
+    if found and not in_code:
+      yield len(found[1]), anchor_of(found[2]), number
+
+
+def anchor_of(title: str) -> str:
+  """Return the anchor of a heading, as Python-Markdown and GitHub make it."""
+  plain = re.sub(r'[^\w\s-]', '', title).strip().lower()
+  return re.sub(r'[-\s]+', '-', plain)
+
+
+def section(text: str, anchor: str) -> str:
+  """Return the text under a heading, down to the next one of its level."""
+  found = list(headings(text))
+  here = next(n for n, (_, name, _) in enumerate(found) if name == anchor)
+  level, _, first = found[here]
+  later = (line for depth, _, line in found[here + 1 :] if depth <= level)
+  return '\n'.join(text.splitlines()[first + 1 : next(later, None)])
+
+
+# Methods.
+
+
+def method(name: str, here: str) -> str:
+  """Return the reference of a method: docstring, flags and results."""
+  from ssljax import registry, signatures
+
+  entry = registry.METHODS[name]
+  path = ROOT / 'ssljax' / 'methods' / f'{name}.py'
+  parts = [
+    as_markdown(docstring(path)),
+    f'### Flags of {name} {{ #{name}-flags }}\n',
+    settings_table(signatures.settings(entry.factory).values()),
+  ]
+  if entry.defaults:
+    listed = ', '.join(
+      f'`--{key}={shown(value)}`' for key, value in entry.defaults.items()
+    )
+    parts.append(f'\nDefaults of the run that follow the paper: {listed}.\n')
+  preset = ROOT / 'experiments' / 'presets' / f'{name}.digits.flags'
+  if preset.is_file():
+    results = posixpath.relpath('results.md', posixpath.dirname(here) or '.')
+    parts.append(
+      f'\n### Results of {name} {{ #{name}-results }}\n\nTest error in % on '
+      f'digits, 10 labels per class (`{preset.name}`): {ours(preset)}. All '
+      f'tables: [Results]({results}).\n'
+    )
+  return '\n'.join(parts)
+
+
+def docstring(path: pathlib.Path) -> str:
+  """Return the docstring of a Python file."""
+  return ast.get_docstring(ast.parse(path.read_text()))
+
+
+def as_markdown(text: str) -> str:
+  """Return a docstring as Markdown: indented lines are equations or lists."""
+  title, _, rest = text.partition('\n')
+  blocks = [f'**{escaped(title)}**', '']
+  lines = rest.strip('\n').split('\n')
+  while lines:
+    if not lines[0].strip():
+      blocks.append(lines.pop(0))
+      continue
+    indented = lines[0].startswith('  ')
+    block = []
+    while lines and (
+      (lines[0].startswith('  ') == indented and lines[0].strip())
+      or (indented and not lines[0].strip() and lines[1][:2] == '  ')
+    ):
+      block.append(lines.pop(0))
+    blocks += ['', *rendered(block, indented), '']
+  return '\n'.join(blocks)
+
+
+def rendered(block: list[str], indented: bool) -> list[str]:
+  """Return lines of a docstring as Markdown lines."""
+  if not indented:
+    text = [escaped(line) for line in block]
+    title = re.fullmatch(r'([A-Z][^.:]*):', block[-1])
+    if title and re.match(r'Departures|Choices|Readings', block[-1]):
+      text[-1] = f'**{text[-1]}**'
+    return text
+  if block[0].startswith('  - '):
+    return [escaped(line[2:]) if line.strip() else '' for line in block]
+  return ['```text', *(line[2:].rstrip() for line in block), '```']
+
+
+def escaped(text: str) -> str:
+  """Escape what Markdown would take for markup, outside of `code`."""
+  parts = re.split(r'(`[^`]*`)', text)
+  return ''.join(
+    part if n % 2 else re.sub(r'(?<!^)([*_<\[\]|])', r'\\\1', part)
+    for n, part in enumerate(parts)
+  )
+
+
+def shown(value) -> str:
+  """Return a default as a flag's value."""
+  if isinstance(value, (tuple, list)):
+    return ','.join(map(str, value))
+  return str(value)
+
+
+def cell(text: str) -> str:
+  """Return a text for a cell of a table."""
+  return ' '.join(text.split()).replace('|', '\\|').replace('<', '&lt;')
+
+
+def settings_table(settings) -> str:
+  """Return flags, types, defaults and descriptions as a table."""
+  settings = list(settings)
+  if not settings:
+    return 'It has no flags of its own.\n'
+  rows = ['| flag | default | meaning |', '|---|---|---|']
+  for one in settings:
+    default = '' if one.default is None else f'`{shown(one.default)}`'
+    default = '(empty)' if default == '``' else default
+    values = choices(one.hint)
+    meaning = cell(one.help) + (f' One of {values}.' if values else '')
+    rows.append(f'| `--{one.name}` | {default} | {meaning} |')
+  return '\n'.join(rows) + '\n'
+
+
+def choices(hint) -> str:
+  """Return the values of a `Literal`."""
+  if typing.get_origin(hint) is not typing.Literal:
+    return ''
+  return ', '.join(f'`{value}`' for value in typing.get_args(hint))
+
+
+def ours(preset: pathlib.Path) -> str:
+  """Return the paragraph "# ours:" of a preset's header."""
+  found = re.search(
+    r'^# ours: (.*\n(?:#   .*\n)*)', preset.read_text(), re.MULTILINE
+  )
+  text = found[1].replace('\n#   ', ' ').strip() if found else 'not yet run'
+  return cell(text)
+
+
+def presets(name: str, here: str) -> str:
+  """Return the measured errors of all presets METHOD.`name`."""
+  from ssljax import registry
+
+  rows = ['| method | measured |', '|---|---|']
+  for key in registry.METHODS:
+    path = ROOT / 'experiments' / 'presets' / f'{key}.{name}.flags'
+    if path.is_file():
+      rows.append(f'| {method_link(key, here)} | {ours(path)} |')
+  return '\n'.join(rows) + '\n'
+
+
+@functools.cache
+def method_pages() -> dict[str, str]:
+  """Return the page of docs/ that describes each method."""
+  found = {}
+  for path in sorted((ROOT / 'docs').rglob('*.md')):
+    for name in re.findall(r'^<!-- method: (\w+) -->', path.read_text(), re.M):
+      found[name] = path.relative_to(ROOT / 'docs').as_posix()
+  return found
+
+
+def method_link(name: str, here: str) -> str:
+  """Return a link to a method's part of its page."""
+  page = posixpath.relpath(method_pages()[name], posixpath.dirname(here) or '.')
+  return f'[`{name}`]({page}#{name})'
+
+
+def methods(here: str) -> str:
+  """Return a table of all methods."""
+  from ssljax import registry
+
+  rows = ['| method | in one line |', '|---|---|']
+  for name in registry.METHODS:
+    title = docstring(ROOT / 'ssljax' / 'methods' / f'{name}.py')
+    rows.append(
+      f'| {method_link(name, here)} | {escaped(title.splitlines()[0])} |'
+    )
+  return '\n'.join(rows) + '\n'
+
+
+# Flags and programs.
+
+
+def run_flags() -> str:
+  """Return the flags that all methods have, by part."""
+  from ssljax import config
+
+  parts = []
+  for part, settings in config.schema('supervised').items():
+    if settings and part != 'parameters':
+      parts += [f'## {part.capitalize()}\n', settings_table(settings.values())]
+  return '\n'.join(parts)
+
+
+def named_parts() -> str:
+  """Return the names of networks, augmentations and preprocessings."""
+  from ssljax import registry
+
+  parts = {
+    'Networks (`--network`)': registry.NETWORKS,
+    'Augmentations (`--augment`, `--strong_augment`)': registry.AUGMENTATIONS,
+    'Preprocessings (`--preprocess`)': registry.PREPROCESS,
+    'Acquisition functions (`--acquire`)': registry.ACQUISITIONS,
+  }
+  return '\n\n'.join(
+    f'{title}: {", ".join(f"`{name}`" for name in names)}.'
+    for title, names in parts.items()
+  )
+
+
+def programs() -> str:
+  """Return the docstrings of the programs that are no method."""
+  from ssljax.cli import commands
+
+  parts = []
+  for name in commands.TOOLS:
+    path = ROOT / 'experiments' / f'{name}.py'
+    text = docstring(path).replace(
+      f'python experiments/{name}.py', f'ssljax {name}'
+    )
+    title, _, rest = text.partition('\n')
+    parts.append(
+      f'## ssljax {name} {{ #{name} }}\n\n{escaped(title)}\n\n'
+      f'```text\n{rest.strip()}\n```\n'
+    )
+  return '\n'.join(parts)
