@@ -1,6 +1,9 @@
-"""Hooks of the documentation site: page parts made from the repository's files.
+"""Build the documentation site: docs/ with the parts that the repository has.
 
-A page of docs/ may have these lines of its own, which the build replaces:
+    python tools/site.py           write the pages, and build the site
+    python tools/site.py --pages   write the pages alone, to build/docs
+
+A page of docs/ may have these lines of its own, which are replaced:
 
   <!-- include: FILE -->         a Markdown file without its title
   <!-- include: FILE#anchor -->  the section under that heading
@@ -14,9 +17,14 @@ A page of docs/ may have these lines of its own, which the build replaces:
   <!-- doc: FILE.py -->          the docstring of a Python file
 
 So a fact has one place: the file that it is included from. Links of an included
-text, and links of docs/ to files outside of docs/, are translated.
+text, and links of docs/ to files outside of docs/, are translated, and drawings
+become a part of the page, where they take its colours.
+
+The pages are plain Markdown for any generator that reads mkdocs.yml: Zensical,
+or Material for MkDocs (`mkdocs build --strict`).
 """
 
+import argparse
 import ast
 from collections.abc import Iterator
 import functools
@@ -24,11 +32,13 @@ import html
 import pathlib
 import posixpath
 import re
+import shutil
+import subprocess
+import sys
 import typing
 
-from mkdocs.structure.files import File
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES_FOLDER = ROOT / 'build' / 'docs'
 # Files outside docs/ that pages link to: the page that has their text.
 PAGES = {
   'README.md': 'index.md',
@@ -50,49 +60,45 @@ COPIED = (
 )
 MARKER = re.compile(r'^<!-- ([a-z]+)(?:: (\S+))? -->$', re.MULTILINE)
 FENCE = re.compile(r'^(```.*?^```)', re.MULTILINE | re.DOTALL)
+DRAWING = re.compile(r'!\[([^\]]*)\]\(drawings/(\w+)\.svg\)')
 LINK = re.compile(r'(\]\()((?![a-z]+:|#|/)[^)\s]+)(\))')
 
 
-# MkDocs' events.
-
-
-def on_files(files, config):
-  """Add the pages and files that lie outside of docs/."""
-  for uri, text in GENERATED.items():
-    files.append(File.generated(config, uri, content=text))
+def write_pages(folder: pathlib.Path) -> None:
+  """Write all pages and files of the site to a folder."""
+  shutil.rmtree(folder, ignore_errors=True)
+  shutil.copytree(ROOT / 'docs', folder)
   for path in copied():
-    files.append(
-      File.generated(config, f'repository/{path}', abs_src_path=ROOT / path)
-    )
-  return files
+    target = folder / 'repository' / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / path, target)
+  for here, text in sources():
+    (folder / here).write_text(page(text, here))
 
 
-def on_page_markdown(markdown, page, config, files):
-  """Replace the markers of a page, and translate its links."""
-  here = page.file.src_uri
-  text = outside_fences(
-    markdown, lambda part: translated(part, f'docs/{here}', here)
-  )
-  return outside_fences(
-    text,
-    lambda part: MARKER.sub(lambda found: expanded(found, here), part),
-  )
+def sources() -> Iterator[tuple[str, str]]:
+  """Yield the path and the text of every page."""
+  for path in sorted((ROOT / 'docs').rglob('*.md')):
+    yield path.relative_to(ROOT / 'docs').as_posix(), path.read_text()
+  yield from GENERATED.items()
 
 
-def on_page_content(content, page, config, files):
-  """Put drawings into the page itself, where they take the page's colours."""
+def page(text: str, here: str) -> str:
+  """Return the text of a page with its markers, links and drawings replaced."""
 
-  def inlined(found):
-    name = pathlib.PurePosixPath(found['path']).name
-    svg = (ROOT / 'docs' / 'drawings' / name).read_text()
-    label = html.escape(html.unescape(found['alt']), quote=True)
-    return svg.replace('<svg ', f'<svg role="img" aria-label="{label}" ', 1)
+  def replace(part):
+    part = translated(DRAWING.sub(inlined, part), f'docs/{here}', here)
+    return MARKER.sub(lambda found: expanded(found, here), part)
 
-  return re.sub(
-    r'<img alt="(?P<alt>[^"]*)" src="(?P<path>[^"]*drawings/[^"]*\.svg)" ?/?>',
-    inlined,
-    content,
-  )
+  return outside_fences(text, replace)
+
+
+def inlined(found: re.Match) -> str:
+  """Return a drawing as a part of the page."""
+  alt, name = found.groups()
+  svg = (ROOT / 'docs' / 'drawings' / f'{name}.svg').read_text().strip()
+  label = html.escape(alt, quote=True)
+  return f'<div class="drawing" role="img" aria-label="{label}">{svg}</div>'
 
 
 # Markers.
@@ -403,3 +409,19 @@ def programs() -> str:
       f'```text\n{rest.strip()}\n```\n'
     )
   return '\n'.join(parts)
+
+
+def main() -> int:
+  """Write the pages and build the site."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--pages', action='store_true', help='build no site')
+  only_pages = parser.parse_args().pages
+  write_pages(PAGES_FOLDER)
+  if only_pages:
+    return 0
+  command = [sys.executable, '-m', 'zensical', 'build', '--strict', '--clean']
+  return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+if __name__ == '__main__':
+  sys.exit(main())
