@@ -35,11 +35,11 @@ PAIRS = (
 
 
 class Drawing:
-  """An SVG drawing of `WIDTH` units, as a list of elements."""
+  """An SVG drawing, as a list of elements."""
 
-  def __init__(self, height: int):
+  def __init__(self, height: int, width: int = WIDTH):
     """Begin an empty drawing."""
-    self.height = height
+    self.height, self.width = height, width
     self.parts = []
 
   def text(self, x, y, words, *, size=13, anchor='start', color=INK, bold=0):
@@ -92,7 +92,7 @@ class Drawing:
   def svg(self) -> str:
     """Return the text of the file."""
     head = (
-      f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} '
+      f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} '
       f'{self.height}" font-family="system-ui, sans-serif">\n'
     )
     return head + '\n'.join(self.parts) + '\n</svg>\n'
@@ -102,8 +102,8 @@ def errors() -> str:
   """Test errors of four papers' methods beside those of the labels alone."""
   with RESULTS.open() as file:
     rows = {row['row']: row for row in csv.DictReader(file)}
-  drawing = Drawing(270)
-  left, right, most = 120, 565, 12.5
+  drawing = Drawing(270, 440)
+  left, right, most = 100, 430, 12.5
   place = lambda error: left + (right - left) * error / most
   for tick in (0, 5, 10):
     drawing.line(place(tick), 52, place(tick), 212, color=FAINT, width=0.5)
@@ -111,8 +111,8 @@ def errors() -> str:
   drawing.text((left + right) / 2, 254, 'test error, %', anchor='middle')
   drawing.dot(left + 6, 22, GREY)
   drawing.text(left + 18, 26, 'labels alone')
-  drawing.dot(left + 140, 22, BLUE)
-  drawing.text(left + 152, 26, 'with the unlabelled images')
+  drawing.dot(left + 124, 22, BLUE)
+  drawing.text(left + 136, 26, 'with the unlabelled images')
   for number, (name, alone, method) in enumerate(PAIRS):
     y = 72 + 40 * number
     before, after = (float(rows[row]['ours']) for row in (alone, method))

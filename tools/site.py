@@ -98,6 +98,9 @@ def inlined(found: re.Match) -> str:
   alt, name = found.groups()
   svg = (ROOT / 'docs' / 'drawings' / f'{name}.svg').read_text().strip()
   label = html.escape(alt, quote=True)
+  width = int(re.search(r'viewBox="0 0 (\d+)', svg)[1])
+  sizes = f'style="min-width:{0.7 * width:.0f}px;max-width:{width}px"'
+  svg = svg.replace('<svg ', f'<svg {sizes} ', 1)
   return f'<div class="drawing" role="img" aria-label="{label}">{svg}</div>'
 
 
@@ -238,10 +241,15 @@ def docstring(path: pathlib.Path) -> str:
 
 
 def as_markdown(text: str) -> str:
-  """Return a docstring as Markdown: indented lines are equations or lists."""
+  """Return a docstring as Markdown, with its title in bold."""
   title, _, rest = text.partition('\n')
-  blocks = [f'**{escaped(title)}**', '']
-  lines = rest.strip('\n').split('\n')
+  return f'**{escaped(title)}**\n\n{body(rest)}'
+
+
+def body(text: str) -> str:
+  """Return a docstring's text: indented lines are equations or lists."""
+  blocks = []
+  lines = text.strip('\n').split('\n')
   while lines:
     if not lines[0].strip():
       blocks.append(lines.pop(0))
@@ -302,7 +310,8 @@ def settings_table(settings) -> str:
     default = '(empty)' if default == '``' else default
     values = choices(one.hint)
     meaning = cell(one.help) + (f' One of {values}.' if values else '')
-    rows.append(f'| `--{one.name}` | {default} | {meaning} |')
+    name = f'[no]{one.name}' if one.hint is bool else one.name
+    rows.append(f'| `--{name}` | {default} | {meaning} |')
   return '\n'.join(rows) + '\n'
 
 
@@ -318,7 +327,8 @@ def ours(preset: pathlib.Path) -> str:
   found = re.search(
     r'^# ours: (.*\n(?:#   .*\n)*)', preset.read_text(), re.MULTILINE
   )
-  text = found[1].replace('\n#   ', ' ').strip() if found else 'not yet run'
+  text = found[1] if found else 'not yet run'
+  text = re.sub(r'\n#   at (?=\d)', '; at ', text).replace('\n#   ', ' ')
   return cell(text)
 
 
@@ -400,15 +410,25 @@ def programs() -> str:
   parts = []
   for name in commands.TOOLS:
     path = ROOT / 'experiments' / f'{name}.py'
+    if name == 'figures':
+      path = ROOT / 'experiments' / 'figures' / '__main__.py'
     text = docstring(path).replace(
       f'python experiments/{name}.py', f'ssljax {name}'
     )
-    title, _, rest = text.partition('\n')
-    parts.append(
-      f'## ssljax {name} {{ #{name} }}\n\n{escaped(title)}\n\n'
-      f'```text\n{rest.strip()}\n```\n'
-    )
+    parts.append(f'## ssljax {name} {{ #{name} }}\n\n{program(text)}')
   return '\n'.join(parts)
+
+
+def program(text: str) -> str:
+  """Return the docstring of a program as Markdown: title, commands, text."""
+  title, _, rest = text.partition('\n')
+  first, _, rest = rest.strip('\n').partition('\n\n')
+  if 'ssljax ' in first:
+    first = re.sub(r'\n? {4,}(?=--)', ' ', first)  # continued lines
+    lines = (line.strip() for line in first.split('\n'))
+    kind = 'text' if re.search(r'\S  +\S', first) else ''  # with comments
+    first = '\n'.join([f'```{kind}', *lines, '```'])
+  return f'{escaped(title)}\n\n{first}\n\n{body(rest)}\n'
 
 
 def main() -> int:
