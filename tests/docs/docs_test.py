@@ -26,7 +26,7 @@ PLACEHOLDERS = {'METHOD', 'NAME'}  # of programs
 # is known to the library is checked whether it stands here or not.
 PENDING_PROGRAMS = {'embed', 'label'}
 PENDING_FLAGS = {
-  *('minutes', 'stop_early', 'nostop_early', 'format'),
+  *('minutes', 'format', 'out', 'compute_dtype'),
   *('logit_adjustment', 'sampling', 'distribution_alignment'),
 }
 
@@ -49,7 +49,11 @@ BLOCKS = [
     r'^(<!-- run -->\n)?```(\w*)\n(.*?)^```', text, re.MULTILINE | re.DOTALL
   )
 ]
-SHELL = [(here, code) for here, kind, _, code in BLOCKS if kind in ('', 'bash')]
+SHELL = [
+  (here, code)
+  for here, kind, _, code in BLOCKS
+  if kind in ('', 'bash') and '→' not in code  # a diagram
+]
 PYTHON = [
   (here, run, code) for here, kind, run, code in BLOCKS if kind == 'python'
 ]
@@ -108,7 +112,10 @@ def test_a_shell_block_is_a_command_with_known_flags(here, code):
   for program, given in called(code):
     if program in PLACEHOLDERS:
       continue
-    exists = program in registry.METHODS or program in commands.TOOLS
+    exists = program in (*registry.METHODS, *commands.TOOLS) or (
+      f'experiments/{program}.py' in code
+      and (ROOT / 'experiments' / f'{program}.py').is_file()
+    )
     if not exists and program in PENDING_PROGRAMS:
       pytest.skip(f'{program} is not merged yet')
     assert exists, f'{program} is no program'
@@ -121,8 +128,10 @@ def test_a_shell_block_is_a_command_with_known_flags(here, code):
 
 def test_every_flag_that_a_page_names_exists():
   known = {*PENDING_FLAGS, 'worker'}  # of gcloud
-  for program in (*registry.METHODS, *commands.TOOLS):
-    known |= known_flags(program)
+  called_files = re.findall(r'experiments/(\w+)\.py', ''.join(PAGES.values()))
+  for program in {*registry.METHODS, *commands.TOOLS, *called_files}:
+    if program not in PLACEHOLDERS:
+      known |= known_flags(program)
   for here, text in WRITTEN.items():
     text = site.FENCE.sub('', text)
     inline = ' '.join(re.findall(r'`([^`\n]+)`', text))
