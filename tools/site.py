@@ -309,10 +309,25 @@ def settings_table(settings) -> str:
     default = '' if one.default is None else f'`{shown(one.default)}`'
     default = '(empty)' if default == '``' else default
     values = choices(one.hint)
-    meaning = cell(one.help) + (f' One of {values}.' if values else '')
+    meaning = cell(as_flags(one.help))
+    meaning += f' One of {values}.' if values else ''
     name = f'[no]{one.name}' if one.hint is bool else one.name
     rows.append(f'| `--{name}` | {default} | {meaning} |')
   return '\n'.join(rows) + '\n'
+
+
+def as_flags(text: str) -> str:
+  """Return a description with the names of settings as flags."""
+  from ssljax import config
+
+  known = {name for part in config.schema('madnn').values() for name in part}
+  return re.sub(
+    r'`(\w+)`(=\w+)?',
+    lambda found: (
+      f'`--{found[1]}{found[2] or ""}`' if found[1] in known else found[0]
+    ),
+    text,
+  )
 
 
 def choices(hint) -> str:
