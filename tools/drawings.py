@@ -287,8 +287,93 @@ def sharding() -> str:
   return drawing.svg()
 
 
+def association() -> str:
+  """Walks from labelled images to unlabelled ones and back."""
+  drawing = Drawing(212, 440)
+  drawing.text(60, 20, 'labelled, A', anchor='middle', bold=1)
+  drawing.text(230, 20, 'unlabelled, B', anchor='middle', bold=1)
+  drawing.text(390, 20, 'labelled, A', anchor='middle', bold=1)
+  left = ((52, BLUE), (92, BLUE), (132, ORANGE), (172, ORANGE))
+  middle = 52, 92, 132, 172
+  for one, other, color in (
+    *((52, 52, BLUE), (52, 92, BLUE), (92, 92, BLUE), (132, 132, ORANGE)),
+    *((172, 132, ORANGE), (172, 172, ORANGE)),
+  ):
+    drawing.line(70, one, 220, other, color=color)
+    drawing.line(240, other, 378, one, arrow=True, color=color)
+  for y, color in left:
+    drawing.dot(60, y, color, 8)
+    drawing.dot(390, y, color, 8)
+  for y in middle:
+    drawing.dot(230, y, GREY, 8)
+  drawing.text(145, 204, 'P^ab', anchor='middle', color=FAINT)
+  drawing.text(312, 204, 'P^ba', anchor='middle', color=FAINT)
+  return drawing.svg()
+
+
+def neighbours() -> str:
+  """An unlabelled embedding and the votes of its nearest labelled rows."""
+  drawing = Drawing(212, 440)
+  x, y = 150, 104
+  for there, up, color, width in (
+    *((96, 62, BLUE, 5), (88, 122, BLUE, 4), (176, 44, BLUE, 3)),
+    (236, 132, ORANGE, 2),
+  ):
+    drawing.line(x, y, there, up, color=color, width=width)
+    drawing.dot(there, up, color, 8)
+  for there, up, color in (
+    (30, 40, BLUE),
+    (276, 84, ORANGE),
+    (270, 170, ORANGE),
+  ):
+    drawing.dot(there, up, color, 8)
+  for there, up in ((60, 170), (120, 176), (214, 84), (190, 178), (44, 96)):
+    drawing.dot(there, up, GREY, 5)
+  drawing.dot(x, y, GREY, 9)
+  drawing.text(x - 4, y + 25, 'v', bold=1)
+  drawing.text(320, 40, 'votes w', bold=1)
+  drawing.box(320, 54, 92, 24, BLUE, '', solid=True)
+  drawing.box(320, 86, 16, 24, ORANGE, '', solid=True)
+  drawing.text(320, 138, 'y ← argmax w', size=12)
+  drawing.text(320, 158, 'c ← max w / Σ w', size=12)
+  drawing.text(6, 206, 'grey: images without a label', size=12, color=FAINT)
+  return drawing.svg()
+
+
+def thresholds() -> str:
+  """Confidences of weak views, and which are learned on strong views."""
+  drawing = Drawing(232, 440)
+  base, scale, limit = 180, 140, 0.8
+  for number, height in enumerate((0.98, 0.55, 0.9, 0.4, 0.84, 0.7)):
+    is_learned = height >= limit
+    x = 90 + number * 56
+    drawing.box(
+      *(x, base - scale * height, 38, scale * height),
+      BLUE if is_learned else GREY,
+      solid=is_learned,
+    )
+    words = 'learned' if is_learned else 'left out'
+    drawing.text(x + 19, base + 18, words, size=11, anchor='middle')
+  y = base - scale * limit
+  drawing.line(78, y, 424, y, color=ORANGE, width=2)
+  drawing.text(70, y + 5, 'τ', anchor='end', bold=1)
+  drawing.line(78, base, 424, base)
+  drawing.text(70, base - scale + 5, '1', anchor='end', color=FAINT)
+  drawing.text(70, base + 5, '0', anchor='end', color=FAINT)
+  drawing.text(
+    *(251, 222, 'max q of the weak view of six images'),
+    anchor='middle',
+    color=FAINT,
+  )
+  return drawing.svg()
+
+
 DRAWINGS = {
-  one.__name__: one for one in (errors, stages, step, views, streams, sharding)
+  one.__name__: one
+  for one in (
+    *(errors, stages, step, views, streams, sharding),
+    *(association, neighbours, thresholds),
+  )
 }
 
 

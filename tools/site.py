@@ -60,7 +60,7 @@ COPIED = (
 )
 MARKER = re.compile(r'^<!-- ([a-z]+)(?:: (\S+))? -->$', re.MULTILINE)
 FENCE = re.compile(r'^(```.*?^```)', re.MULTILINE | re.DOTALL)
-DRAWING = re.compile(r'!\[([^\]]*)\]\(drawings/(\w+)\.svg\)')
+DRAWING = re.compile(r'!\[([^\]]*)\]\((?:\.\./)*drawings/(\w+)\.svg\)')
 LINK = re.compile(r'(\]\()((?![a-z]+:|#|/)[^)\s]+)(\))')
 
 
