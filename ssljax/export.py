@@ -1,16 +1,16 @@
 """Export of a run's model: one folder that needs no ssljax.
 
-model.stablehlo      a function uint8 images [B, H, W, c] (or float32 features
-[B, D]) -> probabilities [B, C] for any B, on CPU, CUDA
-and TPU: preprocessing, the vote of all splits and the
-temperature are inside
-model.onnx           the same function for ONNX Runtime (`formats`)
-weights.safetensors  parameters, batch statistics and constants of the
-preprocessing, with a leading axis [S] of the splits
-classes.txt          a class name per line
-README.md            model card
-predict.py           an example that needs jax, flatbuffers and NumPy alone
-predict_onnx.py      an example that needs onnxruntime and NumPy alone
+  model.stablehlo      a function uint8 images [B, H, W, c] (or float32 features
+                       [B, D]) -> probabilities [B, C] for any B, on CPU, CUDA
+                       and TPU: preprocessing, the vote of all splits and the
+                       temperature are inside
+  model.onnx           the same function for ONNX Runtime (`formats`)
+  weights.safetensors  parameters, batch statistics and constants of the
+                       preprocessing, with a leading axis [S] of the splits
+  classes.txt          a class name per line
+  README.md            model card
+  predict.py           an example that needs jax, flatbuffers and NumPy alone
+  predict_onnx.py      an example that needs onnxruntime and NumPy alone
 """
 
 from collections.abc import Callable, Sequence
