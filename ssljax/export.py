@@ -1,5 +1,7 @@
 """Export of a run's model: one folder that needs no ssljax.
 
+The folder holds
+
   model.stablehlo      a function uint8 images [B, H, W, c] (or float32 features
                        [B, D]) -> probabilities [B, C] for any B, on CPU, CUDA
                        and TPU: preprocessing, the vote of all splits and the
