@@ -295,6 +295,7 @@ def _make_run(
   made = parts.build
   net = warm_network(config, dataset, made.get('net'))
   run = build.build(config, dataset=dataset, **(made | {'net': net}))
+  warn_of_seen(run)
   if config.run.minutes is None or not is_new:
     return run
   return budget.fit(run, began, tx=made.get('tx'), net=net, say=_LOG.info)
@@ -344,6 +345,33 @@ def _train(
     model.save(folder / 'model')
   model.history = metrics_writer.read(folder, config.method)
   return model
+
+
+def warn_of_seen(run: build.Run) -> None:
+  """Warn if held-out images have a label in the run that `init_from` names.
+
+  Its weights were trained with these labels, so that the error on the images is
+  too low. Images are compared by number, if both runs are of one data set.
+  """
+  source = run.config.run.init_from
+  if source is None:
+    return
+  path = files.as_path('init_from', source) / 'split.json'
+  found = run_folder.read_json(path) if files.exists(path) else None
+  data = run.dataset.name, len(run.dataset.train.labels)
+  if not found or (found['dataset'], found['images']) != data:
+    return
+  trained = np.array([int(row) for row in found['splits'][0]['labelled']])
+  for split in run.drawn:
+    rows = np.concatenate([split.test, split.validation])
+    seen = int(np.isin(rows, trained).sum())
+    if seen:
+      _LOG.warning(
+        '`init_from`=%s: %d of %d images held out under seed %d have a label '
+        'in that run: the error on them is too low; give test images of their '
+        'own (a folder test/), or leave `init_from` out',
+        *(source, seen, len(rows), split.seed),
+      )
 
 
 def warm_network(

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+import types
 
 from flax import linen as nn
 import jax
@@ -14,6 +15,7 @@ import pytest
 from sklearn import metrics
 
 import ssljax
+from ssljax import api
 
 CLASSES = 3
 
@@ -471,3 +473,29 @@ def test_data_sets_and_splits_are_public():
     data.train.labels, data.classes, per_class=3, seed=1
   )
   assert len(split.labelled) == 30
+
+
+def test_held_out_images_that_the_first_run_was_trained_on_are_reported(
+  tmp_path, caplog
+):
+  record = {'dataset': 'mine', 'images': 9}
+  record['splits'] = [{'labelled': {'0': 1, '3': 0, '7': 1}}]
+  (tmp_path / 'split.json').write_text(json.dumps(record))
+  namespace = types.SimpleNamespace
+  split = lambda seed, test: namespace(
+    seed=seed, test=np.array(test), validation=np.array([], int)
+  )
+
+  def run(name, *tests):
+    return namespace(
+      config=namespace(run=namespace(init_from=str(tmp_path))),
+      dataset=namespace(name=name, train=namespace(labels=np.zeros(9))),
+      drawn=[split(seed, test) for seed, test in enumerate(tests)],
+    )
+
+  api.warn_of_seen(run('mine', [1, 2, 4]))
+  api.warn_of_seen(run('other', [0, 3, 7]))
+  assert not caplog.records
+  api.warn_of_seen(run('mine', [1, 2, 4], [3, 5, 7, 8]))
+  (one,) = caplog.records
+  assert '2 of 4 images held out under seed 1 have a label' in one.message

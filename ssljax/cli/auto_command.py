@@ -10,7 +10,7 @@ from ssljax.cli import main, train_command
 from ssljax.config import Config
 from ssljax.data import datasets
 from ssljax.distributed import multihost
-from ssljax.errors import InputError, require
+from ssljax.errors import InputError, positive, require
 from ssljax.runs import (
   auto,
   budget,
@@ -34,7 +34,9 @@ def run(given: Mapping[str, Any]) -> None:
     '`method`=auto: takes neither `overwrite=True` nor `init_from`: give '
     'another `workdir`',
   )
-  minutes = given.pop('minutes', None) or auto.MINUTES
+  minutes = given.pop('minutes', None)
+  minutes = auto.MINUTES if minutes is None else minutes
+  positive(minutes=minutes)
   folder = _folder(given)
   record = auto.decided(folder)
   if record is None:

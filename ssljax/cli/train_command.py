@@ -125,6 +125,7 @@ def _make_run(
     dataset = dataset or build.load_dataset(config)
     net = api.warm_network(config, dataset)
   run = build.build(config, dataset=dataset, net=net)
+  api.warn_of_seen(run)
   if config.run.minutes is None or say is None:
     return run
   return budget.fit(
