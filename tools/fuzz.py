@@ -426,6 +426,7 @@ BASES = {
   'probe': ['--run={run}'],
   'propagate': ['--subsamples=1', '--images=6', '--labels=2', '--neighbours=2'],
   'speed': ['--part=mc', '--rounds=1'],
+  'device_check': ['--part=bank', '--rows=1000', '--rounds=1'],
   'reproduce': [
     '--runs={new}/runs',
     '--results={new}/results',

@@ -12,6 +12,7 @@ import sys
 TOOLS = (
   'benchmark',
   'compare',
+  'device_check',
   'embed',
   'export',
   'figures',

@@ -156,7 +156,8 @@ def test_the_parts_are_what_the_compiled_step_is_given():
   sizes = compiled[-1].memory_analysis()
   given = sum(part.bytes for name, part in step.parts.items())
   given -= step.parts['test images'].bytes
-  rows = 128 * 4 // 4  # bytes of the batch's rows on one of four devices
+  # Bytes of the batch's 128 rows, and of 32 labelled ones, on each of four.
+  rows = (128 + 32) * 4 // 4
   assert sizes.argument_size_in_bytes == given + rows
   assert step.activations == sizes.temp_size_in_bytes
   assert step.moved == exchanges(compiled[-1].as_text())
