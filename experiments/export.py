@@ -35,11 +35,13 @@ def act(asked: dict[str, Any]) -> None:
   """Export what the flags select."""
   run = tool.finished_run(asked['run'])
   require(asked['out'] is not None, '`out`: give a folder for the model')
+  formats = asked['format'].split(',')
+  export.check(formats)
   out = main.as_output_folder('out', asked['out'])
   predictor = prediction.load(run, data_dir=asked['data_dir'])
   if predictor.reason:
     print(predictor.reason)
-  written = export.write(predictor, out, asked['format'].split(','))
+  written = export.write(predictor, out, formats)
   for name, found in written.items():
     print(
       f'written to {out}/model.{name}: {found["bytes"] / 2**20:.1f} MiB, its '

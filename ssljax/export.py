@@ -68,6 +68,13 @@ for i in range(0, len(images), 256):
 '''
 
 
+def check(formats: Sequence[str]) -> None:
+  """Raise `InputError` for an unknown format, or if a library is missing."""
+  for name in formats:
+    for library in LIBRARIES[choose('format', name, FORMATS)]:
+      _library(*library)
+
+
 def write(
   predictor: Predictor,
   folder: str | os.PathLike,
@@ -88,8 +95,7 @@ def write(
     InputError: a library is missing, the network cannot be exported, or its
       probabilities differ.
   """
-  for name in formats:
-    choose('format', name, FORMATS)
+  check(formats)
   where = files.as_path('out', str(folder))
   content, found = {}, {}
   for name in dict.fromkeys(formats):
@@ -218,8 +224,6 @@ def _stablehlo(predictor: Predictor) -> tuple[bytes, Callable]:
   """Return the serialized function, and the function as it is loaded."""
   from jax import export
 
-  _library('safetensors.numpy', 'safetensors', 'export')
-  _library('flatbuffers', 'flatbuffers', 'export')
   weights = _stacked([m.weights for m in predictor.models])
   votes = lambda one: jax.lax.map(one, weights)
   (batch,) = export.symbolic_shape('b')
@@ -263,6 +267,17 @@ def _onnx(predictor: Predictor) -> tuple[bytes, Callable]:
 
 
 FORMATS = {'stablehlo': _stablehlo, 'onnx': _onnx}
+# The modules, packages and extras that a format needs.
+LIBRARIES = {
+  'stablehlo': (
+    ('safetensors.numpy', 'safetensors', 'export'),
+    ('flatbuffers', 'flatbuffers', 'export'),
+  ),
+  'onnx': (
+    ('jax2onnx', 'jax2onnx', 'onnx'),
+    ('onnxruntime', 'onnxruntime', 'onnx'),
+  ),
+}
 
 
 def _difference(predictor: Predictor, call: Callable) -> float:

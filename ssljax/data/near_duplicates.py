@@ -128,6 +128,6 @@ def describe(groups: np.ndarray, digests: np.ndarray, names) -> str:
   )
   more = f'; and {len(several) - _SHOWN} more' if len(several) > _SHOWN else ''
   return (
-    f'{count} images are near duplicates in {len(several)} groups, each of '
-    f'which is held out as one image: {shown}{more}'
+    f'{count} images are near duplicates in {len(several)} groups; images that '
+    f'are held out for testing are taken group by group: {shown}{more}'
   )

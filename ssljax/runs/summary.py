@@ -194,7 +194,7 @@ def _held_out(run) -> str:
   if labelled >= splits.FEW_LABELS:
     return ' (a fifth of the labelled ones, held out)'
   enough = len(tests) >= splits.FOLDS
-  more = '' if enough else f'; {splits.FOLDS} seeds test on all of them'
+  more = '' if enough else f'; {splits.FOLDS} seeds test on nearly all'
   return f' (a fold of the labelled ones for each seed{more})'
 
 
