@@ -361,7 +361,9 @@ def warn_of_seen(run: build.Run) -> None:
   data = run.dataset.name, len(run.dataset.train.labels)
   if not found or (found['dataset'], found['images']) != data:
     return
-  trained = np.array([int(row) for row in found['splits'][0]['labelled']])
+  labelled = found['splits'][0]['labelled']
+  rows_there = range(data[1]) if labelled == 'all' else map(int, labelled)
+  trained = np.array(list(rows_there))
   for split in run.drawn:
     rows = np.concatenate([split.test, split.validation])
     seen = int(np.isin(rows, trained).sum())

@@ -499,3 +499,8 @@ def test_held_out_images_that_the_first_run_was_trained_on_are_reported(
   api.warn_of_seen(run('mine', [1, 2, 4], [3, 5, 7, 8]))
   (one,) = caplog.records
   assert '2 of 4 images held out under seed 1 have a label' in one.message
+  caplog.clear()
+  record['splits'] = [{'labelled': 'all'}]
+  (tmp_path / 'split.json').write_text(json.dumps(record))
+  api.warn_of_seen(run('mine', [5, 6]))
+  assert '2 of 2 images held out under seed 0' in caplog.records[0].message
