@@ -20,7 +20,7 @@ import jax
 from ssljax.cli import main, tool
 from ssljax.errors import require
 from ssljax.experiments import reproduce
-from ssljax.experiments.benchmarks import device_parts
+from ssljax.experiments.benchmarks import bank_speed, device_parts
 from ssljax.runs import run_folder, summary
 
 
@@ -102,7 +102,7 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_integer(
     'rows',
-    device_parts.Asked(1).rows,
+    bank_speed.ROWS,
     "Rows of LLP's bank.",
     lower_bound=1000,
     flag_values=values,

@@ -68,18 +68,23 @@ def test_the_function_gives_the_votes_probabilities_without_the_library(
   assert np.abs(single - expected).max() > 1e-3
 
 
-def test_the_example_program_predicts(images, tmp_path):
-  made = predictor('digits', images, 1.0, seeds=(3,))
-  export.write(made, tmp_path)
-  np.save(tmp_path / 'images.npy', images[:4])
-  done = subprocess.run(
-    [sys.executable, tmp_path / 'predict.py', tmp_path / 'images.npy'],
+def printed(folder, program) -> str:
+  """Return what an example program prints of the images beside it."""
+  return subprocess.run(
+    [sys.executable, folder / program, folder / 'images.npy'],
     capture_output=True,
     text=True,
     timeout=300,
     check=True,
-  )
-  labels = [line.split()[0] for line in done.stdout.splitlines()]
+  ).stdout
+
+
+def test_the_example_program_predicts(images, tmp_path):
+  made = predictor('digits', images, 1.0, seeds=(3,))
+  export.write(made, tmp_path)
+  np.save(tmp_path / 'images.npy', images[:4])
+  shown = printed(tmp_path, 'predict.py')
+  labels = [line.split()[0] for line in shown.splitlines()]
   assert labels == [made.classes[c] for c in made.models[0].predict(images[:4])]
   assert '12, 12, 1' in (tmp_path / 'README.md').read_text()
 
@@ -98,15 +103,9 @@ def test_onnx_runtime_gives_the_votes_probabilities(images, tmp_path):
   assert set(found) == {'onnx'} and found['onnx']['difference'] < 1e-5
   assert not (tmp_path / 'model.stablehlo').exists()
   np.save(tmp_path / 'images.npy', images[:4])
-  done = subprocess.run(
-    [sys.executable, tmp_path / 'predict_onnx.py', tmp_path / 'images.npy'],
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=True,
-  )
+  text = printed(tmp_path, 'predict_onnx.py')
   p = made.predict_proba(images[:4])
-  shown = [line.split() for line in done.stdout.splitlines()]
+  shown = [line.split() for line in text.splitlines()]
   assert [name for name, _ in shown] == [made.classes[c] for c in p.argmax(1)]
   np.testing.assert_allclose([float(x) for _, x in shown], p.max(1), atol=1e-4)
 

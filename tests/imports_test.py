@@ -103,19 +103,23 @@ def test_only_programs_import_the_labelling_page():
       assert not strange, f'{path.relative_to(ROOT)} imports {strange}'
 
 
-def test_the_labelling_page_starts_without_jax():
-  code = (
-    'import sys, ssljax.active.page.program, ssljax.active.page.exchange; '
-    "print('jax' in sys.modules)"
-  )
-  shown = subprocess.run(
+def printed(code: str) -> str:
+  """Return what a new process prints that runs some code."""
+  return subprocess.run(
     [sys.executable, '-c', code],
     capture_output=True,
     text=True,
     check=True,
     timeout=300,
   ).stdout
-  assert shown.strip() == 'False'
+
+
+def test_the_labelling_page_starts_without_jax():
+  code = (
+    'import sys, ssljax.active.page.program, ssljax.active.page.exchange; '
+    "print('jax' in sys.modules)"
+  )
+  assert printed(code).strip() == 'False'
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -124,13 +128,7 @@ def test_importing_the_package_imports_nothing_heavy():
     'import sys, ssljax; '
     f'print([n for n in {heavy} if n in sys.modules], dir(ssljax))'
   )
-  shown = subprocess.run(
-    [sys.executable, '-c', code],
-    capture_output=True,
-    text=True,
-    check=True,
-    timeout=300,
-  ).stdout
+  shown = printed(code)
   assert shown.startswith('[]') and "'fit'" in shown
 
 

@@ -24,7 +24,7 @@ _PIXELS = {'tensor(float)': np.float32, 'tensor(float16)': np.float16}
 
 
 class Preprocessing(NamedTuple):
-  """How images are made an input: x = (pixel / 255 − mean) / std.
+  """Preprocessing of a backbone: x = (pixel / 255 − mean) / std.
 
   The shorter side is resized to side / crop, and the centre is cropped.
   """
@@ -244,7 +244,7 @@ def _onnx(name: str, asked: Asked) -> Backbone:
         part = np.pad(part, [(0, given.batch - count)] + [(0, 0)] * 3)
       try:
         (found,) = session.run([output], {given.name: part})
-      except Exception as error:
+      except Exception as error:  # ONNX Runtime raises kinds of its own
         raise InputError(
           f'{where}: cannot be computed at {how.side}x{how.side} pixels '
           f'({one_line(error):.150}); give another `image_size`'

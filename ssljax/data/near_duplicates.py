@@ -29,7 +29,7 @@ LARGEST = 200_000  # images of a set that is searched
 
 
 class Look(NamedTuple):
-  """What an image looks like."""
+  """Perceptual hash and thumbnail of an image."""
 
   hash: int  # 64 bits
   thumbnail: np.ndarray  # [SIDE, SIDE] uint8

@@ -607,12 +607,13 @@ def llp(
     bank_dtype=bank_dtype,
   )
   all_images = BatchSpec(0, batch_spec.unlabelled, include_labelled=True)
-  more = {'labelled': labelled_per_step, 'flag': 'labelled_per_step'}
   propagating = Stage(
     name='propagate',
     steps=steps,
     tx=tx(steps),
-    batch_spec=all_images._replace(**more),
+    batch_spec=all_images._replace(
+      labelled=labelled_per_step, flag='labelled_per_step'
+    ),
     loss=llp_loss(net, settings),
   )
   if density and pseudo_labels == 'neighbours':

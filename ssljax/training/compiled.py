@@ -332,15 +332,6 @@ class Program:
   def _predict(self) -> PerExample:
     return evaluate.predictor(self.net, self.method)
 
-  def evaluate(
-    self, state: TrainState, split: Split
-  ) -> dict[str, dict[str, list[float]]]:
-    """Return errors in percent, as {'test': {'last': [S], ...}, ...}.
-
-    The arguments are those of `predictions`.
-    """
-    return evaluate.errors(self.predictions(state, split))
-
   def predictions(
     self, state: TrainState, split: Split
   ) -> dict[str, 'evaluate.Predicted']:

@@ -24,11 +24,6 @@ OTHERS = {'python', 'python3', 'pip', 'srun', 'gcloud', 'ssljax', 'ruff'}
 PLACEHOLDERS = {'METHOD', 'NAME'}  # of programs
 # Parts of the library that are described before they are merged. A name that
 # is known to the library is checked whether it stands here or not.
-PENDING_PROGRAMS = {'embed', 'label'}
-PENDING_FLAGS = {
-  *('minutes', 'format', 'out', 'compute_dtype'),
-  *('logit_adjustment', 'sampling', 'distribution_alignment'),
-}
 
 
 def load(name: str):
@@ -116,18 +111,16 @@ def test_a_shell_block_is_a_command_with_known_flags(here, code):
       f'experiments/{program}.py' in code
       and (ROOT / 'experiments' / f'{program}.py').is_file()
     )
-    if not exists and program in PENDING_PROGRAMS:
-      pytest.skip(f'{program} is not merged yet')
     assert exists, f'{program} is no program'
     asked = re.findall(r'--(?:method|methods)=[\w,]+', code)
     known = known_flags(program, *asked)
     if program in ('compare', 'sweep'):
       known |= known_flags('madnn')
-    assert {*given} - known <= PENDING_FLAGS
+    assert {*given} <= known
 
 
 def test_every_flag_that_a_page_names_exists():
-  known = {*PENDING_FLAGS, 'worker'}  # of gcloud
+  known = {'worker'}  # of gcloud
   called_files = re.findall(r'experiments/(\w+)\.py', ''.join(PAGES.values()))
   for program in {*registry.METHODS, *commands.TOOLS, *called_files}:
     if program not in PLACEHOLDERS:
@@ -136,8 +129,6 @@ def test_every_flag_that_a_page_names_exists():
     text = site.FENCE.sub('', text)
     inline = ' '.join(re.findall(r'`([^`\n]+)`', text))
     found = set(re.findall(r'(?<![\w-])--(\w+)', inline))
-    if any(name in text for name in PENDING_PROGRAMS):
-      found -= {'random', 'export', 'classes', 'backbone'}
     assert found <= known, here
 
 
@@ -146,7 +137,7 @@ def test_every_flag_that_a_page_names_exists():
 
 @pytest.mark.parametrize(('here', 'run', 'code'), PYTHON, ids=names(PYTHON))
 def test_a_python_block_compiles(here, run, code):
-  compile(code, here, 'exec')
+  assert compile(code, here, 'exec').co_code
 
 
 RUN = [(here, code) for here, run, code in PYTHON if run]

@@ -50,7 +50,7 @@ ACQUISITIONS = (*BY_SCORE, *BY_COMPARISON, 'random')
 
 
 class Settings(NamedTuple):
-  """What the program was started with."""
+  """Settings of the learner's process."""
 
   store: str
   images: str

@@ -20,7 +20,7 @@ _INDEXED = 600  # seconds that an import waits for the index
 
 
 class Options(NamedTuple):
-  """How the page is shown."""
+  """Settings of the server and its page."""
 
   host: str = '127.0.0.1'
   port: int | None = None  # the usual one, or one that is free

@@ -1,4 +1,4 @@
-"""What the page shows: the next images, the progress, and lists to review.
+"""Content of the page: the next images, the progress, lists to review.
 
 The error is estimated from images that were drawn at random and shown without a
 suggestion: the prediction of the model at that time, which had not seen the

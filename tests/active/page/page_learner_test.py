@@ -62,12 +62,15 @@ def published(page):
   return found
 
 
-def test_rounds_learn_and_publish_predictions_of_all_images(page):
+@pytest.fixture
+def small():
+  """Trainings of a few steps."""
   with binary.small():
-    _learn_twice(page)
+    yield
 
 
-def _learn_twice(page):
+@pytest.mark.usefixtures('small')
+def test_rounds_learn_and_publish_predictions_of_all_images(page):
   made = learner.Learner(settings(page))
   made._wait_for_images()
   made._begin()
@@ -119,7 +122,11 @@ def _learn_twice(page):
   assert not again._is_due()  # nothing is new
   assert again.unseen.keys() >= {path for path, *_ in unseen}
 
-  # Another store begins with these weights, and waits for each class.
+  begins_with_the_weights_of_another_store(page, paths)
+
+
+def begins_with_the_weights_of_another_store(page, paths):
+  """Begin a store with the weights of `page`; it waits for each class."""
   root = page.images.root
   answers = store.Store(root.parent / 'other', str(root), ['bright', 'night'])
   images.Images(root, answers.folder).scan()
