@@ -16,7 +16,13 @@ import tiny
 from ssljax.core import DEFAULT_VIEW, UNLABELLED, Batch
 from ssljax.data import feeds
 from ssljax.distributed import placement
-from ssljax.training import checkpoint, compiled, loop, metrics_writer
+from ssljax.training import (
+  checkpoint,
+  compiled,
+  evaluate,
+  loop,
+  metrics_writer,
+)
 
 OPTIONS = loop.Options(evaluate_every=3, record_every=2)
 FIRST = np.int32(0)  # step at which the stage begins
@@ -324,8 +330,8 @@ def test_the_stream_feed_trains_like_the_resident_one(name, tmp_path):
       state, _ = job.program.steps[0](state, source, rows, FIRST)
     for update in filter(None, job.program.epoch_update[:2]):
       state, _ = update(state)
-    errors = job.program.evaluate(state, job.splits[0])
-    states.append((comparable(state), errors['test']))
+    found = job.program.predictions(state, job.splits[0])
+    states.append((comparable(state), evaluate.errors(found)['test']))
   chex.assert_trees_all_close(states[0][0], states[1][0], rtol=1e-5, atol=1e-6)
   assert states[0][1] == states[1][1]
 

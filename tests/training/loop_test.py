@@ -195,6 +195,10 @@ def error_by_hand(params, stats):
   return 100 * wrong / 20
 
 
+def errors_of(program, state, split):
+  return evaluate.errors(program.predictions(state, split))
+
+
 def test_without_test_images_there_are_errors_on_validation_images_only():
   job = tiny.make_job('supervised', validation=9)
   data, mesh = tiny.make_data()
@@ -203,9 +207,9 @@ def test_without_test_images_there_are_errors_on_validation_images_only():
   program = Program(job.program.method, tiny.NET, data, mesh, batch=8)
   state, _ = tiny.initial(job._replace(program=program))
   split = job.splits[0]
-  assert set(program.evaluate(state, split)) == {'validation'}
+  assert set(errors_of(program, state, split)) == {'validation'}
   nothing = split.validation[:0]
-  assert program.evaluate(state, split._replace(validation=nothing)) == {}
+  assert errors_of(program, state, split._replace(validation=nothing)) == {}
 
 
 def test_validation_images_are_evaluated_too(tmp_path):
@@ -240,7 +244,7 @@ def test_an_error_is_of_the_rows_that_are_held_out(part):
   none = feeds.resident(np.zeros([0, 4, 4, 1], np.uint8), Placer(program.mesh))
   data = program.data._replace(train_truth=truth, test=none)
   program = Program(program.method, tiny.NET, data, program.mesh, batch=8)
-  (found,) = program.evaluate(state, split)[part]['last']
+  (found,) = errors_of(program, state, split)[part]['last']
   assert found == pytest.approx(100 / 9)
 
 
