@@ -19,9 +19,8 @@ from absl import flags
 import numpy as np
 import scipy
 import sklearn
-import tqdm
 
-from ssljax import signatures
+from ssljax import progress, signatures
 from ssljax.analysis import propagation
 from ssljax.cli import config_flags, main, tool
 from ssljax.core import UNLABELLED
@@ -156,14 +155,17 @@ def measure_accuracies(
     shared: hyper-parameters, passed to the methods that have them.
   """
   accuracies = {name: [] for name in COMPETITORS}
-  for subsample in tqdm.tqdm(subsamples, desc='subsamples', disable=None):
-    hidden = subsample.known == UNLABELLED
-    vectors = embeddings[subsample.rows]
-    for name, competitor in COMPETITORS.items():
-      chosen = signatures.given(competitor.propagate, shared)
-      found = competitor.propagate(vectors, subsample.known, classes, **chosen)
-      correct = found[hidden] == subsample.truth[hidden]
-      accuracies[name].append(100 * float(np.mean(correct)))
+  bar = progress.progress(len(subsamples), 'propagating', unit=' subsamples')
+  with bar:
+    for subsample in subsamples:
+      hidden = subsample.known == UNLABELLED
+      vectors = embeddings[subsample.rows]
+      for name, competitor in COMPETITORS.items():
+        how = signatures.given(competitor.propagate, shared)
+        found = competitor.propagate(vectors, subsample.known, classes, **how)
+        correct = found[hidden] == subsample.truth[hidden]
+        accuracies[name].append(100 * float(np.mean(correct)))
+      bar.update()
   return accuracies
 
 

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ssljax import automatic, files, optimizers, registry, signatures
 from ssljax import config as config_lib
-from ssljax import files, optimizers, registry, signatures
 from ssljax import model as model_lib
 from ssljax.config import Config
 from ssljax.core import UNLABELLED, Method
@@ -68,8 +68,9 @@ def fit(
     images: `[N, H, W, c]` uint8, or floats in [0, 1] or [0, 255]; `[N, H, W]`
       grey images; or features `[N, D]`.
     labels: `[N]` integers from 0; -1 for an unlabelled image.
-    method: name of a method, or a factory `(net, tx, batch_spec, steps, *, ...)
-      -> Method`, which becomes known by its name.
+    method: name of a method; or a factory `(net, tx, batch_spec, steps, *, ...)
+      -> Method`, which becomes known by its name; or 'auto' to compare three
+      methods on held-out labels and train the best one (`automatic`).
     seed: of initial weights, order and augmentations.
     classes: names `[C]` or number of the classes; from the labels if None.
     test: (images, labels) to measure the test error on while training.
@@ -82,7 +83,7 @@ def fit(
       **changes) -> optax.GradientTransformation`.
     steps: length of the training, of its main stage.
     minutes: time budget of the call, instead of `steps`: all lengths follow
-      from some timed steps (`runs.budget`).
+      from some timed steps (`runs.budget`). Of 'auto' it is 10 by default.
     augment: names of augmentations, or a function `(key, image [H, W, c]) ->
       image`.
     workdir: folder that records the run and its checkpoints. An interrupted run
@@ -96,6 +97,29 @@ def fit(
   Raises:
     InputError: an argument cannot work; the message names it.
   """
+  if isinstance(method, str) and method == 'auto':
+    require(
+      not validation,
+      f"`validation`={validation}: `method`='auto' holds out labels itself: "
+      'leave it out',
+    )
+    return automatic.fit(
+      fit,
+      images,
+      labels,
+      minutes=minutes,
+      steps=steps,
+      workdir=workdir,
+      classes=classes,
+      test=test,
+      seed=seed,
+      network=network,
+      optimizer=optimizer,
+      augment=augment,
+      progress=progress,
+      callbacks=callbacks,
+      **settings,
+    )
   began = time.monotonic()
   test_images, test_labels = _pair(test)
   callbacks = _callbacks(callbacks)

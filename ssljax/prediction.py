@@ -18,9 +18,8 @@ import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
-from ssljax import api, files
+from ssljax import api, files, progress
 from ssljax.analysis import calibration
 from ssljax.core import UNLABELLED
 from ssljax.data import datasets
@@ -417,7 +416,7 @@ def write(
   note = partial.with_name(f'{partial.name}.json')
   count = len(images.names)
   done, reasons = _begun(partial, note, key, count)
-  bar = tqdm.tqdm(total=count, initial=done, unit=' images', disable=None)
+  bar = progress.progress(count, 'predicting', done)
   try:
     with bar, partial.open('a' if done else 'w', encoding='utf-8') as file:
       if not done:

@@ -12,7 +12,7 @@ import ssljax
 ROOT = pathlib.Path(ssljax.__file__).parent
 GROUND = {
   *('core', 'errors', 'files', 'losses', 'optimizers', 'neighbours'),
-  'signatures',
+  *('progress', 'signatures'),
 }
 REGISTRY = {'registry', 'config'}
 TRAINING = {'training', 'active', 'data', 'distributed', 'networks', 'augment'}
@@ -34,7 +34,8 @@ MAY_IMPORT = {
   'analysis': GROUND | TRAINING | {'methods'},
   'runs': GROUND | RUNS,
   'model': GROUND | RUNS,
-  'api': GROUND | RUNS | {'model'},
+  'api': GROUND | RUNS | {'automatic', 'model'},
+  'automatic': GROUND | RUNS | {'model'},
   'estimator': GROUND | {'api'},
   'prediction': GROUND | RUNS | {'api'},
   'export': GROUND | RUNS | {'prediction'},

@@ -19,9 +19,8 @@ from typing import Any
 import zipfile
 
 import numpy as np
-import tqdm
 
-from ssljax import files
+from ssljax import files, progress
 from ssljax.data import duplicates
 from ssljax.data.backbones import Backbone
 from ssljax.data.types import Dataset, Source
@@ -87,7 +86,7 @@ def _embed(sources, backbone, partial, note, key: str, batch: int) -> int:
   """Write the features of all rows to a file of floats; return D."""
   done, width = _begun(partial, note, key)
   total = sum(len(source.labels) for source in sources.values())
-  bar = tqdm.tqdm(total=total, initial=done, unit=' images', disable=None)
+  bar = progress.progress(total, 'embedding', done)
   first = 0
   with bar, partial.open('r+b' if done else 'wb') as file:
     file.seek(0, os.SEEK_END)

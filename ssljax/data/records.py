@@ -13,8 +13,8 @@ import threading
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
+from ssljax import progress
 from ssljax.core import UNLABELLED
 from ssljax.data import decode, duplicates, tfds_reader
 from ssljax.data.tfds_reader import few, listed, one_line
@@ -24,7 +24,6 @@ from ssljax.errors import InputError, require
 _LOG = logging.getLogger(__name__)
 _CHUNK = 512  # rows that a thread reads at once, at most
 _CHUNK_BYTES = 2**28  # of pixels that a thread reads at once, if several rows
-_MANY = 10_000  # rows from which a progress bar is shown
 _SHOWN = 10  # undecodable images that a message lists
 _OPEN = 32  # files that are looked into at the same time
 
@@ -241,13 +240,7 @@ def by_chunk(
   """
   step = max(1, min(_CHUNK, _CHUNK_BYTES // size))
   chunks = [slice(i, min(i + step, count)) for i in range(0, count, step)]
-  # `disable=None` shows the bar only on a terminal.
-  bar = tqdm.tqdm(
-    total=count,
-    unit=f' {unit}',
-    leave=False,
-    disable=None if count >= _MANY else True,
-  )
+  bar = progress.progress(count, 'reading', unit=f' {unit}')
   with bar, futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
     for chunk, _ in zip(chunks, pool.map(fill, chunks), strict=True):
       watchdog.reset()

@@ -178,13 +178,20 @@ def decided(folder: pathlib.Path) -> dict[str, Any] | None:
   return run_folder.read_json(path) if files.exists(path) else None
 
 
-def keep(folder: pathlib.Path, record: Mapping[str, Any]) -> None:
+def keep(
+  folder: pathlib.Path, record: Mapping[str, Any], name: str | None = None
+) -> None:
   """Record the choice, and make the chosen run that of the folder.
 
   An interrupted call is completed by another one.
+
+  Args:
+    folder: of the comparison.
+    record: the content of `auto.json`.
+    name: of the run among the candidates; that of the chosen method if None.
   """
   run_folder.write_json(folder / RECORD, record)
-  source = folder / CANDIDATES / record['chosen']
+  source = folder / CANDIDATES / (name or record['chosen'])
   for name in run_folder.CONTENT:  # config.json, which makes it a run, is last
     if files.exists(source / name):
       os.replace(source / name, folder / name)

@@ -232,7 +232,6 @@ def test_several_files_make_one_split(tmp_path):
 
 def test_arrays_keep_the_order_over_many_chunks(tmp_path, monkeypatch):
   monkeypatch.setattr(records, '_CHUNK', 4)
-  monkeypatch.setattr(records, '_MANY', 1)  # with the progress bar's code
   fake_tfds.write(tmp_path, 'pets', flat(30), np.arange(30) % 2)
   source = datasets.load('pets', str(tmp_path)).train
   np.testing.assert_array_equal(source.labels, np.arange(30) % 2)
