@@ -27,7 +27,7 @@ from absl import flags
 
 from ssljax import prediction
 from ssljax.cli import main, tool
-from ssljax.data import datasets, folder
+from ssljax.data import datasets, folder, parquet
 from ssljax.errors import fraction, require
 
 
@@ -67,7 +67,9 @@ def images_of(predictor, asked: dict[str, Any]) -> prediction.Images:
     return found._replace(given=given)
   if asked['dataset'] is None:
     return prediction.training_images(predictor)
-  from_file = asked['split'] is None and asked['dataset'].endswith('.npz')
+  name = asked['dataset']
+  is_file = name.endswith('.npz') or parquet.is_parquet(name)
+  from_file = asked['split'] is None and is_file
   data = datasets.load(
     asked['dataset'],
     asked['data_dir'],
@@ -91,12 +93,14 @@ def report(predictor) -> str:
       'there are no prediction sets; train with `validation`=N to measure'
     )
   low, high = found['accuracy_interval']
+  how = f'after temperature {predictor.temperature:.2f}'
+  if not found['calibrated']:
+    how = 'after (a fitted temperature did not help and is not used)'
   return (
     f'{found["images"]} held-out labelled images: accuracy '
     f'{found["accuracy"]:.1%} [{low:.1%}, {high:.1%}], calibration error '
     f'{found["calibration_error_before"]:.3f} before and '
-    f'{found["calibration_error_after"]:.3f} after temperature '
-    f'{predictor.temperature:.2f}, their '
+    f'{found["calibration_error_after"]:.3f} {how}, their '
     f'prediction sets of {found["mean_set_size"]:.1f} classes, fitted to four '
     f'fifths of the images at a time, contain the true one of '
     f'{found["coverage"]:.1%} (asked: {found["coverage_asked"]:.0%})'

@@ -57,6 +57,7 @@ def act(asked: dict[str, Any]) -> None:
   """Rank and write what the flags select."""
   run = tool.finished_run(asked['run'])
   require(asked['out'] is not None, '`out`: give a CSV file to write')
+  ranking.check(asked['strategy'], asked['count'])
   out = main.as_output('out', asked['out'])
   predictor = prediction.load(run, data_dir=asked['data_dir'])
   ranked = ranking.rank(

@@ -111,13 +111,16 @@ def load(
   if chosen.held_out is None:
     return predictor
   logits, labels = chosen.held_out.logits, chosen.held_out.labels
-  temperature, threshold = _fitted(logits, labels, coverage)
+  measured = measure(logits, labels, coverage)
+  temperature, threshold = _fitted(
+    logits, labels, coverage, measured['calibrated']
+  )
   return dataclasses.replace(
     predictor,
     held_out=chosen.held_out,
     temperature=temperature,
     threshold=threshold,
-    measured=measure(logits, labels, coverage),
+    measured=measured,
   )
 
 
@@ -250,11 +253,34 @@ def _mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
   return np.log(np.maximum(p, _TINY))
 
 
-def _fitted(logits, labels, coverage: float) -> tuple[float, float]:
+def _fitted(
+  logits, labels, coverage: float, calibrated: bool
+) -> tuple[float, float]:
   """Return temperature and threshold that suit held-out images."""
-  temperature = calibration.fit_temperature(logits, labels)
+  fit = calibration.fit_temperature
+  temperature = fit(logits, labels) if calibrated else 1.0
   p = calibration.softmax(logits, temperature)
   return temperature, calibration.set_threshold(p, labels, coverage)
+
+
+def _cross_fitted(
+  logits, labels, coverage: float, calibrated: bool
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return probabilities and prediction sets `[M, C]` of held-out images.
+
+  Those of an image come from what was fitted to four fifths of the others.
+  """
+  count = len(labels)
+  part = np.arange(count) % _PARTS
+  p, sets = calibration.softmax(logits), np.ones(logits.shape, bool)
+  for k in range(min(_PARTS, count) if count > 1 else 0):
+    fit, use = part != k, part == k
+    temperature, threshold = _fitted(
+      logits[fit], labels[fit], coverage, calibrated
+    )
+    p[use] = calibration.softmax(logits[use], temperature)
+    sets[use] = calibration.prediction_sets(p[use], threshold)
+  return p, sets
 
 
 def measure(
@@ -264,28 +290,29 @@ def measure(
 
   Temperature and threshold are fitted to four fifths of the images and used on
   the others, five times, so that no image is measured by what it was fitted to.
+  A temperature that makes the cross-entropy of the others worse, as that of few
+  images may, is not used: `calibrated` is False then.
 
   Args:
     logits: `[M, C]`.
     labels: `[M]` classes.
     coverage: of the prediction sets.
   """
-  count = len(labels)
-  part = np.arange(count) % _PARTS
-  p, sets = calibration.softmax(logits), np.ones(logits.shape, bool)
-  before = calibration.calibration_error(p, labels)
-  right = int((p.argmax(axis=-1) == labels).sum())
-  for k in range(min(_PARTS, count) if count > 1 else 0):
-    fit, use = part != k, part == k
-    temperature, threshold = _fitted(logits[fit], labels[fit], coverage)
-    p[use] = calibration.softmax(logits[use], temperature)
-    sets[use] = calibration.prediction_sets(p[use], threshold)
-  inside = int(sets[np.arange(count), labels].sum())
+  count, rows = len(labels), np.arange(len(labels))
+  surprise = lambda p: -np.log(np.maximum(p[rows, labels], _TINY)).mean()
+  p, sets = _cross_fitted(logits, labels, coverage, calibrated=True)
+  plain = calibration.softmax(logits)
+  calibrated = bool(surprise(p) < surprise(plain))
+  if not calibrated:
+    p, sets = _cross_fitted(logits, labels, coverage, calibrated=False)
+  right = int((plain.argmax(axis=-1) == labels).sum())
+  inside = int(sets[rows, labels].sum())
   return {
     'images': count,
     'accuracy': right / count,
     'accuracy_interval': list(calibration.wilson(right, count)),
-    'calibration_error_before': before,
+    'calibrated': calibrated,
+    'calibration_error_before': calibration.calibration_error(plain, labels),
     'calibration_error_after': calibration.calibration_error(p, labels),
     'coverage_asked': coverage,
     'coverage': inside / count,

@@ -53,6 +53,12 @@ class _Votes(NamedTuple):
   embedding: np.ndarray  # [N, D], of the first model
 
 
+def check(strategy: str, count: int) -> None:
+  """Raise `InputError` for an unknown strategy or no image."""
+  registry.choose('strategy', strategy, dict.fromkeys(strategies()))
+  positive(count=count)
+
+
 def rank(
   predictor: Predictor, strategy: str, count: int, seed: int = 0
 ) -> Ranked:
@@ -68,8 +74,7 @@ def rank(
     InputError: the strategy needs several splits, or there are fewer images
       without a label.
   """
-  registry.choose('strategy', strategy, dict.fromkeys(strategies()))
-  positive(count=count)
+  check(strategy, count)
   train = predictor.dataset.train
   askable = ~predictor.labelled
   require(

@@ -178,6 +178,29 @@ def test_what_is_measured_was_not_fitted_to():
   assert found['calibration_error_before'] > 0.5
   assert found['calibration_error_after'] < 0.1
   assert found['accuracy'] == np.mean(logits.argmax(axis=1) == labels)
+  assert found['calibrated']
+
+
+def test_a_temperature_that_does_not_help_is_not_used():
+  # One image of 25 is wrong and as sure as a right one. The temperature that
+  # the other four fifths ask for is too low for its fifth, or too high for the
+  # others.
+  labels = np.zeros(25, int)
+  logits = np.tile([2.0, 0.0], (25, 1))
+  logits[0], logits[5] = (40.0, 0.0), (0.0, 40.0)
+  fifth = np.arange(25) % 5
+  loss = {'fitted': 0.0, 'one': 0.0}
+  for k in range(5):
+    fit, use = fifth != k, fifth == k
+    t = calibration.fit_temperature(logits[fit], labels[fit])
+    of_use = logits[use], labels[use]
+    loss['fitted'] += calibration.log_loss(*of_use, t)
+    loss['one'] += calibration.log_loss(*of_use)
+  assert loss['fitted'] > loss['one']  # what the case is made for
+  found = prediction.measure(logits, labels, coverage=0.8)
+  assert not found['calibrated']
+  before = found['calibration_error_before']
+  assert found['calibration_error_after'] == before
 
 
 def candidate(name, wrong, images=100):

@@ -80,7 +80,7 @@ def load(
       crop leaves out as much border as is usual beside random crops.
     with_test: False leaves the test split empty.
     seed: of a set in `REDRAWN`; the others do not depend on it.
-    strict: False admits an .npz file without labels, to be predicted.
+    strict: False admits a file without labels, to be predicted.
 
   Returns:
     The data set. `Source.read` may be called from many threads at once.
@@ -109,6 +109,7 @@ def load(
       image_size=image_size,
       crop=crop,
       with_test=with_test,
+      strict=strict,
     )
   if name not in EMBEDDED:
     return load_npz(

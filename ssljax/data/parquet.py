@@ -65,6 +65,7 @@ def load(
   image_size: int | None = None,
   crop: bool = False,
   with_test: bool = True,
+  strict: bool = True,
 ) -> Dataset:
   """Return the data set of a Parquet file, or of a folder of them.
 
@@ -75,6 +76,7 @@ def load(
     image_size: as in `folder.load`.
     crop: as in `folder.load`.
     with_test: False leaves the test split empty.
+    strict: False admits files without labels, to be predicted.
 
   Raises:
     InputError: a file cannot be used, or pyarrow is missing.
@@ -92,7 +94,9 @@ def load(
     source = decoded.source._replace(labels=labels)
     sources[split] = folder.some_rows(source, decoded, np.flatnonzero(own))
   require(
-    train_split not in sources or (sources[train_split].labels >= 0).any(),
+    not strict
+    or train_split not in sources
+    or (sources[train_split].labels >= 0).any(),
     f'`dataset`={name}: no image of `train_split`={train_split} has a label; '
     'give files with labels',
   )

@@ -145,3 +145,10 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
   said = message(str(tmp_path / 'm.parquet'))
   assert "pip install 'ssljax[parquet]'" in said
+
+
+def test_a_file_without_labels_can_only_be_predicted(tmp_path):
+  path = write(tmp_path / 'new.parquet', [10, 20], [None, -1])
+  assert 'no image of train_split=train has a label' in message(path)
+  data = datasets.load(path, strict=False)
+  assert values(data.train) == [10, 20] and (data.train.labels == -1).all()
