@@ -146,6 +146,7 @@ NETWORKS: dict[str, Callable] = {
   ),
   'resnet50v2': functools.partial(resnet.resnet_v2, depth=50, embedding=128),
   'linear': heads.linear,
+  'linear_probe': heads.linear_probe,
   'mlp': heads.mlp,
   'wrn28_2': wide_resnet.wide_resnet,
   'wrn28_8': functools.partial(wide_resnet.wide_resnet, widen=8),

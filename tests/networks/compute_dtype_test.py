@@ -59,7 +59,7 @@ def test_layers_are_bfloat16_and_what_is_kept_float32(name):
   assert dtypes == ['bfloat16'] * narrow + ['float32'] * (len(dtypes) - narrow)
   heads = len(dtypes) - narrow
   assert 1 <= heads <= 3, dtypes
-  assert narrow or name == 'linear'
+  assert narrow or name in ('linear', 'linear_probe')
 
 
 def test_bfloat16_changes_the_outputs_by_its_rounding_alone():

@@ -17,6 +17,7 @@ RNG = np.random.default_rng(0)
 FEATURES = RNG.normal([5, -2, 300], [1e-2, 3, 70], (40, 3)).astype(np.float32)
 IMAGE = FEATURES.reshape(40, 1, 3, 1)
 LINEAR = heads.linear(3, embedding=4)
+PROBE = heads.linear_probe(3, embedding=4)
 MLP = heads.mlp(3, widths=(6, 5), embedding=4, dropout=0.5)
 
 
@@ -66,6 +67,27 @@ def test_the_linear_network_is_an_affine_function():
   np.testing.assert_allclose(
     infer(0.25 * a + 0.75 * b), 0.25 * infer(a) + 0.75 * infer(b), atol=1e-3
   )
+
+
+def test_a_linear_probe_sees_the_direction_of_a_row_alone():
+  params, stats = jax.device_get(trained(PROBE))
+  infer = jax.jit(PROBE.infer)
+  outputs = infer(params, stats, IMAGE)
+  rows = FEATURES.astype(float)
+  unit = rows / np.sqrt((rows**2).sum(axis=1, keepdims=True))
+  dense = lambda x, part: x @ part['kernel'] + part['bias']
+  embedding = dense(unit, params['Dense_0'])
+  np.testing.assert_allclose(outputs.feature, unit, rtol=1e-5)
+  np.testing.assert_allclose(outputs.embedding, embedding, atol=1e-5)
+  logits = dense(embedding, params['Dense_1'])
+  np.testing.assert_allclose(outputs.logits, logits, atol=1e-5)
+  longer = IMAGE * np.linspace(0.5, 9, 40, dtype=np.float32).reshape(
+    40, 1, 1, 1
+  )
+  same = infer(params, stats, longer)
+  np.testing.assert_allclose(same.logits, outputs.logits, atol=1e-5)
+  nothing = infer(params, stats, np.zeros_like(IMAGE[:1]))
+  np.testing.assert_allclose(nothing.embedding[0], params['Dense_0']['bias'])
 
 
 def test_the_units_of_a_column_do_not_matter():
@@ -151,6 +173,7 @@ def test_a_loss_on_embeddings_trains_what_the_classifier_reads(net):
   ('make', 'how', 'message'),
   [
     (heads.linear, dict(embedding=0), 'embedding=0'),
+    (heads.linear_probe, dict(embedding=-1), 'embedding=-1'),
     (heads.mlp, dict(embedding=-1), 'embedding=-1'),
     (heads.mlp, dict(widths=(4, 0)), 'widths=0'),
     (heads.mlp, dict(dropout=1), 'dropout=1'),

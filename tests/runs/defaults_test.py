@@ -77,6 +77,13 @@ def test_features_need_no_setting(method, tmp_path):
   assert made.augmentation.augment == ()
 
 
+def test_features_of_a_pretrained_network_get_a_linear_one():
+  network = lambda width: defaults.network_for(
+    'llp', facts()._replace(is_images=False, shape=(1, width, 1))
+  )
+  assert network(255) == 'mlp' and network(256) == 'linear_probe'
+
+
 def test_tiny_images_get_a_network_that_takes_them():
   assert defaults.network_for('madnn', facts(side=4)) == 'mlp'
   assert defaults.network_for('madnn', facts(side=5)) == 'digits'
