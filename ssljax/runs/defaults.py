@@ -219,7 +219,10 @@ def _steps(
 def network_for(method: str, facts: Facts) -> str:
   """Return the name of a network that suits the shape of an image."""
   if not facts.is_images:
-    return 'linear_probe' if facts.shape[1] >= _EMBEDDING else 'mlp'
+    # Association, which trains embeddings alone at first, gains by more layers:
+    # 31.4 instead of 33.4 with 250 labels.
+    is_wide = _is_embedding(facts) and method != 'association'
+    return 'linear_probe' if is_wide else 'mlp'
   # Methods that compare embeddings need some that point in all directions.
   with_heads = 'association', 'llp', 'llp_fixmatch'
   heads = '_heads' if method in with_heads else ''
@@ -231,6 +234,11 @@ def network_for(method: str, facts: Facts) -> str:
   if method == 'deepbass' and side <= _MIDDLE:
     return 'deepbass_mnist'
   return f'mnist{heads}'
+
+
+def _is_embedding(facts: Facts) -> bool:
+  """Return True for features that may be a pretrained network's."""
+  return not facts.is_images and facts.shape[1] >= _EMBEDDING
 
 
 def augmentation_for(facts: Facts) -> tuple[str, ...]:
@@ -251,7 +259,9 @@ def augmentation_for(facts: Facts) -> tuple[str, ...]:
 
 def _madnn(facts: Facts, found) -> dict[str, Any]:
   # On features the memory's own mistakes outweigh the labels at full weight.
-  return {} if facts.is_images else {'weight': 0.3}
+  if facts.is_images:
+    return {}
+  return {'weight': 0.1 if _is_embedding(facts) else 0.3}
 
 
 def _association(facts: Facts, found) -> dict[str, Any]:
@@ -332,6 +342,15 @@ def _consistency(facts: Facts, found) -> dict[str, Any]:
   }
 
 
+def _pseudo_label(facts: Facts, found) -> dict[str, Any]:
+  # A linear network that learns all its own predictions ends at few classes:
+  # 78.9 % on the embeddings above with 40 labels, 53.7 with these settings.
+  chosen = _consistency(facts, found)
+  if not _is_embedding(facts):
+    return chosen
+  return chosen | {'distribution_alignment': True, 'threshold': 0.8}
+
+
 def _ict(facts: Facts, found) -> dict[str, Any]:
   # The paper's weight of 100, reached after some steps, can make a short run
   # diverge.
@@ -376,9 +395,10 @@ _OWN: dict[str, Callable] = {
   'llp': _llp,
   'deepbass': _deepbass,
   **dict.fromkeys(
-    ('pseudo_label', 'pi_model', 'temporal_ensembling', 'mean_teacher', 'vat'),
+    ('pi_model', 'temporal_ensembling', 'mean_teacher', 'vat'),
     _consistency,
   ),
+  'pseudo_label': _pseudo_label,
   'ict': _ict,
   'mixmatch': _mixmatch,
   **dict.fromkeys(

@@ -78,10 +78,15 @@ def test_features_need_no_setting(method, tmp_path):
 
 
 def test_features_of_a_pretrained_network_get_a_linear_one():
-  network = lambda width: defaults.network_for(
-    'llp', facts()._replace(is_images=False, shape=(1, width, 1))
+  of = lambda method, width: defaults.suggest(
+    method, facts()._replace(is_images=False, shape=(1, width, 1))
   )
-  assert network(255) == 'mlp' and network(256) == 'linear_probe'
+  assert of('llp', 255)['network'] == 'mlp'
+  assert of('llp', 256)['network'] == 'linear_probe'
+  assert of('association', 256)['network'] == 'mlp'
+  assert [of('madnn', width)['weight'] for width in (255, 256)] == [0.3, 0.1]
+  assert of('pseudo_label', 256)['distribution_alignment']
+  assert 'distribution_alignment' not in of('pseudo_label', 255)
 
 
 def test_tiny_images_get_a_network_that_takes_them():
