@@ -7,6 +7,8 @@ metrics.jsonl  one object per measurement
 result.json    the outcome, `complete` once there is nothing left to do
 checkpoints/   one folder per job
 events/        TensorBoard
+profile/       a trace of some steps, with `profile`
+failure.json   the step that failed, if one did, for `replay`
 run.lock       only while a process is running in it, see `run_lock`
 """
 
@@ -38,6 +40,8 @@ CONTENT = (
   'result.json',
   'checkpoints',
   'events',
+  'profile',
+  'failure.json',
   'metrics.jsonl',
   'split.json',
   'flags.txt',

@@ -212,14 +212,20 @@ class Program:
       steps.append(made[key])
     return steps
 
-  def _compile(self, stage: Stage) -> Callable:
-    averaging = self.method.averaging
-    step = placement.over_seeds(
-      make_step(stage, read_views(stage, self.data, self.mesh), averaging),
+  def plain_step(self, stage: Stage) -> Callable:
+    """Return the step of a stage over the seeds, not compiled, as in `steps`.
+
+    It takes rows of one step.
+    """
+    read = read_views(stage, self.data, self.mesh)
+    return placement.over_seeds(
+      make_step(stage, read, self.method.averaging),
       self.seeds,
       (0, self._source_axes, 0, None),
     )
-    step = placement.on_mesh(step, self.mesh)
+
+  def _compile(self, stage: Stage) -> Callable:
+    step = placement.on_mesh(self.plain_step(stage), self.mesh)
 
     def call(state, source, rows, first):
       if rows.ndim == 2:
