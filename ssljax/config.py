@@ -229,6 +229,11 @@ class Run:
     'STEP:COUNT writes a trace of COUNT steps from STEP on for TensorBoard or '
     "Perfetto to the run's folder.",
   )
+  compile_cache: str = _setting(
+    'auto',
+    'Folder of compiled programs, which later starts reuse: a folder, off, or '
+    "auto: the user's cache folder, or what JAX_COMPILATION_CACHE_DIR names.",
+  )
   replay: bool = _setting(
     False,
     'Repeat the step that failed in `workdir`, and name the first operation '
@@ -272,6 +277,7 @@ PARTS = {
 FREE = (
   *('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt'),
   *('images', 'labels_file', 'writers', 'profile', 'replay'),
+  'compile_cache',
   *('multihost', 'coordinator', 'processes', 'process', 'hang_minutes'),
 )
 

@@ -154,7 +154,6 @@ def train(
     folder is not None or not traced,
     f'`profile`={traced}: the trace needs a folder: give `workdir`',
   )
-  _refuse_late(run)
   by_people = run.config.active.acquire != 'none'
   by_people &= run.config.active.oracle == 'people'
   require(
@@ -488,6 +487,7 @@ def _begin(make_run: Callable[[], Run], folder: pathlib.Path) -> Run:
   """Make the run, and refuse what can be refused before it is recorded."""
   run = make_run()
   watchdog.reset()
+  _refuse_late(run)
   multihost.require_same(
     'the labels',
     [split.digest for split in run.drawn],

@@ -17,6 +17,7 @@ import dataclasses
 import datetime
 import errno
 import functools
+import importlib.metadata
 import itertools
 import json
 import os
@@ -358,7 +359,10 @@ def _damaged(path: pathlib.Path, reason: str) -> InputError:
 def provenance(devices: int) -> dict:
   """Return the origin of a result: command, commit, device, versions."""
   packages = ('jax', 'flax', 'optax', 'orbax.checkpoint', 'numpy')
-  versions = {name: sys.modules[name].__version__ for name in packages}
+  versions = {  # without an import
+    name: importlib.metadata.version(name.replace('.', '-'))
+    for name in packages
+  }
   device = jax.devices()[0]
   return {
     'command': ' '.join(['python', *sys.argv]),

@@ -23,17 +23,22 @@ import os
 import pathlib
 import re
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
-from ssljax import files
+from ssljax import files, lazy
 from ssljax.core import Average, TrainState
 from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
+
+if TYPE_CHECKING:
+  import orbax.checkpoint as ocp
+  from orbax.checkpoint import checkpoint_managers
+else:  # they take a second
+  ocp = lazy.module('orbax.checkpoint')
+  checkpoint_managers = lazy.module('orbax.checkpoint.checkpoint_managers')
 
 _LOG = logging.getLogger(__name__)
 _FIELDS = tuple(
@@ -291,18 +296,22 @@ def _with_lengths(tree: dict[str, Any], saved, whole) -> dict[str, Any]:
   return tree | jax.tree_util.tree_map_with_path(one, tables)
 
 
-class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, without its own response to preemption.
+@functools.cache
+def _manager_class() -> type:
+  """Return Orbax's manager, without its own response to preemption.
 
   Orbax would report its steps to JAX's preemption service, and
   `preemption.Notice` others, but JAX counts both together. The loop saves when
   it is preempted.
   """
 
-  def reached_preemption(self, step: int) -> bool:
-    """Return False."""
-    del step
-    return False
+  class Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+      """Return False."""
+      del step
+      return False
+
+  return Manager
 
 
 class Checkpoints:
@@ -325,37 +334,53 @@ class Checkpoints:
         lock on the run's folder must be held.
     """
     self.folder = pathlib.Path(folder).absolute()
+    self._keep, self._permanent = keep, list(permanent)
+    self._opened = None
     if clean_up:
       multihost.on_main_process(self._remove_unfinished)
-    self._policy = checkpoint_managers.AnyPreservationPolicy(
-      [
-        checkpoint_managers.LatestN(keep),
-        checkpoint_managers.CustomSteps(list(permanent)),
-      ]
-    )
-    self._open()
+    if multihost.is_multiprocess():
+      _ = self._manager  # the processes open it at the same time
 
-  def _open(self):
-    self._manager = _Manager(
-      self.folder,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=self._policy,
-        step_name_format=_Names(),
-      ),
-      item_names=('state', 'progress'),
-    )
+  @property
+  def _manager(self):
+    """Orbax's manager, opened when it is first needed."""
+    if self._opened is None:
+      policies = [
+        checkpoint_managers.LatestN(self._keep),
+        checkpoint_managers.CustomSteps(self._permanent),
+      ]
+      self._opened = _manager_class()(
+        self.folder,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+            policies
+          ),
+          step_name_format=_Names(),
+        ),
+        item_names=('state', 'progress'),
+      )
+    return self._opened
+
+  @property
+  def _is_new(self) -> bool:
+    """True if nothing was ever written to the folder."""
+    return self._opened is None and not files.exists(self.folder)
 
   def _remove_unfinished(self) -> None:
     """Remove the checkpoints that a killed process has not finished."""
+    if self._is_new:
+      return
     for path in self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
       shutil.rmtree(path, ignore_errors=True)
 
   def steps(self) -> tuple[int, ...]:
     """Return the steps that have a checkpoint, in rising order."""
-    return tuple(sorted(self._manager.all_steps()))
+    return () if self._is_new else tuple(sorted(self._manager.all_steps()))
 
   def _on_disk(self) -> tuple[int, ...]:
     """Return the steps of all checkpoints, readable or not, newest first."""
+    if self._is_new:
+      return ()
     numbers = [p.name for p in self.folder.iterdir()]
     found = {int(n) for n in numbers if re.fullmatch(r'0|[1-9]\d{0,15}', n)}
     return tuple(sorted(found | set(self.steps()), reverse=True))
@@ -532,11 +557,12 @@ class Checkpoints:
   def _put_aside(self, steps: Collection[int]) -> dict[int, str]:
     """Rename checkpoints to 'damaged-STEP', and return the new names."""
     self._manager.close()
+    self._opened = None
     multihost.barrier('all processes have closed the checkpoints')
     names = multihost.on_main_process(
       lambda: {step: self._rename(step) for step in steps}
     )
-    self._open()
+    _ = self._manager  # open it again
     return names
 
   def _rename(self, step: int) -> str:
@@ -552,13 +578,17 @@ class Checkpoints:
     Raises:
       InputError: a checkpoint could not be written.
     """
+    if self._opened is None:
+      return
     with _write_errors(self.folder):
-      self._manager.wait_until_finished()
+      self._opened.wait_until_finished()
 
   def close(self) -> None:
     """Wait, and release Orbax's threads."""
+    if self._opened is None:
+      return
     with _write_errors(self.folder):
-      self._manager.close()
+      self._opened.close()
 
 
 @contextlib.contextmanager

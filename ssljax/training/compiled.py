@@ -171,7 +171,9 @@ class Program:
       return init_stage(self.method.stages[0], state, self.method.averaging)
 
     axis = 0 if has_admitted else None
-    return self.compile_state(one, (0, 0, axis, self._source_axes, 0))
+    options = conv.run_once_options()
+    axes = 0, 0, axis, self._source_axes, 0
+    return self.compile_state(one, axes, compiler_options=options)
 
   @property
   def _source_axes(self) -> tuple[int | None, int | None]:
