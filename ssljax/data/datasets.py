@@ -257,7 +257,7 @@ def _prepared_set(
     for part in parts
   ]
   labels = [
-    records.read_labels(part, reader.records, columns)
+    records.read_labels(part, reader.records, columns, builder)
     for part, reader in zip(parts, audit.readers, strict=True)
   ]
   kept = audit.keep(corrupt)
