@@ -32,6 +32,7 @@ from ssljax import files, lazy
 from ssljax.core import Average, TrainState
 from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
+from ssljax.networks.cpu import conv
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
@@ -78,11 +79,15 @@ def examine(state: TrainState) -> tuple[bool, int]:
   Returns:
     True if parameters and memory are finite, and a checksum of all arrays.
   """
-  finite, total = jax.device_get(_examined(_plain(state)))
+  finite, total = jax.device_get(_compiled_examined()(_plain(state)))
   return bool(finite), int(total)
 
 
-@jax.jit
+@functools.cache
+def _compiled_examined():
+  return jax.jit(_examined, compiler_options=conv.run_once_options())
+
+
 def _examined(state: TrainState) -> tuple[jax.Array, jax.Array]:
   numbers = jax.tree.leaves((state.params, state.memory))
   finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers])
