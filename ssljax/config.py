@@ -221,6 +221,10 @@ class Run:
   keep_every: int | None = _setting(
     None, 'Keep a checkpoint every this many steps of a stage.'
   )
+  keep_checkpoints: int = _setting(2, 'Number of newest checkpoints to keep.')
+  keep_hours: float | None = _setting(
+    None, 'Keep one checkpoint of every this many hours too.'
+  )
   steps_per_call: int | None = _setting(
     None, 'Steps per compiled call: 1 on CPU or streaming, else 50.'
   )
@@ -277,7 +281,7 @@ PARTS = {
 FREE = (
   *('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt'),
   *('images', 'labels_file', 'writers', 'profile', 'replay'),
-  'compile_cache',
+  *('compile_cache', 'keep_checkpoints', 'keep_hours'),
   *('multihost', 'coordinator', 'processes', 'process', 'hang_minutes'),
 )
 
@@ -543,7 +547,7 @@ _POSITIVE = (
   *('batch_per_class', 'batch_unlabelled', 'image_size', 'evaluate_every'),
   *('record_every', 'keep_every', 'steps_per_call', 'hang_minutes'),
   *('processes', 'query_every', 'query_size', 'query_passes', 'budget'),
-  'minutes',
+  *('minutes', 'keep_checkpoints', 'keep_hours'),
 )
 _NOT_NEGATIVE = (
   *('validation', 'seed', 'corrupt', 'checkpoint_seconds'),

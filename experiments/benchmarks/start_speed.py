@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,21 +39,22 @@ def start(cache: pathlib.Path, flags: list[str]) -> dict[str, float]:
   } | {'XDG_CACHE_HOME': str(cache)}
   with tempfile.TemporaryDirectory() as folder:
     command = [sys.executable, str(_SCRIPT), *flags, f'--workdir={folder}/run']
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.time()
-    subprocess.run(
-      command, env=environment, check=True, stdout=subprocess.DEVNULL
+    process = subprocess.Popen(
+      command, env=environment, stdout=subprocess.DEVNULL
     )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     whole = time.time() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if process.returncode:
+      raise subprocess.CalledProcessError(process.returncode, command)
     lines = (pathlib.Path(folder) / 'run' / 'metrics.jsonl').read_text()
     first = json.loads(lines.splitlines()[0])['time'] - began
-  spent = lambda usage: usage.ru_utime + usage.ru_stime
   return {
     'first': first,
     'whole': whole,
-    'cpu': spent(after) - spent(before),
-    'mib': after.ru_maxrss / 1024,  # of the largest child so far
+    'cpu': usage.ru_utime + usage.ru_stime,
+    'mib': usage.ru_maxrss / 1024,
   }
 
 

@@ -330,7 +330,13 @@ def open_checkpoints(
   ends = settings.keep_stages or settings.stop_early
   permanent = loop.permanent(method, ends, settings.keep_every)
   where = checkpoint_folder(folder, method, job.splits)
-  return checkpoint.Checkpoints(where, permanent=permanent, clean_up=True)
+  return checkpoint.Checkpoints(
+    where,
+    settings.keep_checkpoints,
+    permanent,
+    clean_up=True,
+    keep_hours=settings.keep_hours,
+  )
 
 
 # A step that fails.

@@ -23,6 +23,7 @@ import os
 import pathlib
 import re
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -50,6 +51,7 @@ _FIELDS = tuple(
 _AVERAGE_0_1 = re.compile(r'opt_state\.\d+\.average\.')  # names of version 0.1
 
 
+PAUSES = (1.0, 4.0, 16.0)  # seconds before a failed write is repeated
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = tuple(os.strerror(number) for number in _FULL)
 
@@ -328,6 +330,7 @@ class Checkpoints:
     keep: int = 2,
     permanent: Collection[int] = (),
     clean_up: bool = False,
+    keep_hours: float | None = None,
   ):
     """Open the folder, and create it if it does not exist.
 
@@ -337,10 +340,12 @@ class Checkpoints:
       permanent: steps whose checkpoints are kept as well.
       clean_up: remove checkpoints that a killed process has not finished. The
         lock on the run's folder must be held.
+      keep_hours: keep one checkpoint of every so many hours as well.
     """
     self.folder = pathlib.Path(folder).absolute()
     self._keep, self._permanent = keep, list(permanent)
-    self._opened = None
+    self._keep_hours = keep_hours
+    self._opened = self._newest = None
     if clean_up:
       multihost.on_main_process(self._remove_unfinished)
     if multihost.is_multiprocess():
@@ -354,6 +359,9 @@ class Checkpoints:
         checkpoint_managers.LatestN(self._keep),
         checkpoint_managers.CustomSteps(self._permanent),
       ]
+      if self._keep_hours:
+        seconds = max(1, round(3600 * self._keep_hours))
+        policies.append(checkpoint_managers.EveryNSeconds(seconds))
       self._opened = _manager_class()(
         self.folder,
         options=ocp.CheckpointManagerOptions(
@@ -391,25 +399,90 @@ class Checkpoints:
     return tuple(sorted(found | set(self.steps()), reverse=True))
 
   def save(self, step: int, state: TrainState, progress: dict) -> None:
-    """Save in the background.
+    """Save in the background; a failed write is repeated a few times.
 
     Args:
       step: step of the state.
       state: copied before this returns, so its buffers may be donated.
       progress: JSON values to save with it, the checksum of `examine` among
         them.
+
+    Raises:
+      InputError: this write, or the one before it, failed again and again.
     """
     tree = _to_tree(_plain(state))
     progress = json.loads(json.dumps(progress | {'arrays': _signatures(tree)}))
     progress['digest'] = _digest(progress)
-    with _write_errors(self.folder):  # of this write or the one before
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(tree),
-          progress=ocp.args.JsonSave(progress),
-        ),
+    self._newest = step, tree, progress
+    self._repeating(self._write)  # the error may be of the one before
+
+  def _write(self) -> None:
+    """Begin to write the newest state."""
+    step, tree, progress = self._newest
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(tree),
+        progress=ocp.args.JsonSave(progress),
+      ),
+    )
+
+  def _finish(self) -> None:
+    """Wait until nothing is being written."""
+    self._manager.wait_until_finished()
+
+  def _rewrite(self) -> None:
+    """Write the newest state from the start, and wait for it."""
+    with contextlib.suppress(ValueError, OSError):  # of the write that failed
+      self._manager.close()
+    self._opened = None
+    self._remove_unfinished()
+    if self._newest[0] not in self.steps():
+      self._write()
+    self._finish()
+
+  def _repeating(self, call: Callable[[], None]) -> None:
+    """Call a function that writes; after an error, write the newest state.
+
+    Raises:
+      InputError: the last attempt failed, too.
+    """
+    for pause in (*PAUSES, None):
+      try:
+        return call()
+      except (ValueError, OSError) as error:
+        if pause is None or not self._can_rewrite():
+          raise self._failed(error) from error
+        reason = _first_line(error)
+      _LOG.warning(
+        'a checkpoint cannot be written to %s (%s): trying again in %g s',
+        self.folder,
+        reason,
+        pause,
       )
+      time.sleep(pause)
+      call = self._rewrite
+
+  def _can_rewrite(self) -> bool:
+    """Return True if the newest state is still there, in this process."""
+    if self._newest is None or multihost.is_multiprocess():
+      return False
+    arrays = jax.tree.leaves(self._newest[1])
+    return not any(array.is_deleted() for array in arrays)
+
+  def _failed(self, error: Exception) -> InputError:
+    """Return the error that ends the run, with the last good checkpoint."""
+    reason = 'the disk is full' if _is_full(error) else _first_line(error)
+    good = []
+    with contextlib.suppress(OSError):
+      # Orbax names a checkpoint so when it is complete.
+      good = [int(p.name) for p in self.folder.iterdir() if p.name.isdecimal()]
+    last = f'that of step {max(good)}' if good else 'there is none'
+    return InputError(
+      f'`workdir`: a checkpoint cannot be written to {self.folder} ({reason}): '
+      'make the folder writable, with room for it, and run the same command '
+      f'again, it goes on from the last good checkpoint ({last})'
+    )
 
   def restore(
     self,
@@ -583,33 +656,18 @@ class Checkpoints:
     Raises:
       InputError: a checkpoint could not be written.
     """
-    if self._opened is None:
-      return
-    with _write_errors(self.folder):
-      self._opened.wait_until_finished()
+    if self._opened is not None:
+      self._repeating(self._finish)
+      self._newest = None
 
   def close(self) -> None:
     """Wait, and release Orbax's threads."""
     if self._opened is None:
       return
-    with _write_errors(self.folder):
+    try:
       self._opened.close()
-
-
-@contextlib.contextmanager
-def _write_errors(folder: pathlib.Path):
-  """Turn a write error of Orbax into an `InputError`."""
-  try:
-    yield
-  except (ValueError, OSError) as error:
-    reason = _first_line(error)
-    if _is_full(error):
-      reason = 'the disk is full'
-    raise InputError(
-      f'`workdir`: a checkpoint cannot be written to {folder} ({reason}): make '
-      'the folder writable, with room for it, and run the same command again, '
-      'it goes on from the last checkpoint'
-    ) from error
+    except (ValueError, OSError) as error:
+      raise self._failed(error) from error
 
 
 def _first_line(error: BaseException | None) -> str:
