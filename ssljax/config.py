@@ -221,8 +221,27 @@ class Run:
   keep_every: int | None = _setting(
     None, 'Keep a checkpoint every this many steps of a stage.'
   )
+  keep_checkpoints: int = _setting(2, 'Number of newest checkpoints to keep.')
+  keep_hours: float | None = _setting(
+    None, 'Keep one checkpoint of every this many hours too.'
+  )
   steps_per_call: int | None = _setting(
     None, 'Steps per compiled call: 1 on CPU or streaming, else 50.'
+  )
+  profile: str | None = _setting(
+    None,
+    'STEP:COUNT writes a trace of COUNT steps from STEP on for TensorBoard or '
+    "Perfetto to the run's folder.",
+  )
+  compile_cache: str = _setting(
+    'auto',
+    'Folder of compiled programs, which later starts reuse: a folder, off, or '
+    "auto: the user's cache folder, or what JAX_COMPILATION_CACHE_DIR names.",
+  )
+  replay: bool = _setting(
+    False,
+    'Repeat the step that failed in `workdir`, and name the first operation '
+    'whose result is not finite.',
   )
 
 
@@ -261,7 +280,8 @@ PARTS = {
 # Settings of where and how fast a run is made. A resumed run may change them.
 FREE = (
   *('workdir', 'overwrite', 'checkpoint_seconds', 'data_dir', 'corrupt'),
-  *('images', 'labels_file', 'writers'),
+  *('images', 'labels_file', 'writers', 'profile', 'replay'),
+  *('compile_cache', 'keep_checkpoints', 'keep_hours'),
   *('multihost', 'coordinator', 'processes', 'process', 'hang_minutes'),
 )
 
@@ -527,7 +547,7 @@ _POSITIVE = (
   *('batch_per_class', 'batch_unlabelled', 'image_size', 'evaluate_every'),
   *('record_every', 'keep_every', 'steps_per_call', 'hang_minutes'),
   *('processes', 'query_every', 'query_size', 'query_passes', 'budget'),
-  'minutes',
+  *('minutes', 'keep_checkpoints', 'keep_hours'),
 )
 _NOT_NEGATIVE = (
   *('validation', 'seed', 'corrupt', 'checkpoint_seconds'),
@@ -567,6 +587,8 @@ def validate(config: Config) -> None:
   )
   for name in values['augment']:
     registry.augmentation(name)  # raises
+  if values['profile'] is not None:
+    first_and_count('profile', values['profile'])
   per_class('labels', values['labels'])
   pool('unlabelled', values['unlabelled'])
 
@@ -608,6 +630,18 @@ def per_class(name: str, value: str) -> tuple[int | None, bool]:
     f'`{name}`={value}: give all, a number, or up_to:NUMBER',
   )
   return int(count), count != value
+
+
+def first_and_count(name: str, value: str) -> tuple[int, int]:
+  """Return 'STEP:COUNT' as two numbers above 0."""
+  parts = value.split(':')
+  good = len(parts) == 2 and all(_is_count(p) and int(p) > 0 for p in parts)
+  require(
+    good,
+    f'`{name}`={value}: give STEP:COUNT, two whole numbers above 0, as 100:5 '
+    'for the steps 100 to 104',
+  )
+  return int(parts[0]), int(parts[1])
 
 
 def pool(name: str, value: str) -> tuple[str, int | None]:

@@ -116,3 +116,22 @@ def sync_folder(folder: str | os.PathLike) -> None:
     pass  # some network file systems cannot
   finally:
     os.close(descriptor)
+
+
+def user_cache() -> pathlib.Path:
+  """Return the folder for files of the user that can be made again."""
+  given = os.environ.get('XDG_CACHE_HOME', '')
+  if os.path.isabs(given):  # others are to be ignored
+    return pathlib.Path(given) / 'ssljax'
+  return pathlib.Path(os.path.expanduser('~')) / '.cache' / 'ssljax'
+
+
+def folder_problem(folder: pathlib.Path) -> str | None:
+  """Make a folder; return why nothing can be written to it, or None."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    return error.strerror or str(error)
+  if not os.access(folder, os.W_OK | os.X_OK):
+    return os.strerror(errno.EACCES)
+  return None

@@ -25,6 +25,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
 # Subprocesses inherit these.
 ROOT = pathlib.Path(__file__).parents[1]
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.jax_cache'))
+os.environ.setdefault('XDG_CACHE_HOME', str(ROOT / '.jax_cache' / 'user'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 sys.path[:0] = [str(ROOT / 'tests')]
 

@@ -191,10 +191,11 @@ class Worker:
 
 def measured(folder):
   """Return the measurements of a run without their times."""
-  timing = {'seconds', 'images_per_second', 'time'}
+  from ssljax.training.metrics_writer import TIMING
+
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   values = map(json.loads, lines)
-  return [{k: v for k, v in m.items() if k not in timing} for m in values]
+  return [{k: v for k, v in m.items() if k not in TIMING} for m in values]
 
 
 def classify(outcome, folder, whole, whole_result):

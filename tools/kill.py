@@ -57,6 +57,9 @@ METHODS = {
 TIMES = (
   *('started', 'seconds', 'goodput', 'compiling', 'time', 'command'),
   *('images_per_second', 'metrics_bytes', 'metrics_digest', 'digest'),
+  *('spent', 'seconds_of', 'goodput_parts'),
+  *('step_time', 'seconds_steps', 'seconds_compilation', 'seconds_input'),
+  *('seconds_update', 'seconds_evaluation', 'seconds_checkpoint'),
   'commit',
 )
 UNFINISHED = 'orbax-checkpoint-tmp', '.partial'

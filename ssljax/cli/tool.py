@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from ssljax.cli import config_flags, main
+from ssljax.cli import compile_cache, config_flags, main
 from ssljax.distributed import placement
 from ssljax.errors import require
 from ssljax.runs import load
@@ -66,6 +66,7 @@ def start(
   def look():
     placement.configure_cpu()
     if devices:
+      compile_cache.use('auto')
       main.require_devices()
     act({flag: values[flag].value for flag in own})
 

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from ssljax import api, files
-from ssljax.cli import main
+from ssljax.cli import compile_cache, main
 from ssljax.config import Config, to_flags
 from ssljax.data import datasets
 from ssljax.distributed import multihost, placement, watchdog
@@ -60,6 +60,7 @@ def started(config: Config) -> Config:
   """Return a config with absolute folders, and start the devices for it."""
   placement.configure_cpu()
   config = with_paths(config)
+  compile_cache.use(config.run.compile_cache)
   join_others(config)
   main.require_devices()
   return config

@@ -13,11 +13,8 @@ image is noise. Letters: N images.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import imagehash
 import numpy as np
 import PIL.Image
-from scipy import sparse
-from scipy.sparse import csgraph
 
 BITS, LEVELS = 3, 8.0
 SIDE = 16  # of a thumbnail
@@ -37,6 +34,8 @@ class Look(NamedTuple):
 
 def look(image: np.ndarray) -> Look:
   """Return the look of an image uint8 `[H, W, c]`."""
+  import imagehash  # it imports SciPy, which takes seconds
+
   pixels = image[..., 0] if image.shape[-1] == 1 else image
   grey = PIL.Image.fromarray(pixels).convert('L')
   bits = imagehash.phash(grey).hash
@@ -53,6 +52,9 @@ def groups(looks: Sequence[Look | None], digests: np.ndarray) -> np.ndarray:
     digests: `[N]` uint64 of the images' contents. Equal ones are a group, too,
       and the hash of a group is that of its first image.
   """
+  from scipy import sparse
+  from scipy.sparse import csgraph
+
   pairs = [*_equal(digests), *_near(looks)]
   first, second = np.array(pairs, int).reshape(-1, 2).T
   shape = len(digests), len(digests)

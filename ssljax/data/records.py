@@ -16,9 +16,9 @@ import numpy as np
 
 from ssljax import progress
 from ssljax.core import UNLABELLED
-from ssljax.data import decode, duplicates, tfds_reader
+from ssljax.data import decode, duplicates, label_cache, tfds_reader
 from ssljax.data.tfds_reader import few, listed, one_line
-from ssljax.distributed import watchdog
+from ssljax.distributed import multihost, watchdog
 from ssljax.errors import InputError, require
 
 _LOG = logging.getLogger(__name__)
@@ -190,9 +190,12 @@ def fetch(
 
 
 def read_labels(
-  split: SplitName, records, columns: tfds_reader.Columns
+  split: SplitName, records, columns: tfds_reader.Columns, builder
 ) -> tuple[np.ndarray, np.ndarray]:
   """Return the labels of a split and hashes of its images; none is decoded.
+
+  They are kept for the next start, see `label_cache`. Each process of a run
+  reads its share of the records.
 
   Returns:
     labels: int32 `[N]`.
@@ -201,19 +204,12 @@ def read_labels(
   Raises:
     InputError: a label lies outside the classes.
   """
-  # TFDS stores labels of 64 bits: they are compared before they are converted.
-  labels = np.empty(len(records), np.int64)
-  digests = np.empty(len(records), np.uint64)
-
-  def read(record: bytes) -> tuple[int, int]:
-    image, label = columns.both(record)
-    return label, duplicates.digest(image)
-
-  def fill(rows: slice):
-    found = fetch(split, records, range(rows.start, rows.stop), read)
-    labels[rows], digests[rows] = zip(*found, strict=True)
-
-  by_chunk(fill, len(labels), 'labels')
+  labels, digests = label_cache.cached(
+    builder,
+    split.name,
+    len(records),
+    lambda: _read_share(split, records, columns),
+  )
   count = len(columns.classes)
   wrong = np.flatnonzero((labels < UNLABELLED) | (labels >= count))
   if wrong.size:
@@ -225,6 +221,32 @@ def read_labels(
       'of classes'
     )
   return labels.astype(np.int32), digests
+
+
+def _read_share(
+  split: SplitName, records, columns: tfds_reader.Columns
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return the labels int64 `[N]` and digests of all records.
+
+  A process reads its share of the records, and gets the others' from them.
+  """
+  share = multihost.share(len(records))
+  # TFDS stores labels of 64 bits: they are compared before they are converted.
+  labels = np.empty(len(share), np.int64)
+  digests = np.empty(len(share), np.uint64)
+
+  def read(record: bytes) -> tuple[int, int]:
+    image, label = columns.both(record)
+    return label, duplicates.digest(image)
+
+  def fill(rows: slice):
+    found = fetch(split, records, share[rows], read)
+    labels[rows], digests[rows] = zip(*found, strict=True)
+
+  with multihost.failing_together('the labels'):
+    by_chunk(fill, len(labels), 'labels')
+  gather = lambda part: multihost.gather_shares(part, len(records))
+  return gather(labels), gather(digests)
 
 
 def by_chunk(

@@ -13,7 +13,6 @@ points of `fixed` are the same for every seed.
 """
 
 import numpy as np
-from scipy import special
 
 CLASSES = ('blue', 'red')
 EACH = 500  # points of each class, to train on and to test
@@ -28,6 +27,8 @@ def normals(shape: tuple[int, ...], key: int) -> np.ndarray:
   They are computed from raw Philox words, which NumPy guarantees across
   versions.
   """
+  from scipy import special  # slow to import
+
   words = np.random.Philox(key=key).random_raw(np.prod(shape))
   uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
   return special.ndtri(uniform).reshape(shape)

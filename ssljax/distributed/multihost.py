@@ -206,6 +206,53 @@ def all_true(value: bool) -> bool:
   return bool(np.all(multihost_utils.process_allgather(np.array([value]))))
 
 
+def share(count: int) -> range:
+  """Return the rows of 0, 1, ..., count - 1 that are this process's own."""
+  process, processes = jax.process_index(), jax.process_count()
+  return range(process * count // processes, (process + 1) * count // processes)
+
+
+def gather_shares(part: np.ndarray, count: int) -> np.ndarray:
+  """Return the rows of all processes, in order.
+
+  Args:
+    part: `[n]` of the rows of `share(count)`, of 8 bytes each.
+    count: number of all rows.
+  """
+  if not is_multiprocess():
+    return part
+  longest = -(-count // jax.process_count())
+  words = np.zeros((longest, 2), np.uint32)  # JAX may have no 64 bits
+  words[: len(part)] = part.view(np.uint32).reshape(-1, 2)
+  of_all = multihost_utils.process_allgather(words)
+  lengths = [
+    (p + 1) * count // len(of_all) - p * count // len(of_all)
+    for p in range(len(of_all))
+  ]
+  rows = [own[:n] for own, n in zip(of_all, lengths, strict=True)]
+  return np.ascontiguousarray(np.concatenate(rows)).view(part.dtype)[:, 0]
+
+
+@contextlib.contextmanager
+def failing_together(what: str) -> Iterator[None]:
+  """Raise `InputError` on all processes if a block raises it on one.
+
+  Args:
+    what: the block makes.
+  """
+  failed = None
+  try:
+    yield
+  except InputError as error:
+    failed = error
+  if all_true(failed is None):
+    return
+  raise failed or InputError(
+    f'`multihost`: another process cannot read its share of {what}: see what '
+    'it prints'
+  )
+
+
 def barrier(name: str) -> None:
   """Wait until all processes have called this with the same name."""
   if is_multiprocess():

@@ -250,6 +250,21 @@ def device_bytes() -> int:
   return host // jax.local_device_count()
 
 
+def memory_in_use() -> tuple[int, int] | None:
+  """Return bytes in use now, and at most so far, of this process's devices.
+
+  Returns:
+    The largest numbers of any device; None of devices that do not report it,
+    as CPUs.
+  """
+  found = [device.memory_stats() or {} for device in jax.local_devices()]
+  if not all('bytes_in_use' in stats for stats in found):
+    return None
+  now = max(stats['bytes_in_use'] for stats in found)
+  most = max(stats.get('peak_bytes_in_use', 0) for stats in found)
+  return now, max(now, most)
+
+
 def over_seeds(f: Callable, seeds: int, in_axes: tuple) -> Callable:
   """Map `f` over the leading axis [S] of the arguments that have one.
 

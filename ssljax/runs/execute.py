@@ -1,14 +1,17 @@
 """Trains a run, with or without a folder that records it."""
 
+import collections
 from collections.abc import Callable, Sequence
 import contextlib
 import functools
 import itertools
 import pathlib
+import sys
 import time
 from typing import Any
 
 import jax
+import tqdm
 
 from ssljax import config as config_lib
 from ssljax import files, registry
@@ -24,8 +27,10 @@ from ssljax.training import (
   jax_settings,
   loop,
   metrics_writer,
+  profile,
 )
 from ssljax.training import job as job_lib
+from ssljax.training import replay as replay_lib
 
 ACCELERATOR_STEPS = 50  # per call; on CPU a loop of convolutions is slow
 
@@ -144,6 +149,11 @@ def train(
     PreemptedError: SIGTERM came; the checkpoint holds the step it came in, or
       the step before the dataset pass it came in.
   """
+  traced = run.config.run.profile
+  require(
+    folder is not None or not traced,
+    f'`profile`={traced}: the trace needs a folder: give `workdir`',
+  )
   by_people = run.config.active.acquire != 'none'
   by_people &= run.config.active.oracle == 'people'
   require(
@@ -183,7 +193,10 @@ def train(
   result['complete'] = True
   wall = time.time() - result['started']
   if not parts:  # Else the time before splits were added counts as lost.
-    result['goodput'] = round(jobs.stepping / wall, 3)
+    shares = {part: spent / wall for part, spent in jobs.spent.items()}
+    shares['other'] = max(0.0, 1 - sum(shares.values()))
+    result['goodput'] = round(shares.get('steps', 0.0), 3)
+    result['goodput_parts'] = {k: round(v, 4) for k, v in shares.items()}
   keep_result(folder, result)
   return result
 
@@ -193,6 +206,19 @@ def _notice(folder: pathlib.Path | None):
   if folder is None:
     return contextlib.nullcontext(lambda: False)
   return preemption.Notice().listen()
+
+
+def _refuse_late(run: Run) -> None:
+  """Raise `InputError` for a trace of steps after the end of the run."""
+  traced, total = run.config.run.profile, loop.total_steps(run.methods[-1])
+  if traced is None or total is None:
+    return
+  first, count = config_lib.first_and_count('profile', traced)
+  require(
+    first + count - 1 <= total,
+    f'`profile`={traced}: {run.methods[-1].name} has {total} steps: give steps '
+    'among these',
+  )
 
 
 class _WhileHeld:
@@ -218,8 +244,10 @@ class _Jobs:
   def __init__(self, run, folder, recorder, preempted, result, on_finish):
     self.run, self.folder, self.recorder = run, folder, recorder
     self.preempted, self.result, self.on_finish = preempted, result, on_finish
-    self.metrics_start, self.stepping, self.progress = 0, 0.0, True
+    self.metrics_start, self.progress = 0, True
+    self.spent = collections.Counter()  # seconds by part, of all jobs
     self.left = len(run.methods) * len(groups_of(run))
+    self.is_traced = run.config.run.profile is None
     self.made = {}  # programs of the current method, with their active learning
 
   def train_group(self, method: Method, group) -> None:
@@ -254,13 +282,15 @@ class _Jobs:
       preempted=self.preempted,
       progress=self.progress,
       following=f'; {self.left} more to follow' if self.left else '',
+      watch=self.profile(method),
     )
     with contextlib.closing(self.checkpoints(job)) as checkpoints:
-      state, progress = loop.fit(
-        job, options, self.recorder, checkpoints, self.metrics_start
-      )
+      with _recorded_failure(self.run, self.folder):
+        state, progress = loop.fit(
+          job, options, self.recorder, checkpoints, self.metrics_start
+        )
     self.metrics_start = progress.metrics_bytes
-    self.stepping += progress.seconds - progress.compiling
+    self.spent.update(progress.by_part())
     summary.add(
       self.result,
       method,
@@ -274,15 +304,111 @@ class _Jobs:
     if self.on_finish:
       self.on_finish(job.program, job.splits, state)
 
+  def profile(self, method: Method) -> profile.Profile | None:
+    """Return what traces steps of the first job of the run's own method."""
+    is_own = method.name == self.result['method']
+    if self.is_traced or not is_own or not multihost.is_main_process():
+      return None
+    self.is_traced = True
+    text = self.run.config.run.profile
+    steps = config_lib.first_and_count('profile', text)
+    say = functools.partial(tqdm.tqdm.write, file=sys.stderr)
+    return profile.Profile(self.folder / 'profile', steps, say)
+
   def checkpoints(self, job: job_lib.Job):
     """Open the checkpoints of a job."""
     if self.folder is None:
       return NoCheckpoints()
-    method, settings = job.program.method, self.run.config.run
-    ends = settings.keep_stages or settings.stop_early
-    permanent = loop.permanent(method, ends, settings.keep_every)
-    where = checkpoint_folder(self.folder, method, job.splits)
-    return checkpoint.Checkpoints(where, permanent=permanent, clean_up=True)
+    return open_checkpoints(self.run, self.folder, job)
+
+
+def open_checkpoints(
+  run: Run, folder: pathlib.Path, job: job_lib.Job
+) -> checkpoint.Checkpoints:
+  """Open the checkpoints of a job of a run, whose lock is held."""
+  method, settings = job.program.method, run.config.run
+  ends = settings.keep_stages or settings.stop_early
+  permanent = loop.permanent(method, ends, settings.keep_every)
+  where = checkpoint_folder(folder, method, job.splits)
+  return checkpoint.Checkpoints(
+    where,
+    settings.keep_checkpoints,
+    permanent,
+    clean_up=True,
+    keep_hours=settings.keep_hours,
+  )
+
+
+# A step that fails.
+
+_FAILURE = 'failure.json'
+
+
+@contextlib.contextmanager
+def _recorded_failure(run: Run, folder: pathlib.Path | None):
+  """Record what identifies a step that fails in the run's folder."""
+  try:
+    yield
+  except loop.DivergedError as error:
+    if folder is None or not error.record:
+      raise
+    record, names = dict(error.record), run.dataset.train.names
+    if names is not None:
+      record['files'] = [[str(names[r]) for r in x] for x in record['rows']]
+    path = folder / _FAILURE
+    multihost.on_main_process(lambda: run_folder.write_json(path, record))
+    raise loop.DivergedError(
+      f'{error.marked} ({_FAILURE} has the rows and keys of the step; the same '
+      'command with `replay=True` repeats it)',
+      record,
+    ) from error
+
+
+def replay(run: Run, folder: pathlib.Path) -> str:
+  """Repeat the step that failed in a run's folder; return what was found.
+
+  Raises:
+    InputError: no step failed there.
+  """
+  require(
+    not multihost.is_multiprocess(),
+    '`replay=True`: repeats a step in one process: start one',
+  )
+  path = folder / _FAILURE
+  require(
+    files.exists(path),
+    f'`replay=True`: no step has failed in {folder}: leave it out',
+  )
+  record = run_folder.read_json(path)
+  method, group = _failed_job(run, record)
+  program = compiled.Program(
+    method,
+    run.net,
+    run.data_of(group),
+    run.mesh,
+    seeds=len(group),
+    extra=queries.most(run.config, run.drawn[0]),
+  )
+  asks = queries.make(run, program, folder)
+  program.use_splits(group)
+  job = job_lib.Job(method.name, program, group, asks, settings_of(run.config))
+  options = make_options(run, method.stages, run.data.train)
+  with contextlib.closing(open_checkpoints(run, folder, job)) as checkpoints:
+    found = replay_lib.replay(job, options, checkpoints, record['step'])
+  return f'{found}\nimages and keys of the step: {path}'
+
+
+def _failed_job(run: Run, record) -> tuple[Method, list[splits.Split]]:
+  """Return the method and the splits of a `failure.json`."""
+  for method, group in jobs_of(run):
+    numbers = [split.seed for split in group]
+    if method.name == record.get('method') and numbers == record.get('seeds'):
+      return method, group
+  raise InputError(
+    f'`replay=True`: {_FAILURE} is of {record.get("method")} with the seeds '
+    f'{record.get("seeds")}, which this command does not train: give the '
+    'settings of the run'
+  )
 
 
 class _Observed:
@@ -340,6 +466,11 @@ def train_in_folder(
     if not finished:
       lock = stack.enter_context(_locked(folder, config.run.workdir is None))
       finished = look()  # another process may have been here
+    require(
+      not config.run.replay or run_folder.is_run(folder),
+      f'`replay=True`: {folder} holds no run: give the `workdir` of a run that '
+      'failed',
+    )
     if finished:
       say(f'{folder} holds this run, complete:')
       say(summary.table(finished, folder))
@@ -349,6 +480,9 @@ def train_in_folder(
       multihost.on_main_process(functools.partial(_claim, folder, run))
       multihost.require_shared_folder(folder)
       say(summary.opening(run, folder))
+      if config.run.replay:
+        say(replay(run, folder))
+        return summary.begin(run), run
       result = train(run, folder, lock=lock, **more)
     say(summary.table(result, folder))
     multihost.barrier('everything is written')
@@ -359,6 +493,7 @@ def _begin(make_run: Callable[[], Run], folder: pathlib.Path) -> Run:
   """Make the run, and refuse what can be refused before it is recorded."""
   run = make_run()
   watchdog.reset()
+  _refuse_late(run)
   multihost.require_same(
     'the labels',
     [split.digest for split in run.drawn],

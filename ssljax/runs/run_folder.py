@@ -7,6 +7,8 @@ metrics.jsonl  one object per measurement
 result.json    the outcome, `complete` once there is nothing left to do
 checkpoints/   one folder per job
 events/        TensorBoard
+profile/       a trace of some steps, with `profile`
+failure.json   the step that failed, if one did, for `replay`
 run.lock       only while a process is running in it, see `run_lock`
 """
 
@@ -15,6 +17,7 @@ import dataclasses
 import datetime
 import errno
 import functools
+import importlib.metadata
 import itertools
 import json
 import os
@@ -38,6 +41,8 @@ CONTENT = (
   'result.json',
   'checkpoints',
   'events',
+  'profile',
+  'failure.json',
   'metrics.jsonl',
   'split.json',
   'flags.txt',
@@ -354,7 +359,10 @@ def _damaged(path: pathlib.Path, reason: str) -> InputError:
 def provenance(devices: int) -> dict:
   """Return the origin of a result: command, commit, device, versions."""
   packages = ('jax', 'flax', 'optax', 'orbax.checkpoint', 'numpy')
-  versions = {name: sys.modules[name].__version__ for name in packages}
+  versions = {  # without an import
+    name: importlib.metadata.version(name.replace('.', '-'))
+    for name in packages
+  }
   device = jax.devices()[0]
   return {
     'command': ' '.join(['python', *sys.argv]),

@@ -12,7 +12,7 @@ import numpy as np
 from ssljax.analysis import classification
 from ssljax.core import UNLABELLED, Method
 from ssljax.data import duplicates, splits
-from ssljax.distributed import multihost
+from ssljax.distributed import multihost, placement
 from ssljax.runs import run_folder
 from ssljax.training import evaluate, loop
 from ssljax.training.job import Progress
@@ -84,6 +84,7 @@ def add(
     known = entry.setdefault('pseudo_labels', {}).setdefault(name, [])
     known.extend(values)
   entry['seconds'] = round(entry['seconds'] + progress.seconds, 1)
+  _add_times(entry, progress)
   if progress.asked:
     entry.setdefault('asked', []).extend(_queried(progress))
   if progress.stopped:
@@ -105,6 +106,16 @@ def add(
       _add_tables(entry, split, weights, tables, (images or {}).get(split))
   if method.name == result['method']:
     result.update(entry)
+
+
+def _add_times(entry: dict[str, Any], progress: Progress) -> None:
+  """Add the seconds of each part of a job, and the peak of device memory."""
+  known = entry.setdefault('seconds_of', {})
+  for part, seconds in progress.by_part().items():
+    known[part] = round(known.get(part, 0.0) + seconds, 3)
+  memory = placement.memory_in_use()
+  if memory:
+    entry['device_bytes'] = memory[1]
 
 
 def _stops(stopped: dict[str, Any]) -> list[dict[str, Any]]:
@@ -385,6 +396,27 @@ def class_rows(result: Mapping[str, Any], kind: str) -> list[list[str]]:
   return rows
 
 
+def times(result: Mapping[str, Any]) -> list[str]:
+  """Return the lines about the time and memory of a run; [] if not known."""
+  shares = result.get('goodput_parts')
+  if not shares:
+    return []
+  named = {'steps': 'compiled steps', 'input': 'input wait'}
+  found = ', '.join(
+    f'{named.get(part, part)} {share:.0%}'
+    for part, share in shares.items()
+    if share >= 0.005 or part == 'steps'
+  )
+  memory = [arm.get('device_bytes', 0) for arm in result['arms'].values()]
+  peak = f'; device memory at most {max(memory) / 2**20:,.0f} MiB'
+  lines = [f'time: {found}{peak if max(memory) else ""}']
+  stepping = shares['steps'] + shares['input']
+  if stepping and shares['input'] / stepping > loop.STARVED:
+    share = shares['input'] / stepping
+    lines.append(f'warning: {loop.starving(share)}')
+  return lines
+
+
 _COLUMNS = {
   'last': 'last step',
   'median_last': 'median of last',
@@ -440,6 +472,7 @@ def table(result: dict[str, Any], folder: pathlib.Path) -> str:
       *accuracies,
       *class_table(result, kind),
       *warnings,
+      *times(result),
       f'run folder: {folder}',
     ]
   )

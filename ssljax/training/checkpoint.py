@@ -23,17 +23,24 @@ import os
 import pathlib
 import re
 import shutil
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
-from ssljax import files
+from ssljax import files, lazy
 from ssljax.core import Average, TrainState
 from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
+from ssljax.networks.cpu import conv
+
+if TYPE_CHECKING:
+  import orbax.checkpoint as ocp
+  from orbax.checkpoint import checkpoint_managers
+else:  # they take a second
+  ocp = lazy.module('orbax.checkpoint')
+  checkpoint_managers = lazy.module('orbax.checkpoint.checkpoint_managers')
 
 _LOG = logging.getLogger(__name__)
 _FIELDS = tuple(
@@ -44,6 +51,7 @@ _FIELDS = tuple(
 _AVERAGE_0_1 = re.compile(r'opt_state\.\d+\.average\.')  # names of version 0.1
 
 
+PAUSES = (1.0, 4.0, 16.0)  # seconds before a failed write is repeated
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = tuple(os.strerror(number) for number in _FULL)
 
@@ -73,11 +81,15 @@ def examine(state: TrainState) -> tuple[bool, int]:
   Returns:
     True if parameters and memory are finite, and a checksum of all arrays.
   """
-  finite, total = jax.device_get(_examined(_plain(state)))
+  finite, total = jax.device_get(_compiled_examined()(_plain(state)))
   return bool(finite), int(total)
 
 
-@jax.jit
+@functools.cache
+def _compiled_examined():
+  return jax.jit(_examined, compiler_options=conv.run_once_options())
+
+
 def _examined(state: TrainState) -> tuple[jax.Array, jax.Array]:
   numbers = jax.tree.leaves((state.params, state.memory))
   finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers])
@@ -291,18 +303,22 @@ def _with_lengths(tree: dict[str, Any], saved, whole) -> dict[str, Any]:
   return tree | jax.tree_util.tree_map_with_path(one, tables)
 
 
-class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, without its own response to preemption.
+@functools.cache
+def _manager_class() -> type:
+  """Return Orbax's manager, without its own response to preemption.
 
   Orbax would report its steps to JAX's preemption service, and
   `preemption.Notice` others, but JAX counts both together. The loop saves when
   it is preempted.
   """
 
-  def reached_preemption(self, step: int) -> bool:
-    """Return False."""
-    del step
-    return False
+  class Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+      """Return False."""
+      del step
+      return False
+
+  return Manager
 
 
 class Checkpoints:
@@ -314,6 +330,7 @@ class Checkpoints:
     keep: int = 2,
     permanent: Collection[int] = (),
     clean_up: bool = False,
+    keep_hours: float | None = None,
   ):
     """Open the folder, and create it if it does not exist.
 
@@ -323,63 +340,149 @@ class Checkpoints:
       permanent: steps whose checkpoints are kept as well.
       clean_up: remove checkpoints that a killed process has not finished. The
         lock on the run's folder must be held.
+      keep_hours: keep one checkpoint of every so many hours as well.
     """
     self.folder = pathlib.Path(folder).absolute()
+    self._keep, self._permanent = keep, list(permanent)
+    self._keep_hours = keep_hours
+    self._opened = self._newest = None
     if clean_up:
       multihost.on_main_process(self._remove_unfinished)
-    self._policy = checkpoint_managers.AnyPreservationPolicy(
-      [
-        checkpoint_managers.LatestN(keep),
-        checkpoint_managers.CustomSteps(list(permanent)),
-      ]
-    )
-    self._open()
+    if multihost.is_multiprocess():
+      _ = self._manager  # the processes open it at the same time
 
-  def _open(self):
-    self._manager = _Manager(
-      self.folder,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=self._policy,
-        step_name_format=_Names(),
-      ),
-      item_names=('state', 'progress'),
-    )
+  @property
+  def _manager(self):
+    """Orbax's manager, opened when it is first needed."""
+    if self._opened is None:
+      policies = [
+        checkpoint_managers.LatestN(self._keep),
+        checkpoint_managers.CustomSteps(self._permanent),
+      ]
+      if self._keep_hours:
+        seconds = max(1, round(3600 * self._keep_hours))
+        policies.append(checkpoint_managers.EveryNSeconds(seconds))
+      self._opened = _manager_class()(
+        self.folder,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+            policies
+          ),
+          step_name_format=_Names(),
+        ),
+        item_names=('state', 'progress'),
+      )
+    return self._opened
+
+  @property
+  def _is_new(self) -> bool:
+    """True if nothing was ever written to the folder."""
+    return self._opened is None and not files.exists(self.folder)
 
   def _remove_unfinished(self) -> None:
     """Remove the checkpoints that a killed process has not finished."""
+    if self._is_new:
+      return
     for path in self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
       shutil.rmtree(path, ignore_errors=True)
 
   def steps(self) -> tuple[int, ...]:
     """Return the steps that have a checkpoint, in rising order."""
-    return tuple(sorted(self._manager.all_steps()))
+    return () if self._is_new else tuple(sorted(self._manager.all_steps()))
 
   def _on_disk(self) -> tuple[int, ...]:
     """Return the steps of all checkpoints, readable or not, newest first."""
+    if self._is_new:
+      return ()
     numbers = [p.name for p in self.folder.iterdir()]
     found = {int(n) for n in numbers if re.fullmatch(r'0|[1-9]\d{0,15}', n)}
     return tuple(sorted(found | set(self.steps()), reverse=True))
 
   def save(self, step: int, state: TrainState, progress: dict) -> None:
-    """Save in the background.
+    """Save in the background; a failed write is repeated a few times.
 
     Args:
       step: step of the state.
       state: copied before this returns, so its buffers may be donated.
       progress: JSON values to save with it, the checksum of `examine` among
         them.
+
+    Raises:
+      InputError: this write, or the one before it, failed again and again.
     """
     tree = _to_tree(_plain(state))
     progress = json.loads(json.dumps(progress | {'arrays': _signatures(tree)}))
     progress['digest'] = _digest(progress)
-    with _write_errors(self.folder):  # of this write or the one before
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(tree),
-          progress=ocp.args.JsonSave(progress),
-        ),
+    self._newest = step, tree, progress
+    self._repeating(self._write)  # the error may be of the one before
+
+  def _write(self) -> None:
+    """Begin to write the newest state."""
+    step, tree, progress = self._newest
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(tree),
+        progress=ocp.args.JsonSave(progress),
+      ),
+    )
+
+  def _finish(self) -> None:
+    """Wait until nothing is being written."""
+    self._manager.wait_until_finished()
+
+  def _rewrite(self) -> None:
+    """Write the newest state from the start, and wait for it."""
+    with contextlib.suppress(ValueError, OSError):  # of the write that failed
+      self._manager.close()
+    self._opened = None
+    self._remove_unfinished()
+    if self._newest[0] not in self.steps():
+      self._write()
+    self._finish()
+
+  def _repeating(self, call: Callable[[], None]) -> None:
+    """Call a function that writes; after an error, write the newest state.
+
+    Raises:
+      InputError: the last attempt failed, too.
+    """
+    for pause in (*PAUSES, None):
+      try:
+        return call()
+      except (ValueError, OSError) as error:
+        if pause is None or not self._can_rewrite():
+          raise self._failed(error) from error
+        reason = _first_line(error)
+      _LOG.warning(
+        'a checkpoint cannot be written to %s (%s): trying again in %g s',
+        self.folder,
+        reason,
+        pause,
       )
+      time.sleep(pause)
+      call = self._rewrite
+
+  def _can_rewrite(self) -> bool:
+    """Return True if the newest state is still there, in this process."""
+    if self._newest is None or multihost.is_multiprocess():
+      return False
+    arrays = jax.tree.leaves(self._newest[1])
+    return not any(array.is_deleted() for array in arrays)
+
+  def _failed(self, error: Exception) -> InputError:
+    """Return the error that ends the run, with the last good checkpoint."""
+    reason = 'the disk is full' if _is_full(error) else _first_line(error)
+    good = []
+    with contextlib.suppress(OSError):
+      # Orbax names a checkpoint so when it is complete.
+      good = [int(p.name) for p in self.folder.iterdir() if p.name.isdecimal()]
+    last = f'that of step {max(good)}' if good else 'there is none'
+    return InputError(
+      f'`workdir`: a checkpoint cannot be written to {self.folder} ({reason}): '
+      'make the folder writable, with room for it, and run the same command '
+      f'again, it goes on from the last good checkpoint ({last})'
+    )
 
   def restore(
     self,
@@ -532,11 +635,12 @@ class Checkpoints:
   def _put_aside(self, steps: Collection[int]) -> dict[int, str]:
     """Rename checkpoints to 'damaged-STEP', and return the new names."""
     self._manager.close()
+    self._opened = None
     multihost.barrier('all processes have closed the checkpoints')
     names = multihost.on_main_process(
       lambda: {step: self._rename(step) for step in steps}
     )
-    self._open()
+    _ = self._manager  # open it again
     return names
 
   def _rename(self, step: int) -> str:
@@ -552,29 +656,18 @@ class Checkpoints:
     Raises:
       InputError: a checkpoint could not be written.
     """
-    with _write_errors(self.folder):
-      self._manager.wait_until_finished()
+    if self._opened is not None:
+      self._repeating(self._finish)
+      self._newest = None
 
   def close(self) -> None:
     """Wait, and release Orbax's threads."""
-    with _write_errors(self.folder):
-      self._manager.close()
-
-
-@contextlib.contextmanager
-def _write_errors(folder: pathlib.Path):
-  """Turn a write error of Orbax into an `InputError`."""
-  try:
-    yield
-  except (ValueError, OSError) as error:
-    reason = _first_line(error)
-    if _is_full(error):
-      reason = 'the disk is full'
-    raise InputError(
-      f'`workdir`: a checkpoint cannot be written to {folder} ({reason}): make '
-      'the folder writable, with room for it, and run the same command again, '
-      'it goes on from the last checkpoint'
-    ) from error
+    if self._opened is None:
+      return
+    try:
+      self._opened.close()
+    except (ValueError, OSError) as error:
+      raise self._failed(error) from error
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -121,12 +121,15 @@ class Program:
       fitted = jax.tree.map(lambda *x: np.stack(x), *each)
     self.fitted = jax.tree.map(lambda x: self.place(x, None), fitted)
 
-  def initial(self, splits: Sequence[Split], rows: np.ndarray) -> TrainState:
+  def initial(
+    self, splits: Sequence[Split], rows: np.ndarray, is_traced: bool = False
+  ) -> TrainState:
     """Return the state before the first step.
 
     Args:
       splits: S splits.
       rows: `[S, B]` of the first step, for data-dependent initialisation.
+      is_traced: the call is part of another function that is traced.
     """
     pixels, rows = next(iter(self.data.train.batches(lambda _: rows, [0])))
     seeds = np.array([split.seed for split in splits], np.uint32)
@@ -135,10 +138,14 @@ class Program:
     if self.method.uses_admitted and len(splits[0].trained) < labels.shape[1]:
       trained = np.stack([split.trained for split in splits]).astype(np.int32)
     # Both numbers are equal in every split.
-    sizes = len(splits[0].labelled), None if trained is None else trained.shape
-    if sizes not in self._initials:
-      self._initials[sizes] = self._initial(sizes[0], trained is not None)
-    return self._initials[sizes](
+    labelled = len(splits[0].labelled)
+    key = labelled, None if trained is None else trained.shape, is_traced
+    if key not in self._initials:
+      # JAX takes options at the outermost function only.
+      options = {} if is_traced else conv.run_once_options()
+      has_admitted = trained is not None
+      self._initials[key] = self._initial(labelled, has_admitted, options)
+    return self._initials[key](
       self.place(seeds, None),
       self.place(labels, None),
       None if trained is None else self.place(trained, None),
@@ -146,12 +153,15 @@ class Program:
       rows,
     )
 
-  def _initial(self, labelled: int, has_admitted: bool) -> Callable:
+  def _initial(
+    self, labelled: int, has_admitted: bool, options: Mapping[str, str]
+  ) -> Callable:
     """Compile the initial state of splits.
 
     Args:
       labelled: number of labelled rows.
       has_admitted: the third argument is not None.
+      options: of the compiler.
     """
 
     def one(seed, labels, admitted, source, rows):
@@ -171,7 +181,8 @@ class Program:
       return init_stage(self.method.stages[0], state, self.method.averaging)
 
     axis = 0 if has_admitted else None
-    return self.compile_state(one, (0, 0, axis, self._source_axes, 0))
+    axes = 0, 0, axis, self._source_axes, 0
+    return self.compile_state(one, axes, compiler_options=options)
 
   @property
   def _source_axes(self) -> tuple[int | None, int | None]:
@@ -212,14 +223,20 @@ class Program:
       steps.append(made[key])
     return steps
 
-  def _compile(self, stage: Stage) -> Callable:
-    averaging = self.method.averaging
-    step = placement.over_seeds(
-      make_step(stage, read_views(stage, self.data, self.mesh), averaging),
+  def plain_step(self, stage: Stage) -> Callable:
+    """Return the step of a stage over the seeds, not compiled, as in `steps`.
+
+    It takes rows of one step.
+    """
+    read = read_views(stage, self.data, self.mesh)
+    return placement.over_seeds(
+      make_step(stage, read, self.method.averaging),
       self.seeds,
       (0, self._source_axes, 0, None),
     )
-    step = placement.on_mesh(step, self.mesh)
+
+  def _compile(self, stage: Stage) -> Callable:
+    step = placement.on_mesh(self.plain_step(stage), self.mesh)
 
     def call(state, source, rows, first):
       if rows.ndim == 2:

@@ -9,6 +9,10 @@ from ssljax.core import Stage
 from ssljax.data.splits import Split
 from ssljax.training.active_loop import ActiveLearning
 from ssljax.training.compiled import Program
+from ssljax.training.watch import Watch
+
+# Parts of the time of a job, beside compiled steps and their compilation.
+PARTS = ('input', 'update', 'evaluation', 'checkpoint')
 
 
 class Options(NamedTuple):
@@ -22,6 +26,7 @@ class Options(NamedTuple):
   # True once the run has to save and exit; called on all processes at the same
   # points of the program.
   preempted: Callable[[], bool] = lambda: False
+  watch: Watch | None = None  # called around every call of the step
   progress: bool = True  # show a progress bar
   stop_early: bool = False  # leave out stages after a worse one, see `guard`
   following: str = ''  # text about the jobs after this one
@@ -51,6 +56,8 @@ class Progress(NamedTuple):
   evaluations: tuple = ()
   seconds: float = 0.0  # in compiled steps, summed over interrupted runs
   compiling: float = 0.0  # part of `seconds` in first calls, which compile
+  # Seconds by part of `PARTS`. 'input' is a part of `seconds`, too.
+  spent: Mapping[str, float] = {}
   metrics_bytes: int = 0  # length of metrics.jsonl
   metrics_digest: str = ''  # SHA-256 of these bytes; '' if not known
   ends: tuple = ()  # last step of each finished stage, over all stages
@@ -97,7 +104,7 @@ class Progress(NamedTuple):
       return 'a number of its progress is no count'
     if self.stage >= len(stages):
       return f'there is no stage {self.stage}'
-    times = self.seconds, self.compiling
+    times = self.seconds, self.compiling, *self.spent.values()
     if not all(type(x) in (int, float) and math.isfinite(x) for x in times):
       return 'its seconds are no numbers'
     ends = [0, *self.ends][: self.stage + 1]
@@ -122,14 +129,25 @@ class Progress(NamedTuple):
     return self._replace(stage=number, round=0, begun=self.step)
 
   def after_span(
-    self, step: int, seconds: float, compiling: float
+    self, step: int, seconds: float, compiling: float, waiting: float
   ) -> 'Progress':
     """Return the progress after a span that ended at a step."""
     return self._replace(
       step=step,
       seconds=self.seconds + seconds,
       compiling=self.compiling + compiling,
-    )
+    ).with_spent('input', waiting)
+
+  def with_spent(self, part: str, seconds: float) -> 'Progress':
+    """Return the progress with more seconds of a part of `PARTS`."""
+    total = self.spent.get(part, 0.0) + seconds
+    return self._replace(spent={**self.spent, part: total})
+
+  def by_part(self) -> dict[str, float]:
+    """Return the seconds of all parts: steps, compilation and `PARTS`."""
+    spent = {part: self.spent.get(part, 0.0) for part in PARTS}
+    steps = self.seconds - self.compiling - spent['input']
+    return {'steps': max(0.0, steps), 'compilation': self.compiling} | spent
 
   def after_round(self) -> 'Progress':
     """Return the progress at the end of a round."""

@@ -17,18 +17,20 @@ in and exits. When it resumes, it continues to the same next stop. A run that
 is preempted during a pass over the data set gives the pass up and repeats it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import itertools
 import logging
 import sys
 import time
 from typing import Any, NoReturn
 
+import jax
 import numpy as np
 import tqdm
 
 from ssljax.core import Method, Stage, TrainState, no_update
-from ssljax.distributed import multihost
+from ssljax.distributed import multihost, placement
 from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError
 from ssljax.training import (
@@ -42,13 +44,27 @@ from ssljax.training import (
 from ssljax.training.job import Job, Options, Progress
 from ssljax.training.rounds import Call, Round
 from ssljax.training.snapshots import Snapshots
+from ssljax.training.watch import Watch
 
 _LOG = logging.getLogger(__name__)
 _SHORT = 30.0  # seconds; a shorter job needs no estimate
+_WINDOW = 10.0  # seconds of steps over which the input wait is looked at
+STARVED = 0.2  # share of input wait above which the run warns
 
 
 class DivergedError(InputError):
-  """The loss, the parameters or the memory are not finite."""
+  """The loss, the parameters or the memory are not finite.
+
+  Attributes:
+    record: what identifies the step, see `_Loop.failure`.
+  """
+
+  def __init__(self, message: str, record: dict[str, Any] | None = None):
+    super().__init__(message)
+    self.record = record or {}
+
+  def __reduce__(self):
+    return type(self), (self.marked, self.record)
 
 
 def stage_ends(method: Method) -> dict[str, int]:
@@ -140,13 +156,17 @@ def fit(
   start = _begin(snapshots, writer, metrics_start)
   loop = _Loop(job, options, writer, snapshots, *start)
   total = total_steps(job.program.method)
-  with metrics_writer.progress_bar(
-    job.name, loop.progress.step, total, options.progress
-  ) as bar:
+  with (
+    metrics_writer.progress_bar(
+      job.name, loop.progress.step, total, options.progress
+    ) as bar,
+    contextlib.closing(options.watch or Watch()),
+  ):
     for number in range(loop.progress.stage, len(loop.stages)):
       if not loop.progress.stopped:
         loop.run_stage(number, bar)
-  checkpoints.wait()
+  with loop.spending('checkpoint'):
+    checkpoints.wait()
   if loop.progress.stopped:
     step = loop.progress.delivered_step
     return restore(job, checkpoints, step), loop.progress
@@ -204,6 +224,9 @@ class _Loop:
     self.progress: Progress = progress
     self.saved_at = 0.0  # time of the last checkpoint, on the monotonic clock
     self.is_estimated = False  # the time of the job was said
+    self.window = (0.0, 0.0)  # seconds of steps, and of input wait in them
+    self.has_starved = False
+    self.rest: Round | None = None  # the current round
 
   @property
   def stage(self) -> Stage:
@@ -214,6 +237,13 @@ class _Loop:
   def is_over(self) -> bool:
     """True if the current stage has ended."""
     return self.progress.is_over(self.stage)
+
+  @contextlib.contextmanager
+  def spending(self, part: str) -> Iterator[None]:
+    """Count the seconds of a part of `job.PARTS`."""
+    began = time.monotonic()
+    yield
+    self.progress = self.progress.with_spent(part, time.monotonic() - began)
 
   # Stages.
 
@@ -246,7 +276,8 @@ class _Loop:
       The outputs of the stage's `per_example` for all images, or None.
     """
     update = self.program.epoch_update[self.progress.stage]
-    self.state, mapped = update(self.state, before=self.exit_if_preempted)
+    with self.spending('update'):
+      self.state, mapped = update(self.state, before=self.exit_if_preempted)
     return mapped
 
   def acquire(self, mapped):
@@ -256,13 +287,14 @@ class _Loop:
       mapped: as `epoch_update` returns it.
     """
     past, active = self.progress.asked, self.job.active_learning
-    self.state, answer = active.query(
-      self.state,
-      self.job.splits,
-      past,
-      before=self.exit_if_preempted,
-      sampled=mapped if active.can_use(self.stage) else None,
-    )
+    with self.spending('update'):
+      self.state, answer = active.query(
+        self.state,
+        self.job.splits,
+        past,
+        before=self.exit_if_preempted,
+        sampled=mapped if active.can_use(self.stage) else None,
+      )
     if answer:
       self.progress = self.progress.with_answer(answer)
       self.report.write_asked(self.stage, self.progress)
@@ -272,6 +304,7 @@ class _Loop:
     rest = rounds.rest_of_round(
       self.job, self.options, self.state, self.progress
     )
+    self.rest = rest
     # On the devices, because the steps allow no implicit transfer.
     first = self.program.place(np.asarray(rest.stage_start, np.int32), None)
     self.saved_at = time.monotonic()
@@ -300,17 +333,72 @@ class _Loop:
       rest.fetched,
       first,
       self.options.preempted,
+      self.options.watch,
+      (self.progress.stage, rest.stage_start),
     )
-    _refuse_infinite(self.job, ran.losses, rest.stage_start + ran.begin)
+    self.refuse_infinite(ran, rest)
     self.progress = self.progress.after_span(
-      rest.stage_start + ran.end, ran.seconds, ran.compiling
+      rest.stage_start + ran.end, ran.seconds, ran.compiling, ran.waiting
     )
+    self.warn_of_starving(ran)
     return ran
 
   def say(self, text: str):
     """Print a line about the job, if the run shows its progress."""
     if self.options.progress and multihost.is_main_process():
       tqdm.tqdm.write(f'{self.job.name}: {text}', file=sys.stderr)
+
+  def refuse_infinite(self, ran: spans.Ran, rest: Round):
+    """Raise at the first loss of a span that is not finite."""
+    bad = np.argwhere(~np.isfinite(ran.losses))
+    if not len(bad):
+      return
+    step, seed = (int(x) for x in bad[0])
+    loss, number = ran.losses[step, seed], self.job.splits[seed].seed
+    at = ran.begin + step
+    _diverged(
+      f'the loss of {self.job.name} is {loss} at step '
+      f'{rest.stage_start + at + 1} (seed {number})',
+      self.failure(rest, at, seed, f'the loss is {loss}'),
+    )
+
+  def failure(
+    self, rest: Round, step: int, seed: int, problem: str
+  ) -> dict[str, Any]:
+    """Return what identifies a step that failed, as JSON values.
+
+    Args:
+      rest: the current round.
+      step: from the start of the stage.
+      seed: its position among the seeds of the job; -1 for all.
+      problem: what happened.
+    """
+    rows, over_all = rest.rows_of((step, step + 1)), rest.stage_start + step
+    keys = jax.vmap(jax.random.fold_in, (0, None))(self.state.key, over_all)
+    some = slice(None) if seed < 0 else slice(seed, seed + 1)
+    return {
+      'method': self.program.method.name,
+      'seeds': [split.seed for split in self.job.splits],
+      'stage': rest.stage.name,
+      'step': over_all + 1,
+      'problem': problem,
+      'failed_seeds': [split.seed for split in self.job.splits[some]],
+      'rows': np.asarray(rows)[some].tolist(),
+      'labelled': rest.stage.batch_spec.labelled,
+      'keys': jax.random.key_data(keys)[some].tolist(),
+    }
+
+  def warn_of_starving(self, ran: spans.Ran):
+    """Warn once if the devices wait for images for a large part of the time."""
+    stepping, waiting = self.window
+    stepping += ran.seconds - ran.compiling
+    self.window = stepping, waiting + ran.waiting
+    if stepping < _WINDOW:
+      return
+    share, self.window = self.window[1] / stepping, (0.0, 0.0)
+    if share > STARVED and not self.has_starved:
+      self.has_starved = True
+      _LOG.warning('%s: %s', self.job.name, starving(share))
 
   def say_estimate(self, ran: spans.Ran):
     """Say once, after some compiled steps, how long the job will take."""
@@ -368,6 +456,11 @@ class _Loop:
 
   def evaluate(self, stage: Stage):
     """Measure errors and pseudo-labels, and write, keep and say them."""
+    with self.spending('evaluation'):
+      self.measure(stage)
+
+  def measure(self, stage: Stage):
+    """Do the work of `evaluate`."""
     splits = self.job.splits
     found = self.program.predictions(self.state, splits[0])
     errors = evaluate.errors(found)
@@ -421,11 +514,19 @@ class _Loop:
 
   def save(self):
     """Write a checkpoint in the background."""
+    with self.spending('checkpoint'):
+      self.begin_save()
+
+  def begin_save(self):
+    """Do the work of `save`."""
     is_finite, checksum = checkpoint.examine(self.state)
     if not is_finite:
+      step = self.progress.step - self.progress.stage_start - 1
+      problem = 'weights or memory are not finite'
       _diverged(
         f'weights or memory of {self.job.name} are not finite after step '
-        f'{self.progress.step}'
+        f'{self.progress.step}',
+        self.rest and self.failure(self.rest, step, -1, problem),
       )
     writer = self.report.writer
     self.progress = self.progress._replace(
@@ -451,6 +552,19 @@ class _Loop:
     )
 
 
+def starving(share: float) -> str:
+  """Return the text about devices that wait for images.
+
+  Args:
+    share: of the time of the steps.
+  """
+  return (
+    f'the devices waited for images for {share:.0%} of the time of the steps '
+    f'(more than {STARVED:.0%}): give feed=resident if the images fit on the '
+    'devices, a smaller image_size, or more CPU cores for decoding'
+  )
+
+
 def _not_ready(stage: Stage, value: float) -> str:
   """Return the text of the warning that a stage is not ready."""
   check = stage.readiness
@@ -463,28 +577,21 @@ def _not_ready(stage: Stage, value: float) -> str:
   ).replace('`', '')
 
 
-def _refuse_infinite(job: Job, losses: np.ndarray, before: int):
-  """Raise at the first loss of `[steps, S]` that is not finite.
-
-  Args:
-    job: the job.
-    losses: losses of consecutive steps.
-    before: number of steps before them.
-  """
-  bad = np.argwhere(~np.isfinite(losses))
-  if len(bad):
-    step, seed = bad[0]
-    _diverged(
-      f'the loss of {job.name} is {losses[step, seed]} at step '
-      f'{before + step + 1} (seed {job.splits[seed].seed})'
-    )
-
-
-def _diverged(problem: str) -> NoReturn:
+def _diverged(problem: str, record: dict[str, Any] | None) -> NoReturn:
   raise DivergedError(
     f'`learning_rate`: {problem}: stopped without saving it, the last '
-    'checkpoint is good; lower the learning rate'
+    'checkpoint is good; lower the learning rate',
+    record,
   )
+
+
+def _timing(progress: Progress, ran: spans.Ran) -> dict[str, float]:
+  """Return the measurements of time and memory at the end of a span."""
+  stepping = ran.seconds - ran.compiling - ran.waiting
+  found = {'step_time': max(0.0, stepping) / (ran.end - ran.begin)}
+  found |= {f'seconds_{k}': v for k, v in progress.by_part().items()}
+  memory = placement.memory_in_use()
+  return found | ({'device_bytes': float(memory[0])} if memory else {})
 
 
 class _Report:
@@ -499,7 +606,7 @@ class _Report:
     speed = {
       'images_per_second': images * (ran.end - ran.begin) / ran.seconds,
       'seconds': progress.seconds,
-    }
+    } | _timing(progress, ran)
     for i, split in enumerate(self.job.splits):
       terms = {name: float(value[i]) for name, value in ran.metrics.items()}
       self._write(stage, progress, split, terms | speed)

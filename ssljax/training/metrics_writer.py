@@ -21,13 +21,17 @@ from ssljax import files
 from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
 from ssljax.training import trackers
-from ssljax.training.job import Progress
+from ssljax.training.job import PARTS, Progress
 
 _LOG = logging.getLogger(__name__)
 _FILE = 'metrics.jsonl'
 
 # Fields of a measurement that differ between identical runs.
-TIMING = ('seconds', 'images_per_second', 'time')
+TIMING = (
+  *('seconds', 'images_per_second', 'time', 'step_time', 'device_bytes'),
+  *('seconds_steps', 'seconds_compilation'),
+  *(f'seconds_{part}' for part in PARTS),
+)
 
 
 class MetricsWriter:

@@ -5,7 +5,7 @@ the rows may change between epochs. With active learning a round lasts until the
 next query. Any other stage is one round.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import itertools
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ class Round(NamedTuple):
   update_every: int  # steps between calls of `epoch_update`
   spans: Sequence[Sequence[Call]]  # calls of the compiled step between stops
   fetched: Iterator[tuple[Any, Any]]  # (pixels, rows) of every call
+  rows_of: Callable[[Call], Any]  # rows [S, B] of a call of one step
 
   def updates_before(self, span: Sequence[Call]) -> bool:
     """Return True if `epoch_update` is due before a span.
@@ -122,12 +123,13 @@ def rest_of_round(
   update_every = epoch_steps * stage.every or end
   updates = range(begin, end, update_every)
   spans = _spans(stage, options, done, end, updates)
+  rows_of = functools.partial(sampling.rows_of_call, of_seeds)
   fetched = job.program.data.train.batches(
-    functools.partial(sampling.rows_of_call, of_seeds),
+    rows_of,
     list(itertools.chain(*spans)),
     functools.partial(sampling.rng_words_of_call, of_seeds),
   )
-  return Round(stage, start, begin, end, update_every, spans, fetched)
+  return Round(stage, start, begin, end, update_every, spans, fetched, rows_of)
 
 
 def _end(job: Job, stage: Stage, begin: int, epoch_steps: int) -> int:

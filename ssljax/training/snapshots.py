@@ -25,14 +25,18 @@ class Snapshots:
     self.digests = [split.digest for split in job.splits]
     self.saved = None  # step of the newest checkpoint
 
-  def initial(self) -> TrainState:
-    """Return the state before the first step of the first stage."""
+  def initial(self, is_traced: bool = False) -> TrainState:
+    """Return the state before the first step of the first stage.
+
+    Args:
+      is_traced: as in `Program.initial`.
+    """
     batch_spec = self.program.method.stages[0].batch_spec
     samplers = [
       sampling.Sampler(batch_spec, split) for split in self.job.splits
     ]
     rows = sampling.rows_of_call(samplers, (0, 1))
-    return self.program.initial(self.job.splits, rows)
+    return self.program.initial(self.job.splits, rows, is_traced)
 
   def abstract(self, stage: int) -> TrainState:
     """Return shapes and shardings of a state in a stage.
@@ -40,7 +44,7 @@ class Snapshots:
     The optimiser of each stage may have a state of another shape.
     """
     shapes = jax.eval_shape(
-      lambda: self.program.init_stage[stage](self.initial())
+      lambda: self.program.init_stage[stage](self.initial(is_traced=True))
     )
     return checkpoint.abstract(shapes, self.program.sharding)
 

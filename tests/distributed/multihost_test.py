@@ -24,6 +24,7 @@ import types
 
 import binary
 from contract_test import lines
+import fake_tfds
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -33,6 +34,7 @@ import pytest
 import tiny
 
 from ssljax import errors
+from ssljax.data import datasets
 from ssljax.distributed import multihost, placement
 from ssljax.runs import run_lock
 
@@ -387,3 +389,22 @@ def test_a_hanging_process_exits_with_the_stacks_of_all_threads(tmp_path):
     ((status, said),) = ended(started, seconds=30)
   assert status == 1
   assert said.startswith('so far\nTimeout') and 'in hang' in said
+
+
+def test_each_process_reads_its_share_of_the_labels(tmp_path):
+  rng = np.random.default_rng(0)
+  images = list(rng.integers(0, 256, (5, 4, 4, 3)).astype(np.uint8))
+  data, labels = tmp_path / 'data', [0, 1, 2, 0, -1]
+  splits = {'train': 5, 'test': [0, 1]}
+  fake_tfds.write(data, 'pictures', images, labels, 3, splits=splits, shards=2)
+  args = str(data), str(tmp_path), '{port}', '{count}', '{k}'
+  with processes(2, 1, HERE.parent / 'label_share.py', *args) as started:
+    for status, output in ended(started):
+      assert status == 0, output
+  found = [json.loads((tmp_path / f'{k}.json').read_text()) for k in range(2)]
+  # The rows of 'train' and one of the two rows of 'test' each.
+  assert [each['rows'] for each in found] == [[0, 1, 0], [2, 3, 4, 1]]
+  alone = datasets.load('pictures', str(data))
+  for each in found:
+    assert each['labels'] == labels
+    assert each['digests'] == alone.train.digests().tolist()

@@ -112,7 +112,7 @@ def train(folder, **values):
 def measured(folder):
   """Lines of metrics.jsonl without times, in the order of job and step."""
   lines = map(json.loads, (folder / 'metrics.jsonl').open())
-  timing = (*metrics_writer.TIMING, 'images_per_second')
+  timing = metrics_writer.TIMING
   found = [{k: v for k, v in x.items() if k not in timing} for x in lines]
   return sorted(found, key=lambda x: (x['job'], x['seed'], x['step'], len(x)))
 
