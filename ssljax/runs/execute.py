@@ -171,7 +171,7 @@ def train(
   if on_measurement:
     recorder = _Observed(recorder, on_measurement)
   with (
-    contextlib.closing(recorder),
+    _closing(recorder),
     _notice(folder) as preempted,
   ):
     if lock:
@@ -186,6 +186,18 @@ def train(
     result['goodput'] = round(jobs.stepping / wall, 3)
   keep_result(folder, result)
   return result
+
+
+@contextlib.contextmanager
+def _closing(recorder):
+  """Close a recorder at the end; of two errors the first one is raised."""
+  try:
+    yield
+  except BaseException:
+    with contextlib.suppress(OSError):
+      recorder.close()
+    raise
+  recorder.close()
 
 
 def _notice(folder: pathlib.Path | None):
@@ -255,7 +267,10 @@ class _Jobs:
       progress=self.progress,
       following=f'; {self.left} more to follow' if self.left else '',
     )
-    with contextlib.closing(self.checkpoints(job)) as checkpoints:
+    with (
+      contextlib.closing(self.checkpoints(job)) as checkpoints,
+      _outages(self.folder, checkpoints),
+    ):
       state, progress = loop.fit(
         job, options, self.recorder, checkpoints, self.metrics_start
       )
@@ -283,6 +298,20 @@ class _Jobs:
     permanent = loop.permanent(method, ends, settings.keep_every)
     where = checkpoint_folder(self.folder, method, job.splits)
     return checkpoint.Checkpoints(where, permanent=permanent, clean_up=True)
+
+
+@contextlib.contextmanager
+def _outages(folder: pathlib.Path | None, checkpoints):
+  """Name the last checkpoint when the bucket of a run cannot be used."""
+  try:
+    yield
+  except OSError as error:
+    if folder is None or not files.in_bucket(folder):
+      raise
+    raise InputError(
+      f'`workdir`={folder}: cannot be written ({error.strerror or error}): '
+      f'{checkpoint.after_outage(checkpoints.newest)}'
+    ) from error
 
 
 class _Observed:
@@ -391,10 +420,11 @@ def _locked(folder: pathlib.Path, is_new: bool):
   made, locks = [], []
 
   def take():
-    paths = [folder, *folder.parents]
-    made.extend(p for p in paths if not files.exists(p))
+    if not files.in_bucket(folder):
+      paths = [folder, *folder.parents]
+      made.extend(p for p in paths if not files.exists(p))
     folder.mkdir(parents=True, exist_ok=True)
-    locks.append(run_lock.RunLock(folder))
+    locks.append(run_lock.take(folder))
 
   try:
     with run_folder.disk_errors(folder):

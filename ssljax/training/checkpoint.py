@@ -48,6 +48,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = tuple(os.strerror(number) for number in _FULL)
 
 
+_STEP = re.compile(r'0|[1-9]\d{0,15}')  # name of a checkpoint
+_COMMITTED = 'commit_success.txt'  # Orbax's, of a checkpoint in a bucket
+
+
 class DamagedError(Exception):
   """The files of a checkpoint are not those that were written."""
 
@@ -154,8 +158,10 @@ def _refuse_other_arrays(saved: dict[str, str], expected: dict[str, str]):
 def _refuse_irregular(folder: pathlib.Path) -> None:
   """Raise `DamagedError` if a folder has more than folders and regular files.
 
-  Orbax would block when it opens a FIFO.
+  Orbax would block when it opens a FIFO. In a bucket there are none.
   """
+  if files.in_bucket(folder):
+    return
   for where, folders, names in os.walk(folder):
     paths = [os.path.join(where, name) for name in names]
     links = [os.path.join(where, name) for name in folders]
@@ -191,7 +197,7 @@ class _Names:
   def find_all(self, base_path) -> Iterator:
     """Yield Orbax's metadata of every step that is safe to open."""
     for found in self._all.find_all(base_path):
-      if not _is_irregular(pathlib.Path(found.path)):
+      if not _is_irregular(files.as_folder(found.path)):
         yield found
 
 
@@ -324,7 +330,7 @@ class Checkpoints:
       clean_up: remove checkpoints that a killed process has not finished. The
         lock on the run's folder must be held.
     """
-    self.folder = pathlib.Path(folder).absolute()
+    self.folder = files.as_folder(folder).absolute()
     if clean_up:
       multihost.on_main_process(self._remove_unfinished)
     self._policy = checkpoint_managers.AnyPreservationPolicy(
@@ -333,7 +339,10 @@ class Checkpoints:
         checkpoint_managers.CustomSteps(list(permanent)),
       ]
     )
-    self._open()
+    with _bucket_errors(self.folder):
+      self._open()
+    self.newest = max(self.steps(), default=None)  # that is written
+    self._begun = self.newest
 
   def _open(self):
     self._manager = _Manager(
@@ -346,7 +355,15 @@ class Checkpoints:
     )
 
   def _remove_unfinished(self) -> None:
-    """Remove the checkpoints that a killed process has not finished."""
+    """Remove the checkpoints that a killed process has not finished.
+
+    In a bucket they have their final names, and lack the mark of a commit.
+    """
+    if files.in_bucket(self.folder):
+      for path in self.folder.iterdir():
+        if _STEP.fullmatch(path.name) and not (path / _COMMITTED).is_file():
+          path.rmtree()
+      return
     for path in self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
       shutil.rmtree(path, ignore_errors=True)
 
@@ -357,7 +374,7 @@ class Checkpoints:
   def _on_disk(self) -> tuple[int, ...]:
     """Return the steps of all checkpoints, readable or not, newest first."""
     numbers = [p.name for p in self.folder.iterdir()]
-    found = {int(n) for n in numbers if re.fullmatch(r'0|[1-9]\d{0,15}', n)}
+    found = {int(n) for n in numbers if _STEP.fullmatch(n)}
     return tuple(sorted(found | set(self.steps()), reverse=True))
 
   def save(self, step: int, state: TrainState, progress: dict) -> None:
@@ -372,7 +389,7 @@ class Checkpoints:
     tree = _to_tree(_plain(state))
     progress = json.loads(json.dumps(progress | {'arrays': _signatures(tree)}))
     progress['digest'] = _digest(progress)
-    with _write_errors(self.folder):  # of this write or the one before
+    with _write_errors(self.folder, self.newest):  # this or the one before
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -380,6 +397,7 @@ class Checkpoints:
           progress=ocp.args.JsonSave(progress),
         ),
       )
+    self.newest, self._begun = self._begun, step
 
   def restore(
     self,
@@ -414,6 +432,8 @@ class Checkpoints:
         break
       found, failed[step] = None, problem or DamagedError('on another host')
     self._report(failed, step if found else None, put_aside)
+    if found:
+      self.newest = self._begun = step
     return found
 
   def _attempt(self, step: int, like):
@@ -427,6 +447,8 @@ class Checkpoints:
     except Exception as error:
       if 'RESOURCE_EXHAUSTED' in str(error):
         raise  # out of device memory
+      if files.in_bucket(self.folder):
+        self.folder.is_dir()  # raises if the bucket cannot be read
       return None, error
 
   def _report(self, failed, restored: int | None, put_aside: bool) -> None:
@@ -552,20 +574,43 @@ class Checkpoints:
     Raises:
       InputError: a checkpoint could not be written.
     """
-    with _write_errors(self.folder):
+    with _write_errors(self.folder, self.newest):
       self._manager.wait_until_finished()
+    self.newest = self._begun
 
   def close(self) -> None:
     """Wait, and release Orbax's threads."""
-    with _write_errors(self.folder):
+    with _write_errors(self.folder, self.newest):
       self._manager.close()
 
 
 @contextlib.contextmanager
-def _write_errors(folder: pathlib.Path):
-  """Turn a write error of Orbax into an `InputError`."""
+def _bucket_errors(folder: pathlib.Path, newest: int | None = None):
+  """Turn an error of a bucket into an `InputError`.
+
+  Args:
+    folder: of the checkpoints.
+    newest: step of the last checkpoint that is written, None without any.
+  """
   try:
     yield
+  except Exception as error:  # the clients of buckets raise many kinds
+    if not files.in_bucket(folder) or isinstance(error, InputError):
+      raise
+    raise InputError(
+      f'`workdir`: the checkpoints in {folder} cannot be used '
+      f'({_first_line(error)}): {after_outage(newest)}'
+    ) from error
+
+
+@contextlib.contextmanager
+def _write_errors(folder: pathlib.Path, newest: int | None):
+  """Turn a write error of Orbax into an `InputError`."""
+  try:
+    with _bucket_errors(folder, newest):
+      yield
+  except InputError:
+    raise
   except (ValueError, OSError) as error:
     reason = _first_line(error)
     if _is_full(error):
@@ -575,6 +620,19 @@ def _write_errors(folder: pathlib.Path):
       'the folder writable, with room for it, and run the same command again, '
       'it goes on from the last checkpoint'
     ) from error
+
+
+def after_outage(newest: int | None) -> str:
+  """Return the remedy of a run that has lost its bucket.
+
+  Args:
+    newest: step of the last checkpoint that is written, None without any.
+  """
+  last = f'step {newest}' if newest is not None else 'none'
+  return (
+    f'the last checkpoint is {last}: see that the bucket can be used, and run '
+    'the same command again, it goes on from there'
+  )
 
 
 def _first_line(error: BaseException | None) -> str:
