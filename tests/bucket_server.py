@@ -12,6 +12,7 @@ import contextlib
 import functools
 import http.server
 import json
+import logging
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.storage import Storage
 
 NAME = 'bucket'  # of the only bucket
+logging.getLogger('gcp_storage_emulator').setLevel(logging.CRITICAL)
 DENIED = {
   401: 'Invalid Credentials',
   403: 'test does not have storage.objects.list access to the bucket.',
