@@ -548,7 +548,8 @@ def act(asked: dict[str, Any]) -> None:
   folder = files.as_place('run', asked['run'])
   result = load.finished_result(folder)
   wanted = folder / 'report.html' if asked['out'] is None else asked['out']
-  out = main.as_output('out', str(wanted))
+  make = files.as_place if files.in_bucket(wanted) else main.as_output
+  out = make('out', str(wanted))
   finished = load.load(
     folder, asked['seed'], asked['data_dir'], asked['corrupt']
   )

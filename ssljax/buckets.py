@@ -90,12 +90,6 @@ def reason(error: BaseException) -> str:
   return text
 
 
-def is_error(error: BaseException) -> bool:
-  """Return True for an error of a library that talks to buckets."""
-  libraries = 'google', 'gcsfs', 'aiohttp', 'requests', 'fsspec'
-  return type(error).__module__.split('.')[0] in libraries
-
-
 @contextlib.contextmanager
 def _os_errors(path: os.PathLike) -> Iterator[None]:
   """Turn an error of Google's client into an `OSError` about a path."""
@@ -151,10 +145,6 @@ class BucketPath(gpath.PosixGPath):
   def exists(self) -> bool:
     """Return True for a file and a folder."""
     return self.is_file() or self.is_dir()
-
-  def is_symlink(self) -> bool:
-    """Return False."""
-    return False
 
   def iterdir(self) -> Iterator['BucketPath']:
     """Yield the files and folders in this folder."""

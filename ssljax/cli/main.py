@@ -21,7 +21,7 @@ import warnings
 
 from absl import app, flags, logging
 
-from ssljax import config, files
+from ssljax import config
 from ssljax.cli import config_flags
 from ssljax.errors import InputError, require
 from ssljax.files import as_path
@@ -404,8 +404,6 @@ def as_output(name: str, text: str) -> pathlib.Path:
   Raises:
     InputError: no file can be written there.
   """
-  if files.in_bucket(text):
-    return files.as_place(name, text)
   path = as_path(name, text)
   require(
     path.is_file() or not os.path.lexists(path),

@@ -8,6 +8,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import tempfile
 
 _EVENTS = 'events'
 
@@ -15,13 +16,16 @@ _EVENTS = 'events'
 def scratch_folder(folder: os.PathLike) -> pathlib.Path:
   """Return the local folder for a run in a bucket, made if absent.
 
-  It is the same one whenever the run goes on on this machine.
+  It is the same one whenever the run goes on on this machine, if possible.
   """
   caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   digest = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]
   root = pathlib.Path(caches).expanduser() / 'ssljax' / 'runs'
   scratch = root / digest / folder.name
-  scratch.mkdir(parents=True, exist_ok=True)
+  try:
+    scratch.mkdir(parents=True, exist_ok=True)
+  except OSError:  # a home that is read-only, or none
+    return pathlib.Path(tempfile.mkdtemp(prefix='ssljax-'))
   return scratch
 
 

@@ -102,8 +102,6 @@ def test_killed_resumed_and_reported(bucket, tmp_path, capsys):
   assert model.predict(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2,)
   assert binary.run(folder, tmp_path / 'whole', binary='compare') == 0
   assert '+0.00' in capsys.readouterr().out
-  assert binary.run(f'--run={folder}', binary='html_report') == 0
-  assert 'test_error' in (folder / 'report.html').read_text()
 
   # Another run is refused, and overwriting removes everything of this one.
   line = binary.refused(capsys, *FLAGS, '--seed=5', f'--workdir={folder}')
@@ -112,6 +110,15 @@ def test_killed_resumed_and_reported(bucket, tmp_path, capsys):
   assert binary.run(*FLAGS, *more) == 0
   assert committed(bucket) == [4]
   assert {line['seed'] for line in lines(folder)} == {5}
+
+
+@pytest.mark.slow
+def test_a_report_is_written_beside_the_run(bucket):
+  assert binary.run(*FLAGS, f'--workdir={bucket.folder}') == 0
+  assert binary.run(f'--run={bucket.folder}', binary='html_report') == 0
+  text = (bucket.folder / 'report.html').read_text()
+  error = result_of(bucket.folder)['test_error']['last'][0]
+  assert f'{error:.2f}' in text and str(bucket.folder) in text
 
 
 def test_a_damaged_checkpoint_leads_to_the_older_one(bucket, caplog):
