@@ -310,7 +310,7 @@ def _outages(folder: pathlib.Path | None, checkpoints):
       raise
     raise InputError(
       f'`workdir`={folder}: cannot be written ({error.strerror or error}): '
-      f'{checkpoint.after_outage(checkpoints.newest)}'
+      f'{checkpoints.remedy()}'
     ) from error
 
 

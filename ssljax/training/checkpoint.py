@@ -339,10 +339,10 @@ class Checkpoints:
         checkpoint_managers.CustomSteps(list(permanent)),
       ]
     )
-    with _bucket_errors(self.folder):
+    self._newest = self._begun = None  # written last, and begun last
+    with _bucket_errors(self.folder, self.remedy()):
       self._open()
-    self.newest = max(self.steps(), default=None)  # that is written
-    self._begun = self.newest
+    self._newest = self._begun = max(self.steps(), default=None)
 
   def _open(self):
     self._manager = _Manager(
@@ -389,7 +389,7 @@ class Checkpoints:
     tree = _to_tree(_plain(state))
     progress = json.loads(json.dumps(progress | {'arrays': _signatures(tree)}))
     progress['digest'] = _digest(progress)
-    with _write_errors(self.folder, self.newest):  # this or the one before
+    with _write_errors(self.folder, self.remedy()):  # this or the one before
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -397,7 +397,7 @@ class Checkpoints:
           progress=ocp.args.JsonSave(progress),
         ),
       )
-    self.newest, self._begun = self._begun, step
+    self._newest, self._begun = self._begun, step
 
   def restore(
     self,
@@ -433,7 +433,7 @@ class Checkpoints:
       found, failed[step] = None, problem or DamagedError('on another host')
     self._report(failed, step if found else None, put_aside)
     if found:
-      self.newest = self._begun = step
+      self._newest = self._begun = step
     return found
 
   def _attempt(self, step: int, like):
@@ -574,23 +574,35 @@ class Checkpoints:
     Raises:
       InputError: a checkpoint could not be written.
     """
-    with _write_errors(self.folder, self.newest):
+    with _write_errors(self.folder, self.remedy()):
       self._manager.wait_until_finished()
-    self.newest = self._begun
+    self._newest = self._begun
+
+  def remedy(self) -> str:
+    """Return what to do after the bucket has failed; names the checkpoint."""
+    last = 'there is no checkpoint yet'
+    if self._newest is not None:
+      last = f'the last checkpoint is step {self._newest}'
+    if self._begun != self._newest:
+      last += f', or step {self._begun} if its write has ended'
+    return (
+      f'{last}: see that the bucket can be used, and run the same command '
+      'again, it goes on from there'
+    )
 
   def close(self) -> None:
     """Wait, and release Orbax's threads."""
-    with _write_errors(self.folder, self.newest):
+    with _write_errors(self.folder, self.remedy()):
       self._manager.close()
 
 
 @contextlib.contextmanager
-def _bucket_errors(folder: pathlib.Path, newest: int | None = None):
+def _bucket_errors(folder: pathlib.Path, remedy: str):
   """Turn an error of a bucket into an `InputError`.
 
   Args:
     folder: of the checkpoints.
-    newest: step of the last checkpoint that is written, None without any.
+    remedy: of `Checkpoints.remedy`.
   """
   try:
     yield
@@ -599,15 +611,15 @@ def _bucket_errors(folder: pathlib.Path, newest: int | None = None):
       raise
     raise InputError(
       f'`workdir`: the checkpoints in {folder} cannot be used '
-      f'({_first_line(error)}): {after_outage(newest)}'
+      f'({_first_line(error)}): {remedy}'
     ) from error
 
 
 @contextlib.contextmanager
-def _write_errors(folder: pathlib.Path, newest: int | None):
+def _write_errors(folder: pathlib.Path, remedy: str):
   """Turn a write error of Orbax into an `InputError`."""
   try:
-    with _bucket_errors(folder, newest):
+    with _bucket_errors(folder, remedy):
       yield
   except InputError:
     raise
@@ -620,19 +632,6 @@ def _write_errors(folder: pathlib.Path, newest: int | None):
       'the folder writable, with room for it, and run the same command again, '
       'it goes on from the last checkpoint'
     ) from error
-
-
-def after_outage(newest: int | None) -> str:
-  """Return the remedy of a run that has lost its bucket.
-
-  Args:
-    newest: step of the last checkpoint that is written, None without any.
-  """
-  last = f'step {newest}' if newest is not None else 'none'
-  return (
-    f'the last checkpoint is {last}: see that the bucket can be used, and run '
-    'the same command again, it goes on from there'
-  )
 
 
 def _first_line(error: BaseException | None) -> str:
