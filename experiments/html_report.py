@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from absl import flags
 import numpy as np
 
-from ssljax import api, prediction
+from ssljax import api, files, prediction
 from ssljax.analysis import calibration
 from ssljax.cli import main, tool
 from ssljax.core import UNLABELLED
@@ -545,10 +545,11 @@ def define_flags(values: flags.FlagValues) -> None:
 def act(asked: dict[str, Any]) -> None:
   """Write the report that the flags describe."""
   require(asked['run'] is not None, '`run`: give the folder of a finished run')
-  folder = main.as_path('run', asked['run'])
+  folder = files.as_place('run', asked['run'])
   result = load.finished_result(folder)
   wanted = folder / 'report.html' if asked['out'] is None else asked['out']
-  out = main.as_output('out', str(wanted))
+  make = files.as_place if files.in_bucket(wanted) else main.as_output
+  out = make('out', str(wanted))
   finished = load.load(
     folder, asked['seed'], asked['data_dir'], asked['corrupt']
   )

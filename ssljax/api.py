@@ -351,7 +351,7 @@ def _train(
     run = run_of(config, is_new=True)
     result = execute.train(run, **how)
     return _model_of(run, parts, found, result, history, white)
-  folder = files.as_path('workdir', str(workdir))
+  folder = files.as_place('workdir', str(workdir))
   config = budget.recorded(config, folder)
   is_new = config.run.overwrite or not run_folder.is_run(folder)
   make_run = functools.partial(run_of, config, is_new=is_new)
@@ -380,7 +380,7 @@ def warn_of_seen(run: build.Run) -> None:
   source = run.config.run.init_from
   if source is None:
     return
-  path = files.as_path('init_from', source) / 'split.json'
+  path = files.as_place('init_from', source) / 'split.json'
   found = run_folder.read_json(path) if files.exists(path) else None
   data = run.dataset.name, len(run.dataset.train.labels)
   if not found or (found['dataset'], found['images']) != data:
@@ -494,7 +494,7 @@ def load(
   Raises:
     InputError: the folder holds neither, or is incomplete or damaged.
   """
-  folder = files.as_path('folder', str(folder))
+  folder = files.as_place('folder', str(folder))
   saved = next(
     (f for f in (folder, folder / 'model') if (f / model_lib.MODEL).is_file()),
     None,

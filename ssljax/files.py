@@ -3,18 +3,31 @@
 Only regular files are read and replaced: opening a FIFO would block, and a
 device or a folder is no record of a run. A file is written as a whole or not
 at all, also if the machine fails.
+
+A path is a `pathlib.Path`, or a `buckets.BucketPath` with the same methods,
+whose objects are regular files.
 """
 
 import errno
+import importlib.util
 import os
 import pathlib
 import stat
 
 from ssljax.errors import InputError, require
 
+BUCKET = 'gs://'
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+  """Return True for a path in a bucket."""
+  return os.fspath(path).startswith(BUCKET)
+
 
 def is_regular(path: str | os.PathLike) -> bool:
   """Return True for a regular file, also behind a symbolic link."""
+  if in_bucket(path):
+    return path.is_file()
   try:
     return stat.S_ISREG(os.stat(path).st_mode)
   except OSError:
@@ -33,6 +46,11 @@ def as_path(name: str, text: str) -> pathlib.Path:
       path.
   """
   require(bool(text.strip()), f'`{name}`={text}: give a path')
+  require(
+    '://' not in text,
+    f'`{name}`={text}: is no path on a disk: mount the bucket (gcsfuse), or '
+    'copy it',
+  )
   try:
     path = pathlib.Path(text).expanduser()
   except RuntimeError as error:
@@ -51,8 +69,43 @@ def as_path(name: str, text: str) -> pathlib.Path:
   return path
 
 
+def as_place(name: str, text: str) -> pathlib.Path:
+  """Return the path that a user gave, local or in a bucket.
+
+  Args:
+    name: of the parameter.
+    text: its value.
+
+  Raises:
+    InputError: it cannot be used, see `as_path` and `buckets.as_bucket`.
+  """
+  if not in_bucket(text):
+    return as_path(name, text)
+  missing = importlib.util.find_spec('gcsfs') is None
+  require(
+    not missing,
+    f"`{name}`={text}: buckets need gcsfs: pip install 'ssljax[bucket]', or "
+    'mount the bucket (gcsfuse)',
+  )
+  from ssljax import buckets  # slow to import
+
+  return buckets.as_bucket(name, text)
+
+
+def as_folder(path: str | os.PathLike) -> pathlib.Path:
+  """Return a path as an object; one in a bucket is an object already."""
+  return path if in_bucket(path) else pathlib.Path(path)
+
+
+def absolute(path: str | os.PathLike) -> str:
+  """Return an absolute path as text; one in a bucket is absolute."""
+  return os.fspath(path) if in_bucket(path) else os.path.abspath(path)
+
+
 def exists(path: str | os.PathLike) -> bool:
   """Return True if the name is taken, by a dangling link too."""
+  if in_bucket(path):
+    return path.exists()
   return os.path.lexists(path)
 
 
@@ -85,13 +138,16 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     OSError: the name is taken by something that is not a regular file, or the
       file cannot be written.
   """
+  data = content.encode() if isinstance(content, str) else content
+  if in_bucket(path):
+    path.write_bytes(data)
+    return
   path = pathlib.Path(path)
   if exists(path) and not is_regular(path):
     raise OSError(errno.EEXIST, 'it is no regular file', str(path))
   path = pathlib.Path(os.path.realpath(path))
   partial = path.with_name(f'{path.name[:200]}.{os.getpid()}.partial')
   partial.unlink(missing_ok=True)
-  data = content.encode() if isinstance(content, str) else content
   try:
     with open(partial, 'xb') as file:
       file.write(data)
@@ -106,6 +162,8 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
 
 def sync_folder(folder: str | os.PathLike) -> None:
   """Wait until the names in a folder are on disk, where that is supported."""
+  if in_bucket(folder):
+    return
   try:
     descriptor = os.open(folder, os.O_RDONLY)
   except OSError:

@@ -267,7 +267,7 @@ class Model:
     Raises:
       InputError: the folder cannot be written.
     """
-    folder = files.as_path('folder', str(folder))
+    folder = files.as_place('folder', str(folder))
     weights = flax.serialization.to_bytes(
       {'params': self._params, 'stats': self._stats, 'fitted': self._fitted}
     )

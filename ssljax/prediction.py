@@ -103,7 +103,7 @@ def load(
     InputError: the run is not finished, or its data have changed.
   """
   fraction(coverage=coverage)
-  folder = files.as_path('run', str(folder))
+  folder = files.as_place('run', str(folder))
   found, dataset, labelled = candidates(folder, data_dir)
   chosen, reason = choose(found)
   reason = reason or _stopped(load_lib.finished_result(folder))

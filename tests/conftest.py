@@ -56,6 +56,30 @@ def promoting(make):
 optax.adam = promoting(optax.adam)
 
 
+@pytest.fixture(scope='session')
+def bucket_process():
+  """The emulator of a bucket, one per process: clients remember its address."""
+  import bucket_server
+
+  with bucket_server.running() as server:
+    yield server
+
+
+@pytest.fixture
+def bucket(bucket_process, request, tmp_path, monkeypatch):
+  """The emulator, with `folder`, one of this test's own in the bucket."""
+  from ssljax import buckets
+
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setattr(buckets, 'RETRY_SECONDS', 2.0)
+  buckets._as_bucket.cache_clear()
+  name = re.sub(r'\W+', '-', request.node.name).strip('-')
+  bucket_process.folder = buckets.BucketPath(f'gs://bucket/{name}')
+  yield bucket_process
+  bucket_process.fault = lambda method, path: None
+  buckets._impatient.clear()
+
+
 # What is imported by now stays: no need to look through it for rubbish.
 gc.collect()
 gc.freeze()

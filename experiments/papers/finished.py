@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any, NamedTuple
 
-from ssljax.cli import main
+from ssljax import files
 from ssljax.errors import InputError, require
 from ssljax.experiments.figures import page
 from ssljax.experiments.papers import claims
@@ -86,7 +86,7 @@ def read(runs: Sequence[str]) -> list[Side]:
     len(runs) > 1,
     f'{" ".join(runs)}: is one run: give the folders of at least two',
   )
-  paths = [main.as_path('run', run) for run in runs]
+  paths = [files.as_place('run', run) for run in runs]
   require(
     len(set(paths)) == len(paths),
     f'{" ".join(runs)}: names a run twice: give each once',

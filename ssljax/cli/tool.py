@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import flags
 
+from ssljax import files
 from ssljax.cli import compile_cache, config_flags, main
 from ssljax.distributed import placement
 from ssljax.errors import require
@@ -38,7 +39,7 @@ def finished_run(run: str | None) -> pathlib.Path:
     InputError: there is none.
   """
   require(run is not None, '`run`: give the folder of a finished run')
-  folder = main.as_path('run', run)
+  folder = files.as_place('run', run)
   load.finished_result(folder)
   return folder
 

@@ -83,7 +83,7 @@ def _train(
   awake = watchdog.exit_if_idle(config.hosts.hang_minutes * 60)
   with multihost.exit_if_peer_fails(), awake:
     if config.run.workdir is not None:
-      folder = files.as_path('workdir', config.run.workdir)
+      folder = files.as_place('workdir', config.run.workdir)
     else:
       folder = run_folder.dated(f'{method}-{config.data_name}')
     multihost.require_same(
@@ -144,15 +144,10 @@ def with_paths(config: Config) -> Config:
     InputError: a folder is none.
   """
   workdir, data_dir = config.run.workdir, config.data.data_dir
-  require(
-    '://' not in (workdir or ''),
-    f'`workdir`={workdir}: is no folder: mount the bucket (gcsfuse), or give a '
-    'disk that all hosts share',
-  )
   if workdir is not None:
-    files.as_path('workdir', workdir)
-  if data_dir is not None and '://' not in data_dir:
-    data_dir = os.path.abspath(files.as_path('data_dir', data_dir))
+    files.as_place('workdir', workdir)
+  if data_dir is not None:
+    data_dir = files.absolute(files.as_place('data_dir', data_dir))
   own = {
     name: os.path.abspath(files.as_path(name, value))
     for name in ('images', 'labels_file')
@@ -161,7 +156,7 @@ def with_paths(config: Config) -> Config:
   data = dataclasses.replace(config.data, data_dir=data_dir, **own)
   run = config.run
   if run.init_from is not None:
-    source = os.path.abspath(files.as_path('init_from', run.init_from))
+    source = files.absolute(files.as_place('init_from', run.init_from))
     run = dataclasses.replace(run, init_from=source)
   return dataclasses.replace(config, data=data, run=run)
 

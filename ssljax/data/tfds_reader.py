@@ -118,6 +118,8 @@ def _root(name: str, data_dir: str | None):
       f'`data_dir`: `dataset`={name} needs it; give the folder that holds '
       'prepared TFDS data sets, for example `data_dir`=~/tensorflow_datasets'
     )
+  if files.in_bucket(data_dir):
+    files.as_place('data_dir', data_dir)  # refuses one that cannot be read
   root = epath.Path(data_dir).expanduser()
   require(
     root.is_dir(),

@@ -151,8 +151,9 @@ def train(
   """
   traced = run.config.run.profile
   require(
-    folder is not None or not traced,
-    f'`profile`={traced}: the trace needs a folder: give `workdir`',
+    not traced or not (folder is None or files.in_bucket(folder)),
+    f'`profile`={traced}: the trace needs a folder on a disk of this machine: '
+    'give such a `workdir`',
   )
   by_people = run.config.active.acquire != 'none'
   by_people &= run.config.active.oracle == 'people'
@@ -181,7 +182,7 @@ def train(
   if on_measurement:
     recorder = _Observed(recorder, on_measurement)
   with (
-    contextlib.closing(recorder),
+    _closing(recorder),
     _notice(folder) as preempted,
   ):
     if lock:
@@ -199,6 +200,18 @@ def train(
     result['goodput_parts'] = {k: round(v, 4) for k, v in shares.items()}
   keep_result(folder, result)
   return result
+
+
+@contextlib.contextmanager
+def _closing(recorder):
+  """Close a recorder at the end; of two errors the first one is raised."""
+  try:
+    yield
+  except BaseException:
+    with contextlib.suppress(OSError):
+      recorder.close()
+    raise
+  recorder.close()
 
 
 def _notice(folder: pathlib.Path | None):
@@ -284,11 +297,14 @@ class _Jobs:
       following=f'; {self.left} more to follow' if self.left else '',
       watch=self.profile(method),
     )
-    with contextlib.closing(self.checkpoints(job)) as checkpoints:
-      with _recorded_failure(self.run, self.folder):
-        state, progress = loop.fit(
-          job, options, self.recorder, checkpoints, self.metrics_start
-        )
+    with (
+      contextlib.closing(self.checkpoints(job)) as checkpoints,
+      _outages(self.folder, checkpoints),
+      _recorded_failure(self.run, self.folder),
+    ):
+      state, progress = loop.fit(
+        job, options, self.recorder, checkpoints, self.metrics_start
+      )
     self.metrics_start = progress.metrics_bytes
     self.spent.update(progress.by_part())
     summary.add(
@@ -411,6 +427,20 @@ def _failed_job(run: Run, record) -> tuple[Method, list[splits.Split]]:
   )
 
 
+@contextlib.contextmanager
+def _outages(folder: pathlib.Path | None, checkpoints):
+  """Name the last checkpoint when the bucket of a run cannot be used."""
+  try:
+    yield
+  except OSError as error:
+    if folder is None or not files.in_bucket(folder):
+      raise
+    raise InputError(
+      f'`workdir`={folder}: cannot be written ({error.strerror or error}): '
+      f'{checkpoints.remedy()}'
+    ) from error
+
+
 class _Observed:
   """A recorder whose measurements are also given to a function."""
 
@@ -526,10 +556,11 @@ def _locked(folder: pathlib.Path, is_new: bool):
   made, locks = [], []
 
   def take():
-    paths = [folder, *folder.parents]
-    made.extend(p for p in paths if not files.exists(p))
+    if not files.in_bucket(folder):
+      paths = [folder, *folder.parents]
+      made.extend(p for p in paths if not files.exists(p))
     folder.mkdir(parents=True, exist_ok=True)
-    locks.append(run_lock.RunLock(folder))
+    locks.append(run_lock.take(folder))
 
   try:
     with run_folder.disk_errors(folder):

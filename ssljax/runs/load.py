@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import stat
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ssljax import files
 from ssljax.analysis import embeddings
 from ssljax.config import Config
 from ssljax.core import UNLABELLED, TrainState
@@ -208,8 +208,8 @@ def damage(folder: pathlib.Path, name: str):
   """
   path = folder / name
   try:
-    kind = path.stat().st_mode
-    require(stat.S_ISREG(kind), 'it is no regular file')
+    if not files.in_bucket(path):
+      require(stat.S_ISREG(path.stat().st_mode), 'it is no regular file')
     yield
   except (
     *(OSError, ValueError, KeyError, TypeError, AttributeError),
@@ -234,7 +234,7 @@ def finished_result(folder: pathlib.Path) -> dict:
   """
   where = f'`run`={folder}: '
   try:
-    names = set(os.listdir(folder))
+    names = {path.name for path in folder.iterdir()}
   except OSError as error:
     raise InputError(
       f'{where}no folder to read ({error.strerror}): give the folder of a '
@@ -307,7 +307,7 @@ def read_config(folder: pathlib.Path, result: dict) -> Config:
   Raises:
     InputError: its record is damaged, or is of another method than its result.
   """
-  newer = os.path.lexists(folder / 'config.json')
+  newer = files.exists(folder / 'config.json')
   name = 'config.json' if newer else 'flags.txt'
   with damage(folder, name):
     config = run_folder.read_config(folder, result['method'])
@@ -330,7 +330,7 @@ def check_splits(folder: pathlib.Path, result: dict) -> None:
     folder: of the run.
     result: its `result.json`.
   """
-  if not os.path.lexists(folder / 'split.json'):
+  if not files.exists(folder / 'split.json'):
     return
   with damage(folder, 'split.json'):
     record = json.loads((folder / 'split.json').read_text(encoding='utf-8'))
@@ -386,7 +386,7 @@ def load(
     **parts: as `build.build` takes them, for a run that was trained with parts
       that no setting names.
   """
-  folder = pathlib.Path(os.path.expanduser(folder))
+  folder = files.as_place('run', str(folder))
   result = finished_result(folder)
   seed = result['seeds'][0] if seed is None else seed
   require(
@@ -396,7 +396,7 @@ def load(
   at = result['seeds'].index(seed)
   config = read_config(folder, result)
   check_splits(folder, result)
-  there = os.path.lexists(folder / 'metrics.jsonl')
+  there = files.exists(folder / 'metrics.jsonl')
   measured = read_metrics(folder, config.method, result) if there else []
   data = config.data
   config = config.replace(

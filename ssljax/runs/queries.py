@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from ssljax import files
 from ssljax.active import oracle
 from ssljax.config import Config
 from ssljax.core import UNLABELLED
@@ -61,6 +62,13 @@ def refuse(run, dropout: float) -> None:
     f'{remedy}',
   )
   if active.oracle == 'people':
+    workdir = run.config.run.workdir or ''
+    require(
+      not files.in_bucket(workdir),
+      f'`workdir`={workdir}: `oracle`=people: people open the questions and '
+      'write their answers in its files, which a bucket does not have: give a '
+      'folder on a disk',
+    )
     require(
       len(run.drawn) == 1 and len(run.methods) == 1,
       '`oracle`=people: people answer for one run at a time: give `seeds`=1 '

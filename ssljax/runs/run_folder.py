@@ -3,7 +3,7 @@
 config.json    every setting, see `config.Config`
 flags.txt      the settings that decide the result, as flags
 split.json     labelled rows of every seed, with a hash
-metrics.jsonl  one object per measurement
+metrics.jsonl  one object per measurement; in a bucket a folder of parts
 result.json    the outcome, `complete` once there is nothing left to do
 checkpoints/   one folder per job
 events/        TensorBoard
@@ -77,8 +77,8 @@ def _concerns(folder: pathlib.Path, error: OSError) -> bool:
   """Return True for an error of the folder, a parent, or a file in it."""
   if not isinstance(error.filename, str | os.PathLike):
     return False
-  folder = pathlib.Path(os.path.abspath(folder))
-  where = pathlib.Path(os.path.abspath(error.filename))
+  folder = pathlib.Path(files.absolute(folder))
+  where = pathlib.Path(files.absolute(error.filename))
   return where.is_relative_to(folder) or folder.is_relative_to(where)
 
 
@@ -207,9 +207,10 @@ def claim(folder: pathlib.Path, config: Config, overwrite: bool) -> None:
     overwrite: removes the files of an earlier run, and nothing else.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  for name in CONTENT:  # of a process that was killed while it wrote
-    for partial in folder.glob(f'{name}.*.partial'):
-      partial.unlink()
+  if not files.in_bucket(folder):  # there every write is whole
+    for name in CONTENT:  # of a process that was killed while it wrote
+      for partial in folder.glob(f'{name}.*.partial'):
+        partial.unlink()
   if overwrite and is_run(folder):
     clear(folder)
   if not is_run(folder) or _has_fewer_splits(folder, config):
@@ -230,7 +231,10 @@ def clear(folder: pathlib.Path) -> None:
   """
   for name in CONTENT:
     path = folder / name
-    if path.is_dir() and not path.is_symlink():
+    if files.in_bucket(path):
+      path.rmtree()
+      path.unlink(missing_ok=True)
+    elif path.is_dir() and not path.is_symlink():
       shutil.rmtree(path)
     else:
       path.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _LOG = logging.getLogger(__name__)
 
 
-def _host() -> str:
+def host() -> str:
   """Return a name of this host that changes when it restarts."""
   try:
     boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text()[:8]
@@ -52,6 +52,56 @@ def _host() -> str:
   except OSError:
     boot = space = ''
   return f'{socket.gethostname()} {boot} {space}'.strip()
+
+
+def described(token: str) -> str:
+  """Return the content of a lock of this process."""
+  now = datetime.datetime.now().astimezone()
+  holder = {'pid': os.getpid(), 'host': host()}
+  holder['started'] = now.isoformat(timespec='seconds')
+  return json.dumps(holder | {'token': token})
+
+
+def parsed(text: bytes) -> dict[str, Any]:
+  """Return what a lock says of its holder; {} if it is damaged."""
+  try:
+    held = json.loads(text)
+  except ValueError:
+    return {}
+  return held if isinstance(held, dict) else {}
+
+
+def refusal(folder, held: dict[str, Any] | None) -> InputError:
+  """Return the error of a folder whose lock another process holds."""
+  held = held or {}
+  where = str(held.get('host', '')).split(' ')[0] or 'an unknown host'
+  return InputError(
+    f'`workdir`={folder}: another process, {held.get("pid", "unknown")} on '
+    f'{where}, is running in it since {held.get("started", "a moment")}: wait '
+    'until it ends, or give another folder (the lock of a host that failed is '
+    f'free after {STALE_SECONDS:.0f} s)'
+  )
+
+
+def loss(folder) -> str:
+  """Return the message of a run that has lost its lock."""
+  return (
+    f'`workdir`={folder}: the lock {NAME} was removed or taken by another '
+    'process: run the same command again'
+  )
+
+
+def take(folder):
+  """Return the lock on a folder, of this disk or in a bucket.
+
+  Raises:
+    InputError: another process holds it.
+  """
+  if files.in_bucket(folder):
+    from ssljax.runs import bucket_lock
+
+    return bucket_lock.BucketLock(folder)
+  return RunLock(folder)
 
 
 class RunLock:
@@ -119,7 +169,7 @@ class RunLock:
       deadline = time.monotonic() + _SETTLE_SECONDS
       while not (held := self._holder()) and time.monotonic() < deadline:
         time.sleep(0.05)
-      raise self._refusal(held) from error
+      raise refusal(self.folder, held) from error
     except OSError as error:
       if error.errno not in _UNSUPPORTED:
         raise
@@ -131,11 +181,11 @@ class RunLock:
       time.sleep(_SETTLE_SECONDS)  # another host may be about to write
       held = self._holder()
     if held and self._is_in_use(held):
-      raise self._refusal(held)
+      raise refusal(self.folder, held)
     self._write()
     if self._created:
       return
-    if held and held.get('host') == _host():
+    if held and held.get('host') == host():
       _LOG.warning(
         '%s is of process %s, which has ended: taken over',
         self.path,
@@ -146,21 +196,20 @@ class RunLock:
     time.sleep(_SETTLE_SECONDS)
     now = self._holder() or {}
     if now.get('token') != self._token:
-      raise self._refusal(now)
+      raise refusal(self.folder, now)
 
   def _is_in_use(self, held: dict[str, Any]) -> bool:
-    if held.get('host') == _host():
-      return not self._has_flock and _is_alive(held.get('pid'))
+    if held.get('host') == host():
+      return not self._has_flock and is_alive(held.get('pid'))
     return self._age() < STALE_SECONDS
 
   def _holder(self) -> dict[str, Any] | None:
     """Return what the file says of its holder; {} if it is damaged."""
     try:
-      text = self.path.read_text()
-      held = json.loads(text) if text else None
-    except (OSError, ValueError):
+      text = self.path.read_bytes()
+    except OSError:
       return {}
-    return held if isinstance(held, dict) or held is None else {}
+    return parsed(text) if text else None
 
   def _age(self) -> float:
     """Return the seconds since the last update, by the file system's clock."""
@@ -172,28 +221,10 @@ class RunLock:
       probe.unlink(missing_ok=True)
 
   def _write(self) -> None:
-    now = datetime.datetime.now().astimezone()
-    text = json.dumps(
-      {
-        'pid': os.getpid(),
-        'host': _host(),
-        'started': now.isoformat(timespec='seconds'),
-        'token': self._token,
-      }
-    )
+    text = described(self._token)
     os.ftruncate(self._descriptor, 0)
     os.pwrite(self._descriptor, text.encode(), 0)
     os.fsync(self._descriptor)
-
-  def _refusal(self, held: dict[str, Any] | None) -> InputError:
-    held = held or {}
-    host = str(held.get('host', 'an unknown host')).split(' ')[0]
-    return InputError(
-      f'`workdir`={self.folder}: another process, {held.get("pid", "unknown")} '
-      f'on {host}, is running in it since {held.get("started", "a moment")}: '
-      'wait until it ends, or give another folder (the lock of a host that '
-      f'failed is free after {STALE_SECONDS:.0f} s)'
-    )
 
   def _refresh(self) -> None:
     """Update the time of the file until the lock is released."""
@@ -215,11 +246,7 @@ class RunLock:
 
     It may do so if this process was suspended for `STALE_SECONDS`.
     """
-    require(
-      not self._lost,
-      f'`workdir`={self.folder}: the lock {NAME} was removed or taken by '
-      'another process: run the same command again',
-    )
+    require(not self._lost, loss(self.folder))
 
   def release(self) -> None:
     """Remove the lock, unless another process has taken it."""
@@ -231,7 +258,7 @@ class RunLock:
     os.close(self._descriptor)
 
 
-def _is_alive(pid: Any) -> bool:
+def is_alive(pid: Any) -> bool:
   """Return True if a process of this host is running."""
   try:
     os.kill(int(pid), 0)

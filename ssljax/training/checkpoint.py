@@ -56,6 +56,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = tuple(os.strerror(number) for number in _FULL)
 
 
+_STEP = re.compile(r'0|[1-9]\d{0,15}')  # name of a checkpoint
+_COMMITTED = 'commit_success.txt'  # Orbax's, of a checkpoint in a bucket
+
+
 class DamagedError(Exception):
   """The files of a checkpoint are not those that were written."""
 
@@ -166,8 +170,10 @@ def _refuse_other_arrays(saved: dict[str, str], expected: dict[str, str]):
 def _refuse_irregular(folder: pathlib.Path) -> None:
   """Raise `DamagedError` if a folder has more than folders and regular files.
 
-  Orbax would block when it opens a FIFO.
+  Orbax would block when it opens a FIFO. In a bucket there are none.
   """
+  if files.in_bucket(folder):
+    return
   for where, folders, names in os.walk(folder):
     paths = [os.path.join(where, name) for name in names]
     links = [os.path.join(where, name) for name in folders]
@@ -203,7 +209,7 @@ class _Names:
   def find_all(self, base_path) -> Iterator:
     """Yield Orbax's metadata of every step that is safe to open."""
     for found in self._all.find_all(base_path):
-      if not _is_irregular(pathlib.Path(found.path)):
+      if not _is_irregular(files.as_folder(found.path)):
         yield found
 
 
@@ -342,14 +348,17 @@ class Checkpoints:
         lock on the run's folder must be held.
       keep_hours: keep one checkpoint of every so many hours as well.
     """
-    self.folder = pathlib.Path(folder).absolute()
+    self.folder = files.as_folder(folder).absolute()
     self._keep, self._permanent = keep, list(permanent)
     self._keep_hours = keep_hours
-    self._opened = self._newest = None
-    if clean_up:
-      multihost.on_main_process(self._remove_unfinished)
-    if multihost.is_multiprocess():
-      _ = self._manager  # the processes open it at the same time
+    self._opened = self._pending = None
+    self._newest = self._begun = None  # written last, and begun last
+    with _bucket_errors(self.folder, self.remedy()):
+      if clean_up:
+        multihost.on_main_process(self._remove_unfinished)
+      if multihost.is_multiprocess():
+        _ = self._manager  # the processes open it at the same time
+      self._newest = self._begun = max(self.steps(), default=None)
 
   @property
   def _manager(self):
@@ -380,8 +389,16 @@ class Checkpoints:
     return self._opened is None and not files.exists(self.folder)
 
   def _remove_unfinished(self) -> None:
-    """Remove the checkpoints that a killed process has not finished."""
+    """Remove the checkpoints that a killed process has not finished.
+
+    In a bucket they have their final names, and lack the mark of a commit.
+    """
     if self._is_new:
+      return
+    if files.in_bucket(self.folder):
+      for path in self.folder.iterdir():
+        if _STEP.fullmatch(path.name) and not (path / _COMMITTED).is_file():
+          path.rmtree()
       return
     for path in self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
       shutil.rmtree(path, ignore_errors=True)
@@ -395,7 +412,7 @@ class Checkpoints:
     if self._is_new:
       return ()
     numbers = [p.name for p in self.folder.iterdir()]
-    found = {int(n) for n in numbers if re.fullmatch(r'0|[1-9]\d{0,15}', n)}
+    found = {int(n) for n in numbers if _STEP.fullmatch(n)}
     return tuple(sorted(found | set(self.steps()), reverse=True))
 
   def save(self, step: int, state: TrainState, progress: dict) -> None:
@@ -413,12 +430,13 @@ class Checkpoints:
     tree = _to_tree(_plain(state))
     progress = json.loads(json.dumps(progress | {'arrays': _signatures(tree)}))
     progress['digest'] = _digest(progress)
-    self._newest = step, tree, progress
+    self._pending = step, tree, progress
     self._repeating(self._write)  # the error may be of the one before
+    self._newest, self._begun = self._begun, step
 
   def _write(self) -> None:
     """Begin to write the newest state."""
-    step, tree, progress = self._newest
+    step, tree, progress = self._pending
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -433,11 +451,11 @@ class Checkpoints:
 
   def _rewrite(self) -> None:
     """Write the newest state from the start, and wait for it."""
-    with contextlib.suppress(ValueError, OSError):  # of the write that failed
+    with contextlib.suppress(Exception):  # of the write that failed, any kind
       self._manager.close()
     self._opened = None
     self._remove_unfinished()
-    if self._newest[0] not in self.steps():
+    if self._pending[0] not in self.steps():
       self._write()
     self._finish()
 
@@ -447,10 +465,13 @@ class Checkpoints:
     Raises:
       InputError: the last attempt failed, too.
     """
+    # The clients of buckets raise many kinds of errors.
+    in_bucket = files.in_bucket(self.folder)
+    kinds = Exception if in_bucket else (ValueError, OSError)
     for pause in (*PAUSES, None):
       try:
         return call()
-      except (ValueError, OSError) as error:
+      except kinds as error:
         if pause is None or not self._can_rewrite():
           raise self._failed(error) from error
         reason = _first_line(error)
@@ -465,13 +486,15 @@ class Checkpoints:
 
   def _can_rewrite(self) -> bool:
     """Return True if the newest state is still there, in this process."""
-    if self._newest is None or multihost.is_multiprocess():
+    if self._pending is None or multihost.is_multiprocess():
       return False
-    arrays = jax.tree.leaves(self._newest[1])
+    arrays = jax.tree.leaves(self._pending[1])
     return not any(array.is_deleted() for array in arrays)
 
   def _failed(self, error: Exception) -> InputError:
     """Return the error that ends the run, with the last good checkpoint."""
+    if files.in_bucket(self.folder):
+      return _bucket_error(self.folder, error, self.remedy())
     reason = 'the disk is full' if _is_full(error) else _first_line(error)
     good = []
     with contextlib.suppress(OSError):
@@ -517,6 +540,8 @@ class Checkpoints:
         break
       found, failed[step] = None, problem or DamagedError('on another host')
     self._report(failed, step if found else None, put_aside)
+    if found:
+      self._newest = self._begun = step
     return found
 
   def _attempt(self, step: int, like):
@@ -530,6 +555,8 @@ class Checkpoints:
     except Exception as error:
       if 'RESOURCE_EXHAUSTED' in str(error):
         raise  # out of device memory
+      if files.in_bucket(self.folder):
+        self.folder.is_dir()  # raises if the bucket cannot be read
       return None, error
 
   def _report(self, failed, restored: int | None, put_aside: bool) -> None:
@@ -658,16 +685,55 @@ class Checkpoints:
     """
     if self._opened is not None:
       self._repeating(self._finish)
-      self._newest = None
+    self._pending, self._newest = None, self._begun
+
+  def remedy(self) -> str:
+    """Return what to do after the bucket has failed; names the checkpoint."""
+    last = 'there is no checkpoint yet'
+    if self._newest is not None:
+      last = f'the last checkpoint is step {self._newest}'
+    if self._begun != self._newest:
+      last += f', or step {self._begun} if its write has ended'
+    return (
+      f'{last}: see that the bucket can be used, and run the same command '
+      'again, it goes on from there'
+    )
 
   def close(self) -> None:
     """Wait, and release Orbax's threads."""
     if self._opened is None:
       return
     try:
-      self._opened.close()
+      with _bucket_errors(self.folder, self.remedy()):
+        self._opened.close()
     except (ValueError, OSError) as error:
       raise self._failed(error) from error
+
+
+def _bucket_error(
+  folder: pathlib.Path, error: Exception, remedy: str
+) -> InputError:
+  """Return the line for an error of a bucket."""
+  return InputError(
+    f'`workdir`: the checkpoints in {folder} cannot be used '
+    f'({_first_line(error)}): {remedy}'
+  )
+
+
+@contextlib.contextmanager
+def _bucket_errors(folder: pathlib.Path, remedy: str):
+  """Turn an error of a bucket into an `InputError`.
+
+  Args:
+    folder: of the checkpoints.
+    remedy: of `Checkpoints.remedy`.
+  """
+  try:
+    yield
+  except Exception as error:  # the clients of buckets raise many kinds
+    if not files.in_bucket(folder) or isinstance(error, InputError):
+      raise
+    raise _bucket_error(folder, error, remedy) from error
 
 
 def _first_line(error: BaseException | None) -> str:

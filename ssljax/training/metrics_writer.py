@@ -20,7 +20,7 @@ import tqdm
 from ssljax import files
 from ssljax.distributed import multihost
 from ssljax.errors import InputError, require
-from ssljax.training import trackers
+from ssljax.training import bucket_copy, trackers
 from ssljax.training.job import PARTS, Progress
 
 _LOG = logging.getLogger(__name__)
@@ -52,27 +52,28 @@ class MetricsWriter:
       InputError: there is no such writer, or its package is missing.
     """
     make = [trackers.find(name) for name in writers]
-    self.folder = pathlib.Path(folder)
-    self._trackers = [each(self.folder) for each in make]
+    self.folder = files.as_folder(folder)
     self.folder.mkdir(parents=True, exist_ok=True)
+    self._copy = _copy_of(self.folder)
+    self._path = self._copy.folder / _FILE
+    self._trackers = [each(self._copy.folder) for each in make]
     self.missing = {}  # steps without metrics, by job
     self._changed = False
     self._open()
 
   def _open(self):
-    path = self.folder / _FILE
     require(
-      files.is_regular(path) or not files.exists(path),
+      files.is_regular(self._path) or not files.exists(self._path),
       f'`workdir`={self.folder}: its {_FILE} is no regular file: remove it; '
       'the run goes on without the measurements',
     )
-    self._file = open(path, 'ab')
+    self._file = open(self._path, 'ab')
     self._hash = self._hash_of(self._file.tell())
 
   def _hash_of(self, length: int):
     """Return the hash object of the first bytes of the file."""
     found, rest = hashlib.sha256(), length
-    with open(self.folder / _FILE, 'rb') as file:
+    with open(self._path, 'rb') as file:
       while rest > 0 and (block := file.read(min(rest, 2**20))):
         found.update(block)
         rest -= len(block)
@@ -100,6 +101,7 @@ class MetricsWriter:
     os.fsync(self._file.fileno())
     for tracker in self._trackers:
       tracker.flush()
+    self._copy.flush()
     return self._file.tell()
 
   def digest(self) -> str:
@@ -113,6 +115,7 @@ class MetricsWriter:
       self._file.truncate(length)
       self._file.seek(length)
       self._hash = self._hash_of(length)
+      self._copy.truncate(length)
 
   def start_job(self, job: str, seeds: Sequence[int], start: int) -> int:
     """Remove earlier measurements of a job that starts anew.
@@ -161,7 +164,7 @@ class MetricsWriter:
 
   def _others_follow(self, length: int, job: str, seeds) -> bool:
     """Return True if other jobs have measurements past `length` bytes."""
-    with open(self.folder / _FILE, 'rb') as file:
+    with open(self._path, 'rb') as file:
       file.seek(length)
       measured = map(_parsed, file)
       return any(m and not _is_of(m, job, seeds) for m in measured)
@@ -172,8 +175,7 @@ class MetricsWriter:
     If an unreadable line is removed, a copy of the file is kept.
     """
     self._file.close()
-    path = self.folder / _FILE
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = self._path.read_bytes().splitlines(keepends=True)
     measured = [_parsed(line) for line in lines]
     kept = [
       line
@@ -185,12 +187,13 @@ class MetricsWriter:
       copy = next(n for n in names if not files.exists(self.folder / n))
       files.write_atomically(self.folder / copy, b''.join(lines))
     if kept != lines:
-      files.write_atomically(path, b''.join(kept))
+      files.write_atomically(self._path, b''.join(kept))
+      self._copy.replace()
     self._open()
 
   def _note_missing(self, job, seeds, progress: Progress, is_whole) -> None:
     """Report the measured steps that are not in the file."""
-    with open(self.folder / _FILE, 'rb') as file:
+    with open(self._path, 'rb') as file:
       lines = [m for m in map(_parsed, file) if m and _is_of(m, job, seeds)]
     trained = {(m['step'], m['seed']) for m in lines if 'loss' in m}
     is_evaluation = lambda m: any(
@@ -225,6 +228,13 @@ class MetricsWriter:
     self._file.close()
     for tracker in self._trackers:
       tracker.close()
+
+
+def _copy_of(folder: pathlib.Path):
+  """Return what copies the growing files of a run to its folder."""
+  if not files.in_bucket(folder):
+    return bucket_copy.NoCopy(folder)
+  return bucket_copy.BucketCopy(folder, _FILE)
 
 
 class NoMetrics(MetricsWriter):

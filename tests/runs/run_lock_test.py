@@ -103,7 +103,7 @@ def test_without_flock_the_process_number_decides_on_this_host(tmp_path):
   lock.release()
   ended = subprocess.Popen([sys.executable, '-c', ''])
   ended.wait(timeout=60)
-  written(tmp_path, pid=ended.pid, host=run_lock._host())
+  written(tmp_path, pid=ended.pid, host=run_lock.host())
   RunLock(tmp_path).release()
 
 
