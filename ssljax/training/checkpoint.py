@@ -378,6 +378,11 @@ class Checkpoints:
             policies
           ),
           step_name_format=_Names(),
+          # A folder that another thread cannot create leaves threads behind
+          # which wait for it, and with them the process, for ten minutes.
+          async_options=ocp.AsyncOptions(
+            create_directories_asynchronously=False
+          ),
         ),
         item_names=('state', 'progress'),
       )
