@@ -118,7 +118,8 @@ def standardize_features() -> Preprocess:
   return Preprocess(fit, _standardize, shapes)
 
 
-def _float32(*shape: int) -> jax.ShapeDtypeStruct:
+def _float32(*shape: int) -> Any:
+  """Return the shape of an array, which stands for the array in a plan."""
   return jax.ShapeDtypeStruct(shape, np.float32)
 
 

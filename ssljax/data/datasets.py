@@ -11,6 +11,7 @@ prepared first. Letters: N rows of a split, H x W x c the size of an image.
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 
@@ -87,6 +88,11 @@ def load(
 
   Raises:
     InputError: the data set cannot be read with these arguments.
+
+  Example:
+    >>> digits = load('digits')
+    >>> digits.train.read([0, 1]).shape, len(digits.train.labels)
+    ((2, 8, 8, 1), 1297)
   """
   non_negative(corrupt=corrupt)
   check_image_size(image_size)
@@ -120,7 +126,7 @@ def load(
       strict=strict,
     )
   sources, classes = EMBEDDED[name](seed)
-  sources = resized(name, sources, image_size)
+  sources = dict(resized(name, sources, image_size))
   return select(name, sources, classes, train_split, test_split, with_test)
 
 
@@ -237,7 +243,9 @@ def _prepared_set(
     parts.append(records.SplitName(name, 'test_split', test_split))
     records.refuse_overlap(builder, *parts)
   crop = crop and None in columns.feature.shape[:2]
-  shorter = round(decode.MARGIN * image_size) if crop else image_size
+  shorter = image_size
+  if crop:  # images of different sizes, so there is an `image_size`
+    shorter = round(decode.MARGIN * shape[0])
   audit = records.Audit(name)
   audit.readers = [
     records.Reader(
@@ -283,11 +291,11 @@ def variant_of(name: str, reader: records.Reader) -> str:
   return f'{title} (JPEG)' if image.startswith(_JPEG) else ''
 
 
-def _source(reader: records.Reader, found, kept, crop: bool) -> Source:
+def _source(reader: Any, found, kept, crop: bool) -> Source:
   """Return the source of a split.
 
   Args:
-    reader: of all its images.
+    reader: `records.Reader` of all its images.
     found: their labels and digests.
     kept: the rows that are rows of the source, or None for all.
     crop: images can be cropped at random.

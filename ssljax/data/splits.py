@@ -273,6 +273,12 @@ def draw_split(
 
   Raises:
     InputError: the data set cannot serve these arguments.
+
+  Example:
+    >>> truth = np.array([0, 1] * 50, np.int32)
+    >>> split = draw_split(truth, ('cat', 'dog'), per_class=3, seed=0)
+    >>> len(split.labelled), (split.labels == UNLABELLED).sum().item()
+    (6, 94)
   """
   check_truth(truth, classes if isinstance(classes, int) else len(classes))
   known = np.flatnonzero(truth != UNLABELLED)

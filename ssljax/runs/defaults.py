@@ -195,7 +195,7 @@ def suggest(
   if facts.pool:
     others = min(found['batch_unlabelled'], facts.pool)
     found['batch_unlabelled'] = others
-  has_rate = 'learning_rate' in defaults | found
+  has_rate = 'learning_rate' in {*defaults, *found}
   if (network or found['network']) in WITHOUT_NORM and not has_rate:
     found['learning_rate'] = _RATEWITHOUT_NORM
   return found

@@ -159,7 +159,8 @@ def collapses(
     splits: `[S]`.
     classes: C.
   """
-  found, texts = next(iter(predicted.values()), None), []
+  found = next(iter(predicted.values()), None)
+  texts: list[str] = []
   if found is None:
     return texts
   for split, own in zip(splits, evaluated(found), strict=True):

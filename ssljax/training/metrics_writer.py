@@ -51,7 +51,7 @@ class MetricsWriter:
     self.folder = pathlib.Path(folder)
     self._trackers = [each(self.folder) for each in make]
     self.folder.mkdir(parents=True, exist_ok=True)
-    self.missing = {}  # steps without metrics, by job
+    self.missing: dict[str, list[int]] = {}  # steps without metrics, by job
     self._changed = False
     self._open()
 
@@ -297,10 +297,10 @@ def read(folder: pathlib.Path, job: str) -> list[dict]:
   found = []
   for number, line in enumerate(text.splitlines(keepends=True), 1):
     measurement = _parsed(line.encode())
-    require(
-      measurement is not None,
-      f'`run`={folder}: line {number} of {_FILE} is damaged: remove the line',
-    )
+    if measurement is None:
+      raise InputError(
+        f'`run`={folder}: line {number} of {_FILE} is damaged: remove the line'
+      )
     found.append(measurement)
   return [m for m in found if m['job'] == job]
 
