@@ -73,7 +73,10 @@ def run(command: list[str], **options) -> None:
   seconds = time.monotonic() - began
   shown = ' '.join(command)
   name = shown if len(shown) < 200 else ' '.join(command[:2]) + ' PROGRAM'
-  print(f'{"ok" if not done.returncode else "FAILED"} {seconds:5.0f} s  {name}', flush=True)
+  print(
+    f'{"ok" if not done.returncode else "FAILED"} {seconds:5.0f} s  {name}',
+    flush=True,
+  )
   last = done.stdout.strip().splitlines()
   print('\n'.join(f'    {line}' for line in last[-3 if last else 0 :]))
   if done.returncode:
