@@ -609,7 +609,7 @@ def _refuse_huge(values: Mapping[str, Any]) -> None:
 def per_class(name: str, value: str) -> tuple[int | None, bool]:
   """Return 'all', 'N' or 'up_to:N' as (N or None, a class may have fewer).
 
-  Example:
+  Examples:
     >>> [per_class('labels', text) for text in ('all', '10', 'up_to:10')]
     [(None, False), (10, False), (10, True)]
   """
@@ -626,7 +626,7 @@ def per_class(name: str, value: str) -> tuple[int | None, bool]:
 def pool(name: str, value: str) -> tuple[Literal['rest', 'all'], int | None]:
   """Return 'rest', 'all', 'N' or 'all:N' as ('rest' or 'all', N or None).
 
-  Example:
+  Examples:
     >>> [pool('unlabelled', text) for text in ('rest', '500', 'all:500')]
     [('rest', None), ('rest', 500), ('all', 500)]
   """

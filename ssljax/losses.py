@@ -21,7 +21,7 @@ def cross_entropy(logits, labels, *, smoothing: float = 0.0) -> jax.Array:
     labels: `[B]` int32; rows that are `UNLABELLED` give 0.
     smoothing: s, the mass of the target that is uniform over all C classes.
 
-  Example:
+  Examples:
     >>> logits = jnp.array([[2.0, 0.0], [0.0, 0.0], [5.0, 1.0]])
     >>> print(cross_entropy(logits, jnp.array([0, 1, UNLABELLED])).round(3))
     [0.127 0.693 0.   ]
@@ -39,7 +39,7 @@ def entropy(p) -> jax.Array:
   Args:
     p: `[..., C]` probabilities.
 
-  Example:
+  Examples:
     >>> print(entropy(jnp.array([0.5, 0.5])).round(3))  # log 2
     0.693
   """
@@ -63,7 +63,7 @@ def logit_kl_divergence(logits, other) -> jax.Array:
     logits: `[..., C]`.
     other: `[..., C]`.
 
-  Example:
+  Examples:
     >>> certain, uniform = jnp.array([20.0, 0.0]), jnp.zeros(2)
     >>> print(logit_kl_divergence(certain, uniform).round(3))  # log 2
     0.693
@@ -91,7 +91,7 @@ def mean_where(values, mask) -> jax.Array:
     values: `[B]`.
     mask: `[B]` bool; the mean over no row is 0.
 
-  Example:
+  Examples:
     >>> values = jnp.array([1.0, 2.0, 6.0])
     >>> print(mean_where(values, jnp.array([True, False, True])))
     3.5

@@ -57,8 +57,7 @@ def entropy_minimisation(
 
 # %% [markdown]
 # `fit` takes the function. Its keyword `strength` is a setting like any
-# other; on
-# the command line it is a flag.
+# other; on the command line it is a flag.
 
 # %%
 data = ssljax.load_data('digits')

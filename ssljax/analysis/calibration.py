@@ -141,7 +141,7 @@ def wilson(hits: float, count: float) -> Interval:
     hits: number of images, or a mean number over several counts.
     count: n.
 
-  Example:
+  Examples:
     >>> low, high = wilson(5, 100)
     >>> f'{low:.3f} to {high:.3f}'
     '0.022 to 0.112'

@@ -94,7 +94,7 @@ ON_PIXELS = ('crop', 'grey', 'jitter', 'randaugment', 'randaugment_fixed')
 def usage(name: str) -> str:
   """Return a name with its parameters in capitals.
 
-  Example:
+  Examples:
     >>> usage('randaugment')
     'randaugment:OPS:MAGNITUDE'
   """
@@ -111,7 +111,7 @@ def chosen(name: str) -> Augment:
   Raises:
     InputError: there is no such augmentation, or it has no such parameters.
 
-  Example:
+  Examples:
     >>> import jax, jax.numpy as jnp
     >>> cut = chosen('cutout:2')
     >>> image = cut(jax.random.key(0), jnp.ones((6, 6, 1)))
@@ -167,7 +167,7 @@ def split_chain(
   Raises:
     InputError: a name is unknown, or has wrong parameters.
 
-  Example:
+  Examples:
     >>> before, after = split_chain(['grey:0.5', 'translate:4'])
     >>> before is not None, after is not None
     (True, True)

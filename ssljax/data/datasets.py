@@ -89,7 +89,7 @@ def load(
   Raises:
     InputError: the data set cannot be read with these arguments.
 
-  Example:
+  Examples:
     >>> digits = load('digits')
     >>> digits.train.read([0, 1]).shape, len(digits.train.labels)
     ((2, 8, 8, 1), 1297)

@@ -274,7 +274,7 @@ def draw_split(
   Raises:
     InputError: the data set cannot serve these arguments.
 
-  Example:
+  Examples:
     >>> truth = np.array([0, 1] * 50, np.int32)
     >>> split = draw_split(truth, ('cat', 'dog'), per_class=3, seed=0)
     >>> len(split.labelled), (split.labels == UNLABELLED).sum().item()
