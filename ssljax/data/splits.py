@@ -346,7 +346,7 @@ def describe_labels(split: Split, classes) -> str:
   """
   known = split.labels[split.labelled]
   counts = np.bincount(known, minlength=len(classes))
-  most = counts.max()
+  most = np.max(counts)
   rarer = [i for i in np.argsort(counts, kind='stable') if counts[i] < most]
   if not rarer:
     return f'{most} of each class'
