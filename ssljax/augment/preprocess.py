@@ -268,7 +268,8 @@ def _chunks(images: np.ndarray, view: Callable) -> Iterator[np.ndarray]:
 def _mean(images: np.ndarray, view: Callable) -> np.ndarray:
   """Return the mean image [H, W, c] float64."""
   _check_images(images)
-  return sum(x.sum(axis=0) for x in _chunks(images, view)) / len(images)
+  total = sum(x.sum(axis=0) for x in _chunks(images, view))
+  return np.asarray(total / len(images))
 
 
 def _covariance(

@@ -78,7 +78,7 @@ def facts_of(dataset: datasets.Dataset, held_out: int = 0) -> Facts:
   return Facts(
     len(labels) - held_out,
     len(known) - held_out,
-    max(1, int(counts.min() * share)),
+    max(1, int(np.min(counts) * share)),
     len(dataset.classes),
     dataset.train.shape,
     dataset.train.is_images,
@@ -92,7 +92,7 @@ def facts_of_split(dataset: datasets.Dataset, split: Split) -> Facts:
   return Facts(
     int(split.seen(dataset.unlabelled_from).sum()),
     len(known),
-    max(1, int(counts.min())),
+    max(1, int(np.min(counts))),
     len(dataset.classes),
     dataset.train.shape,
     dataset.train.is_images,

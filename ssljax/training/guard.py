@@ -167,8 +167,8 @@ def collapses(
     known = split.labels[split.labels != UNLABELLED]
     given = np.bincount(known, minlength=classes) / max(1, len(known))
     share = np.bincount(own, minlength=classes) / max(1, len(own))
-    top = int(share.argmax())
-    if share[top] >= _NEARLY_ALL and share[top] - given.max() >= _FAR:
+    top = int(np.argmax(share))
+    if share[top] >= _NEARLY_ALL and share[top] - np.max(given) >= _FAR:
       texts.append(
         f'seed {split.seed}: {share[top]:.0%} of {len(own)} images are '
         f'predicted as class {top}, which has {given[top]:.0%} of the labels: '
