@@ -106,7 +106,7 @@ def try_elsewhere(wheel: pathlib.Path) -> None:
     exported = {path.name for path in (here / 'model').iterdir()}
     assert result['complete'], result
     assert {'model.stablehlo', 'weights.safetensors'} <= exported
-    assert (here / 'predictions.csv').read_text().startswith('row,')
+    assert (here / 'predictions.csv').read_text().startswith('file,label,')
 
 
 def main() -> None:
