@@ -40,7 +40,7 @@ _MODULES = (
 )
 
 __all__ = sorted(_PUBLIC)
-__version__ = '0.2.0.dev0'
+__version__ = '0.2.0'  # the only place
 
 
 def __getattr__(name: str):

@@ -11,11 +11,14 @@ from ssljax.api import fit as fit
 from ssljax.api import load as load
 from ssljax.config import Config as Config
 from ssljax.config import register_method as register_method
+from ssljax.data import datasets as _datasets
 from ssljax.data.splits import draw_split as draw_split
 from ssljax.errors import InputError as InputError
 from ssljax.estimator import Classifier as Classifier
 from ssljax.registry import register_augmentation as register_augmentation
 from ssljax.registry import register_network as register_network
+
+load_data = _datasets.load
 
 __version__: str
 __all__: list[str]

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ssljax import automatic, files, optimizers, registry, signatures
 from ssljax import config as config_lib
@@ -41,8 +42,8 @@ _LOG = logging.getLogger(__name__)
 
 
 def fit(
-  images,
-  labels,
+  images: ArrayLike,
+  labels: ArrayLike,
   *,
   method: str | Callable[..., Method] = 'madnn',
   seed: int = 0,
@@ -53,11 +54,11 @@ def fit(
   optimizer: Any = None,
   steps: int | None = None,
   minutes: float | None = None,
-  augment: Sequence[str] | Callable | None = None,
-  workdir: str | os.PathLike | None = None,
+  augment: Sequence[str] | Callable[..., Any] | None = None,
+  workdir: str | os.PathLike[str] | None = None,
   progress: bool = True,
   callbacks: Sequence[Callable[[dict[str, Any]], None]] = (),
-  **settings,
+  **settings: Any,
 ) -> Model:
   """Train a classifier on labelled and unlabelled images.
 
@@ -152,7 +153,7 @@ def fit(
   )
 
 
-def _pair(test) -> tuple[Any, Any]:
+def _pair(test: Any) -> tuple[Any, Any]:
   """Return the test images and labels that a user gave."""
   if test is None:
     return None, None
@@ -160,10 +161,11 @@ def _pair(test) -> tuple[Any, Any]:
     isinstance(test, tuple | list) and len(test) == 2,
     '`test`: give a pair (images, labels)',
   )
-  return tuple(test)
+  images, labels = test
+  return images, labels
 
 
-def _callbacks(callbacks) -> tuple[Callable, ...]:
+def _callbacks(callbacks: Any) -> tuple[Callable[..., Any], ...]:
   """Return the callbacks that a user gave."""
   found = (callbacks,) if callable(callbacks) else callbacks
   require(
@@ -173,7 +175,7 @@ def _callbacks(callbacks) -> tuple[Callable, ...]:
   return tuple(found)
 
 
-def _method_name(method) -> str:
+def _method_name(method: Any) -> str:
   """Return the name of a method; a factory becomes known by its own."""
   if isinstance(method, str):
     registry.method(method)  # refuses an unknown one
@@ -237,9 +239,12 @@ class _Parts(NamedTuple):
   custom: tuple[str, ...]  # names of the parts that are objects
 
   @classmethod
-  def of(cls, network, optimizer, augment, classes: int) -> '_Parts':
+  def of(
+    cls, network: Any, optimizer: Any, augment: Any, classes: int
+  ) -> '_Parts':
     """Sort the arguments of `fit`."""
-    parts, settings = {}, {}
+    parts: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if isinstance(network, str):
       settings['network'] = network
     elif network is not None:
@@ -262,7 +267,7 @@ class _Parts(NamedTuple):
     return cls(given, parts, settings, custom)
 
 
-def _fingerprint(part) -> str:
+def _fingerprint(part: Any) -> str:
   """Return a short text that tells Python objects apart across processes.
 
   It is made of a module's fields, or of a function's source; values that a
@@ -287,7 +292,7 @@ def _optimizer_settings(optimizer: Mapping[str, Any]) -> dict[str, Any]:
   return dict(optimizer)
 
 
-def _as_tx(optimizer) -> Callable:
+def _as_tx(optimizer: Any) -> Callable[..., Any]:
   """Return `(steps, scale, **changes) -> optimiser` of what a user gave."""
   if hasattr(optimizer, 'init') and hasattr(optimizer, 'update'):
     return lambda steps, scale=1.0, **changes: optimizer
@@ -305,7 +310,12 @@ def _as_tx(optimizer) -> Callable:
 
 
 def _make_run(
-  config: Config, *, dataset, parts: _Parts, began: float, is_new: bool
+  config: Config,
+  *,
+  dataset: datasets.Dataset,
+  parts: _Parts,
+  began: float,
+  is_new: bool,
 ) -> build.Run:
   """Make the run of a config on arrays.
 
@@ -327,30 +337,33 @@ def _make_run(
 
 def _train(
   config: Config,
-  dataset,
+  dataset: datasets.Dataset,
   parts: _Parts,
-  workdir,
-  progress,
-  callbacks,
-  white,
+  workdir: str | os.PathLike[str] | None,
+  progress: bool,
+  callbacks: Sequence[Callable[[dict[str, Any]], None]],
+  white: Any,
   run_of: Callable[..., build.Run],
 ) -> Model:
   """Train the run of a config on arrays."""
-  history, found = [], {}
+  history: list[dict[str, Any]] = []
+  found: dict[str, Any] = {}
 
-  def note(measurement):
+  def note(measurement: dict[str, Any]) -> None:
     history.append(measurement)
     for callback in callbacks:
       callback(measurement)
 
-  def finish(program, splits, state):
+  def finish(program: Any, splits: Any, state: Any) -> None:
     found.update(program=program, state=state)
 
-  how = dict(on_finish=finish, on_measurement=note, progress=progress)
+  how: dict[str, Any] = dict(
+    on_finish=finish, on_measurement=note, progress=progress
+  )
   if workdir is None:
-    run = run_of(config, is_new=True)
-    result = execute.train(run, **how)
-    return _model_of(run, parts, found, result, history, white)
+    made = run_of(config, is_new=True)
+    result = execute.train(made, **how)
+    return _model_of(made, parts, found, result, history, white)
   folder = files.as_place('workdir', str(workdir))
   config = budget.recorded(config, folder)
   is_new = config.run.overwrite or not run_folder.is_run(folder)
@@ -451,7 +464,12 @@ def warm_network(
 
 
 def _model_of(
-  run: build.Run, parts: _Parts, found, result, history, white
+  run: build.Run,
+  parts: _Parts,
+  found: Mapping[str, Any],
+  result: dict[str, Any],
+  history: list[dict[str, Any]],
+  white: Any,
 ) -> Model:
   """Return the model of a run that has just been trained."""
   method, state = run.methods[-1], found['state']
@@ -477,7 +495,7 @@ def _model_of(
 
 
 def load(
-  folder: str | os.PathLike,
+  folder: str | os.PathLike[str],
   *,
   network: Any = None,
   seed: int | None = None,

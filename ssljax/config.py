@@ -6,7 +6,7 @@ one name over all parts, its flag's name. The default of a method's or of the
 optimiser's hyper-parameter is that of its factory's signature.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
 import difflib
 import inspect
@@ -25,7 +25,7 @@ from ssljax.errors import (
 from ssljax.signatures import Setting, check, parse, settings
 
 
-def _setting(default, text: str):
+def _setting(default: Any, text: str) -> Any:
   return dataclasses.field(default=default, metadata={'help': text})
 
 
@@ -319,21 +319,21 @@ class Config:
     """Name of the data set, or 'source-target'."""
     if self.data.source:
       return f'{self.data.source}-{self.data.target}'
-    return self.data.images or self.data.dataset
+    return self.data.images or str(self.data.dataset)
 
   @property
-  def factories(self) -> dict[str, Callable]:
+  def factories(self) -> dict[str, Callable[..., Any]]:
     """The factories that this run trains: baselines first, the method last."""
     return registry.arms(self.method, self.run.baseline)
 
   def values(self) -> dict[str, Any]:
     """Return every setting by its name, in the order of the parts."""
-    found = {}
+    found: dict[str, Any] = {}
     for part in PARTS:
       found |= dataclasses.asdict(getattr(self, part))
     return found | dict(self.parameters) | dict(self.optimizer)
 
-  def replace(self, **changes) -> 'Config':
+  def replace(self, **changes: Any) -> 'Config':
     """Return a config with other values of some settings, by name.
 
     A momentum of batch norm that is the default for the length of the run
@@ -360,7 +360,7 @@ def schema(method: str) -> dict[str, dict[str, Setting]]:
   parts['optimizer'] = settings(optimizers.optimizer) | settings(
     optimizers.averaging
   )
-  own = {}
+  own: dict[str, Setting] = {}
   for factory in reversed(registry.arms(method, baselines=True).values()):
     own = {**settings(factory), **own}  # The method's default counts.
   parts['parameters'] = own
@@ -378,7 +378,7 @@ def schema(method: str) -> dict[str, dict[str, Setting]]:
   return parts
 
 
-def _fields(cls) -> dict[str, Setting]:
+def _fields(cls: Any) -> dict[str, Setting]:
   hints = get_type_hints(cls)
   return {
     field.name: Setting(
@@ -388,7 +388,9 @@ def _fields(cls) -> dict[str, Setting]:
   }
 
 
-def _refuse_duplicates(method: str, parts) -> None:
+def _refuse_duplicates(
+  method: str, parts: Mapping[str, Mapping[str, Setting]]
+) -> None:
   """Raise `InputError` where two parts have a setting of one name."""
   owner = {'method': 'run'}
   for part, found in parts.items():
@@ -403,7 +405,7 @@ def _refuse_duplicates(method: str, parts) -> None:
 
 def register_method(
   name: str,
-  factory: Callable,
+  factory: Callable[..., Any],
   *,
   baselines: Sequence[str] = ('supervised',),
   defaults: Mapping[str, Any] | None = None,
@@ -481,21 +483,25 @@ def with_momentum(config: Config, steps: int | None = None) -> Config:
   is_object = any(part.startswith('net') for part in config.custom)
   if config.network.bn_momentum is not None or is_object:
     return config
-  momentum = registry.bn_momentum(
-    config.network.network, steps or config.run.steps
-  )
+  length = steps or config.run.steps
+  assert length is not None
+  momentum = registry.bn_momentum(config.network.network, length)
   network = dataclasses.replace(config.network, bn_momentum=momentum)
   return dataclasses.replace(config, network=network)
 
 
-def unknown_setting(name: str, method: str, known) -> str:
+def unknown_setting(name: str, method: str, known: Iterable[str]) -> str:
   """Return the message for a setting that does not exist."""
   near = difflib.get_close_matches(name, known, 3)
   hint = f'did you mean {" or ".join(near)}?' if near else 'leave it out'
   return f'`{name}`: {method} has no such setting: {hint}'
 
 
-def _assembled(method: str, parts, checked: Mapping[str, Any]) -> Config:
+def _assembled(
+  method: str,
+  parts: Mapping[str, Mapping[str, Setting]],
+  checked: Mapping[str, Any],
+) -> Config:
   of = lambda part: {name: checked[name] for name in parts[part]}
   return Config(
     method,
@@ -505,7 +511,9 @@ def _assembled(method: str, parts, checked: Mapping[str, Any]) -> Config:
   )
 
 
-def _settled(values: dict[str, Any], named: Mapping[str, Any]):
+def _settled(
+  values: dict[str, Any], named: Mapping[str, Any]
+) -> dict[str, Any]:
   """Unset the settings that another one replaces, so that each is said once."""
   if values['source'] or values['target']:
     require(
@@ -621,7 +629,12 @@ def _refuse_huge(values: Mapping[str, Any]) -> None:
 
 
 def per_class(name: str, value: str) -> tuple[int | None, bool]:
-  """Return 'all', 'N' or 'up_to:N' as (N or None, a class may have fewer)."""
+  """Return 'all', 'N' or 'up_to:N' as (N or None, a class may have fewer).
+
+  Examples:
+    >>> [per_class('labels', text) for text in ('all', '10', 'up_to:10')]
+    [(None, False), (10, False), (10, True)]
+  """
   if value == 'all':
     return None, False
   count = value.removeprefix('up_to:')
@@ -644,11 +657,16 @@ def first_and_count(name: str, value: str) -> tuple[int, int]:
   return int(parts[0]), int(parts[1])
 
 
-def pool(name: str, value: str) -> tuple[str, int | None]:
-  """Return 'rest', 'all', 'N' or 'all:N' as ('rest' or 'all', N or None)."""
+def pool(name: str, value: str) -> tuple[Literal['rest', 'all'], int | None]:
+  """Return 'rest', 'all', 'N' or 'all:N' as ('rest' or 'all', N or None).
+
+  Examples:
+    >>> [pool('unlabelled', text) for text in ('rest', '500', 'all:500')]
+    [('rest', None), ('rest', 500), ('all', 500)]
+  """
+  kind: Literal['rest', 'all'] = 'all' if value.startswith('all') else 'rest'
   if value in ('rest', 'all'):
-    return value, None
-  kind = 'all' if value.startswith('all:') else 'rest'
+    return kind, None
   count = value.removeprefix('all:')
   require(
     _is_count(count),
@@ -685,7 +703,7 @@ def from_json(tree: Mapping[str, Any]) -> Config:
   settings_of = {'parameters', 'optimizer', *PARTS}
   known = settings_of | {'method', 'custom'}
   if isinstance(tree, Mapping):
-    tree = {part: {} for part in _LATER} | tree
+    tree = {**{part: {} for part in _LATER}, **tree}
   require(
     isinstance(tree, Mapping)
     and tree.keys() == known
@@ -695,7 +713,7 @@ def from_json(tree: Mapping[str, Any]) -> Config:
     and all(isinstance(name, str) for name in tree['custom']),
     f'config.json: expected the parts {", ".join(sorted(known))}',
   )
-  values = {}
+  values: dict[str, Any] = {}
   for part in settings_of:
     values |= tree[part]
   _as_recorded(values, tree['custom'])
@@ -797,13 +815,13 @@ def differences(there: Config, here: Config) -> list[str]:
   ]
 
 
-def _same(a, b) -> bool:
+def _same(a: Any, b: Any) -> bool:
   """True for equal values; a NaN equals itself."""
   both = (isinstance(x, float) and math.isnan(x) for x in (a, b))
   return a == b or all(both)
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
   if isinstance(value, tuple | list):
     return ','.join(map(str, value))
   return str(value)

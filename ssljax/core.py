@@ -12,9 +12,9 @@ Letters: N training images, B rows of a step, C classes, D numbers of an
 embedding, S seeds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from flax import struct
 import jax
@@ -24,6 +24,7 @@ import optax
 
 from ssljax.errors import require
 
+_T = TypeVar('_T')
 UNLABELLED = -1  # scikit-learn's convention
 DEFAULT_VIEW = 'image'  # name of the view in `Batch.image`
 
@@ -36,8 +37,7 @@ def rounded_up(count: int, multiple: int) -> int:
 # The state.
 
 
-@struct.dataclass
-class Average:
+class Average(struct.PyTreeNode):
   """Moving average of the trained weights, see `update_average`."""
 
   count: jax.Array  # [] int32, updates so far
@@ -45,8 +45,7 @@ class Average:
   stats: Any  # as `TrainState.stats`; () if only parameters are averaged
 
 
-@struct.dataclass(kw_only=True)
-class TrainState:
+class TrainState(struct.PyTreeNode, kw_only=True):
   """The complete state of a run.
 
   While several seeds are trained at once every array has a leading axis [S];
@@ -496,13 +495,17 @@ class AddLabels(Protocol):
     """
 
 
-def no_memory(key: jax.Array, params: Any, stats: Any, spec: MemorySpec):
+def no_memory(
+  key: jax.Array, params: Any, stats: Any, spec: MemorySpec
+) -> tuple[()]:
   """Return an empty memory."""
   del key, params, stats, spec
   return ()
 
 
-def add_labels(state: TrainState, rows, labels) -> TrainState:
+def add_labels(
+  state: TrainState, rows: jax.Array, labels: jax.Array
+) -> TrainState:
   """Write acquired labels into the label table, see `AddLabels`."""
   labels = state.labels.at[rows].set(labels, mode='drop')
   return state.replace(labels=labels)
@@ -563,6 +566,16 @@ class Method(NamedTuple):
   aligns: bool = False  # the state has `predicted`
 
 
+def layout(memory: Callable[..., _T], **specs: P) -> _T:
+  """Return a memory with partition specs in the place of its arrays.
+
+  Args:
+    memory: the class of the memory.
+    **specs: of its fields.
+  """
+  return memory(**specs)
+
+
 def visible_labels(state: TrainState, batch: Batch) -> jax.Array:
   """Return the labels `[B]` that a loss may use, UNLABELLED in other rows."""
   return jnp.where(batch.label_mask, state.labels[batch.rows], UNLABELLED)
@@ -570,7 +583,7 @@ def visible_labels(state: TrainState, batch: Batch) -> jax.Array:
 
 def init_state(
   method: Method,
-  net,
+  net: Any,
   key: jax.Array,
   labels: jax.Array,
   image: jax.Array,
@@ -691,14 +704,18 @@ def make_step(stage: Stage, read: Read, averaging: Averaging | None) -> Step:
   """
   adapts = any(view.adaptive for view in stage.views)
 
-  def step(state, source, rows, first):
+  def step(
+    state: TrainState, source: Any, rows: jax.Array, first: jax.Array
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
     key = jax.random.fold_in(state.key, state.step)
     read_key, loss_key = jax.random.split(key)
     memory = (state.memory,) if adapts else ()
     views = dict(read(source, rows, read_key, *memory))
+    image = views.pop(DEFAULT_VIEW)
+    assert isinstance(image, jax.Array)  # not `Recorded`
     batch = Batch(
       rows=rows,
-      image=views.pop(DEFAULT_VIEW),
+      image=image,
       label_mask=jnp.arange(rows.shape[0]) < stage.batch_spec.labelled,
       step=state.step - first,
       views=views,

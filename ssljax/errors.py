@@ -25,8 +25,8 @@ class InputError(ValueError):
     return type(self), (self.marked,)
 
 
-def require(condition: bool, message: str) -> None:
-  """Raise `InputError(message)` unless `condition` holds."""
+def require(condition: object, message: str) -> None:
+  """Raise `InputError(message)` unless `condition` is true."""
   if not condition:
     raise InputError(message)
 

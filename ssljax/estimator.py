@@ -34,17 +34,17 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
   def __init__(
     self,
-    method='madnn',
+    method: Any = 'madnn',
     *,
-    network=None,
-    optimizer=None,
-    steps=None,
-    augment=None,
-    validation=0,
-    random_state=0,
-    progress=False,
-    **settings,
-  ):
+    network: Any = None,
+    optimizer: Any = None,
+    steps: int | None = None,
+    augment: Any = None,
+    validation: float = 0,
+    random_state: Any = 0,
+    progress: bool = False,
+    **settings: Any,
+  ) -> None:
     """Hold the arguments of `ssljax.fit`.
 
     Args:
@@ -74,7 +74,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     found = {name: getattr(self, name) for name in _OWN}
     return found | self._settings
 
-  def set_params(self, **params) -> 'Classifier':
+  def set_params(self, **params: Any) -> 'Classifier':
     """Set arguments or settings by name."""
     for name, value in params.items():
       if name in _OWN:
@@ -83,7 +83,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self._settings[name] = value
     return self
 
-  def fit(self, X, y) -> 'Classifier':
+  def fit(self, X: Any, y: Any) -> 'Classifier':
     """Train on rows `X` with labels `y [N]`.
 
     Args:
@@ -113,7 +113,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     )
     return self
 
-  def _checked(self, X, y) -> tuple[np.ndarray, np.ndarray]:
+  def _checked(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and labels as arrays, after scikit-learn's checks."""
     require(
       y is not None,
@@ -132,24 +132,24 @@ class Classifier(ClassifierMixin, BaseEstimator):
     )
     return X, y
 
-  def _rows(self, X) -> np.ndarray:
+  def _rows(self, X: Any) -> np.ndarray:
     """Return the rows of a prediction, after scikit-learn's checks."""
     check_is_fitted(self, 'model_')
     if len(self.model_.shape) == 1:
       return validate_data(self, X, dtype=np.float32, reset=False)
     return check_array(X, allow_nd=True, dtype=None)
 
-  def predict_proba(self, X) -> np.ndarray:
+  def predict_proba(self, X: Any) -> np.ndarray:
     """Return the probability `[M, C]` of each class of `classes_`."""
     rows = self._rows(X)
     return self.model_.predict_proba(rows).astype(np.float64)
 
-  def predict(self, X) -> np.ndarray:
+  def predict(self, X: Any) -> np.ndarray:
     """Return the most probable label `[M]`."""
     rows = self._rows(X)
     return self.classes_[self.model_.predict(rows)]
 
-  def score(self, X, y, sample_weight=None) -> float:
+  def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
     """Return the accuracy on the rows that have a label.
 
     Args:
@@ -168,13 +168,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
     return float(np.average(right, weights=weight))
 
 
-def _rank(X) -> int:
+def _rank(X: Any) -> int:
   """Return the rank of an array-like."""
   rank = getattr(X, 'ndim', None)
   return np.asarray(X).ndim if rank is None else rank
 
 
-def _as_labels(y) -> np.ndarray:
+def _as_labels(y: Any) -> np.ndarray:
   """Return labels `[N]`; those that are texts, or mixed, as objects."""
   y = np.asarray(y)
   if y.ndim == 2 and y.shape[1] == 1:
@@ -188,7 +188,7 @@ def _as_labels(y) -> np.ndarray:
   return y
 
 
-def _is_missing(label) -> bool:
+def _is_missing(label: Any) -> bool:
   """True for None and NaN, which mark a missing label in tables."""
   return label is None or (isinstance(label, float) and label != label)
 
@@ -204,7 +204,7 @@ def _known(y: np.ndarray) -> np.ndarray:
   return ~np.isin(y.astype(str), _UNLABELLED_TEXTS)
 
 
-def _seed(random_state) -> int:
+def _seed(random_state: Any) -> int:
   """Return the seed that a `random_state` stands for."""
   if isinstance(random_state, int | np.integer):
     return int(random_state)

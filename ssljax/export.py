@@ -15,7 +15,7 @@ The folder holds
   predict_onnx.py      an example that needs onnxruntime and NumPy alone
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import os
 import pathlib
@@ -77,7 +77,7 @@ def check(formats: Sequence[str]) -> None:
 
 def write(
   predictor: Predictor,
-  folder: str | os.PathLike,
+  folder: str | os.PathLike[str],
   formats: Sequence[str] = ('stablehlo',),
 ) -> dict[str, dict[str, Any]]:
   """Write the models of a run to a folder, and check what was written.
@@ -97,7 +97,8 @@ def write(
   """
   check(formats)
   where = files.as_path('out', str(folder))
-  content, found = {}, {}
+  content: dict[str, bytes] = {}
+  found: dict[str, dict[str, Any]] = {}
   for name in dict.fromkeys(formats):
     model, call = FORMATS[name](predictor)
     found[name] = {'bytes': len(model)} | _checked(predictor, call)
@@ -114,7 +115,7 @@ def write(
   return found
 
 
-def _checked(predictor: Predictor, call: Callable) -> dict[str, float]:
+def _checked(predictor: Predictor, call: Callable[..., Any]) -> dict[str, Any]:
   """Compare an exported function with the run.
 
   Raises:
@@ -157,7 +158,7 @@ def _files(predictor: Predictor, name: str, model: bytes) -> dict[str, bytes]:
   }
 
 
-def _library(module: str, package: str, extra: str):
+def _library(module: str, package: str, extra: str) -> Any:
   """Import an optional library."""
   import importlib
 
@@ -174,7 +175,9 @@ def _stacked(trees: list[Any]) -> Any:
   return jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *trees)
 
 
-def _probabilities(predictor: Predictor, votes: Callable) -> Callable:
+def _probabilities(
+  predictor: Predictor, votes: Callable[..., Any]
+) -> Callable[..., Any]:
   """Return the function of images `[B, ...]`.
 
   Args:
@@ -187,11 +190,11 @@ def _probabilities(predictor: Predictor, votes: Callable) -> Callable:
     model.config.augmentation.preprocess, len(model.shape) == 3
   )
 
-  def probabilities(images):
+  def probabilities(images: jax.Array) -> jax.Array:
     rows = images.reshape(-1, height, width, channels)
     pixels = standard.to_float(rows)
 
-    def one(weights):
+    def one(weights: tuple[Any, Any, Any]) -> jax.Array:
       params, stats, fitted = weights
       image = jax.vmap(process.apply, (None, 0))(fitted, pixels)
       logits = model.network.infer(params, stats, image).logits
@@ -203,12 +206,12 @@ def _probabilities(predictor: Predictor, votes: Callable) -> Callable:
   return probabilities
 
 
-def _dtype(predictor: Predictor):
+def _dtype(predictor: Predictor) -> Any:
   return np.uint8 if len(predictor.models[0].shape) == 3 else np.float32
 
 
 @contextlib.contextmanager
-def _unsupported(predictor: Predictor):
+def _unsupported(predictor: Predictor) -> Iterator[None]:
   """Turn a failure to convert a network into one line."""
   try:
     yield
@@ -220,7 +223,7 @@ def _unsupported(predictor: Predictor):
     ) from error
 
 
-def _stablehlo(predictor: Predictor) -> tuple[bytes, Callable]:
+def _stablehlo(predictor: Predictor) -> tuple[bytes, Callable[..., Any]]:
   """Return the serialized function, and the function as it is loaded."""
   from jax import export
 
@@ -238,7 +241,7 @@ def _stablehlo(predictor: Predictor) -> tuple[bytes, Callable]:
   return bytes(serialized), export.deserialize(serialized).call
 
 
-def _onnx(predictor: Predictor) -> tuple[bytes, Callable]:
+def _onnx(predictor: Predictor) -> tuple[bytes, Callable[..., Any]]:
   """Return the function as an ONNX file, and as ONNX Runtime computes it."""
   converter = _library('jax2onnx', 'jax2onnx', 'onnx')
   runtime = _library('onnxruntime', 'onnxruntime', 'onnx')
@@ -280,7 +283,7 @@ LIBRARIES = {
 }
 
 
-def _difference(predictor: Predictor, call: Callable) -> float:
+def _difference(predictor: Predictor, call: Callable[..., Any]) -> float:
   """Return the largest difference to the run on some training images."""
   train, model = predictor.dataset.train, predictor.models[0]
   rows = np.arange(min(_CHECKED, len(train.labels)))

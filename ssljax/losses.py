@@ -20,6 +20,11 @@ def cross_entropy(logits, labels, *, smoothing: float = 0.0) -> jax.Array:
     logits: `[B, C]`.
     labels: `[B]` int32; rows that are `UNLABELLED` give 0.
     smoothing: s, the mass of the target that is uniform over all C classes.
+
+  Examples:
+    >>> logits = jnp.array([[2.0, 0.0], [0.0, 0.0], [5.0, 1.0]])
+    >>> print(cross_entropy(logits, jnp.array([0, 1, UNLABELLED])).round(3))
+    [0.127 0.693 0.   ]
   """
   chex.assert_rank([logits, labels], [2, 1])
   known = labels != UNLABELLED
@@ -33,6 +38,10 @@ def entropy(p) -> jax.Array:
 
   Args:
     p: `[..., C]` probabilities.
+
+  Examples:
+    >>> print(entropy(jnp.array([0.5, 0.5])).round(3))  # log 2
+    0.693
   """
   return -jnp.sum(p * jnp.log(p + EPSILON), axis=-1)
 
@@ -53,6 +62,11 @@ def logit_kl_divergence(logits, other) -> jax.Array:
   Args:
     logits: `[..., C]`.
     other: `[..., C]`.
+
+  Examples:
+    >>> certain, uniform = jnp.array([20.0, 0.0]), jnp.zeros(2)
+    >>> print(logit_kl_divergence(certain, uniform).round(3))  # log 2
+    0.693
   """
   log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
   return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
@@ -76,6 +90,11 @@ def mean_where(values, mask) -> jax.Array:
   Args:
     values: `[B]`.
     mask: `[B]` bool; the mean over no row is 0.
+
+  Examples:
+    >>> values = jnp.array([1.0, 2.0, 6.0])
+    >>> print(mean_where(values, jnp.array([True, False, True])))
+    3.5
   """
   chex.assert_equal_shape([values, mask])
   total = jnp.sum(jnp.where(mask, values, 0.0))

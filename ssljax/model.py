@@ -1,6 +1,6 @@
 """`Model`: a trained classifier, and its record in a folder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import hashlib
@@ -13,6 +13,7 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ssljax import config as config_lib
 from ssljax import files, registry
@@ -54,7 +55,9 @@ class Evaluation(_Evaluation):
   report: dict[str, Any]
   confusion: np.ndarray
 
-  def __new__(cls, *numbers, confusion=None):
+  def __new__(
+    cls, *numbers: Any, confusion: np.ndarray | None = None
+  ) -> 'Evaluation':
     """Hold the numbers of an evaluation, and its confusion matrix."""
     made = super().__new__(cls, *numbers)
     if confusion is not None:
@@ -138,7 +141,7 @@ class Model:
     return self._params, self._stats, self._fitted
 
   @property
-  def row_shape(self) -> tuple[int, int, int]:
+  def row_shape(self) -> tuple[int, ...]:
     """(H, W, c) as the network sees an image; (1, D, 1) of features."""
     return self._row_shape
 
@@ -159,7 +162,7 @@ class Model:
       f'classes={len(self.classes)}, shape={self.shape})'
     )
 
-  def predict_proba(self, images) -> np.ndarray:
+  def predict_proba(self, images: ArrayLike) -> np.ndarray:
     """Return the probabilities `[M, C]` of images `[M, ...]`.
 
     Raises:
@@ -167,53 +170,53 @@ class Model:
     """
     return calibration.softmax(self.logits(images))
 
-  def logits(self, images) -> np.ndarray:
+  def logits(self, images: ArrayLike) -> np.ndarray:
     """Return the logits `[M, C]` float32 of images `[M, ...]`."""
     return self.outputs(images)[0]
 
-  def predict(self, images) -> np.ndarray:
+  def predict(self, images: ArrayLike) -> np.ndarray:
     """Return the most probable class `[M]` int of images `[M, ...]`."""
     return np.argmax(self.logits(images), axis=-1)
 
-  def embed(self, images) -> np.ndarray:
+  def embed(self, images: ArrayLike) -> np.ndarray:
     """Return the embeddings `[M, D]` of images `[M, ...]`."""
     return self.outputs(images)[1]
 
-  def evaluate(self, images, labels) -> Evaluation:
+  def evaluate(self, images: ArrayLike, labels: ArrayLike) -> Evaluation:
     """Compare predictions with labels `[M]`; rows with label -1 are left out.
 
     Raises:
       InputError: there is no labelled image, or a label outside the classes.
     """
-    labels = np.asarray(labels)
+    images, y = np.asarray(images), np.asarray(labels)
     require(
-      labels.ndim == 1 and labels.dtype.kind in 'iu',
-      f'`labels`: has shape {labels.shape} and dtype {labels.dtype}; give one '
+      y.ndim == 1 and y.dtype.kind in 'iu',
+      f'`labels`: has shape {y.shape} and dtype {y.dtype}; give one '
       'integer class per image',
     )
     require(
-      len(labels) == len(images),
-      f'`labels`: has {len(labels)} rows, `images` {len(images)}; give one '
+      len(y) == len(images),
+      f'`labels`: has {len(y)} rows, `images` {len(images)}; give one '
       'label per image',
     )
-    known = labels != UNLABELLED
+    known = y != UNLABELLED
     require(known.any(), '`labels`: no image has a label; give some labels')
-    labels = labels[known]
+    y = y[known]
     require(
-      labels.min() >= 0 and labels.max() < len(self.classes),
-      f'`labels`: {labels.min()} to {labels.max()}; give classes 0 to '
+      y.min() >= 0 and y.max() < len(self.classes),
+      f'`labels`: {y.min()} to {y.max()}; give classes 0 to '
       f'{len(self.classes) - 1}, or -1 where unlabelled',
     )
-    p = self.predict_proba(np.asarray(images)[known])
+    p = self.predict_proba(images[known])
     best = np.argmax(p, axis=-1)
-    right = float(np.mean(best == labels))
-    of_truth = np.take_along_axis(p, labels[:, None].astype(int), axis=-1)
+    right = float(np.mean(best == y))
+    of_truth = np.take_along_axis(p, y[:, None].astype(int), axis=-1)
     loss = -float(np.mean(np.log(np.maximum(of_truth, 1e-12))))
-    matrix = evaluate.confusion(labels, best, len(self.classes))
-    numbers = right, 100 * (1 - right), loss, len(labels)
+    matrix = evaluate.confusion(y, best, len(self.classes))
+    numbers = right, 100 * (1 - right), loss, len(y)
     return Evaluation(*numbers, confusion=matrix)
 
-  def outputs(self, images) -> tuple[np.ndarray, np.ndarray]:
+  def outputs(self, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return logits `[M, C]` and embeddings `[M, D]` of images `[M, ...]`."""
     rows = arrays.convert(images, white=self._white)
     require(
@@ -232,12 +235,14 @@ class Model:
     return np.concatenate(logits), np.concatenate(embedding)
 
   @functools.cached_property
-  def _infer(self) -> Callable:
+  def _infer(self) -> Callable[..., Any]:
     process = registry.preprocess_of(
       self.config.augmentation.preprocess, self._is_images
     )
 
-    def infer(params, stats, fitted, pixels):
+    def infer(
+      params: Any, stats: Any, fitted: Any, pixels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
       image = standard.to_float(pixels)
       image = jax.vmap(process.apply, (None, 0))(fitted, image)
       outputs = self._net.infer(params, stats, image)
@@ -249,19 +254,19 @@ class Model:
     """Use the compiled function of a model of the same run."""
     self._infer = other._infer
 
-  def __getstate__(self):
+  def __getstate__(self) -> dict[str, Any]:
     """Drop the functions, which cannot be pickled."""
     dropped = '_infer', '_net'
     return {k: v for k, v in self.__dict__.items() if k not in dropped}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Mapping[str, Any]) -> None:
     """Make the network again, from its name or from the user's object."""
     self.__dict__.update(state)
     self._net = network_of(self.config, self._given_network, len(self.classes))
 
   # Saving.
 
-  def save(self, folder: str | os.PathLike) -> None:
+  def save(self, folder: str | os.PathLike[str]) -> None:
     """Write the model to a folder, which `load` reads.
 
     Raises:
@@ -296,7 +301,7 @@ class Model:
 
 
 @contextlib.contextmanager
-def _damage(folder: pathlib.Path):
+def _damage(folder: pathlib.Path) -> Iterator[None]:
   """Turn whatever a damaged model makes foreign code raise into one line."""
   try:
     yield
@@ -309,7 +314,7 @@ def _damage(folder: pathlib.Path):
     ) from error
 
 
-def load_saved(folder: pathlib.Path, network=None) -> Model:
+def load_saved(folder: pathlib.Path, network: Any = None) -> Model:
   """Load the model that `Model.save` wrote to a folder.
 
   Args:
@@ -345,7 +350,7 @@ def load_saved(folder: pathlib.Path, network=None) -> Model:
     )
 
 
-def network_of(config: Config, network, classes: int) -> networks.Network:
+def network_of(config: Config, network: Any, classes: int) -> networks.Network:
   """Return the network of a model.
 
   Args:
@@ -363,9 +368,11 @@ def network_of(config: Config, network, classes: int) -> networks.Network:
   return build.make_network(config, classes)
 
 
-def _restored(net, record, weights: bytes) -> dict[str, Any]:
+def _restored(
+  net: networks.Network, record: Mapping[str, Any], weights: bytes
+) -> dict[str, Any]:
   """Return the weights in the structure that the network gives them."""
-  shape = tuple(record['shape'])
+  shape: Any = tuple(record['shape'])
   image = jax.ShapeDtypeStruct((1, *shape), np.float32)
   params, stats = jax.eval_shape(net.init, jax.random.key(0), image)
   zeros = lambda tree: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)

@@ -106,6 +106,10 @@ def ramp_up_linear(step: chex.Numeric, length: float) -> chex.Array:
   Args:
     step: [] step within the stage.
     length: steps until the value is 1; 0 means 1 from the first step on.
+
+  Examples:
+    >>> [float(ramp_up_linear(step, 100)) for step in (0, 25, 200)]
+    [0.0, 0.25, 1.0]
   """
   return _elapsed(step, length)
 

@@ -140,7 +140,8 @@ def candidates(
     Models, data set, and the mask `[N]` bool of images whose label was given.
   """
   result = load_lib.finished_result(folder)
-  method, parts = result['method'], {}
+  method = result['method']
+  parts: dict[str, Any] = {}
   arms = [method, *(arm for arm in result['arms'] if arm != method)]
   found: dict[str, tuple[list[api.Model], dict[int, list]]] = {}
   given: set[int] = set()
@@ -219,8 +220,9 @@ def choose(found: Sequence[Candidate]) -> tuple[Candidate, str]:
   if own.held_out is None:
     return own, ''
   wrong = {
-    each.name: each.held_out.logits.argmax(axis=-1) != each.held_out.labels
+    each.name: held_out.logits.argmax(axis=-1) != held_out.labels
     for each in found
+    if (held_out := each.held_out) is not None
   }
   best = min(found, key=lambda each: wrong[each.name].mean())
   worse = wrong[own.name].astype(float) - wrong[best.name]

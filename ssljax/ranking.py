@@ -6,7 +6,7 @@ Beluch et al. 2018) instead of passes with dropout. Letters: N training images,
 C classes, D dimensions of an embedding, S splits.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -125,9 +125,8 @@ def sampled(p: np.ndarray) -> acquisition.Sampled:
   """Return the statistics of votes `[S, N, C]` that scores are made of."""
   votes = np.eye(p.shape[-1])[p.argmax(axis=-1)]
   entropies = np.asarray(acquisition.entropy_in_nats(p))
-  return acquisition.Sampled(
-    p.mean(axis=0), entropies.mean(axis=0), votes.mean(axis=0), (p**2).mean(0)
-  )
+  means: list[Any] = [x.mean(axis=0) for x in (p, entropies, votes, p**2)]
+  return acquisition.Sampled(*means)
 
 
 def _chosen(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import functools
 import inspect
 import re
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ssljax.active import acquisition
 from ssljax.augment import named, preprocess
@@ -154,6 +154,7 @@ NETWORKS: dict[str, Callable] = {
   'resnet9': resnet9.resnet9,
   'resnet9_wide': functools.partial(resnet9.resnet9, width=64),
 }
+_norm: Literal['batch', 'weight', 'weight_batch']
 for _name, _norm in (
   ('convlarge', 'batch'),
   ('convlarge_weightnorm', 'weight'),

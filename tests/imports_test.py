@@ -136,3 +136,13 @@ def test_importing_the_package_imports_nothing_heavy():
 @pytest.mark.parametrize('name', ssljax.__all__)
 def test_every_public_name_is_there_and_documented(name):
   assert getattr(ssljax, name).__doc__
+
+
+def test_type_checkers_see_every_public_name():
+  names = set()
+  for node in ast.parse((ROOT / '__init__.pyi').read_text()).body:
+    if isinstance(node, ast.ImportFrom):  # exports only `name as name`
+      names |= {each.name for each in node.names if each.name == each.asname}
+    if isinstance(node, ast.Assign):
+      names |= {target.id for target in node.targets}
+  assert names == {*ssljax.__all__, *ssljax._MODULES}

@@ -1,5 +1,6 @@
 """The wheel holds everything that a program needs, and nothing else."""
 
+import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -40,3 +41,25 @@ def test_every_planted_fault_is_of_the_code_as_it_is():
   listed = subprocess.run(tool, capture_output=True, text=True, timeout=120)
   assert listed.returncode == 0, listed.stderr
   assert int(listed.stdout.split()[-2]) > 100
+
+
+def test_the_oldest_versions_are_the_bounds_of_the_project():
+  spec = importlib.util.spec_from_file_location(
+    'oldest', ROOT / 'tools/oldest.py'
+  )
+  oldest = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(oldest)
+  assert oldest.PATH.read_text() == oldest.constraints(), (
+    'run `python tools/oldest.py`'
+  )
+
+
+@pytest.mark.slow
+def test_the_wheel_works_outside_of_the_repository(tmp_path):
+  # Both installations fetch packages.
+  if not all(map(importlib.util.find_spec, ('build', 'twine'))):
+    pytest.skip("needs pip install 'ssljax[release]'")
+  tool = [sys.executable, ROOT / 'tools/wheel.py', f'--out={tmp_path}']
+  done = subprocess.run(tool, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert len(list(tmp_path.iterdir())) == 2

@@ -16,6 +16,9 @@ A page of docs/ may have these lines of its own, which are replaced:
   <!-- programs -->              the docstrings of the programs
   <!-- doc: FILE.py -->          the docstring of a Python file
 
+Notebooks, docs/notebooks/*.py, become pages too: scripts with cells, in the
+percent format of Jupytext.
+
 So a fact has one place: the file that it is included from. Links of an included
 text, and links of docs/ to files outside of docs/, are translated, and drawings
 become a part of the page, where they take its colours.
@@ -80,7 +83,25 @@ def sources() -> Iterator[tuple[str, str]]:
   """Yield the path and the text of every page."""
   for path in sorted((ROOT / 'docs').rglob('*.md')):
     yield path.relative_to(ROOT / 'docs').as_posix(), path.read_text()
+  for path in sorted((ROOT / 'docs' / 'notebooks').glob('*.py')):
+    yield f'notebooks/{path.stem}.md', notebook(path.read_text(), path.name)
   yield from GENERATED.items()
+
+
+def notebook(text: str, name: str) -> str:
+  """Return the cells of a notebook as Markdown, with a link to its file."""
+  _, *cells = re.split(r'^# %%(.*)\n', text, flags=re.MULTILINE)
+  parts = []
+  for kind, cell in zip(cells[::2], cells[1::2], strict=True):
+    code = f'```python\n{cell.strip()}\n```'
+    prose = re.sub(r'^# ?', '', cell.strip(), flags=re.MULTILINE)
+    parts.append(prose if 'markdown' in kind else code)
+  title, _, rest = parts[0].partition('\n')
+  link = (
+    f'[{name}]({name}) is this page as a notebook: open it in Jupyter with '
+    '`pip install jupytext`, or run it with Python.'
+  )
+  return '\n\n'.join([title, link, rest.strip(), *parts[1:]]) + '\n'
 
 
 def page(text: str, here: str) -> str:

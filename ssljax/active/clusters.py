@@ -96,7 +96,8 @@ def typiclust(
     typical[rows] = typicality(unit[rows], NEIGHBOURS)
   covered = np.array([labelled[rows].sum() for rows in members])
   sizes = np.array([len(rows) for rows in members])
-  left, chosen = askable.copy(), []
+  left = askable.copy()
+  chosen: list[int] = []
   while len(chosen) < size:
     open_ = np.array([left[rows].any() for rows in members])
     # The fewest labels first; of these tiny clusters last, the largest first.

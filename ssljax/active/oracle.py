@@ -28,7 +28,7 @@ import os
 import pathlib
 import shutil
 import stat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import unicodedata
 
 import numpy as np
@@ -54,7 +54,7 @@ class Simulation:
   def __init__(self, truth: np.ndarray):
     """Take the true labels `[N]`, which are hidden from the run."""
     self._truth = np.asarray(truth, np.int32)
-    self._asked = {}  # seed -> number -> rows
+    self._asked: dict[int, dict[int, Any]] = {}  # seed -> number -> rows
 
   def count(self, seed: int) -> int:
     """Return the number of labels this process gave in the run of a seed."""
@@ -314,7 +314,7 @@ def _numbers_count(names: Sequence[str]) -> bool:
 
 def _positions(values: list) -> dict:
   """Return a dict from each value to its positions in the list."""
-  positions = {}
+  positions: dict[Any, list[int]] = {}
   for position, value in enumerate(values):
     positions.setdefault(value, []).append(position)
   return positions
@@ -445,7 +445,8 @@ def _check_cells(batch: Batch, line: int, cells, images: dict) -> None:
 
 def _parse_labels(batch: Batch, records, parse: LabelParser) -> dict[int, int]:
   """Return the label of each row; raise InputError for an invalid label."""
-  labels, lines = {}, {}
+  labels: dict[int, int] = {}
+  lines: dict[int, int] = {}
   for line, (row, image, label) in records:
     parsed = parse(label) if label else None
     if parsed is None:

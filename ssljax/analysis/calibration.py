@@ -140,6 +140,11 @@ def wilson(hits: float, count: float) -> Interval:
   Args:
     hits: number of images, or a mean number over several counts.
     count: n.
+
+  Examples:
+    >>> low, high = wilson(5, 100)
+    >>> f'{low:.3f} to {high:.3f}'
+    '0.022 to 0.112'
   """
   require(0 <= hits <= count, f'{hits} of {count}: give a share')
   if not count:

@@ -67,9 +67,9 @@ def nearest_rows(
     bank: `[N, D]`.
     batch: number of queries at a time.
   """
-  bank, count = jnp.asarray(bank), len(queries)
+  placed, count = jnp.asarray(bank), len(queries)
   index = np.resize(np.arange(count), -(-count // batch) * batch)
-  found = [_nearest(queries[i], bank) for i in index.reshape(-1, batch)]
+  found = [_nearest(queries[i], placed) for i in index.reshape(-1, batch)]
   return np.concatenate(jax.device_get(found))[:count]
 
 

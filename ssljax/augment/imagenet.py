@@ -90,7 +90,8 @@ def crop(
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     draws = jax.random.uniform(key, (TRIES, 4), image.dtype)
-    box = window(draws, *image.shape[:2], area, aspect, jnp)
+    height, width = image.shape[:2]
+    box = window(draws, height, width, area, aspect, jnp)
     return resize_window(image, box)
 
   return apply

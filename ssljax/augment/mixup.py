@@ -48,8 +48,8 @@ def draw_mix(
   """
   errors.positive(alpha=alpha)
   key_partner, key_weight = jax.random.split(key)
-  alpha = jnp.float32(alpha)
-  weight = jax.random.beta(key_weight, alpha, alpha, (rows if per_row else 1,))
+  both = jnp.float32(alpha)
+  weight = jax.random.beta(key_weight, both, both, (rows if per_row else 1,))
   if dominant:
     weight = jnp.maximum(weight, 1 - weight)
   partner = jax.random.permutation(

@@ -92,7 +92,12 @@ ON_PIXELS = ('crop', 'grey', 'jitter', 'randaugment', 'randaugment_fixed')
 
 
 def usage(name: str) -> str:
-  """Return a name with its parameters in capitals: 'translate:AMOUNT'."""
+  """Return a name with its parameters in capitals.
+
+  Examples:
+    >>> usage('randaugment')
+    'randaugment:OPS:MAGNITUDE'
+  """
   parameters = FACTORIES[name].defaults if name in FACTORIES else ()
   return ':'.join([name, *map(str.upper, parameters)])
 
@@ -105,6 +110,13 @@ def chosen(name: str) -> Augment:
 
   Raises:
     InputError: there is no such augmentation, or it has no such parameters.
+
+  Examples:
+    >>> import jax, jax.numpy as jnp
+    >>> cut = chosen('cutout:2')
+    >>> image = cut(jax.random.key(0), jnp.ones((6, 6, 1)))
+    >>> image.shape, bool((image == 0).any())
+    ((6, 6, 1), True)
   """
   base, *texts = str(name).split(':')
   choose('augment', base, AUGMENTATIONS)
@@ -154,6 +166,11 @@ def split_chain(
 
   Raises:
     InputError: a name is unknown, or has wrong parameters.
+
+  Examples:
+    >>> before, after = split_chain(['grey:0.5', 'translate:4'])
+    >>> before is not None, after is not None
+    (True, True)
   """
   first = max(
     (i + 1 for i, name in enumerate(names) if _base(name) in ON_PIXELS),

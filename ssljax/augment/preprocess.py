@@ -118,7 +118,8 @@ def standardize_features() -> Preprocess:
   return Preprocess(fit, _standardize, shapes)
 
 
-def _float32(*shape: int) -> jax.ShapeDtypeStruct:
+def _float32(*shape: int) -> Any:
+  """Return the shape of an array, which stands for the array in a plan."""
   return jax.ShapeDtypeStruct(shape, np.float32)
 
 
@@ -267,7 +268,8 @@ def _chunks(images: np.ndarray, view: Callable) -> Iterator[np.ndarray]:
 def _mean(images: np.ndarray, view: Callable) -> np.ndarray:
   """Return the mean image [H, W, c] float64."""
   _check_images(images)
-  return sum(x.sum(axis=0) for x in _chunks(images, view)) / len(images)
+  total = sum(x.sum(axis=0) for x in _chunks(images, view))
+  return np.asarray(total / len(images))
 
 
 def _covariance(

@@ -30,6 +30,7 @@ LbA      Haeusser, Mordvintsev, Cremers, CVPR 2017, released train.py at the
 
 import itertools
 import operator
+from typing import cast
 
 import chex
 import dm_pix as pix
@@ -165,7 +166,7 @@ def cutout(size: int | float = 16) -> Augmentation:
       clipped at the border.
   """
   if not 0 < size < 1:
-    size = _check_whole_number(size=size)
+    size = _check_whole_number(size=cast(int, size))
 
   def apply(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     shorter = min(image.shape[:2])
@@ -183,7 +184,7 @@ def cutout(size: int | float = 16) -> Augmentation:
 
 
 def square_mask(
-  shape: tuple[int, int, int], centre: chex.Array, size: int
+  shape: tuple[int, int, int], centre: chex.Array, size: chex.Numeric
 ) -> chex.Array:
   """Return a mask of rows and columns c − ⌊size/2⌋ .. c − ⌊size/2⌋ + size − 1.
 

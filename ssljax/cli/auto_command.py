@@ -45,7 +45,9 @@ def run(given: Mapping[str, Any]) -> None:
   images = record['compared'][0]['images']
   print(f'error on {images} held-out labelled images, by method')
   print('\n'.join(summary.aligned(auto.table(record))))
-  print(summary.table(run_folder.read_result(folder), folder))
+  result = run_folder.read_result(folder)
+  assert result is not None  # of the run that was kept
+  print(summary.table(result, folder))
 
 
 def _folder(given: Mapping[str, Any]) -> pathlib.Path:
@@ -60,7 +62,7 @@ def _compare(
   given: dict[str, Any], folder: pathlib.Path, minutes: float
 ) -> dict[str, Any]:
   """Train the candidates in their folders, and return the comparison."""
-  opened = {}
+  opened: dict[str, Any] = {}
 
   def load(config: Config):
     if not opened:

@@ -7,6 +7,7 @@ absl's logging flags.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import typing
+from typing import Any
 
 from absl import flags
 
@@ -57,7 +58,7 @@ def define_unset(
     values: get the flags.
     functions: by the name that the help gives to each.
   """
-  merged = {}
+  merged: dict[str, Setting] = {}
   for owner, function in functions.items():
     for name, setting in settings(function).items():
       text = f'{owner}: {setting.help} Unset: {setting.default!r}.'
@@ -80,7 +81,7 @@ def _define(values: flags.FlagValues, setting: Setting) -> None:
     choices = list(typing.get_args(hint))
     flags.DEFINE_enum(name, default, choices, text, flag_values=values)
   else:
-    makers = {
+    makers: dict[Any, Callable] = {
       bool: flags.DEFINE_bool,
       int: flags.DEFINE_integer,
       float: flags.DEFINE_float,

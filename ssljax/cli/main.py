@@ -95,7 +95,7 @@ class MethodCommand:
     for part in self.schema.values():
       config_flags.define(self.values, part.values())
     self.names = [name for part in self.schema.values() for name in part]
-    self.preset = None
+    self.preset: pathlib.Path | None = None
     self.fits_data = False  # defaults come from the data, not from a preset
 
   def parse(self, argv: Sequence[str]) -> list[str]:
@@ -441,7 +441,7 @@ def require_devices() -> None:
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:
-    wanted = jax.config.jax_platforms or 'unset'
+    wanted = getattr(jax.config, 'jax_platforms', None) or 'unset'
     reason = str(error).split('\n')[0] or 'there is none'
     raise InputError(
       f'JAX_PLATFORMS={wanted}: JAX cannot use such a device ({reason}): unset '

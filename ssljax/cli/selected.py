@@ -14,7 +14,7 @@ AUTO = 'auto'  # instead of a method: choose one by held-out labels
 class SelectedCommand(main.MethodCommand):
   """The command line of the method that --method names."""
 
-  others = ()  # values of --method that are no methods
+  others: tuple[str, ...] = ()  # values of --method that are no methods
 
   def __init__(
     self,
@@ -34,9 +34,9 @@ class SelectedCommand(main.MethodCommand):
       ahead(list(argv), known_only=True)
     except (flags.Error, InputError):
       pass  # Reported when all flags are parsed.
-    self.chosen = ahead['method'].value
+    self.chosen: str | None = ahead['method'].value
     known = self.chosen in registry.METHODS
-    super().__init__(self.chosen if known else 'supervised')
+    super().__init__(str(self.chosen) if known else 'supervised')
     define_method(self.values)
     define(self.values)
 

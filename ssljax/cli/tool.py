@@ -9,7 +9,7 @@ from absl import flags
 from ssljax import files
 from ssljax.cli import compile_cache, config_flags, main
 from ssljax.distributed import placement
-from ssljax.errors import require
+from ssljax.errors import InputError
 from ssljax.runs import load
 
 
@@ -38,7 +38,8 @@ def finished_run(run: str | None) -> pathlib.Path:
   Raises:
     InputError: there is none.
   """
-  require(run is not None, '`run`: give the folder of a finished run')
+  if run is None:
+    raise InputError('`run`: give the folder of a finished run')
   folder = files.as_place('run', run)
   load.finished_result(folder)
   return folder

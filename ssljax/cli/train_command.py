@@ -148,7 +148,7 @@ def with_paths(config: Config) -> Config:
     files.as_place('workdir', workdir)
   if data_dir is not None:
     data_dir = files.absolute(files.as_place('data_dir', data_dir))
-  own = {
+  own: dict[str, Any] = {
     name: os.path.abspath(files.as_path(name, value))
     for name in ('images', 'labels_file')
     if (value := getattr(config.data, name)) is not None
@@ -164,7 +164,7 @@ def with_paths(config: Config) -> Config:
 def join_others(config: Config) -> None:
   """Join the other processes of a run, if there are any."""
   hosts = config.hosts
-  given = dict(
+  given: dict[str, Any] = dict(
     coordinator=hosts.coordinator,
     processes=hosts.processes,
     process=hosts.process,

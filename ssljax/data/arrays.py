@@ -5,6 +5,7 @@ validate their input and report every fault as one `InputError`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import functools
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -84,7 +85,7 @@ def from_arrays(
     names = '`test_images`', '`test_labels`'
     parts['test'] = _Part(test_images, test_labels, *names)
   sources, classes = _checked(parts, classes, '`classes`')
-  sources = resized(name, sources, image_size)
+  sources = dict(resized(name, sources, image_size))
   return select(name, sources, classes, 'train', None)
 
 
@@ -122,10 +123,11 @@ def load_npz(
     names = split, f'{split}_labels'
     if split == 'train' or any(name in found for name in names):
       called = [f'`dataset`={path}, array {name}' for name in names]
-      parts[split] = _Part(*map(found.get, names), *called)
+      rows, labels = map(found.get, names)
+      parts[split] = _Part(rows, labels, *called)
   where = f'`dataset`={path}, array classes'
   sources, classes = _checked(parts, found.get('classes'), where, strict)
-  sources = resized(path, sources, image_size)
+  sources = dict(resized(path, sources, image_size))
   sources = {
     split: _described(source, found, split, path)
     for split, source in sources.items()
@@ -152,7 +154,7 @@ def _described(
       source = source._replace(names=array)
     else:
       digests = array.astype(np.uint64)
-      source = source._replace(digests=lambda digests=digests: digests)
+      source = source._replace(digests=functools.partial(np.asarray, digests))
   return source
 
 
@@ -292,7 +294,7 @@ def _resized(source: Source, size: int) -> Source:
     images = np.empty((len(rows), *shape), np.uint8)
     for image, row in zip(images, source.read(rows), strict=True):
       original = PIL.Image.fromarray(row[..., 0] if grey else row)
-      image[:] = np.reshape(decode.fit(original, size, size), shape)
+      image[:] = np.asarray(decode.fit(original, size, size)).reshape(shape)
     return images
 
   if len(source.labels) * math.prod(shape) > _RESIZED_ONCE:
@@ -401,8 +403,9 @@ def _parts(array: np.ndarray) -> list[slice]:
 
 def _refuse_infinite(array: np.ndarray, where: str) -> None:
   axes = tuple(range(1, array.ndim))
-  finite = [np.isfinite(array[part]).all(axis=axes) for part in _parts(array)]
-  finite = np.concatenate(finite)
+  finite = np.concatenate(
+    [np.isfinite(array[part]).all(axis=axes) for part in _parts(array)]
+  )
   if not finite.all():
     raise InputError(
       f'{where}: {np.sum(~finite)} rows hold NaN or infinite values, the first '
@@ -493,7 +496,7 @@ def _class_names(labels, classes, where: str, train: _Part) -> tuple[str, ...]:
   if isinstance(classes, np.ndarray) and classes.ndim == 0:
     classes = classes.item()
   if isinstance(classes, (int, np.integer)):
-    _refuse_many(classes, where)
+    _refuse_many(int(classes), where)
     return tuple(map(str, range(classes)))
   are_names = isinstance(classes, Iterable) and not isinstance(classes, str)
   if are_names and hasattr(classes, '__len__'):

@@ -96,7 +96,7 @@ def outline(
       part: _source(len(s.labels), s.shape, dtype=s.dtype)
       for part, s in (('train', dataset.train), ('test', dataset.test))
     }
-    return dataset._replace(**parts)
+    return dataset._replace(train=parts['train'], test=parts['test'])
   found = _found(name, data_dir)
   differ = None in found.feature.shape[:2]
   side = SIDE if differ and image_size is None else image_size
@@ -136,7 +136,7 @@ def joined(
 
 
 def _source(count: int, shape, crop=False, dtype=np.uint8) -> datasets.Source:
-  labels = jax.ShapeDtypeStruct((count,), np.int32)
+  labels: Any = jax.ShapeDtypeStruct((count,), np.int32)  # for the array
   return datasets.Source(
     labels, shape, _no_images, _no_images if crop else None, dtype
   )

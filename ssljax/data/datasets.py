@@ -13,6 +13,7 @@ import importlib.util
 import math
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 
@@ -89,6 +90,11 @@ def load(
 
   Raises:
     InputError: the data set cannot be read with these arguments.
+
+  Examples:
+    >>> digits = load('digits')
+    >>> digits.train.read([0, 1]).shape, len(digits.train.labels)
+    ((2, 8, 8, 1), 1297)
   """
   non_negative(corrupt=corrupt)
   check_image_size(image_size)
@@ -123,7 +129,7 @@ def load(
       strict=strict,
     )
   sources, classes = EMBEDDED[name](seed)
-  sources = resized(name, sources, image_size)
+  sources = dict(resized(name, sources, image_size))
   return select(name, sources, classes, train_split, test_split, with_test)
 
 
@@ -249,7 +255,9 @@ def _prepared_set(
     parts.append(records.SplitName(name, 'test_split', test_split))
     records.refuse_overlap(builder, *parts)
   crop = crop and None in columns.feature.shape[:2]
-  shorter = round(decode.MARGIN * image_size) if crop else image_size
+  shorter = image_size
+  if crop:  # images of different sizes, so there is an `image_size`
+    shorter = round(decode.MARGIN * shape[0])
   audit = records.Audit(name)
   audit.readers = [
     records.Reader(
@@ -295,11 +303,11 @@ def variant_of(name: str, reader: records.Reader) -> str:
   return f'{title} (JPEG)' if image.startswith(_JPEG) else ''
 
 
-def _source(reader: records.Reader, found, kept, crop: bool) -> Source:
+def _source(reader: Any, found, kept, crop: bool) -> Source:
   """Return the source of a split.
 
   Args:
-    reader: of all its images.
+    reader: `records.Reader` of all its images.
     found: their labels and digests.
     kept: the rows that are rows of the source, or None for all.
     crop: images can be cropped at random.

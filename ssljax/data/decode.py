@@ -64,9 +64,9 @@ def centre(
       image.draft(_mode(shape), (2 * shorter, 2 * shorter))
     with _reserved(image):
       orientation = _orientation(image)
-      image = _turned(_colours(image, shape), orientation)
+      turned = _turned(_colours(image, shape), orientation)
       return _pixels(
-        image if shorter is None else fit(image, shape[0], shorter), shape
+        turned if shorter is None else fit(turned, shape[0], shorter), shape
       )
 
 
@@ -99,8 +99,8 @@ def crop(
     if _has_draft(image):
       stack.enter_context(_reserved(image))
     box = np.array([left, top, left + width, top + height]) * scale
-    image = _turned(_colours(image, shape), orientation)
-    return _pixels(image.resize(shape[1::-1], _BILINEAR, tuple(box)), shape)
+    turned = _turned(_colours(image, shape), orientation)
+    return _pixels(turned.resize(shape[1::-1], _BILINEAR, tuple(box)), shape)
 
 
 def shrink(encoded: bytes, side: int) -> PIL.Image.Image:
@@ -114,10 +114,9 @@ def shrink(encoded: bytes, side: int) -> PIL.Image.Image:
     image.draft('RGB', (side, side))
     with _reserved(image):
       orientation = _orientation(image)
-      image = _turned(_colours(image, (side, side, 3)), orientation)
-      image = image.copy()
-      image.thumbnail((side, side))
-      return image
+      small = _turned(_colours(image, (side, side, 3)), orientation).copy()
+      small.thumbnail((side, side))
+      return small
 
 
 def _draft(image: PIL.Image.Image, shape, excess: float) -> float:

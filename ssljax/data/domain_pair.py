@@ -122,8 +122,9 @@ def join(source: Dataset, target: Dataset) -> Dataset:
     return np.broadcast_to(target.test.read(rows), (len(rows), *shape))
 
   def digests() -> np.ndarray:
-    parts = source.train, target.train
-    return np.concatenate([part.digests() for part in parts])
+    of_source, of_target = source.train.digests, target.train.digests
+    assert of_source and of_target  # as all images have them
+    return np.concatenate([of_source(), of_target()])
 
   labels = np.concatenate([source.train.labels, hidden])
   return Dataset(

@@ -12,7 +12,7 @@ import numpy as np
 
 def digest(content: Any) -> int:
   """Return a hash of 64 bits of bytes, or of an array's values in C order."""
-  data = (
+  data: Any = (
     content if isinstance(content, bytes) else np.ascontiguousarray(content)
   )
   hashed = hashlib.blake2b(data, digest_size=8).digest()

@@ -253,7 +253,8 @@ def _read_labels(
   except OSError as error:
     raise InputError(f'{where}: cannot be read ({one_line(error)})') from error
   pairs = _csv_pairs(text, where) if _is_csv(labels_file) else _text_pairs(text)
-  known, given = set(paths), {}
+  known = set(paths)
+  given: dict[str, Any] = {}
   for line, name, label in pairs:
     path = pathlib.PurePath(name.replace('\\', '/')).as_posix()
     require(

@@ -76,17 +76,18 @@ def _equal(digests: np.ndarray) -> list[tuple[int, int]]:
 
 def _near(looks: Sequence[Look | None]) -> list[tuple[int, int]]:
   """Return pairs of rows that are near duplicates."""
-  rows = [
-    row
+  found_looks = {
+    row: own
     for row, own in enumerate(looks)
     if own is not None and own.thumbnail.std() >= _CONTRAST
-  ]
+  }
+  rows = list(found_looks)
   if not 1 < len(rows) <= LARGEST:
     return []
-  kept = [looks[row] for row in rows]
+  kept = list(found_looks.values())
   hashes = np.array([own.hash for own in kept], np.uint64)
   thumbnails = np.stack([own.thumbnail for own in kept]).astype(np.int16)
-  found = set()
+  found: set[tuple[int, int]] = set()
   for band in range(_BANDS):
     values = (hashes >> np.uint64(16 * band)) & np.uint64(0xFFFF)
     order = np.argsort(values, kind='stable')

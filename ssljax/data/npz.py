@@ -10,7 +10,7 @@ from collections.abc import Collection
 import io
 import math
 import os
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 import zipfile
 
 import numpy as np
@@ -36,7 +36,7 @@ class _Header(NamedTuple):
 
 
 def read(
-  file: BinaryIO, wanted: Collection[str]
+  file: IO, wanted: Collection[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Return some arrays of an open .npz file, and the names of its members.
 
@@ -109,7 +109,7 @@ def _refuse_member(info: zipfile.ZipInfo, name: str, size: int) -> None:
     )
 
 
-def _read_header(member: BinaryIO, name: str) -> _Header:
+def _read_header(member: IO[bytes], name: str) -> _Header:
   """Read the header at the beginning of a member."""
   magic = member.read(np.lib.format.MAGIC_LEN)
   if not magic:

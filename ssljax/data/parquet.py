@@ -287,7 +287,7 @@ def _labels(
   )
   labels = [UNLABELLED if y is None or y < 0 else y for y in values]
   count = max(labels, default=0) + 1
-  classes = next(iter(known), None) or tuple(map(str, range(count)))
+  classes = next(iter(known), ()) or tuple(map(str, range(count)))
   require(
     count <= len(classes),
     f'`dataset`={name}: has the label {count - 1}, but {len(classes)} class '

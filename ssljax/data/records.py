@@ -68,7 +68,7 @@ def split_size(split: SplitName, builder) -> int:
 
 def refuse_overlap(builder, train: SplitName, test: SplitName) -> None:
   """Raise `InputError` if two splits have common rows."""
-  held = {}
+  held: dict[Any, Any] = {}
   for file, *piece in _pieces(builder, test):
     held.setdefault(file, []).append(piece)
   common = sum(
@@ -315,8 +315,8 @@ class Reader(NamedTuple):
     """Decode all records; return those that cannot be: row -> a description."""
     found = {}
 
-    def look(rows: slice):
-      rows = range(rows.start, rows.stop)
+    def look(part: slice):
+      rows = range(part.start, part.stop)
       records = fetch(self.split, self.records, rows, lambda record: record)
       for row, record in zip(rows, records, strict=True):
         try:
@@ -340,8 +340,9 @@ class Audit:
 
   def __init__(self, dataset: str):
     """Begin; `readers` is filled in by the caller."""
-    self.dataset, self.readers = dataset, []
-    self._lock, self._message = threading.Lock(), None
+    self.dataset, self._lock = dataset, threading.Lock()
+    self.readers: list[Reader] = []
+    self._message: str | None = None
 
   def error(self, reader: Reader, row: int, error: Exception) -> InputError:
     """Return the error to raise for an image, which lists all others too."""

@@ -216,9 +216,9 @@ class Sampler:
       parts.append(queue(pool, epoch * size, size, *words))
     if labelled and self.batch_spec.class_aware:
       size = steps * labelled
-      words = seed, self._stream
+      start = epoch * size
       parts.append(
-        class_aware_queue(self._by_class, epoch * size, size, *words)
+        class_aware_queue(self._by_class, start, size, seed, self._stream)
       )
     elif labelled and not classes:
       words = seed, _LABELLED + self._stream, epoch

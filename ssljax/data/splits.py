@@ -273,6 +273,12 @@ def draw_split(
 
   Raises:
     InputError: the data set cannot serve these arguments.
+
+  Examples:
+    >>> truth = np.array([0, 1] * 50, np.int32)
+    >>> split = draw_split(truth, ('cat', 'dog'), per_class=3, seed=0)
+    >>> len(split.labelled), (split.labels == UNLABELLED).sum().item()
+    (6, 94)
   """
   check_truth(truth, classes if isinstance(classes, int) else len(classes))
   known = np.flatnonzero(truth != UNLABELLED)
@@ -340,7 +346,7 @@ def describe_labels(split: Split, classes) -> str:
   """
   known = split.labels[split.labelled]
   counts = np.bincount(known, minlength=len(classes))
-  most = counts.max()
+  most = np.max(counts)
   rarer = [i for i in np.argsort(counts, kind='stable') if counts[i] < most]
   if not rarer:
     return f'{most} of each class'

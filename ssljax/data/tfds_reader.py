@@ -4,6 +4,7 @@ from collections.abc import Callable
 import difflib
 import importlib.util
 import logging
+import operator
 import os
 import pathlib
 import re
@@ -328,7 +329,7 @@ def find_columns(name: str, info) -> Columns:
     tuple(features[label].names),
     lambda record: encoded(record)[image],
     lambda record: numbered(record)[label],
-    lambda record: tuple(map(both(record).get, (image, label))),
+    lambda record: operator.itemgetter(image, label)(both(record)),
     lambda record: titled(record)[title] if title else '',
   )
 

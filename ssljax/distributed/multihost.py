@@ -150,9 +150,9 @@ def on_main_process(f: Callable[[], Any]) -> Any:
       message = _pickle_error(error)
   buffer = np.zeros(broadcast(np.array(len(message))), np.uint8)
   buffer[: len(message)] = np.frombuffer(message, np.uint8)
-  result, error = pickle.loads(broadcast(buffer).tobytes())
-  if error is not None:
-    raise error
+  result, raised = pickle.loads(broadcast(buffer).tobytes())
+  if raised is not None:
+    raise raised
   return result
 
 

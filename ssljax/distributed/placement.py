@@ -10,6 +10,7 @@ import ctypes
 import math
 import os
 import re
+from typing import Any, Literal
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -54,7 +55,7 @@ def make_mesh(
   )
 
 
-def compute_dtype() -> str:
+def compute_dtype() -> Literal['float32', 'bfloat16']:
   """Return the dtype in which the devices compute fastest: a network's default.
 
   It is bfloat16 on TPUs, and on GPUs with matrix units for it (compute
@@ -206,8 +207,9 @@ def state_sharding(mesh: Mesh, layout, images: int) -> TrainState:
     layout: `Method.layout`, the partition specs of the memory.
     images: N.
   """
-  whole = NamedSharding(mesh, P())
-  split = NamedSharding(mesh, P(None, 'data'))
+  # Shardings stand for the arrays of the state.
+  whole: Any = NamedSharding(mesh, P())
+  split: Any = NamedSharding(mesh, P(None, 'data'))
   memory = jax.tree.map(
     lambda spec: NamedSharding(mesh, P(None, *spec)),
     layout,

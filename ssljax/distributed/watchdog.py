@@ -16,7 +16,8 @@ _limit = None  # seconds while the watchdog is active, else None
 def reset() -> None:
   """Restart the countdown, because the program has made progress."""
   if _limit is not None:
-    faulthandler.dump_traceback_later(_limit, exit=True, file=sys.__stderr__)
+    errors = sys.__stderr__ or sys.stderr
+    faulthandler.dump_traceback_later(_limit, exit=True, file=errors)
 
 
 @contextlib.contextmanager

@@ -99,6 +99,7 @@ def forward(net, params, stats, batch: Batch, key):
     `Logits`, and the statistics after the step.
   """
   strong = batch.views['strong']
+  assert isinstance(strong, jax.Array)  # not `Recorded`
   images = jnp.concatenate([batch.image, strong])
   outputs, stats = net.train(params, stats, images, key)
   size, unlabelled = len(batch.image), len(strong)

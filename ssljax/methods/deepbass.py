@@ -48,6 +48,7 @@ from ssljax.core import (
   PerExample,
   Stage,
   UsedLabels,
+  layout,
 )
 from ssljax.errors import non_negative, positive
 from ssljax.methods.supervised import fitted
@@ -55,8 +56,7 @@ from ssljax.methods.supervised import fitted
 Membership = Literal['all', 'stepwise', 'none']
 
 
-@struct.dataclass
-class PseudoLabels:
+class PseudoLabels(struct.PyTreeNode):
   """The memory; N images, and padding."""
 
   labels: jax.Array  # [N] int32 ψ
@@ -65,8 +65,12 @@ class PseudoLabels:
   threshold: jax.Array  # [] θ
 
 
-LAYOUT = PseudoLabels(
-  labels=P('data'), entropy=P('data'), member=P('data'), threshold=P()
+LAYOUT = layout(
+  PseudoLabels,
+  labels=P('data'),
+  entropy=P('data'),
+  member=P('data'),
+  threshold=P(),
 )
 
 

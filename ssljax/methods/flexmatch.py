@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ssljax import neighbours
-from ssljax.core import UNLABELLED, BatchSpec, Loss, Method, Stage
+from ssljax.core import UNLABELLED, BatchSpec, Loss, Method, Stage, layout
 from ssljax.errors import non_negative, probability
 from ssljax.methods import consistency
 from ssljax.methods.fixmatch import DEFAULTS as FIXMATCH
@@ -43,8 +43,7 @@ NONE = -1  # no confident prediction yet
 ABSENT = -2  # a labelled image, one that is not drawn, or padding
 
 
-@struct.dataclass
-class Confident:
+class Confident(struct.PyTreeNode):
   """The memory; N images, and padding."""
 
   label: jax.Array  # [N] int32, last confident prediction, NONE or ABSENT
@@ -52,7 +51,7 @@ class Confident:
   unused: jax.Array  # [] int32, number of images that are NONE
 
 
-LAYOUT = Confident(label=P('data'), counts=P(), unused=P())
+LAYOUT = layout(Confident, label=P('data'), counts=P(), unused=P())
 
 
 def nothing_confident(key, params, stats, spec) -> Confident:

@@ -37,8 +37,7 @@ from ssljax.methods.fixmatch import DEFAULTS as FIXMATCH
 EPSILON = 1e-12  # in the logarithm of L_f
 
 
-@struct.dataclass
-class Averages:
+class Averages(struct.PyTreeNode):
   """The memory."""
 
   threshold: jax.Array  # [] τ

@@ -55,6 +55,7 @@ from ssljax.core import (
   Stage,
   UsedLabels,
   View,
+  layout,
 )
 from ssljax.errors import fraction, non_negative, positive, require
 from ssljax.methods import consistency
@@ -65,8 +66,7 @@ QUERIES = 64  # rows whose neighbours are searched at a time
 TOLERANCE = 1e-3  # of the conjugate gradients
 
 
-@struct.dataclass
-class Propagated:
+class Propagated(struct.PyTreeNode):
   """The memory; N images, and padding."""
 
   label: jax.Array  # [N] int32 pseudo-labels
@@ -76,7 +76,8 @@ class Propagated:
   admitted: jax.Array | None = None  # [N] bool, images of the run; None: all
 
 
-LAYOUT = Propagated(
+LAYOUT = layout(
+  Propagated,
   label=P('data'),
   weight=P('data'),
   reached=P(),

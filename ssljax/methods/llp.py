@@ -63,14 +63,14 @@ from ssljax.core import (
   Stage,
   UsedLabels,
   add_labels,
+  layout,
 )
 from ssljax.errors import fraction, non_negative, positive, require
 
 ABSENT = -1  # label of padding
 
 
-@struct.dataclass
-class Bank:
+class Bank(struct.PyTreeNode):
   """The memory; A images of a run, M labelled ones, and padding of both.
 
   The A images are those that a batch may contain, not the N of the training
@@ -101,7 +101,8 @@ class Bank:
     return places_of(images, self.admitted)
 
 
-LAYOUT = Bank(
+LAYOUT = layout(
+  Bank,
   rows=P('data'),
   labels=P('data'),
   confidence=P('data'),

@@ -73,8 +73,7 @@ Distance = Literal['euclidean', 'l1']
 EPSILON = 1e-10
 
 
-@struct.dataclass
-class Slots:
+class Slots(struct.PyTreeNode):
   """The memory: one slot per class; C classes, D features."""
 
   keys: jax.Array  # [C, D] running mean feature

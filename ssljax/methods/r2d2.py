@@ -45,7 +45,7 @@ The paper's labels for `finetune` are the default. The authors' code predicts
 them again at the start of the stage: `finetune_labels='repredicted'`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 from flax import struct
@@ -71,8 +71,7 @@ from ssljax.errors import non_negative, positive, require
 from ssljax.methods.supervised import fitted, supervised_loss
 
 
-@struct.dataclass
-class PseudoLabels:
+class PseudoLabels(struct.PyTreeNode):
   """The memory; N images, and padding."""
 
   logits: jax.Array  # [N, C] ỹ
@@ -356,7 +355,9 @@ def r2d2(
   )
   hole = (View(DEFAULT_VIEW, standard.cutout(cutout)),) if cutout else ()
   loss = deep_decipher_loss(net, alpha, beta, divergence, pseudo_rate)
-  again = dict(per_example=predict(net), epoch_update=predict_pseudo, every=0)
+  again: dict[str, Any] = dict(
+    per_example=predict(net), epoch_update=predict_pseudo, every=0
+  )
 
   def decipher(name, length, rate=1.0):
     return Stage(

@@ -36,8 +36,7 @@ from ssljax.methods.fixmatch import DEFAULTS as FIXMATCH
 EPSILON = 1e-6  # added to the distributions of the alignment
 
 
-@struct.dataclass
-class Moments:
+class Moments(struct.PyTreeNode):
   """The memory."""
 
   mean: jax.Array  # [] μ̂

@@ -1,7 +1,7 @@
 """Layers shared by several networks."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from flax import linen as nn
 import jax
@@ -40,13 +40,17 @@ def leaky_relu(x: jax.Array) -> jax.Array:
   return jnp.maximum(x, SLOPE * x)
 
 
-def as_input(x, *parameters, dtype=None, inexact=True):
-  """Cast a layer's parameters to the dtype of its input `x`.
+def as_input(
+  *args: jax.Array | None, dtype: Any = None, inexact: bool = True
+) -> list[jax.Array | None]:
+  """Cast a layer's parameters to the dtype of its input, the first argument.
 
   The `promote_dtype` of linen's layers: they then compute in the dtype of the
   images, see `network.computing_in`, and their parameters stay float32.
   """
   del dtype, inexact
+  x, *parameters = args
+  assert x is not None
   cast = lambda a: None if a is None else jnp.asarray(a, x.dtype)
   return [x, *map(cast, parameters)]
 

@@ -79,9 +79,9 @@ class Block(nn.Module):
     active = x if v1 else nn.relu(norm(x))
     y = active
     plan = block_convolutions(self.features, self.stride, self.bottleneck)
-    for i, shape in enumerate(plan):
+    for i, (features, size, stride) in enumerate(plan):
       y = nn.relu(norm(y)) if i > 0 else y
-      y = convolution(*shape, self.version)(y)
+      y = convolution(features, size, stride, self.version)(y)
     y = norm(y) if v1 else y
     changes = self.stride > 1 or x.shape[-1] != self.features
     if changes or (self.first and not v1):

@@ -47,7 +47,7 @@ class Collective(NamedTuple):
 class Total(NamedTuple):
   """Sum over all collectives of a kind in one call of a program."""
 
-  count: int
+  calls: int
   bytes: int
 
 
@@ -80,7 +80,8 @@ def totals(found: Iterable[Collective]) -> dict[str, Total]:
 
 def _split_computations(text: str) -> tuple[dict[str, list[str]], str]:
   """Return the lines of every computation by name, and the entry's name."""
-  blocks, entry, lines = {}, '', []
+  blocks: dict[str, list[str]] = {}
+  entry, lines = '', list[str]()
   for line in text.splitlines():
     head = _HEAD.match(line)
     if head:
@@ -124,7 +125,8 @@ def _make_collective(
 
 def _bytes(dtype: str, shape: str) -> int:
   """Return the bytes of an array given as, e.g., 'f32' and '8,16'."""
-  bits = int(re.search(r'\d+', dtype)[0]) if dtype != 'pred' else 8
+  digits = re.search(r'\d+', dtype)
+  bits = int(digits[0]) if digits else 8  # 'pred' has none
   return math.prod(int(n) for n in shape.split(',') if n) * bits // 8
 
 

@@ -6,7 +6,7 @@ for the devices of this process.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import NamedSharding
@@ -82,7 +82,7 @@ class Plan(NamedTuple):
 def outline_of(config: Config) -> datasets.Dataset:
   """Return the outline of a config's data set, or of its source and target."""
   data = config.data
-  how = dict(
+  how: dict[str, Any] = dict(
     data_dir=data.data_dir,
     train_split=data.train_split,
     image_size=data.image_size,
@@ -91,11 +91,13 @@ def outline_of(config: Config) -> datasets.Dataset:
   if data.source:
     return catalog.joined(
       catalog.outline(data.source, with_test=False, **how),
-      catalog.outline(data.target, test_split=data.test_split, **how),
+      catalog.outline(str(data.target), test_split=data.test_split, **how),
     )
   if data.images:
     return build.load_dataset(config)
-  dataset = catalog.outline(data.dataset, test_split=data.test_split, **how)
+  dataset = catalog.outline(
+    str(data.dataset), test_split=data.test_split, **how
+  )
   if not dataset.train.is_images:
     build.refuse_image_settings(config, dataset.name)
   return dataset
@@ -196,8 +198,8 @@ def abstract_placer(mesh):
   return place
 
 
-def images_of(source: datasets.Source) -> jax.ShapeDtypeStruct:
-  """Return the shape `[N, H, W, c]` of all images of a source."""
+def images_of(source: datasets.Source) -> Any:
+  """Return the shape `[N, H, W, c]` of all images, in the place of an array."""
   shape = (len(source.labels), *source.shape)
   return jax.ShapeDtypeStruct(shape, source.dtype)
 
@@ -219,11 +221,12 @@ def make_program(planned: Subject, mesh, seeds: int) -> compiled_lib.Program:
   on_pixels, augmentation = build.make_augmentations(
     planned.config.augmentation.augment, dataset.train.crop is not None
   )
+  no_labels: Any = None
   data = compiled_lib.Data(
     feed(dataset.train),
     feed(dataset.test),
-    None,
-    None,
+    no_labels,
+    no_labels,
     registry.preprocess_of(
       planned.config.augmentation.preprocess, dataset.train.is_images
     ),
@@ -287,7 +290,7 @@ def group_stages(stages: Sequence[core.Stage], states) -> list[list[int]]:
     stages: the stages.
     states: shapes of the state in each stage.
   """
-  groups = {}
+  groups: dict[Any, Any] = {}
   for number, (stage, state) in enumerate(zip(stages, states, strict=True)):
     shapes = jax.tree.structure(state.opt_state)
     key = (
@@ -376,7 +379,7 @@ def step_inputs(planned: Subject, program, size: int):
     Images, values fitted by the preprocessing, and rows.
   """
   place, source = abstract_placer(program.mesh), planned.dataset.train
-  shape = program.seeds, size
+  shape: tuple[int, ...] = program.seeds, size
   rows = place(jax.ShapeDtypeStruct(shape, np.int32), 1)
   pixels = place(images_of(source), None)
   if planned.is_streamed:

@@ -50,7 +50,8 @@ class Errors(NamedTuple):
     """95 % interval of the error: Wilson's if each row has one prediction."""
     values = np.array(list(self.wrong.values()))
     if np.isin(values, (0, 1)).all():
-      return tuple(calibration.wilson(int(values.sum()), len(values)))
+      low, high = calibration.wilson(int(values.sum()), len(values))
+      return low, high
     return _around(values)
 
 
@@ -104,7 +105,7 @@ def errors_of(folder: pathlib.Path) -> Errors:
   Args:
     folder: of its run.
   """
-  result = run_folder.read_result(folder)
+  result = run_folder.read_result(folder) or {}
   entry = result['arms'][result['method']]
   described = run_folder.read_json(folder / 'split.json')['splits']
   found: dict[int, list[bool]] = {}

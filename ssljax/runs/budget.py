@@ -179,8 +179,9 @@ def fit(
   Raises:
     InputError: the budget is too small.
   """
-  config, budget = run.config, 60 * run.config.run.minutes
-  jobs, costs = len(execute.groups_of(run)), []
+  config, budget = run.config, 60 * (run.config.run.minutes or 0)
+  jobs = len(execute.groups_of(run))
+  costs: list[rehearsal.JobCost] = []
 
   def needed(factor: float) -> float:
     return _END + sum(

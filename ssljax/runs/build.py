@@ -147,7 +147,7 @@ def load_dataset(config: Config, seed: int | None = None) -> datasets.Dataset:
     seed: of a set in `datasets.REDRAWN`; the config's first if None.
   """
   data = config.data
-  how = dict(
+  how: dict[str, Any] = dict(
     data_dir=data.data_dir,
     train_split=data.train_split,
     test_split=data.test_split,
@@ -156,12 +156,12 @@ def load_dataset(config: Config, seed: int | None = None) -> datasets.Dataset:
     crop='crop' in config.augmentation.augment,
   )
   if data.source:
-    return domain_pair.load(data.source, data.target, **how)
+    return domain_pair.load(data.source, str(data.target), **how)
   if data.images:
     del how['data_dir'], how['corrupt']
     return folder.load(data.images, data.labels_file, **how)
   seed = config.split.seed if seed is None else seed
-  dataset = datasets.load(data.dataset, seed=seed, **how)
+  dataset = datasets.load(str(data.dataset), seed=seed, **how)
   if not dataset.train.is_images:
     refuse_image_settings(config, dataset.name)
   return dataset
@@ -192,7 +192,8 @@ def draw_splits(
   rows = np.arange(len(dataset.train.labels))
   test_on = None
   if split.hold_out == 'auto' and not len(dataset.test.labels):
-    test_on = (dataset.train.groups or dataset.train.digests)()
+    equal = dataset.train.groups or dataset.train.digests
+    test_on = equal() if equal else None
   return [
     splits.draw_split(
       dataset.train.labels,
@@ -350,8 +351,9 @@ def _feed(dataset: datasets.Dataset, kind: str, place) -> _Fed:
   """Make the feeds of a data set; the arguments are those of `feed_maker`."""
   train, test = dataset.train, dataset.test
   if is_streamed(dataset, kind):
-    known = train.digests and test.digests
-    encoded = (train.digests(), test.digests()) if known else None
+    encoded = None
+    if train.digests and test.digests:
+      encoded = train.digests(), test.digests()
     return _Fed(
       feeds.stream(train, place),
       feeds.stream(test, place),
@@ -417,6 +419,7 @@ def make_network(config: Config, classes: int) -> Network:
       f'`network`={config.network.network} has none: leave it out',
     )
   dtype = with_compute_dtype(config).network.compute_dtype
+  assert dtype != 'auto'
   return computing_in(make(classes, **chosen), dtype)
 
 
@@ -444,7 +447,7 @@ def make_batch_spec(config: Config, classes: int) -> BatchSpec:
   batch = config.batch
   each = batch.batch_per_class
   return BatchSpec(
-    each * classes if each else batch.batch_labelled,
+    each * classes if each else batch.batch_labelled or 0,
     0 if supervised_only else batch.batch_unlabelled,
     classes=classes if each else 0,
   )

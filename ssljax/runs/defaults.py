@@ -82,7 +82,7 @@ def facts_of(dataset: datasets.Dataset, held_out: int = 0) -> Facts:
   return Facts(
     len(labels) - held_out,
     len(known) - held_out,
-    max(1, int(counts.min() * share)),
+    max(1, int(np.min(counts) * share)),
     len(dataset.classes),
     dataset.train.shape,
     dataset.train.is_images,
@@ -96,7 +96,7 @@ def facts_of_split(dataset: datasets.Dataset, split: Split) -> Facts:
   return Facts(
     int(split.seen(dataset.unlabelled_from).sum()),
     len(known),
-    max(1, int(counts.min())),
+    max(1, int(np.min(counts))),
     len(dataset.classes),
     dataset.train.shape,
     dataset.train.is_images,
@@ -199,7 +199,7 @@ def suggest(
   if facts.pool:
     others = min(found['batch_unlabelled'], facts.pool)
     found['batch_unlabelled'] = others
-  has_rate = 'learning_rate' in defaults | found
+  has_rate = 'learning_rate' in {*defaults, *found}
   if (network or found['network']) in WITHOUT_NORM and not has_rate:
     found['learning_rate'] = _RATEWITHOUT_NORM
   return found

@@ -172,13 +172,9 @@ def train(
   )
   result['started'] = (earlier or {}).get('started', round(time.time(), 3))
   keep_result(folder, result)
-  writes = folder and multihost.is_main_process()
-  recorder = (
-    metrics_writer.MetricsWriter(folder, run.config.run.writers)
-    if writes
-    else None
-  )
-  recorder = recorder or metrics_writer.NoMetrics()
+  recorder: Any = metrics_writer.NoMetrics()
+  if folder and multihost.is_main_process():
+    recorder = metrics_writer.MetricsWriter(folder, run.config.run.writers)
   if on_measurement:
     recorder = _Observed(recorder, on_measurement)
   with (
@@ -248,7 +244,7 @@ class _WhileHeld:
   @property
   def signal(self) -> str:
     """Name of the signal that has interrupted the run."""
-    return self._notice.signal
+    return getattr(self._notice, 'signal', 'SIGTERM')
 
 
 class _Jobs:

@@ -263,7 +263,7 @@ def finished_result(folder: pathlib.Path) -> dict:
 
 def _check_result(result: dict) -> None:
   """Raise `InputError` unless a complete result has what a run writes."""
-  kinds = {
+  kinds: dict[str, Any] = {
     **dict.fromkeys(('method', 'dataset', 'labels', 'device', 'commit'), str),
     **dict.fromkeys(('command',), str),
     **dict.fromkeys(('seeds', 'splits'), list),
@@ -441,7 +441,7 @@ def load(
     kept_steps(execute.checkpoint_folder(folder, method, group)),
     lambda step: restore(folder, program_of(group), group, seed, step),
     observer(run.net, method),
-    build.settings_of(config, config.factories[arm]),
+    dict(build.settings_of(config, config.factories[arm])),
     [line for line in measured if line['seed'] == seed],
     stop_of(result, arm, seed),
   )

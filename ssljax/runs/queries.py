@@ -1,6 +1,7 @@
 """Label queries of a run: the limits they have, and what answers them."""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -96,14 +97,13 @@ def make(run, program, folder: pathlib.Path | None):
     active.query_passes,
   )
   train = run.dataset.train
-  answers = (
-    oracle.Folder(
+  answers: Any = oracle.Simulation(train.labels)
+  if active.oracle == 'people':
+    assert folder is not None  # `execute.train` refuses it
+    answers = oracle.Folder(
       folder / 'questions',
       train.read,
       run.dataset.classes,
       run.drawn[0].digest,  # People are asked about one split.
     )
-    if active.oracle == 'people'
-    else oracle.Simulation(train.labels)
-  )
   return active_loop.ActiveLearning(policy, program, answers, answerable(run))

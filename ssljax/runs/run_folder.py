@@ -85,7 +85,8 @@ def _concerns(folder: pathlib.Path, error: OSError) -> bool:
 def _reason(error: OSError, folder: pathlib.Path) -> str:
   """Return what went wrong, and where if that is not the folder itself."""
   where = str(error.filename)
-  return error.strerror + ('' if where == str(folder) else f': {where}'[:200])
+  said = error.strerror or str(error)
+  return said + ('' if where == str(folder) else f': {where}'[:200])
 
 
 def dated(name: str) -> pathlib.Path:
@@ -174,7 +175,8 @@ def read_config(folder: pathlib.Path, method: str | None = None) -> Config:
     if files.exists(path):
       return config_lib.read(files.read_text(path))
     method = method or (read_result(folder) or {}).get('method')
-    require(method is not None, 'result.json names no method')
+    if method is None:
+      raise InputError('result.json names no method')
     lines = files.read_text(folder / 'flags.txt').splitlines()
     return config_lib.from_flags(method, lines, recorded=True)
   # Values of a wrong type make the checks of the settings raise other types,
@@ -298,8 +300,10 @@ def _only_lengths(there: Config, here: Config) -> bool:
   names -= {*config_lib.FREE, 'bn_momentum', 'seeds'}
   if here.network.compute_dtype == 'auto':  # the run is not built yet
     names.discard('compute_dtype')
-  steps = there.run.steps, here.run.steps
-  return names == {'steps'} and None not in steps and steps[1] > steps[0]
+  before, now = there.run.steps, here.run.steps
+  if before is None or now is None:
+    return False
+  return names == {'steps'} and now > before
 
 
 # Types of the values of a result, and of those that come at its end.

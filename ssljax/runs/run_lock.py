@@ -34,7 +34,7 @@ from ssljax.errors import InputError, require
 try:
   import fcntl
 except ImportError:  # not on Windows
-  fcntl = None
+  fcntl = None  # type: ignore[assignment]  # a missing module
 
 NAME = 'run.lock'
 REFRESH_SECONDS = 15.0

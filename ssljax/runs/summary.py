@@ -39,7 +39,8 @@ def begin(run) -> dict[str, Any]:
 def _all_steps(methods: Sequence[Method]) -> int | None:
   """Return the steps of all methods under one split, if they are known."""
   steps = [loop.total_steps(method) for method in methods]
-  return None if None in steps else sum(steps)
+  known = [each for each in steps if each is not None]
+  return sum(known) if len(known) == len(steps) else None
 
 
 def add(
@@ -118,7 +119,7 @@ def _add_times(entry: dict[str, Any], progress: Progress) -> None:
     entry['device_bytes'] = memory[1]
 
 
-def _stops(stopped: dict[str, Any]) -> list[dict[str, Any]]:
+def _stops(stopped: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Return why the seeds of a job were stopped, a dict for each."""
   shared = {k: v for k, v in stopped.items() if k != 'seeds'}
   return [each | shared for each in stopped['seeds']]
@@ -381,7 +382,7 @@ def class_rows(result: Mapping[str, Any], kind: str) -> list[list[str]]:
   found, names = reports(result, kind), result.get('classes')
   if not found or not names:
     return []
-  pooled, shown = found[0], range(len(names))
+  pooled, shown = found[0], list(range(len(names)))
   if len(names) > _MOST_CLASSES:
     shown = classification.worst(pooled, _WORST)
   rows = [['class', 'images', 'recall', 'precision', 'F1']]

@@ -98,9 +98,9 @@ class Program:
     self.fitted = jax.tree.map(lambda x: self.place(x, None), data.fitted)
     by_seed = data.fitted_by_seed is not None and seeds > 1
     self._fitted_axis = 0 if by_seed else None
-    self.called = set()  # compiled steps that have been called
-    self._mapped = {}  # compiled passes over a data set
-    self._initials = {}  # compiled initial states
+    self.called: set[Any] = set()  # compiled steps that have been called
+    self._mapped: dict[Any, Callable] = {}  # compiled passes over a data set
+    self._initials: dict[Any, Callable] = {}  # compiled initial states
     for stage in method.stages:
       all_views(stage)  # raises if they are invalid
 
@@ -131,7 +131,8 @@ class Program:
       rows: `[S, B]` of the first step, for data-dependent initialisation.
       is_traced: the call is part of another function that is traced.
     """
-    pixels, rows = next(iter(self.data.train.batches(lambda _: rows, [0])))
+    batches = self.data.train.batches(lambda _: rows, [0])
+    pixels, placed = next(iter(batches))
     seeds = np.array([split.seed for split in splits], np.uint32)
     labels = np.stack([split.labels for split in splits])
     trained = None
@@ -150,7 +151,7 @@ class Program:
       self.place(labels, None),
       None if trained is None else self.place(trained, None),
       (pixels, self.fitted),
-      rows,
+      placed,
     )
 
   def _initial(
@@ -262,9 +263,9 @@ class Program:
   def _init_stage(self, stage: Stage) -> Callable:
     if stage.keep_optimizer:
       return lambda state: state
-    init = functools.partial(init_optimizer, stage, self.method.averaging)
+    one = functools.partial(init_optimizer, stage, self.method.averaging)
     init = jax.jit(
-      placement.over_seeds(init, self.seeds, (0, 0)),
+      placement.over_seeds(one, self.seeds, (0, 0)),
       out_shardings=(self.sharding.opt_state, self.sharding.average),
     )
 
@@ -386,7 +387,9 @@ class Program:
       state: state with a leading axis [S].
       rows: `[M]`, rows that the run admits.
     """
-    mapped = self.map_dataset(self.method.quality, self.data.train, by_row=True)
+    quality = self.method.quality
+    assert quality is not None  # a method without it has no pseudo-labels
+    mapped = self.map_dataset(quality, self.data.train, by_row=True)
     cut = lambda x: x[:, : len(rows)]
     return jax.tree.map(cut, multihost.fetch(mapped(state, rows)))
 

@@ -1,5 +1,6 @@
 """Test errors of the trained weights and of the averaged ones."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -149,7 +150,7 @@ def summarize(
 
 
 def by_stage(
-  evaluations: list[dict], ends: dict[str, int]
+  evaluations: Sequence[dict], ends: dict[str, int]
 ) -> dict[str, list[float]]:
   """Return the test error `[S]` at the end of each stage, by its name.
 

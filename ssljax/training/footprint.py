@@ -1,6 +1,6 @@
 """Memory that the state of a method needs on a device, computed from shapes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -89,7 +89,7 @@ def parts(state: TrainState, sharding: TrainState) -> dict[str, Part]:
   """
   shardings = jax.tree.leaves(jax.tree.broadcast(sharding, state))
   leaves = jax.tree_util.tree_leaves_with_path(state)
-  found = {}
+  found: dict[str, Any] = {}
   for (path, leaf), where in zip(leaves, shardings, strict=True):
     name = _name(path)
     size = placement.bytes_per_device(leaf, where)
@@ -112,7 +112,7 @@ def refuse_too_large(method, state: TrainState, mesh) -> None:
   sharding = placement.state_sharding(mesh, method.layout, state.images)
   sizes = {name: part.bytes for name, part in parts(state, sharding).items()}
   needed, available = sum(sizes.values()), placement.device_bytes()
-  largest = max(sizes, key=sizes.get)
+  largest = max(sizes, key=sizes.__getitem__)
   require(
     needed <= available,
     f'`seeds_at_once`={len(state.step)}: the state of {method.name} needs '

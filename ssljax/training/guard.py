@@ -159,15 +159,16 @@ def collapses(
     splits: `[S]`.
     classes: C.
   """
-  found, texts = next(iter(predicted.values()), None), []
+  found = next(iter(predicted.values()), None)
+  texts: list[str] = []
   if found is None:
     return texts
   for split, own in zip(splits, evaluated(found), strict=True):
     known = split.labels[split.labels != UNLABELLED]
     given = np.bincount(known, minlength=classes) / max(1, len(known))
     share = np.bincount(own, minlength=classes) / max(1, len(own))
-    top = int(share.argmax())
-    if share[top] >= _NEARLY_ALL and share[top] - given.max() >= _FAR:
+    top = int(np.argmax(share))
+    if share[top] >= _NEARLY_ALL and share[top] - np.max(given) >= _FAR:
       texts.append(
         f'seed {split.seed}: {share[top]:.0%} of {len(own)} images are '
         f'predicted as class {top}, which has {given[top]:.0%} of the labels: '

@@ -14,7 +14,7 @@ def current() -> dict[str, Any]:
   The bits of every other generator than threefry depend on the platform, which
   then is a setting too.
   """
-  config = jax.config
+  config: Any = jax.config  # its settings are no declared attributes
   found = {
     'JAX_ENABLE_X64': bool(config.jax_enable_x64),
     'JAX_DEFAULT_PRNG_IMPL': str(config.jax_default_prng_impl),

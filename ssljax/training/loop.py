@@ -29,7 +29,7 @@ import jax
 import numpy as np
 import tqdm
 
-from ssljax.core import Method, Stage, TrainState, no_update
+from ssljax.core import Method, Readiness, Stage, TrainState, no_update
 from ssljax.distributed import multihost, placement
 from ssljax.distributed.preemption import PreemptedError
 from ssljax.errors import InputError
@@ -169,7 +169,9 @@ def fit(
     checkpoints.wait()
   if loop.progress.stopped:
     step = loop.progress.delivered_step
-    return restore(job, checkpoints, step), loop.progress
+    delivered = restore(job, checkpoints, step)
+    assert delivered is not None  # the guard keeps the checkpoints of stages
+    return delivered, loop.progress
   return loop.state, loop.progress
 
 
@@ -444,13 +446,14 @@ class _Loop:
   def require_ready(self, stage: Stage, ran: spans.Ran):
     """Measure whether the next stages can rely on this one, or warn."""
     readiness, found = stage.readiness, ran.losses.mean(axis=0)
-    if readiness.measure:
-      measure = self.program.readiness[self.progress.stage]
+    assert readiness is not None
+    if measure := self.program.readiness[self.progress.stage]:
       found = multihost.fetch(measure(self.state))
     self.report.write_readiness(stage, self.progress, found)
     for split, value in zip(self.job.splits, found, strict=True):
       if not readiness.is_met(value):
-        text = f'seed {split.seed}: {_not_ready(stage, float(value))}'
+        said = _not_ready(stage.name, readiness, float(value))
+        text = f'seed {split.seed}: {said}'
         _LOG.warning('%s %s', self.job.program.method.name, text)
         self.progress = self.progress.with_warning(text)
 
@@ -565,14 +568,13 @@ def starving(share: float) -> str:
   )
 
 
-def _not_ready(stage: Stage, value: float) -> str:
+def _not_ready(stage: str, check: Readiness, value: float) -> str:
   """Return the text of the warning that a stage is not ready."""
-  check = stage.readiness
   bound = (
     f'at most {check.most}' if value > check.most else f'at least {check.least}'
   )
   return (
-    f'stage {stage.name} ends with {check.name.replace("_", " ")} '
+    f'stage {stage} ends with {check.name.replace("_", " ")} '
     f'{value:.3g}, but needs {bound}: {check.advice}'
   ).replace('`', '')
 

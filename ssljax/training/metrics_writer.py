@@ -57,7 +57,7 @@ class MetricsWriter:
     self._copy = _copy_of(self.folder)
     self._path = self._copy.folder / _FILE
     self._trackers = [each(self._copy.folder) for each in make]
-    self.missing = {}  # steps without metrics, by job
+    self.missing: dict[str, list[int]] = {}  # steps without metrics, by job
     self._changed = False
     self._open()
 
@@ -311,10 +311,10 @@ def read(folder: pathlib.Path, job: str) -> list[dict]:
   found = []
   for number, line in enumerate(text.splitlines(keepends=True), 1):
     measurement = _parsed(line.encode())
-    require(
-      measurement is not None,
-      f'`run`={folder}: line {number} of {_FILE} is damaged: remove the line',
-    )
+    if measurement is None:
+      raise InputError(
+        f'`run`={folder}: line {number} of {_FILE} is damaged: remove the line'
+      )
     found.append(measurement)
   return [m for m in found if m['job'] == job]
 

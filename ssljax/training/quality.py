@@ -78,9 +78,9 @@ def measure(
       for label, own in zip(labels, weight, strict=True)
     ],
   }
-  known = (
-    np.zeros(chosen.shape[1], bool) if truth is None else (truth != UNLABELLED)
-  )
+  if truth is None:
+    return found
+  known = truth != UNLABELLED
   if (chosen & known[None]).any():
     right = labels == truth[None]
     found['accuracy'] = [

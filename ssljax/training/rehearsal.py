@@ -8,7 +8,7 @@ update and of an evaluation.
 from collections.abc import Sequence
 import contextlib
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -43,7 +43,8 @@ class JobCost(NamedTuple):
 
 def kinds(method: Method) -> list[int]:
   """Return for each stage the first one that takes the same time per step."""
-  first, found = {}, []
+  first: dict[Any, int] = {}
+  found: list[int] = []
   for number, stage in enumerate(method.stages):
     key = (
       *(stage.loss, stage.batch_spec, stage.views, stage.after_update),
@@ -153,8 +154,10 @@ def measure(
     _epoch_steps(program, number, splits) for number in range(len(stages))
   ]
   costs = {
-    number: _cost(*each)
-    for number, *each in zip(chosen, first, second, epochs, strict=True)
+    number: _cost(short, long, epoch)
+    for number, short, long, epoch in zip(
+      chosen, first, second, epochs, strict=True
+    )
   }
   steps_alone = {n: ran.compiling for n, ran in zip(chosen, first, strict=True)}
   return JobCost(
@@ -211,7 +214,8 @@ def _run(
   Returns:
     Seconds until the first stage, and a measurement for each stage.
   """
-  program, nothing, found = job.program, _Nothing(), []
+  nothing: Any = _Nothing()
+  program, found = job.program, []
   method = program.method
   stages = map(_shortened, method.stages, steps)
   program.method = method._replace(stages=tuple(stages))

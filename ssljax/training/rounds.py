@@ -74,10 +74,10 @@ def samplers(
   stage, splits = job.program.method.stages[number], job.splits
   of_images = lambda table: multihost.fetch(table)[:, : state.images]
   if job.active_learning:
-    splits = map(Split.grown, splits, of_images(state.labels))
-  multiplicity = [None] * job.program.seeds
-  if stage.multiplicity:
-    multiplicity = of_images(job.program.multiplicity[number](state))
+    splits = list(map(Split.grown, splits, of_images(state.labels)))
+  multiplicity: Sequence[Any] = [None] * job.program.seeds
+  if measure := job.program.multiplicity[number]:
+    multiplicity = of_images(measure(state))
   found = [
     sampling.Sampler(
       stage.batch_spec,

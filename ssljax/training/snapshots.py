@@ -23,7 +23,7 @@ class Snapshots:
     """Prepare; without checkpoints only initial states can be made."""
     self.job, self.program, self.checkpoints = job, job.program, checkpoints
     self.digests = [split.digest for split in job.splits]
-    self.saved = None  # step of the newest checkpoint
+    self.saved: int | None = None  # step of the newest checkpoint
 
   def initial(self, is_traced: bool = False) -> TrainState:
     """Return the state before the first step of the first stage.
@@ -62,6 +62,7 @@ class Snapshots:
       'jax': jax_settings.current(),
       'settings': dict(self.job.settings),
     }
+    assert self.checkpoints is not None
     self.checkpoints.save(progress.step, state, progress._asdict() | more)
     self.saved = progress.step
 
@@ -85,24 +86,27 @@ class Snapshots:
       self._refuse_other(saved, names)
       return abstract(self._progress(saved).stage)
 
+    assert self.checkpoints is not None
     restored = self.checkpoints.restore(like, put_aside, step)
     if restored is None:
       return None
     state, saved = restored
     progress = self._progress(saved)
     self.saved = progress.step
-    like = abstract(progress.stage)
-    return self.repad(self._upgrade(state, like), like), progress
+    wanted = abstract(progress.stage)
+    return self.repad(self._upgrade(state, wanted), wanted), progress
 
   def _upgrade(self, state: TrainState, like: TrainState) -> TrainState:
     """Return a state whose memory has the current layout, that of `like`."""
-    if jax.tree.structure(state.memory) == jax.tree.structure(like.memory):
+    # The stubs of JAX know no methods of this type.
+    there: Any = jax.tree.structure(state.memory)
+    here: Any = jax.tree.structure(like.memory)
+    if there == here:
       return state
-    program = self.program
-    upgrade = placement.over_seeds(
-      program.method.upgrade_memory, program.seeds, (0, 0)
-    )
-    upgrade = jax.jit(upgrade, out_shardings=program.sharding.memory)
+    program, convert = self.program, self.program.method.upgrade_memory
+    assert convert is not None  # else memories have one layout
+    over_seeds = placement.over_seeds(convert, program.seeds, (0, 0))
+    upgrade = jax.jit(over_seeds, out_shardings=program.sharding.memory)
     return state.replace(memory=upgrade(state, self.initial().memory))
 
   def _refuse_other(self, saved: Mapping[str, Any], names) -> None:
@@ -113,6 +117,7 @@ class Snapshots:
         splits alone.
       names: settings of JAX to compare; all if None.
     """
+    assert self.checkpoints is not None
     where = f'`workdir`: the checkpoint in {self.checkpoints.folder} '
     begun = jax_settings.difference(saved.get('jax', {}), names)
     require(begun is None, f'{where}was {begun}, or give `overwrite=True`')

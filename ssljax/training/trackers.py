@@ -35,7 +35,8 @@ class TensorBoard:
 
   def __init__(self, folder: pathlib.Path):
     """Take the run's folder."""
-    self._folder, self._events = folder, {}
+    self._folder = folder
+    self._events: dict[str, Any] = {}
 
   def log(self, name: str, scalars: Mapping[str, float], step: int) -> None:
     """Write the numbers of a step."""
@@ -65,7 +66,8 @@ class _Runs:
 
   def __init__(self, folder: pathlib.Path):
     """Take the run's folder."""
-    self._folder, self._runs = folder, {}
+    self._folder = folder
+    self._runs: dict[str, Any] = {}
 
   def _open(self, name: str) -> Any:
     """Return the run of a name; the same one after a resume."""

@@ -138,7 +138,7 @@ def test_values_of_a_list_are_separated_by_bars():
     (' ', r'^grid: give settings'),
     ('eta', r'^grid: "eta": give SETTING=VALUE'),
     ('eta=', r'^grid: "eta=": give SETTING=VALUE'),
-    ('wieght=1', r'^grid: wieght: .*did you mean weight'),
+    ('wieght=1', r'^grid: wieght: .*did you mean weight'),  # codespell:ignore
     ('eta=0.1,x', r'^grid: eta=x: give a number'),
     ('eta=0.1,', r'^grid: eta=: give a number'),
     ('eta=nan', r'^grid: eta=nan: give a number'),

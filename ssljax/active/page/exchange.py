@@ -195,8 +195,8 @@ def _from_csv(text: str, path: pathlib.Path) -> Iterator[Label]:
   for row in reader:
     file, label = ((row[columns[c]] or '').strip() for c in ('file', 'label'))
     if file and label:
-      path = pathlib.PurePosixPath(file.replace('\\', '/')).as_posix()
-      yield Label(path, label, 'labels_file')
+      where = pathlib.PurePosixPath(file.replace('\\', '/')).as_posix()
+      yield Label(where, label, 'labels_file')
 
 
 def _from_coco(tree: dict) -> Iterator[Label]:
@@ -273,9 +273,9 @@ def add(
     'paths relative to the folder',
   )
   for given in by_person.values():
-    for each in given:
-      if store.state.current_name(each['label']) is None:
-        store.add_class(each['label'])
+    for label in (answer['label'] for answer in given):
+      if store.state.current_name(label) is None:
+        store.add_class(label)
   saved = 0
   for name, given in sorted(by_person.items()):
     for start in range(0, len(given), _BATCH):

@@ -14,7 +14,7 @@ trains on at most `POOL` images, and the map and the acquisition functions that
 compare images see a sample of `SAMPLE`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 import hashlib
 import json
 import os
@@ -137,7 +137,8 @@ class Learner:
     self.folder = pathlib.Path(settings.store)
     self.root = pathlib.Path(settings.images)
     self.index = images_lib.Index(self.folder / images_lib.INDEX)
-    self.round, self.model, self.unseen = 0, None, {}
+    self.round, self.model = 0, None
+    self.unseen: dict[str, Any] = {}
     self._log: tuple[int, int] | None = None
     self._next = self._changed = 0.0  # times: to read again, of an answer
     self._given: dict[str, str] = {}  # labels
@@ -337,7 +338,8 @@ class Learner:
       for path in rows
     ]
     count = sum(y != UNLABELLED for y in known)
-    old, given = self.model, {}
+    old = self.model
+    given: dict[str, Any] = {}
     if old is not None and list(old.classes) == classes:
       old.save(self.folder / 'model')
       given['init_from'] = str(self.folder / 'model')
@@ -403,7 +405,7 @@ class Learner:
     model,
     classes: Sequence[str],
     labels: Mapping[str, str],
-    held: set[str] = frozenset(),  # type: ignore[assignment]
+    held: Set[str] = frozenset(),
   ) -> None:
     """Predict all images, score them and publish the result."""
     sample = _Sample(SAMPLE, self._rng)

@@ -35,7 +35,8 @@ class Learning:
   def __init__(self, page: service.Service, settings: dict[str, Any]):
     """Start the process, in a thread."""
     self._page, self._settings = page, settings
-    self._stop, self._process = threading.Event(), None
+    self._stop = threading.Event()
+    self._process: subprocess.Popen | None = None
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
@@ -46,7 +47,7 @@ class Learning:
     while not self._stop.is_set():
       began = time.monotonic()
       with tempfile.TemporaryFile('w+') as errors:
-        self._process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
           [
             *(sys.executable, '-m', 'ssljax.active.page.learner'),
             *(json.dumps(self._settings), str(os.getpid())),
@@ -56,7 +57,7 @@ class Learning:
           stderr=errors,
           start_new_session=True,  # Ctrl-C is for the server, which ends it
         )
-        status = self._process.wait()
+        status = process.wait()
         if self._stop.is_set():
           return
         errors.seek(0)

@@ -97,7 +97,8 @@ class Service:
     with self._mutex:
       self._suggestions.refresh()
       self._forget_reserved()
-      taken, found = set(exclude), []
+      taken = set(exclude)
+      found: list[Any] = []
       ordered = self._ordered(queue, annotator, of)
       at_random = self._at_random()
       is_mixed = queue in ('acquisition', 'uncertainty', 'class')
@@ -208,7 +209,8 @@ class Service:
       if entry is not None:
         yield entry.path
     # Nearly all files have an answer: a uniform sample of the others.
-    last, seen, free = 0, 0, []
+    last, seen = 0, 0
+    free: list[str] = []
     while entries := index.after(last, 1000):
       last = entries[-1].id
       for entry in entries:

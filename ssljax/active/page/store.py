@@ -512,7 +512,8 @@ class Store:
     """
     _text('annotator', annotator, _MAX_NAME)
     with self.mutex:
-      number, lines, now = len(self.state.answers), [], _now()
+      number, now = len(self.state.answers), _now()
+      lines: list[Any] = []
       keys = set()
       for given in answers:
         line = self._checked(given)
