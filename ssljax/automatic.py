@@ -9,6 +9,7 @@ error is trained on all rows for the rest of the budget: that model is returned.
 from collections.abc import Callable
 import logging
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -62,46 +63,30 @@ def fit(
   names = auto.candidates_of(dataset)
   folder = None if workdir is None else files.as_path('workdir', str(workdir))
   given |= {'steps': steps, 'classes': dataset.classes}
+
+  def trained(rows, method: str, share: float, where, **more: Any) -> Model:
+    part = None if minutes is None else share * minutes
+    how = dict(method=method, minutes=part, workdir=where)
+    try:
+      return train(images[rows], labels[rows], **how, **more, **given)
+    except budget.TooSmallError as error:
+      raise _too_small(error, minutes, part) from error
+
   found = []
   for name in names:
-    part = minutes and _COMPARED * auto.minutes_of(name, names, minutes)
+    share = _COMPARED * auto.minutes_of(name, names, 1.0)
     where = folder and folder / auto.CANDIDATES / name
-    model = _within(
-      minutes,
-      part,
-      lambda name=name, part=part, where=where: train(
-        images[rest],
-        labels[rest],
-        method=name,
-        minutes=part,
-        workdir=where,
-        **given,
-      ),
-    )
+    model = trained(rest, name, share, where)
     wrong = model.predict(images[held]) != labels[held]
     entry = model.result['arms'][name]
     errors = dict(zip(held.tolist(), wrong.astype(float), strict=True))
     found.append(auto.Errors(name, errors, entry['steps'], entry['seconds']))
   record = auto.compare(found)
-  _LOG.info(
-    'errors on %d held-out labels:\n%s',
-    len(held),
-    '\n'.join(summary.aligned(auto.table(record))),
-  )
-  part = minutes and minutes * (1 - _COMPARED)
-  model = _within(
-    minutes,
-    part,
-    lambda: train(
-      images,
-      labels,
-      method=record['chosen'],
-      minutes=part,
-      workdir=folder and _final(folder),
-      test=test,
-      **given,
-    ),
-  )
+  compared = '\n'.join(summary.aligned(auto.table(record)))
+  _LOG.info('errors on %d held-out labels:\n%s', len(held), compared)
+  where = folder and _final(folder)
+  everything = np.arange(len(labels))
+  model = trained(everything, record['chosen'], 1 - _COMPARED, where, test=test)
   if folder is not None:
     auto.keep(folder, record, _FINAL)
   model.result['auto'] = record
@@ -122,17 +107,16 @@ def _held_out(source, seed: int) -> tuple[np.ndarray, np.ndarray]:
   return held, np.flatnonzero(~copies)
 
 
-def _within(minutes: float | None, part: float | None, train) -> Model:
-  """Train for part of the budget; state the budget that would be enough."""
-  try:
-    return train()
-  except budget.TooSmallError as error:
-    needed = 1.1 * error.minutes * minutes / part
-    raise InputError(
-      f"`minutes`={minutes:g}: a training of `method`='auto' gets {part:.2g} "
-      f'of them, and needs {error.minutes:.1f} here: give '
-      f'`minutes`={needed:.0f} or more'
-    ) from error
+def _too_small(
+  error: budget.TooSmallError, minutes: Any, part: Any
+) -> InputError:
+  """Return the error for a budget of which a training gets too small a part."""
+  needed = 1.1 * error.minutes * minutes / part
+  return InputError(
+    f"`minutes`={minutes:g}: a training of `method`='auto' gets {part:.2g} of "
+    f'them, and needs {error.minutes:.1f} here: give `minutes`={needed:.0f} or '
+    'more'
+  )
 
 
 def _final(folder: pathlib.Path) -> pathlib.Path:

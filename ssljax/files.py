@@ -13,13 +13,17 @@ import importlib.util
 import os
 import pathlib
 import stat
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from ssljax.errors import InputError, require
+
+if TYPE_CHECKING:
+  from ssljax import buckets
 
 BUCKET = 'gs://'
 
 
-def in_bucket(path: str | os.PathLike) -> bool:
+def in_bucket(path: Any) -> TypeGuard['buckets.BucketPath']:
   """Return True for a path in a bucket."""
   return os.fspath(path).startswith(BUCKET)
 
@@ -94,7 +98,9 @@ def as_place(name: str, text: str) -> pathlib.Path:
 
 def as_folder(path: str | os.PathLike) -> pathlib.Path:
   """Return a path as an object; one in a bucket is an object already."""
-  return path if in_bucket(path) else pathlib.Path(path)
+  if in_bucket(path):
+    return cast(pathlib.Path, path)  # it has the methods of one
+  return pathlib.Path(path)
 
 
 def absolute(path: str | os.PathLike) -> str:

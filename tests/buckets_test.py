@@ -146,7 +146,7 @@ def test_a_write_that_fails_at_any_request_leaves_a_whole_file(bucket):
     ('gs://', 'give gs://BUCKET/FOLDER'),
     ('gs://bucket', 'give gs://BUCKET/FOLDER'),
     ('gs://bucket/', 'give gs://BUCKET/FOLDER'),
-    ('gs://bu cket/x', 'give gs://BUCKET/FOLDER'),
+    ('gs://my bucket/x', 'give gs://BUCKET/FOLDER'),
     ('gs://nobucket/x', 'the bucket nobucket does not exist'),
     ('s3://bucket/x', 'is no path on a disk'),
   ],

@@ -43,12 +43,15 @@ def cached(builder, split: str, count: int, read: Callable[[], Columns]):
     Labels `[N]` int64 and digests `[N]` uint64.
   """
   mark = fingerprint(builder, split)
-  places = list(_places(builder, split)) if mark else []
-  found = next(filter(None, (_load(p, mark, count) for p in places)), None)
-  if multihost.all_true(found is not None):
+  found: Columns | None = None
+  places: list[pathlib.Path] = []
+  if mark is not None:
+    places = list(_places(builder, split))
+    found = next(filter(None, (_load(p, mark, count) for p in places)), None)
+  if multihost.all_true(found is not None) and found is not None:
     return found
   found = read()
-  if places:
+  if mark is not None and places:
     _keep(places, mark, found)
   return found
 

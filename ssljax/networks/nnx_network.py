@@ -3,7 +3,7 @@
 from collections.abc import Callable
 import functools
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx, traverse_util
 import jax
@@ -75,7 +75,7 @@ def _maker(make) -> Callable[[nnx.Rngs], nnx.Module]:
     return lambda rngs: make
   called = make.func if isinstance(make, functools.partial) else make
   if isinstance(called, type):  # NNX hides the signature of its classes
-    called = called.__init__
+    called = getattr(called, '__init__')  # noqa: B009
   if 'rngs' in inspect.signature(called).parameters:
     return lambda rngs: make(rngs=rngs)
   return make
@@ -92,7 +92,8 @@ class _Parts(NamedTuple):
 
 def _split(module: nnx.Module) -> _Parts:
   """Return the parts of a module."""
-  return _Parts(*nnx.split(module, nnx.Param, nnx.RngState, ...))
+  parts: tuple[Any, ...] = nnx.split(module, nnx.Param, nnx.RngState, ...)
+  return _Parts(*parts)
 
 
 def _merged(like: _Parts, params, stats, key) -> nnx.Module:

@@ -23,7 +23,7 @@ from ssljax.runs import run_lock
 _LOG = logging.getLogger(__name__)
 
 
-_held = set()  # tokens of the locks of this process
+_held: set[str] = set()  # tokens of the locks of this process
 
 
 class BucketLock:

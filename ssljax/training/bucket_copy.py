@@ -9,11 +9,12 @@ import os
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 _EVENTS = 'events'
 
 
-def scratch_folder(folder: os.PathLike) -> pathlib.Path:
+def scratch_folder(folder: Any) -> pathlib.Path:
   """Return the local folder for a run in a bucket, made if absent.
 
   It is the same one whenever the run goes on on this machine, if possible.
@@ -42,7 +43,8 @@ class BucketCopy:
     from ssljax import buckets  # slow to import
 
     self.folder, self._remote = scratch_folder(folder), folder
-    self._path, self._sizes = self.folder / name, {}
+    self._path = self.folder / name
+    self._sizes: dict[pathlib.Path, int] = {}
     shutil.rmtree(self.folder / _EVENTS, ignore_errors=True)  # of before
     is_there = (folder / name).is_file()
     self._path.write_bytes((folder / name).read_bytes() if is_there else b'')

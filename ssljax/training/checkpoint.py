@@ -351,8 +351,11 @@ class Checkpoints:
     self.folder = files.as_folder(folder).absolute()
     self._keep, self._permanent = keep, list(permanent)
     self._keep_hours = keep_hours
-    self._opened = self._pending = None
-    self._newest = self._begun = None  # written last, and begun last
+    self._opened: Any = None  # Orbax's manager
+    self._pending: tuple[int, Any, Any] | None = None
+    # The steps of the checkpoints written last, and begun last.
+    self._newest: int | None = None
+    self._begun: int | None = None
     with _bucket_errors(self.folder, self.remedy()):
       if clean_up:
         multihost.on_main_process(self._remove_unfinished)
@@ -405,8 +408,8 @@ class Checkpoints:
         if _STEP.fullmatch(path.name) and not (path / _COMMITTED).is_file():
           path.rmtree()
       return
-    for path in self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
-      shutil.rmtree(path, ignore_errors=True)
+    for rest in self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
+      shutil.rmtree(rest, ignore_errors=True)
 
   def steps(self) -> tuple[int, ...]:
     """Return the steps that have a checkpoint, in rising order."""
@@ -441,6 +444,7 @@ class Checkpoints:
 
   def _write(self) -> None:
     """Begin to write the newest state."""
+    assert self._pending is not None
     step, tree, progress = self._pending
     self._manager.save(
       step,
@@ -460,7 +464,7 @@ class Checkpoints:
       self._manager.close()
     self._opened = None
     self._remove_unfinished()
-    if self._pending[0] not in self.steps():
+    if self._pending is None or self._pending[0] not in self.steps():
       self._write()
     self._finish()
 

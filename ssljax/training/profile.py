@@ -27,7 +27,8 @@ class Profile(Watch):
     """
     self.folder, self.say = folder, say
     self.first, self.last = steps[0], sum(steps) - 1
-    self.begun = self.traced = None  # steps
+    self.begun: int | None = None  # first step of the trace
+    self.traced: tuple[int, int | None] | None = None  # its steps
 
   def before(self, stage, state, steps, *call) -> None:
     """Begin the trace before the first of the steps."""
@@ -62,8 +63,9 @@ class Profile(Watch):
 
   def _stop(self, last: int | None) -> None:
     jax.profiler.stop_trace()
-    self.traced, self.begun = (self.begun, last), None
-    steps = f'{self.traced[0]} to {last or "the last one"}'
+    first = self.begun or self.first
+    self.traced, self.begun = (first, last), None
+    steps = f'{first} to {last or "the last one"}'
     self.say(
       f'wrote a trace of the steps {steps}. To look at it: pip install '
       f'tensorboard xprof; tensorboard --logdir={self.folder}. Or open '

@@ -6,7 +6,7 @@ with a result that is not finite is named.
 """
 
 import traceback
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ class Replay(Watch):
       program: of the job.
       last: the step that failed, over all stages, counted from 1.
     """
-    self.program, self.last, self.kept = program, last, None
+    self.program, self.last = program, last
+    self.kept: tuple[Any, ...] = ()  # arguments of `first_operation`
 
   def before(self, stage, state, steps, *call) -> None:
     """Keep a copy of the state, which the step overwrites."""
@@ -92,7 +93,8 @@ def replay(
   )
   writer = metrics_writer.NoMetrics()
   try:
-    loop.fit(job, options, writer, _ReadOnly(checkpoints))
+    restored = cast(checkpoint.Checkpoints, _ReadOnly(checkpoints))
+    loop.fit(job, options, writer, restored)
   except FoundError as found:
     return str(found)
   return f'step {step} did not fail again'
@@ -135,13 +137,14 @@ def _place(error: BaseException) -> str:
 
   The error of a derivative has the line of the function as its cause.
   """
-  frames = []
-  while error is not None:
-    frames = traceback.extract_tb(error.__traceback__) or frames
+  frames: list[traceback.FrameSummary] = []
+  found: BaseException | None = error
+  while found is not None:
+    frames = traceback.extract_tb(found.__traceback__) or frames
     own = [f for f in frames if _is_own(f.filename)]
-    if error.__cause__ is None and own:
+    if found.__cause__ is None and own:
       return f'{own[-1].filename}:{own[-1].lineno}: {own[-1].line}'
-    error = error.__cause__
+    found = found.__cause__
   return 'at an unknown place'
 
 
