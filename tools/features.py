@@ -9,8 +9,7 @@ training rows the first 4,000 are trained on, labelled or not, and the next
 1,000 are validation rows, of which no method of ssljax sees anything. Errors
 are those on all test rows, under the same label splits for all.
 
-ssljax's methods are run with their defaults (LaplaceNet without the strong
-augmentation, which is of images). The hyper-parameters of the others
+ssljax's methods are run with their defaults. The hyper-parameters of the others
 are those of the smallest mean error over the splits on the validation rows,
 from these grids; rows are scaled to length 1, or standardised:
 
@@ -56,7 +55,6 @@ METHODS = (
   'ict,mixmatch,vat,deepbass'
 )
 OPPONENTS = 'LogisticRegression', 'LabelSpreading', 'SelfTrainingClassifier'
-EXTRA = {'laplacenet': ['--strong_augment=']}  # which features do not have
 C = 0.01, 0.1, 1.0, 10.0, 100.0
 SELECTIONS = {
   'threshold 0.75': {'threshold': 0.75},
@@ -151,7 +149,6 @@ def train(method: str, labels: int, seeds: int, out: pathlib.Path) -> list:
     *(sys.executable, str(ROOT / f'experiments/{method}.py')),
     *(f'--dataset={out / "pool.npz"}', f'--labels={labels}'),
     *(f'--seeds={seeds}', '--nobaseline', f'--workdir={folder}'),
-    *EXTRA.get(method, ()),
   ]
   subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
   result = json.loads((folder / 'result.json').read_text())

@@ -5,8 +5,9 @@ ordinary runs in FOLDER/candidates/METHOD, for a fifth and twice two fifths of
 the budget. The run with the least error on held-out labelled images becomes the
 run in FOLDER, and FOLDER/auto.json records the comparison. Test images choose
 nothing. The methods are those that did best with default settings on data that
-these were not chosen on (docs/results.md): of images MA-DNN and R2-D2, of
-features association and R2-D2.
+these were not chosen on (docs/results.md): of images MA-DNN and R2-D2, of few
+features association and R2-D2, of those of a pretrained network LaplaceNet and
+LLP.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,13 @@ from ssljax.analysis import calibration
 from ssljax.core import UNLABELLED
 from ssljax.data import datasets, splits
 from ssljax.errors import require
-from ssljax.runs import run_folder
+from ssljax.runs import defaults, run_folder
 
 MINUTES = 10.0  # without a budget of the user's
 RECORD, CANDIDATES = 'auto.json', 'candidates'
 _OF_IMAGES = 'supervised', 'madnn', 'r2d2'
 _OF_FEATURES = 'supervised', 'association', 'r2d2'
+_OF_EMBEDDINGS = 'supervised', 'laplacenet', 'llp'
 _SHARES = {'supervised': 0.2}  # of the budget; the others share the rest
 _FIFTH = 5
 
@@ -57,7 +59,11 @@ class Errors(NamedTuple):
 
 def candidates_of(dataset: datasets.Dataset) -> tuple[str, ...]:
   """Return the names of the methods to compare, the simplest first."""
-  return _OF_IMAGES if dataset.train.is_images else _OF_FEATURES
+  train = dataset.train
+  if train.is_images:
+    return _OF_IMAGES
+  is_embedding = defaults.is_embedding(False, train.shape)
+  return _OF_EMBEDDINGS if is_embedding else _OF_FEATURES
 
 
 def minutes_of(method: str, names: Sequence[str], minutes: float) -> float:

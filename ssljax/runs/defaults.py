@@ -221,7 +221,9 @@ def network_for(method: str, facts: Facts) -> str:
   if not facts.is_images:
     # Association, which trains embeddings alone at first, gains by more layers:
     # 31.4 instead of 33.4 with 250 labels.
-    is_wide = _is_embedding(facts) and method != 'association'
+    is_wide = (
+      is_embedding(facts.is_images, facts.shape) and method != 'association'
+    )
     return 'linear_probe' if is_wide else 'mlp'
   # Methods that compare embeddings need some that point in all directions.
   with_heads = 'association', 'llp', 'llp_fixmatch'
@@ -236,9 +238,14 @@ def network_for(method: str, facts: Facts) -> str:
   return f'mnist{heads}'
 
 
-def _is_embedding(facts: Facts) -> bool:
-  """Return True for features that may be a pretrained network's."""
-  return not facts.is_images and facts.shape[1] >= _EMBEDDING
+def is_embedding(is_images: bool, shape: tuple[int, ...]) -> bool:
+  """Return True for features that may be a pretrained network's.
+
+  Args:
+    is_images: False for features.
+    shape: (1, D, 1) of a vector of D features.
+  """
+  return not is_images and shape[1] >= _EMBEDDING
 
 
 def augmentation_for(facts: Facts) -> tuple[str, ...]:
@@ -261,7 +268,7 @@ def _madnn(facts: Facts, found) -> dict[str, Any]:
   # On features the memory's own mistakes outweigh the labels at full weight.
   if facts.is_images:
     return {}
-  return {'weight': 0.1 if _is_embedding(facts) else 0.3}
+  return {'weight': 0.1 if is_embedding(False, facts.shape) else 0.3}
 
 
 def _association(facts: Facts, found) -> dict[str, Any]:
@@ -346,7 +353,7 @@ def _pseudo_label(facts: Facts, found) -> dict[str, Any]:
   # A linear network that learns all its own predictions ends at few classes:
   # 78.9 % on the embeddings above with 40 labels, 53.7 with these settings.
   chosen = _consistency(facts, found)
-  if not _is_embedding(facts):
+  if not is_embedding(facts.is_images, facts.shape):
     return chosen
   return chosen | {'distribution_alignment': True, 'threshold': 0.8}
 
@@ -373,11 +380,19 @@ def _strong_view(facts: Facts, found) -> dict[str, Any]:
 
 
 def _laplacenet(facts: Facts, found) -> dict[str, Any]:
-  return _strong_view(facts, found) | {
-    'samples': 1,
-    'pretrain': _steps(20, facts.labelled, found['batch_labelled'], 300, 1000),
-    'neighbours': max(1, min(20, facts.images - 1)),
-  }
+  # Its pseudo-labels come from a graph, so that features need no strong view.
+  views = {} if facts.is_images else {'strong_augment': ()}
+  return (
+    _strong_view(facts, found)
+    | views
+    | {
+      'samples': 1,
+      'pretrain': _steps(
+        20, facts.labelled, found['batch_labelled'], 300, 1000
+      ),
+      'neighbours': max(1, min(20, facts.images - 1)),
+    }
+  )
 
 
 def _llp_fixmatch(facts: Facts, found) -> dict[str, Any]:

@@ -47,6 +47,14 @@ def test_the_budget_is_shared_out():
   assert parts == [2, 4, 4]
 
 
+def test_embeddings_have_candidates_of_their_own():
+  names = lambda width: auto.candidates_of(
+    arrays.from_arrays(np.zeros((4, width), np.float32), [0, 1, -1, -1])
+  )
+  assert names(255) == ('supervised', 'association', 'r2d2')
+  assert names(256) == ('supervised', 'laplacenet', 'llp')
+
+
 def test_an_error_is_that_of_the_splits_that_hold_a_row_out(tmp_path):
   result = {'complete': False, 'method': 'm', 'arms': {}}
   held_out = [{'images': 2, 'wrong': [1]}, {'images': 2, 'wrong': []}]

@@ -85,6 +85,8 @@ def test_features_of_a_pretrained_network_get_a_linear_one():
   assert of('llp', 256)['network'] == 'linear_probe'
   assert of('association', 256)['network'] == 'mlp'
   assert [of('madnn', width)['weight'] for width in (255, 256)] == [0.3, 0.1]
+  assert of('laplacenet', 30)['strong_augment'] == ()
+  assert defaults.suggest('laplacenet', facts())['strong_augment']
   assert of('pseudo_label', 256)['distribution_alignment']
   assert 'distribution_alignment' not in of('pseudo_label', 255)
 
