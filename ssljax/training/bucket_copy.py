@@ -69,7 +69,7 @@ class BucketCopy:
 
 
 class NoCopy:
-  """Of a local run: its files are where they belong."""
+  """Copies nothing: the files of a local run are in place already."""
 
   def __init__(self, folder: pathlib.Path):
     """Take the run's folder."""
