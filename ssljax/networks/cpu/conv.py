@@ -21,6 +21,7 @@ import contextlib
 import contextvars
 import functools
 import math
+import os
 
 import chex
 import jax
@@ -324,11 +325,13 @@ def run_once_options() -> dict[str, str]:
   """Return options for `jax.jit` of a program that a CPU runs once.
 
   They make the compiler's own work a third of that of the default options, and
-  change no bit of the result. On other devices there are none.
+  change no bit of the result. On other devices, and where `XLA_FLAGS` states
+  the level, there are none.
   """
-  if jax.default_backend() != 'cpu':
+  name = 'xla_backend_optimization_level'
+  if jax.default_backend() != 'cpu' or name in os.environ.get('XLA_FLAGS', ''):
     return {}
-  return {'xla_backend_optimization_level': '1'}
+  return {name: '1'}
 
 
 @functools.cache
