@@ -221,7 +221,10 @@ def _refuse_unknown(method: str, given: Mapping[str, Any]) -> None:
   """Raise `InputError` for settings that `fit` decides itself, or unknown."""
   schema = config_lib.schema(method)
   known = {name for part in schema.values() for name in part}
-  decided = {*schema['data'], *schema['hosts'], 'seeds', 'seeds_at_once'}
+  decided = {
+    *(*schema['data'], *schema['hosts'], 'seeds', 'seeds_at_once'),
+    *('replay', 'compile_cache'),  # of programs
+  }
   for name in given:
     require(name in known, config_lib.unknown_setting(name, method, known))
     require(

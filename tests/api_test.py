@@ -412,6 +412,8 @@ BAD = {
   'augment=fliip: there is no such augment; give flip': dict(augment='fliip'),
   'eat: madnn has no such setting': dict(eat=3),
   'dataset: is no setting': dict(dataset='mnist'),
+  'replay: is no setting': dict(replay=True),
+  'compile_cache: is no setting': dict(compile_cache='off'),
   'validation=90': dict(validation=90),
   'optimizer=3': dict(optimizer=3),
   "optimizer='sgdd'": dict(optimizer='sgdd'),

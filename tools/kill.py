@@ -54,13 +54,10 @@ METHODS = {
 }
 # Fields that differ between equal runs: times, and what depends on them. The
 # commit changes when somebody works on the code in the meantime.
-TIMES = (
-  *('started', 'seconds', 'goodput', 'compiling', 'time', 'command'),
-  *('images_per_second', 'metrics_bytes', 'metrics_digest', 'digest'),
+TIMES = (  # and `metrics_writer.TIMING`
+  *('started', 'goodput', 'compiling', 'command', 'commit'),
+  *('metrics_bytes', 'metrics_digest', 'digest'),
   *('spent', 'seconds_of', 'goodput_parts'),
-  *('step_time', 'seconds_steps', 'seconds_compilation', 'seconds_input'),
-  *('seconds_update', 'seconds_evaluation', 'seconds_checkpoint'),
-  'commit',
 )
 UNFINISHED = 'orbax-checkpoint-tmp', '.partial'
 
@@ -228,8 +225,11 @@ def kill(kind: str, method, folder, whole: int, rng) -> str | None:
 
 def without_times(tree):
   """Return JSON values without those that differ between equal runs."""
+  from ssljax.training.metrics_writer import TIMING
+
   if isinstance(tree, dict):
-    return {k: without_times(v) for k, v in tree.items() if k not in TIMES}
+    left_out = {*TIMES, *TIMING}
+    return {k: without_times(v) for k, v in tree.items() if k not in left_out}
   return [without_times(v) for v in tree] if isinstance(tree, list) else tree
 
 

@@ -206,10 +206,16 @@ def all_true(value: bool) -> bool:
   return bool(np.all(multihost_utils.process_allgather(np.array([value]))))
 
 
-def share(count: int) -> range:
-  """Return the rows of 0, 1, ..., count - 1 that are this process's own."""
-  process, processes = jax.process_index(), jax.process_count()
-  return range(process * count // processes, (process + 1) * count // processes)
+def share(count: int, process: int | None = None) -> range:
+  """Return the rows of 0, 1, ..., count - 1 that are a process's own.
+
+  Args:
+    count: number of all rows.
+    process: its number; this process if None.
+  """
+  number = jax.process_index() if process is None else process
+  processes = jax.process_count()
+  return range(number * count // processes, (number + 1) * count // processes)
 
 
 def gather_shares(part: np.ndarray, count: int) -> np.ndarray:
@@ -225,11 +231,7 @@ def gather_shares(part: np.ndarray, count: int) -> np.ndarray:
   words = np.zeros((longest, 2), np.uint32)  # JAX may have no 64 bits
   words[: len(part)] = part.view(np.uint32).reshape(-1, 2)
   of_all = multihost_utils.process_allgather(words)
-  lengths = [
-    (p + 1) * count // len(of_all) - p * count // len(of_all)
-    for p in range(len(of_all))
-  ]
-  rows = [own[:n] for own, n in zip(of_all, lengths, strict=True)]
+  rows = [own[: len(share(count, p))] for p, own in enumerate(of_all)]
   return np.ascontiguousarray(np.concatenate(rows)).view(part.dtype)[:, 0]
 
 

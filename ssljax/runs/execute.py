@@ -233,7 +233,7 @@ def _refuse_late(run: Run) -> None:
 class _WhileHeld:
   """A preemption notice that raises when the run has lost its lock."""
 
-  def __init__(self, lock: run_lock.RunLock, notice: Callable):
+  def __init__(self, lock: Any, notice: Any):
     self._lock, self._notice = lock, notice
 
   def __call__(self) -> bool:
@@ -244,7 +244,7 @@ class _WhileHeld:
   @property
   def signal(self) -> str:
     """Name of the signal that has interrupted the run."""
-    return getattr(self._notice, 'signal', 'SIGTERM')
+    return self._notice.signal
 
 
 class _Jobs:

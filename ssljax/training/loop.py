@@ -434,13 +434,15 @@ class _Loop:
       self.require_ready(stage, ran)
     is_due = not stage.epochs and ran.end % self.options.evaluate_every == 0
     if is_end or is_due:
-      self.evaluate(stage)
+      with self.spending('evaluation'):
+        self.evaluate(stage)
     since = time.monotonic() - self.saved_at
     is_late = multihost.broadcast_bool(since > self.options.checkpoint_seconds)
     is_permanent = ran.end in permanent_every(stage, self.options.keep_every)
     acquires = rounds.acquires(self.job, self.progress)
     if is_late or is_permanent or (is_end and (self.is_over or acquires)):
-      self.save()
+      with self.spending('checkpoint'):
+        self.save()
       self.saved_at = time.monotonic()
 
   def require_ready(self, stage: Stage, ran: spans.Ran):
@@ -459,11 +461,6 @@ class _Loop:
 
   def evaluate(self, stage: Stage):
     """Measure errors and pseudo-labels, and write, keep and say them."""
-    with self.spending('evaluation'):
-      self.measure(stage)
-
-  def measure(self, stage: Stage):
-    """Do the work of `evaluate`."""
     splits = self.job.splits
     found = self.program.predictions(self.state, splits[0])
     errors = evaluate.errors(found)
@@ -517,11 +514,6 @@ class _Loop:
 
   def save(self):
     """Write a checkpoint in the background."""
-    with self.spending('checkpoint'):
-      self.begin_save()
-
-  def begin_save(self):
-    """Do the work of `save`."""
     is_finite, checksum = checkpoint.examine(self.state)
     if not is_finite:
       step = self.progress.step - self.progress.stage_start - 1
@@ -545,7 +537,8 @@ class _Loop:
   def save_and_exit(self):
     """Save, unless this step is saved already, and raise `PreemptedError`."""
     if self.snapshots.saved != self.progress.step:
-      self.save()
+      with self.spending('checkpoint'):
+        self.save()
     self.snapshots.checkpoints.wait()
     name = getattr(self.options.preempted, 'signal', 'SIGTERM')
     raise PreemptedError(
