@@ -5,10 +5,12 @@ step fails again. It is then evaluated operation by operation, and the first one
 with a result that is not finite is named.
 """
 
+from collections.abc import Sequence
 import traceback
 from typing import Any, cast
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -112,19 +114,73 @@ def first_operation(
     call: the other arguments of the step.
   """
   step = program.plain_step(program.method.stages[stage])
-  checks, found = {'NaN': jax.debug_nans, 'infinite': jax.debug_infs}, []
-  for kind, check in checks.items():
-    with check(True), jax.disable_jit():
-      try:
-        step(state, *call)
-      except FloatingPointError as error:
-        found.append(
-          f'the first {kind} result is of {_operation(error)}, {_place(error)}'
-        )
+  found = []
+  with jax.debug_nans(True), jax.disable_jit():
+    try:
+      step(state, *call)
+    except FloatingPointError as error:
+      place = _place(error)
+      found.append(f'the first NaN result is of {_operation(error)}, {place}')
+  traced = jax.make_jaxpr(step)(state, *call)
+  try:
+    _evaluate(traced.jaxpr, traced.consts, jax.tree.leaves((state, *call)))
+  except _InfiniteError as error:
+    found.append(f'the first infinite result is of {error}')
   return '; '.join(found) or (
     'every operation of it is finite where they are computed one by one: the '
     'compiled step differs in rounding'
   )
+
+
+class _InfiniteError(Exception):
+  """An operation on finite numbers has an infinite result."""
+
+
+def _evaluate(jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+  """Return the results of a traced function, computed one by one.
+
+  `jax.debug_infs` would stop at constants: a maximum begins with -inf.
+
+  Raises:
+    _InfiniteError: the first operation with an infinite result, of finite
+      numbers.
+  """
+  values = dict(zip(jaxpr.constvars, consts, strict=True))
+  values |= dict(zip(jaxpr.invars, inputs, strict=True))
+  read = lambda v: (
+    v.val if isinstance(v, jax.extend.core.Literal) else values[v]
+  )
+  for equation in jaxpr.eqns:
+    given = [read(v) for v in equation.invars]
+    inner = equation.params.get('jaxpr')
+    results: Sequence[Any]
+    if equation.primitive.name in ('jit', 'pjit') and inner is not None:
+      results = _evaluate(inner.jaxpr, inner.consts, given)
+    else:
+      results = _bind(equation, given)
+      if _has_infinite(results) and not _has_infinite(given):
+        trace = equation.source_info.traceback
+        frames = traceback.extract_tb(trace and trace.as_python_traceback())
+        own = [f for f in frames if _is_own(f.filename)]
+        raise _InfiniteError(f'{equation.primitive.name}, {_line(own)}')
+    values.update(zip(equation.outvars, results, strict=True))
+  return [read(v) for v in jaxpr.outvars]
+
+
+def _bind(equation, given: Sequence[Any]) -> Sequence[Any]:
+  """Return the results of one operation."""
+  primitive = equation.primitive
+  bound = primitive.get_bind_params(equation.params)
+  # Functions beside the parameters, or, in newer versions of JAX, among them.
+  functions, more = bound if isinstance(bound, tuple) else ((), bound)
+  found = primitive.bind(*functions, *given, **more)
+  return found if primitive.multiple_results else [found]
+
+
+def _has_infinite(values: Sequence[Any]) -> bool:
+  """Return True if a float among some arrays is infinite."""
+  numbers = [x for x in values if jnp.issubdtype(x.dtype, jnp.floating)]
+  return any(bool(jnp.isinf(x).any()) for x in numbers)
 
 
 def _operation(error: FloatingPointError) -> str:
@@ -143,9 +199,16 @@ def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(found.__traceback__) or frames
     own = [f for f in frames if _is_own(f.filename)]
     if found.__cause__ is None and own:
-      return f'{own[-1].filename}:{own[-1].lineno}: {own[-1].line}'
+      return _line(own)
     found = found.__cause__
-  return 'at an unknown place'
+  return _line([])
+
+
+def _line(own: Sequence[traceback.FrameSummary]) -> str:
+  """Return the innermost of some lines."""
+  if not own:
+    return 'at an unknown place'
+  return f'{own[-1].filename}:{own[-1].lineno}: {own[-1].line}'
 
 
 def _is_own(path: str) -> bool:

@@ -147,6 +147,21 @@ def test_a_step_that_fails_is_recorded_and_repeated(tmp_path):
   checkpoints.close()
 
 
+def test_the_first_infinite_result_of_finite_numbers_is_named():
+  def f(x):
+    x = jax.nn.log_softmax(x)  # its maximum begins with -inf
+    large = jax.jit(lambda x: jax.numpy.exp(1000 * x))(1 - x)
+    return large - jax.numpy.log(0 * x)
+
+  x = jax.numpy.arange(3.0)
+  traced = jax.make_jaxpr(f)(x)
+  with pytest.raises(replay._InfiniteError, match=r'exp, .*watch_test\.py'):
+    replay._evaluate(traced.jaxpr, traced.consts, [x])
+  traced = jax.make_jaxpr(jax.nn.log_softmax)(x)
+  (found,) = replay._evaluate(traced.jaxpr, traced.consts, [x])
+  np.testing.assert_allclose(found, jax.nn.log_softmax(x), rtol=1e-6)
+
+
 def test_a_step_that_does_not_fail_again_is_said(tmp_path):
   job = tiny.make_job('supervised', 6)
   checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
