@@ -28,7 +28,7 @@ from ssljax.errors import InputError, fraction, positive, require
 
 # Imports of JAX take seconds; the page is there before.
 ACQUISITIONS = (
-  *('entropy', 'margin', 'least_confidence', 'typiclust', 'density'),
+  *('entropy', 'margin', 'least_confidence', 'bald', 'typiclust', 'density'),
   *('k_centre', 'random'),
 )
 FORMATS = 'csv', 'labelstudio', 'coco', 'folders'
@@ -39,13 +39,17 @@ def define_flags(values: flags.FlagValues) -> None:
   for name, default, text in (
     ('images', None, 'Folder of images.'),
     ('run', None, 'Finished run or saved model that learning begins from.'),
+    ('features', None, 'Features of ssljax embed to learn from, not pixels.'),
     ('questions', None, 'Folder `questions` of a run with --oracle=people.'),
     ('store', None, 'Folder of the answers; runs/label-NAME if unset.'),
     ('labels_file', None, 'Labels to add: CSV, Label Studio or COCO JSON.'),
     ('export', None, 'File, or folder, to write the labels to, and end.'),
     ('format', 'csv', f'Of --export: {", ".join(FORMATS)}.'),
     ('acquire', 'entropy', f'Order of images: {", ".join(ACQUISITIONS)}.'),
-    ('method', None, "Method to learn with; the run's, or madnn."),
+    (
+      *('method', None),
+      "Method to learn with; the run's, or madnn; laplacenet with --features.",
+    ),
     ('network', None, 'Network to learn with; one that suits the images.'),
     ('host', '127.0.0.1', 'Address to listen on.'),
   ):
@@ -118,6 +122,21 @@ def classes_of(run: pathlib.Path) -> list[str]:
   return list(api.load(run).classes)
 
 
+def features_of(path: str, root: pathlib.Path) -> str:
+  """Return the file of the features of images in the folder."""
+  from ssljax.active.page import rows
+
+  file = str(files.as_path('features', path).resolve())
+  found = rows.Features(file)
+  require(
+    any((root / name).is_file() for name in found.names),
+    f'`features`={path}: names no image of {root}: give the file that ssljax '
+    'embed wrote for this folder',
+  )
+  say(f'learning from features of {len(found.names)} images')
+  return file
+
+
 def act(asked: dict[str, Any]) -> None:
   """Show the page, or export."""
   check(asked)
@@ -153,8 +172,11 @@ def act(asked: dict[str, Any]) -> None:
     if asked['labels_file'] is not None:
       path = files.as_path('labels_file', asked['labels_file'])
       program.import_labels(answers, found, path, say)
+    if asked['features'] is not None:
+      asked = asked | {'features': features_of(asked['features'], root)}
     names = 'acquire', 'method', 'network', 'steps', 'every', 'image_size'
-    settings = {name: asked[name] for name in (*names, 'run', 'seed')}
+    names = *names, 'run', 'features', 'seed'
+    settings = {name: asked[name] for name in names}
     asked = asked | {'learn': asked['learn'] and not is_asked}
     settings |= {'store': str(folder.resolve()), 'images': str(root)}
     shown = (asked[n] for n in ('host', 'port', 'random', 'learn'))

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from ssljax import config as config_lib
 from ssljax import files, registry
+from ssljax.active import acquisition
 from ssljax.analysis import calibration, classification
 from ssljax.augment import standard
 from ssljax.config import Config
@@ -218,6 +219,31 @@ class Model:
 
   def outputs(self, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return logits `[M, C]` and embeddings `[M, D]` of images `[M, ...]`."""
+    return self._in_batches(self._infer, images)
+
+  def sampled(
+    self, images: ArrayLike, passes: int = 10, seed: int = 0
+  ) -> acquisition.Sampled:
+    """Return statistics of passes with dropout (Gal, Ghahramani 2016).
+
+    Acquisition functions such as `active.acquisition.bald` compare them.
+    Without dropout in the network all passes agree.
+
+    Args:
+      images: `[M, ...]`.
+      passes: T.
+      seed: of the dropout masks, which all images of a pass share.
+    """
+    key = jax.random.key(seed)
+    sample = self._sample
+
+    def infer(*values: Any) -> acquisition.Sampled:
+      return sample(*values, key, passes)
+
+    return acquisition.Sampled(*self._in_batches(infer, images))
+
+  def _in_batches(self, infer: Callable[..., Any], images: ArrayLike) -> Any:
+    """Return the outputs of a function of a batch for images `[M, ...]`."""
     rows = arrays.convert(images, white=self._white)
     require(
       rows.shape[1:] == self.shape,
@@ -229,34 +255,53 @@ class Model:
     for start in range(0, len(rows), _BATCH):
       chunk = rows[start : start + _BATCH]
       padded = np.resize(chunk, (_BATCH, *chunk.shape[1:]))
-      outputs = self._infer(self._params, self._stats, self._fitted, padded)
+      outputs = infer(self._params, self._stats, self._fitted, padded)
       found.append([np.asarray(x)[: len(chunk)] for x in outputs])
-    logits, embedding = zip(*found, strict=True)
-    return np.concatenate(logits), np.concatenate(embedding)
+    return tuple(map(np.concatenate, zip(*found, strict=True)))
 
-  @functools.cached_property
-  def _infer(self) -> Callable[..., Any]:
+  def _preprocessed(self, fitted: Any, pixels: jax.Array) -> jax.Array:
+    """Return images `[B, H, W, c]` as the network sees them."""
     process = registry.preprocess_of(
       self.config.augmentation.preprocess, self._is_images
     )
+    image = standard.to_float(pixels)
+    return jax.vmap(process.apply, (None, 0))(fitted, image)
 
+  @functools.cached_property
+  def _infer(self) -> Callable[..., Any]:
     def infer(
       params: Any, stats: Any, fitted: Any, pixels: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-      image = standard.to_float(pixels)
-      image = jax.vmap(process.apply, (None, 0))(fitted, image)
+      image = self._preprocessed(fitted, pixels)
       outputs = self._net.infer(params, stats, image)
       return outputs.logits.astype(jnp.float32), outputs.embedding
 
     return jax.jit(infer, compiler_options=conv.compiler_options())
 
+  @functools.cached_property
+  def _sample(self) -> Callable[..., acquisition.Sampled]:
+    def sample(
+      params: Any,
+      stats: Any,
+      fitted: Any,
+      pixels: jax.Array,
+      key: jax.Array,
+      passes: int,
+    ) -> acquisition.Sampled:
+      image = self._preprocessed(fitted, pixels)
+      run = acquisition.sampler(self._net, passes)
+      return run(params, stats, image, key)
+
+    options = conv.compiler_options()
+    return jax.jit(sample, static_argnums=5, compiler_options=options)
+
   def share_compiled(self, other: 'Model') -> None:
-    """Use the compiled function of a model of the same run."""
-    self._infer = other._infer
+    """Use the compiled functions of a model of the same run."""
+    self._infer, self._sample = other._infer, other._sample
 
   def __getstate__(self) -> dict[str, Any]:
     """Drop the functions, which cannot be pickled."""
-    dropped = '_infer', '_net'
+    dropped = '_infer', '_sample', '_net'
     return {k: v for k, v in self.__dict__.items() if k not in dropped}
 
   def __setstate__(self, state: Mapping[str, Any]) -> None:

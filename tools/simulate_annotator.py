@@ -1,63 +1,116 @@
-"""Label digits over HTTP as a person with some mistakes would.
+"""Label over HTTP as a person with some mistakes would.
 
-python tools/simulate_annotator.py --acquire=random,entropy --labels=160
+    python tools/simulate_annotator.py --set=digits --acquire=random,entropy
+    python tools/simulate_annotator.py --set=mnist --data_dir=DIR --seeds=5
+    python tools/simulate_annotator.py --set=cifar10 --data_dir=DIR \
+        --features=cifar10.npz --seeds=5 --figure=curves.png
 
-Starts `ssljax label` on scikit-learn's digits for each acquisition function and
-seed, and prints the true error of the published predictions against the number
-of labels, the page's own estimate, and the seconds of a round.
+Starts `ssljax label` on a folder of images for each acquisition function and
+seed, answers its questions with the true class (or, with the probability
+`mistakes`, another one), and stores for each round the number of labels, the
+error of the round's model on test images, the page's own estimate of the error,
+and the seconds of the round. The same command resumes after the last finished
+simulation.
+
+  digits    scikit-learn's digits, the last 497 as test images
+  mnist     MNIST at 14x14, 2,000 training images, 2,000 test images
+  cifar10   CIFAR-10, 4,000 training images, all test images, learned from
+            `features`, a file of `ssljax embed` for the whole data set
+
+`--figure` draws the curves of all that is stored.
 """
 
 import argparse
+import json
+import os
 import pathlib
 import random
+import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 import numpy as np
 from page_speed import Program
 import PIL.Image
 
-from ssljax.active.page import suggestions
+import ssljax
+from ssljax.data import datasets, npz
+
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
+from experiments.figures import style  # noqa: E402
+
+COUNTS = {'digits': 1_300, 'mnist': 2_000, 'cifar10': 4_000}
+ORDER = 7  # seed of the order of the training images
 
 
-def draw(root: pathlib.Path) -> dict[str, str]:
-  """Write the images; return the class of each file."""
-  from sklearn import datasets
+class Task(NamedTuple):
+  """A folder of images, the truth, and rows to test."""
 
-  digits, truth = datasets.load_digits(), {}
+  images: pathlib.Path
+  truth: dict[str, str]  # file -> class
+  test: np.ndarray  # [M, ...]
+  test_labels: np.ndarray  # [M] int
+  flags: list[str]  # of `ssljax label`
+
+
+def draw(folder: pathlib.Path, asked) -> Task:
+  """Write the images of a set."""
+  side = 14 if asked.set == 'mnist' else None
+  data = datasets.load(asked.set, asked.data_dir, image_size=side)
+  order = np.random.default_rng(ORDER).permutation(len(data.train.labels))
+  rows = np.sort(order[: COUNTS[asked.set]])
+  pixels, labels = data.train.read(rows), data.train.labels[rows]
+  names = [f'{row:05d}.png' for row in rows]
+  root = folder / 'images'
   root.mkdir()
-  for k, image in enumerate(digits.images):
-    pixels = (image * 255 / 16).astype(np.uint8)
-    PIL.Image.fromarray(pixels).save(root / f'{k:04d}.png')
-    truth[f'{k:04d}.png'] = str(digits.target[k])
-  return truth
+  for name, image in zip(names, pixels, strict=True):
+    shown = image[..., 0] if image.shape[-1] == 1 else image
+    PIL.Image.fromarray(shown).save(root / name)
+  truth = {n: str(c) for n, c in zip(names, labels, strict=True)}
+  count = 2_000 if asked.set == 'mnist' else len(data.test.labels)
+  test, flags = data.test.read(np.arange(count)), []
+  if asked.features:
+    with open(asked.features, 'rb') as file:
+      found, _ = npz.read(file, ('train', 'test'))
+    kept = folder / 'features.npz'
+    np.savez(kept, train=found['train'][rows], train_files=names)
+    test, flags = found['test'][:count], [f'--features={kept}']
+  return Task(root, truth, test, data.test.labels[:count], flags)
 
 
-def true_error(store: pathlib.Path, truth: dict[str, str], labelled) -> float:
-  """Return the error of the predictions of images without a label."""
-  found = suggestions.Suggestions(store)
-  found.refresh()
-  wrong = [
-    found.of(path).label != truth[path]
-    for path in found.by_confidence()
-    if path not in labelled
-  ]
-  return float(np.mean(wrong))
+def error_of(store: pathlib.Path, task: Task) -> float:
+  """Return the error in % of the model of the last round on the test rows."""
+  model = ssljax.load(store / 'model')
+  named = np.array(model.classes)[model.predict(task.test)]
+  return 100 * float(np.mean(named != task.test_labels.astype(str)))
 
 
-def simulate(folder, images, truth, acquire, seed, asked):
-  """Return rows (labels, true error, estimate, seconds)."""
+def answer(program: Program, task: Task, rng: random.Random, mistakes: float):
+  """Answer one question; return the file."""
+  (item,) = program.ask('/api/next?who=simulated&count=1')[1]
+  label = task.truth[item['file']]
+  if rng.random() < mistakes:
+    label = rng.choice(sorted(set(task.truth.values()) - {label}))
+  body = {
+    'who': 'simulated',
+    'answers': [item | {'label': label, 'key': item['file']}],
+  }
+  status, said = program.ask('/api/answers', body)
+  assert status == 200, said
+  return item['file']
+
+
+def simulate(folder, task: Task, acquire: str, seed: int, asked) -> list[dict]:
+  """Return a row for each round."""
   rng, store = random.Random(seed), folder / f'{acquire}-{seed}'
+  own = {'method': asked.method, 'network': asked.network}
   program = Program(
-    f'--images={images}',
-    f'--store={store}',
-    f'--acquire={acquire}',
-    f'--seed={seed}',
-    f'--every={asked.every}',
-    f'--steps={asked.steps}',
-    f'--method={asked.method}',
-    f'--network={asked.network}',
-    '--classes=' + ','.join('0123456789'),
+    *(f'--images={task.images}', f'--store={store}', f'--acquire={acquire}'),
+    *(f'--seed={seed}', f'--every={asked.every}', f'--steps={asked.steps}'),
+    *(f'--{name}={value}' for name, value in own.items() if value),
+    '--classes=' + ','.join(sorted(set(task.truth.values()))),
+    *task.flags,
   )
 
   def state():
@@ -65,66 +118,129 @@ def simulate(folder, images, truth, acquire, seed, asked):
 
   while 'two classes' not in state()['learner'].get('message', ''):
     time.sleep(0.2)
-  labelled, rows, rounds = set(), [], 0
+  labelled, rows = set(), []
   while len(labelled) < asked.labels:
     for _ in range(asked.every):
-      (item,) = program.ask('/api/next?who=simulated&count=1')[1]
-      label = truth[item['file']]
-      if rng.random() < asked.mistakes:
-        label = rng.choice([c for c in '0123456789' if c != label])
-      answer = item | {'label': label, 'key': item['file']}
-      body = {'who': 'simulated', 'answers': [answer]}
-      status, said = program.ask('/api/answers', body)
-      assert status == 200, said
-      labelled.add(item['file'])
-    rounds += 1
+      labelled.add(answer(program, task, rng, asked.mistakes))
     while True:
       now = state()
       learner = now['learner']
-      if now['round'] == rounds and learner.get('state') == 'waiting':
+      if now['round'] == len(rows) + 1 and learner.get('state') == 'waiting':
         break
       assert learner.get('state') != 'failed', learner
       time.sleep(0.2)
     rows.append(
-      (
-        len(labelled),
-        true_error(store, truth, labelled),
-        now['error'],
-        learner['seconds'],
-      )
+      {
+        'labels': len(labelled),
+        'error': error_of(store, task),
+        'estimate': now['error'],
+        'seconds': learner['seconds'],
+      }
     )
   program.end()
   return rows
 
 
+def describe(name: str, row: dict) -> str:
+  """Return a line about a round."""
+  own = '-'
+  if row['estimate']:
+    error, low, high = (100 * row['estimate'][k] for k in _ESTIMATE)
+    own = f'{error:.1f} [{low:.1f}, {high:.1f}]'
+  return (
+    f'{name}: {row["labels"]:4} labels, test error {row["error"]:5.1f} %, '
+    f'estimated {own} %, round {row["seconds"]:.1f} s'
+  )
+
+
+_ESTIMATE = 'error', 'low', 'high'
+
+
+def by_function(stored: dict[str, list[dict]]) -> dict[str, list[list[dict]]]:
+  """Return the simulations of each acquisition function."""
+  found: dict[str, list[list[dict]]] = {}
+  for key, rows in stored.items():
+    found.setdefault(key.split()[0], []).append(rows)
+  return found
+
+
+def table(stored: dict[str, list[dict]]) -> str:
+  """Return mean errors by acquisition function and number of labels."""
+  counts = [row['labels'] for row in next(iter(stored.values()))]
+  shown = counts[1::2] if len(counts) > 6 else counts
+  head = ['acquisition', *(f'{n} labels' for n in shown), 'seconds per round']
+  lines = [head, ['---'] * len(head)]
+  for name, runs in by_function(stored).items():
+    errors = np.array([[row['error'] for row in rows] for rows in runs])
+    seconds = np.median([row['seconds'] for rows in runs for row in rows])
+    cells = [f'{name} ({len(runs)})']
+    for n in shown:
+      column = errors[:, counts.index(n)]
+      spread = f' ± {column.std(ddof=1):.1f}' if len(column) > 1 else ''
+      cells.append(f'{column.mean():.1f}{spread}')
+    lines.append([*cells, f'{seconds:.1f}'])
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def plot(stored: dict[str, list[dict]], title: str, path: pathlib.Path) -> None:
+  """Draw the mean error, and its spread, against the number of labels."""
+  style.check_matplotlib()
+  from matplotlib import pyplot
+
+  with style.style():
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout='constrained')
+    for number, (name, runs) in enumerate(by_function(stored).items()):
+      errors = np.array([[row['error'] for row in rows] for rows in runs])
+      counts, mean = [row['labels'] for row in runs[0]], errors.mean(axis=0)
+      spread, colour = style.deviation(errors), style.class_colour(number)
+      style.plot_band(axes, counts, mean, spread, colour, label=name)
+    axes.set(xlabel='labels', ylabel='test error in %', title=title)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    style.save_png(path, figure)
+
+
 def main() -> None:
-  """Print a table for each acquisition function."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--acquire', default='random,entropy,margin,typiclust')
-  parser.add_argument('--labels', type=int, default=160)
+  """Simulate what is missing, and print a table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--set', choices=COUNTS, default='digits')
+  parser.add_argument('--data_dir')
+  parser.add_argument('--features')
+  parser.add_argument(
+    '--acquire', default='random,entropy,bald,margin,k_centre,typiclust'
+  )
+  parser.add_argument('--labels', type=int, default=200)
   parser.add_argument('--every', type=int, default=20)
   parser.add_argument('--seeds', type=int, default=1)
   parser.add_argument('--mistakes', type=float, default=0.02)
   parser.add_argument('--steps', type=int, default=100)
-  parser.add_argument('--method', default='supervised')
-  parser.add_argument('--network', default='mlp')
+  parser.add_argument('--method', help="the page's default if unset")
+  parser.add_argument('--network', help="the page's default if unset")
+  parser.add_argument('--out', type=pathlib.Path, default='runs/annotator')
+  parser.add_argument('--figure', type=pathlib.Path)
   asked = parser.parse_args()
+  asked.out.mkdir(parents=True, exist_ok=True)
+  record = asked.out / f'{asked.set}.json'
+  stored = json.loads(record.read_text()) if record.exists() else {}
   with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    truth = draw(folder / 'images')
-    for acquire in asked.acquire.split(','):
-      for seed in range(asked.seeds):
-        rows = simulate(folder, folder / 'images', truth, acquire, seed, asked)
-        for labels, error, estimate, seconds in rows:
-          own = '-'
-          if estimate:
-            low, high = (100 * estimate[k] for k in ('low', 'high'))
-            own = f'{100 * estimate["error"]:.1f} [{low:.1f}, {high:.1f}]'
-          print(
-            f'{acquire:10} seed {seed}: {labels:4} labels, true error '
-            f'{100 * error:5.1f} %, estimated {own} %, round {seconds:.1f} s',
-            flush=True,
-          )
+    folder, task = pathlib.Path(name), None
+    for seed in range(asked.seeds):
+      for acquire in asked.acquire.split(','):
+        key = f'{acquire} seed {seed}'
+        if key in stored:
+          continue
+        task = task or draw(folder, asked)
+        stored[key] = simulate(folder, task, acquire, seed, asked)
+        for row in stored[key]:
+          print(describe(key, row), flush=True)
+        partial = record.with_suffix('.partial')
+        partial.write_text(json.dumps(stored, indent=1))
+        os.replace(partial, record)
+  print(table(stored))
+  if asked.figure:
+    plot(stored, asked.set, asked.figure)
 
 
 if __name__ == '__main__':

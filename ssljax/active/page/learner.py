@@ -30,6 +30,7 @@ import numpy as np
 
 from ssljax import files
 from ssljax.active.page import images as images_lib
+from ssljax.active.page import rows as rows_lib
 from ssljax.active.page import service, store, suggestions
 from ssljax.core import UNLABELLED
 from ssljax.errors import InputError, require
@@ -42,11 +43,10 @@ _CHUNK = 512  # images that are read and predicted at once
 _HELD_FROM, _PARTS = 50, 10
 _COMPILED = 2**29  # bytes of compiled programs that are kept at a start
 _DECODED_FIRST = 20_000  # images that the first round waits for
-_MAX_SIDE = 32  # of an image that is trained on
 _FLAT = 1024  # values of an image before the first round
-BY_SCORE = 'entropy', 'margin', 'least_confidence'
+BY_SCORE = 'entropy', 'margin', 'least_confidence'  # of probabilities
 BY_COMPARISON = 'typiclust', 'density', 'k_centre'
-ACQUISITIONS = (*BY_SCORE, *BY_COMPARISON, 'random')
+ACQUISITIONS = (*BY_SCORE, 'bald', *BY_COMPARISON, 'random')
 
 
 class Settings(NamedTuple):
@@ -62,70 +62,8 @@ class Settings(NamedTuple):
   idle: float = 15.0  # seconds without answers that begin one
   image_size: int | None = None
   run: str | None = None  # whose weights begin
+  features: str | None = None  # file of features to learn from
   seed: int = 0
-
-
-class Pixels:
-  """The decoded images, in a file that is made as they are asked for."""
-
-  def __init__(self, folder: pathlib.Path, root: pathlib.Path, shape):
-    """Open the files of images `[H, W, c]`, or make them."""
-    self.shape, self._root = tuple(shape), root
-    self._row = int(np.prod(self.shape))
-    name = 'x'.join(map(str, self.shape))
-    flags = os.O_RDWR | os.O_CREAT
-    self._pixels = os.open(folder / f'pixels.{name}', flags, 0o600)
-    self._marks = os.open(folder / f'pixels.{name}.marks', flags, 0o600)
-
-  def read(
-    self, entries: Sequence[images_lib.Entry]
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Return pixels `[M, H, W, c]` uint8, and `[M]` bool: it can be decoded."""
-    pixels = np.zeros((len(entries), *self.shape), np.uint8)
-    good = np.zeros(len(entries), bool)
-    for k, entry in enumerate(entries):
-      mark = os.pread(self._marks, 8, 8 * entry.id)
-      digest = hashlib.blake2b(entry.stamp.encode(), digest_size=7).digest()
-      if mark[:7] != digest or mark[7:] not in (b'+', b'-'):
-        good[k] = self._decode(entry, pixels[k])
-        os.pwrite(self._pixels, pixels[k].tobytes(), entry.id * self._row)
-        mark = digest + (b'+' if good[k] else b'-')
-        os.pwrite(self._marks, mark, 8 * entry.id)
-      elif mark[7:] == b'+':
-        content = os.pread(self._pixels, self._row, entry.id * self._row)
-        pixels[k] = np.frombuffer(content, np.uint8).reshape(self.shape)
-        good[k] = True
-    return pixels, good
-
-  def _decode(self, entry: images_lib.Entry, out: np.ndarray) -> bool:
-    from ssljax.data import decode
-
-    try:
-      content = images_lib.read(self._root, entry.path)
-      out[:] = decode.centre(content, self.shape, self.shape[0])
-    except Exception:  # codecs raise many kinds; the page tells the reason
-      return False
-    return True
-
-
-def shape_of(
-  root: pathlib.Path, entries: Sequence[images_lib.Entry], side: int | None
-) -> tuple[int, int, int]:
-  """Return the shape of the images to train on, from some of the files."""
-  import PIL.Image
-
-  sides, colours = [], False
-  for entry in entries:
-    try:
-      with PIL.Image.open(root / entry.path) as image:
-        sides.append(min(image.size))
-        if image.mode not in ('1', 'L', 'LA', 'I', 'I;16') and not colours:
-          pixels = np.asarray(image.convert('RGB').resize((64, 64)))
-          colours = np.ptp(pixels, axis=-1).max() > 0
-    except Exception:  # Pillow's parsers raise many kinds
-      continue
-  chosen = side or min(_MAX_SIDE, int(np.median(sides or [_MAX_SIDE])))
-  return chosen, chosen, 3 if colours else 1
 
 
 class Learner:
@@ -146,7 +84,7 @@ class Learner:
     self._said = ''
     self._state = store.State()
     self._rng = np.random.default_rng(settings.seed)
-    self.pixels: Pixels | None = None
+    self.rows: rows_lib.Pixels | rows_lib.Features | None = None
 
   # Progress.
 
@@ -180,13 +118,9 @@ class Learner:
 
     placement.configure_cpu()
     _keep_compiled(self.folder / 'compiled')
-    self.model = self._first_model()
-    if self.model is not None:
-      shape = self.model.row_shape
-    else:
-      first = self.index.after(0, 100)
-      shape = shape_of(self.root, first, self.settings.image_size)
-    self.pixels = Pixels(self.folder, self.root, shape)
+    self.model, self.rows = self._first_model(), self._rows()
+    if self.model is not None and self.model.shape != self.rows.shape:
+      self.model = None  # earlier rounds saw pixels, this one features
     earlier = suggestions.Suggestions(self.folder)
     earlier.refresh()
     self.round = int(earlier.meta.get('round') or 0)
@@ -202,6 +136,17 @@ class Learner:
       return
     self.say('waiting', message='waiting for answers')
 
+  def _rows(self) -> rows_lib.Pixels | rows_lib.Features:
+    """Return the values of the images: features, or pixels."""
+    if self.settings.features is not None:
+      return rows_lib.Features(self.settings.features)
+    if self.model is not None and len(self.model.shape) == 3:
+      shape = self.model.shape
+    else:
+      first = self.index.after(0, 100)
+      shape = rows_lib.shape_of(self.root, first, self.settings.image_size)
+    return rows_lib.Pixels(self.folder, self.root, shape)
+
   def _first_model(self):
     """Return the model of the last round, or of the run; None without one."""
     from ssljax import api
@@ -214,6 +159,15 @@ class Learner:
     if self.settings.run is None:
       return None
     model = api.load(self.settings.run)
+    if self.settings.features is not None:
+      width = rows_lib.Features(self.settings.features).shape
+      require(
+        model.shape == width,
+        f'`run`={self.settings.run}: was trained on rows of shape '
+        f'{model.shape}, `features`={self.settings.features} has {width}: '
+        'give a run on these features, or none',
+      )
+      return model
     require(
       len(model.shape) == 3 and model.shape[0] == model.shape[1],
       f'`run`={self.settings.run}: was trained on rows of shape {model.shape}, '
@@ -330,6 +284,7 @@ class Learner:
   def _train(self, labels: Mapping[str, str], classes, held: set[str]):
     """Return the model of a round."""
     from ssljax import api
+    from ssljax.runs import build
 
     number = {name: k for k, name in enumerate(classes)}
     images, rows = self._pool(labels)
@@ -347,8 +302,11 @@ class Learner:
       given |= {'network': old.config.network.network}
     if self.settings.network:
       given['network'] = self.settings.network
+    elif self.settings.acquire == 'bald' and self.settings.features:
+      given.setdefault('network', 'mlp')  # the usual one has no dropout
+    default = 'madnn' if self.settings.features is None else 'laplacenet'
     method = self.settings.method or (
-      old.config.method if self.settings.run and old else 'madnn'
+      old.config.method if self.settings.run and old else default
     )
     # Few sizes, so that compiled programs are used again.
     given['batch_labelled'] = next(
@@ -364,13 +322,18 @@ class Learner:
       progress=False,
       **given,
     )
+    require(
+      self.settings.acquire != 'bald' or build.dropout_rate(model.config) > 0,
+      f'`acquire`=bald: `network`={model.config.network.network} has no '
+      'dropout, which it needs: give another of them',
+    )
     if 'init_from' in given and old is not None:
       model.share_compiled(old)
     return model
 
   def _pool(self, labels: Mapping[str, str]) -> tuple[np.ndarray, list[str]]:
     """Return images to train on, and their paths: always as many."""
-    assert self.pixels is not None
+    assert self.rows is not None
     entries = [e for path in labels if (e := self.index.find(path))]
     largest = self.index.largest()
     size = min(POOL, max(largest, len(entries)))
@@ -386,8 +349,8 @@ class Learner:
         break
       if entry.path not in taken:
         entries.append(entry)
-    pixels, good = self.pixels.read(entries)
-    return pixels[good], [
+    values, good = self.rows.read(entries)
+    return values[good], [
       e.path for e, ok in zip(entries, good, strict=True) if ok
     ]
 
@@ -411,14 +374,13 @@ class Learner:
     sample = _Sample(SAMPLE, self._rng)
     writer = suggestions.Writer(self.folder)
     try:
-      for paths, p, embedding in self._predicted(model):
+      for paths, p, embedding, scores in self._predicted(model):
         best, confidence = p.argmax(axis=-1), p.max(axis=-1)
         writer.add(zip(paths, best.tolist(), confidence.tolist(), strict=True))
         if self.settings.acquire not in BY_COMPARISON:
-          score = self._scores(p).tolist()
           free = [
             (path, each)
-            for path, each in zip(paths, score, strict=True)
+            for path, each in zip(paths, scores.tolist(), strict=True)
             if path not in labels
           ]
           writer.score(free)
@@ -440,25 +402,30 @@ class Learner:
       writer.abandon()
       raise
 
-  def _predicted(self, model) -> Iterator[tuple[list[str], np.ndarray, Any]]:
-    """Yield paths, probabilities `[M, C]` and embeddings `[M, D]` of parts."""
+  def _predicted(self, model) -> Iterator['_Part']:
+    """Yield the predictions of all images."""
     from ssljax.analysis import calibration
 
-    assert self.pixels is not None
+    assert self.rows is not None
     for entries in self._chunks():
-      pixels, good = self.pixels.read(entries)
+      values, good = self.rows.read(entries)
       if good.any():
-        logits, embedding = model.outputs(
-          pixels[good].reshape(-1, *model.shape)
-        )
+        values = values[good]
+        logits, embedding = model.outputs(values)
         paths = [e.path for e, ok in zip(entries, good, strict=True) if ok]
-        yield paths, calibration.softmax(logits), embedding
+        p = calibration.softmax(logits)
+        yield _Part(paths, p, embedding, self._scores(model, values, p))
 
-  def _scores(self, p: np.ndarray) -> np.ndarray:
-    """Return the scores `[M]` of probabilities `[M, C]`."""
-    if self.settings.acquire == 'random':
+  def _scores(self, model, values: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Return the scores `[M]` of images with probabilities `[M, C]`."""
+    name = self.settings.acquire
+    if name == 'random':
       return self._rng.random(len(p))
-    return _scores(self.settings.acquire, p)
+    if name == 'bald':
+      from ssljax.active import acquisition
+
+      return np.asarray(acquisition.bald(model.sampled(values)))
+    return _scores(name, p) if name in BY_SCORE else np.zeros(len(p))
 
   def _compare(self, writer, sample: '_Sample', labels) -> None:
     """Score the images that a comparison of embeddings chooses."""
@@ -486,14 +453,14 @@ class Learner:
     """Publish an order to begin with: typical images of large groups."""
     from ssljax.active import clusters
 
-    assert self.pixels is not None
+    assert self.rows is not None
     self.say('starting', message='choosing the first images')
     sample, writer = _Sample(SAMPLE, self._rng), suggestions.Writer(self.folder)
     try:
       seen = 0
       for entries in self._chunks():
-        pixels, good = self.pixels.read(entries)
-        flat = _small(pixels[good])
+        values, good = self.rows.read(entries)
+        flat = _small(values[good])
         paths = [e.path for e, ok in zip(entries, good, strict=True) if ok]
         writer.add((path, None, None) for path in paths)
         sample.add(paths, np.zeros((len(paths), 1)), flat)
@@ -516,6 +483,15 @@ class Learner:
       writer.abandon()
       raise
     self.say('waiting', message='waiting for labels of two classes')
+
+
+class _Part(NamedTuple):
+  """Predictions of M images."""
+
+  paths: list[str]
+  p: np.ndarray  # [M, C] probabilities
+  embedding: np.ndarray  # [M, D]
+  scores: np.ndarray  # [M] of the acquisition function; high ones come first
 
 
 class _Sample:
@@ -590,12 +566,17 @@ def _compared(name, sample: _Sample, labelled, size: int, seed: int):
   return np.asarray(choose(statistics, embedding, labels, askable, size, key))
 
 
-def _small(pixels: np.ndarray) -> np.ndarray:
-  """Return images `[M, H, W, c]` as rows `[M, D]` of at most 1,024 values."""
+def _small(values: np.ndarray) -> np.ndarray:
+  """Return images `[M, H, W, c]` as rows `[M, D]` of at most 1,024 values.
+
+  Features `[M, D]` stay as they are.
+  """
+  if values.ndim == 2:
+    return values
   step = 1
-  while pixels[0:1, ::step, ::step].size > _FLAT:
+  while values[0:1, ::step, ::step].size > _FLAT:
     step += 1
-  return pixels[:, ::step, ::step].reshape(len(pixels), -1) / np.float32(255)
+  return values[:, ::step, ::step].reshape(len(values), -1) / np.float32(255)
 
 
 def principal(values: np.ndarray, count: int) -> np.ndarray:

@@ -12,7 +12,15 @@ import pytest
 
 from ssljax import api
 from ssljax.active import acquisition
-from ssljax.active.page import images, learner, service, store, suggestions
+from ssljax.active.page import (
+  images,
+  learner,
+  service,
+  store,
+  suggestions,
+)
+from ssljax.active.page import rows as rows_lib
+from ssljax.errors import InputError
 
 
 def settings(page, **more):
@@ -162,7 +170,7 @@ def test_a_label_of_a_file_that_changed_is_not_learned_from(page):
 
 def test_pixels_are_decoded_once_and_again_after_a_change(page, monkeypatch):
   entries = page.images.index.after(0, 1000)
-  pixels = learner.Pixels(page.store.folder, page.images.root, (8, 8, 1))
+  pixels = rows_lib.Pixels(page.store.folder, page.images.root, (8, 8, 1))
   first, good = pixels.read(entries)
   assert good.sum() == 80
   assert not good[[e.path for e in entries].index('broken.png')]
@@ -181,12 +189,12 @@ def test_the_shape_is_the_median_side_and_grey_stays_grey(tmp_path):
   root = pages.draw(tmp_path / 'images', 3, size=(20, 12))
   page = pages.open_page(tmp_path)
   entries = page.images.index.after(0, 10)
-  assert learner.shape_of(root, entries, None) == (12, 12, 1)
-  assert learner.shape_of(root, entries, 16) == (16, 16, 1)
+  assert rows_lib.shape_of(root, entries, None) == (12, 12, 1)
+  assert rows_lib.shape_of(root, entries, 16) == (16, 16, 1)
   pages.noise(0, (100, 80)).save(root / 'colour.png')
   page.images.scan()
   entries = page.images.index.after(0, 10)
-  assert learner.shape_of(root, entries, None)[-1] == 3
+  assert rows_lib.shape_of(root, entries, None)[-1] == 3
   page.store.close()
 
 
@@ -201,9 +209,67 @@ def test_scores_are_those_of_the_acquisition_functions(name):
 def test_random_scores_do_not_depend_on_the_predictions(page):
   made = learner.Learner(settings(page, acquire='random'))
   p = np.random.default_rng(0).dirichlet(np.ones(3), 500)
-  scores = made._scores(p)
+  scores = made._scores(None, p, p)
   assert len(set(scores)) == 500
   assert abs(np.corrcoef(scores, p.max(axis=-1))[0, 1]) < 0.2
+
+
+def write_features(page, width=3):
+  """Write features that tell the classes; the first image has none."""
+  names = [e.path for e in page.images.index.after(0, 1000)]
+  names = [name for name in sorted(names) if name != 'broken.png'][1:]
+  values = np.random.default_rng(0).normal(size=(len(names), width))
+  values[:, 1] += [9 * (truth(name) == 'dark') for name in names]
+  path = page.store.folder.parent / 'features.npz'
+  np.savez(path, train=values.astype(np.float32), train_files=names)
+  return str(path), names
+
+
+@pytest.mark.usefixtures('small')
+def test_a_round_learns_from_features_by_file_name(page):
+  path, names = write_features(page)
+  made = learner.Learner(
+    settings(page, features=path, acquire='bald')._replace(network=None)
+  )
+  made._begin()
+  assert set(published(page).by_score()) == set(names)
+  answer(page, 12)
+  made._read_store()
+  made.learn()
+  assert made.model.config.network.network == 'mlp'  # it has dropout
+  assert made.model.shape == (3,)
+  found = published(page)
+  assert set(found.by_confidence()) == set(names)  # not broken, nor the first
+  right = [found.of(name).label == truth(name) for name in names]
+  assert np.mean(right) > 0.9
+  # Passes with dropout disagree about some images more than about others.
+  values = made.rows.read(page.images.index.after(0, 1000))[0]
+  sampled = made.model.sampled(values, passes=7, seed=1)
+  spread = sampled.square - sampled.mean**2
+  assert spread.max() > 10 * abs(spread.min())
+  other = made.model.sampled(values, passes=7, seed=2)
+  assert not np.allclose(sampled.mean, other.mean)
+
+
+@pytest.mark.usefixtures('small')
+def test_bald_needs_dropout(page):
+  made = learner.Learner(settings(page, acquire='bald'))
+  made._begin()
+  answer(page, 12)
+  made._read_store()
+  with pytest.raises(InputError, match='linear has no dropout'):
+    made.learn()
+
+
+@pytest.mark.parametrize('content', [b'', b'PK', None])
+def test_a_file_without_features_is_named(content, tmp_path):
+  path = tmp_path / 'bad.npz'
+  if content is None:
+    np.savez(path, train=np.zeros((2, 3)), train_labels=[0, 1])
+  else:
+    path.write_bytes(content)
+  with pytest.raises(InputError, match=r'features=.*bad\.npz: .*ssljax embed'):
+    rows_lib.Features(str(path))
 
 
 @pytest.mark.parametrize('name', learner.BY_COMPARISON)
