@@ -25,6 +25,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -104,6 +105,9 @@ def answer(program: Program, task: Task, rng: random.Random, mistakes: float):
 def simulate(folder, task: Task, acquire: str, seed: int, asked) -> list[dict]:
   """Return a row for each round."""
   rng, store = random.Random(seed), folder / f'{acquire}-{seed}'
+  compiled = folder / 'compiled'  # programs of an earlier simulation
+  if compiled.is_dir():
+    shutil.copytree(compiled, store / 'compiled')
   own = {'method': asked.method, 'network': asked.network}
   program = Program(
     *(f'--images={task.images}', f'--store={store}', f'--acquire={acquire}'),
@@ -138,6 +142,8 @@ def simulate(folder, task: Task, acquire: str, seed: int, asked) -> list[dict]:
       }
     )
   program.end()
+  shutil.copytree(store / 'compiled', compiled, dirs_exist_ok=True)
+  shutil.rmtree(store)
   return rows
 
 
