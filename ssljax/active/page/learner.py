@@ -67,7 +67,17 @@ class Settings(NamedTuple):
 
 
 class Learner:
-  """Rounds of training and prediction."""
+  """Rounds of training and prediction.
+
+  States, which `say` writes for the page:
+
+    waiting     for images, then, between rounds, for enough new answers
+    starting    until the first order or the predictions of a run are published
+    training    a round has begun; `round` counts it
+    predicting  its model predicts and scores all images, and publishes
+
+  A process that begins again takes up model and round from the folder.
+  """
 
   def __init__(self, settings: Settings):
     """Open the index and the store."""

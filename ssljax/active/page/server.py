@@ -207,6 +207,54 @@ def problem(status: int, text: str, headers=None) -> JSONResponse:
 # Routes.
 
 
+def _picture(page: service.Service, request: Request) -> Response:
+  """Return a thumbnail or an original image."""
+  number = _number(request.path_params['id'])
+  size = request.path_params['size']
+  if size not in ('thumb', 'image') or number is None:
+    return problem(404, 'there is no such file')
+  entry = page.images.index.entry(number)
+  if entry is None:
+    return problem(404, 'the file is not in the folder any more')
+  try:
+    made = (
+      page.images.thumbnail(entry)
+      if size == 'thumb'
+      else page.images.original(entry)
+    )
+  except images.MissingError as error:
+    return problem(404, str(error))
+  except ValueError as error:
+    return problem(422, str(error))
+  # The address changes with the file.
+  kept = {'cache-control': 'private, max-age=86400, immutable'}
+  return Response(made.content, media_type=made.kind, headers=kept)
+
+
+def _read(act: Callable[[Request], Any]) -> Callable:
+  """Return the endpoint of a GET request."""
+
+  def answer(request: Request) -> Response:
+    return _answered(lambda: act(request))
+
+  return answer
+
+
+def _write(act: Callable[[dict[str, Any]], Any]) -> Callable:
+  """Return the endpoint of a POST request with a JSON object."""
+
+  async def answer(request: Request) -> Response:
+    try:
+      given = json.loads(await request.body(), parse_constant=_refuse)
+      if not isinstance(given, dict):
+        raise ValueError('no object')
+    except (ValueError, RecursionError):
+      return problem(400, 'the request is no JSON object')
+    return await run_in_threadpool(_answered, lambda: act(given))
+
+  return answer
+
+
 def make_app(
   page: service.Service, *, token: str, host: str, cookie: str, **limits
 ) -> Guard:
@@ -235,59 +283,17 @@ def make_app(
       return problem(404, 'there is no such file')
     return Response((static / name).read_bytes(), media_type=_STATIC[name])
 
-  def picture(request: Request) -> Response:
-    number, size = (
-      _number(request.path_params['id']),
-      request.path_params['size'],
-    )
-    if size not in ('thumb', 'image') or number is None:
-      return problem(404, 'there is no such file')
-    entry = page.images.index.entry(number)
-    if entry is None:
-      return problem(404, 'the file is not in the folder any more')
-    try:
-      made = (
-        page.images.thumbnail(entry)
-        if size == 'thumb'
-        else page.images.original(entry)
-      )
-    except images.MissingError as error:
-      return problem(404, str(error))
-    except ValueError as error:
-      return problem(422, str(error))
-    # The address changes with the file.
-    kept = {'cache-control': 'private, max-age=86400, immutable'}
-    return Response(made.content, media_type=made.kind, headers=kept)
-
-  def read(act: Callable[[Request], Any]) -> Callable:
-    def answer(request: Request) -> Response:
-      return _answered(lambda: act(request))
-
-    return answer
-
-  def write(act: Callable[[dict[str, Any]], Any]) -> Callable:
-    async def answer(request: Request) -> Response:
-      try:
-        given = json.loads(await request.body(), parse_constant=_refuse)
-        if not isinstance(given, dict):
-          raise ValueError('no object')
-      except (ValueError, RecursionError):
-        return problem(400, 'the request is no JSON object')
-      return await run_in_threadpool(_answered, lambda: act(given))
-
-    return answer
-
   reading, writing = _reading(page), _writing(page)
   routes = [
     Route('/', index),
     Route('/static/{name}', asset),
-    *(Route(f'/api/{name}', read(act)) for name, act in reading.items()),
+    *(Route(f'/api/{name}', _read(act)) for name, act in reading.items()),
     *(
-      Route(f'/api/{name}', write(act), methods=['POST'])
+      Route(f'/api/{name}', _write(act), methods=['POST'])
       for name, act in writing.items()
     ),
     Route('/export/{kind}', lambda request: _export(page, request)),
-    Route('/{size}/{id}', picture),
+    Route('/{size}/{id}', lambda request: _picture(page, request)),
   ]
   missing = lambda request, error: problem(error.status_code, error.detail)
   app = Starlette(
