@@ -15,6 +15,7 @@ from ssljax.errors import positive
 
 NEIGHBOURS = 20  # K of the typicality, as in TypiClust
 MAX_CLUSTERS = 500  # likewise
+_MANY = 50  # clusters from which on mini-batches are clustered, likewise
 _SMALL = 5  # clusters with fewer images are used last, as in TypiClust
 _BLOCK = 1024  # rows whose distances are computed at once
 
@@ -87,7 +88,7 @@ def typiclust(
   positive(size=size)
   unit = normalised(embedding)
   count = min(int(labelled.sum()) + size, MAX_CLUSTERS, len(unit))
-  large = len(unit) > 10_000
+  large = count > _MANY or len(unit) > 10_000
   kind = cluster.MiniBatchKMeans if large else cluster.KMeans
   member = kind(count, n_init=1, random_state=seed).fit_predict(unit)
   members = [np.flatnonzero(member == c) for c in range(count)]

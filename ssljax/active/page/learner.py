@@ -563,7 +563,7 @@ def _compared(name, sample: _Sample, labelled, size: int, seed: int):
   embedding = sample.embedding
   if name == 'typiclust':
     # Clusters are as many as labels and choices: few choices are enough.
-    size = min(size, 100)
+    size = min(size, 50)
     return clusters.typiclust(embedding, labelled, askable, size, seed)
   if name == 'density':
     score = _scores('entropy', sample.p)
