@@ -12,7 +12,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # pytest share the cores already.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
-# What a test takes is compilation: half of it optimises code that runs once.
+# What a test takes is compilation: most of it optimises code that runs once.
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     os.environ.get('XLA_FLAGS', ''),
@@ -20,6 +20,8 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_cpu_enable_concurrency_optimized_scheduler=false',  # `parallel`
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
+    '--xla_cpu_use_fusion_emitters=false',  # they compile slowly: MLIR
+    '--xla_cpu_parallel_codegen_split_count=1',
   ]
 )
 # Subprocesses inherit these.

@@ -1,7 +1,9 @@
 """Requirements on every method: one table of tests."""
 
 import contextlib
+import functools
 import json
+import operator
 
 import chex
 import jax
@@ -37,6 +39,13 @@ def fit(folder, name, options=OPTIONS, job=None, **more):
     return loop.fit(job, options, writer, checkpoints)
 
 
+@pytest.fixture(scope='module')
+def whole(name, tmp_path_factory):
+  """A run of a method on one device: its folder, state and progress."""
+  folder = tmp_path_factory.mktemp('whole')
+  return folder, *fit(folder, name)
+
+
 def comparable(state):
   # The padding of sharded tables depends on the number of devices.
   some = lambda x: x[:, : tiny.ROWS] if x.ndim > 1 else x
@@ -67,23 +76,31 @@ def test_the_loss_touches_only_stats_and_memory(name):
   job = tiny.make_job(name)
   before, _ = tiny.initial(job)
   state = jax.tree.map(lambda x: x[0], before)
+
+  def check(state, *args, stage):
+    _, (after, metrics) = loss_of(stage, job, state, *args)
+    for field in ('step', 'params', 'opt_state', 'average', 'labels', 'key'):
+      leaves = lambda of: jax.tree.leaves(getattr(of, field))  # noqa: B023
+      # The very same arrays: nothing has been computed.
+      assert all(map(operator.is_, leaves(after), leaves(state))), field
+      assert len(leaves(after)) == len(leaves(state))
+    assert {x.shape for x in jax.tree.leaves(metrics)} <= {()}
+
   stages = job.program.method.stages
-  for loss, number in {s.loss: i for i, s in enumerate(stages)}.items():
+  for number in {s.loss: i for i, s in enumerate(stages)}.values():
     of_stage = tiny.samplers(job, number)
     source, rows = next(tiny.sources(job, of_stage, [(0, 1)]))
-    read = compiled.read_views(
-      stages[number], job.program.data, job.program.mesh
-    )
-    views = read(source, rows[0], state.key, state.memory)
-    given = jnp.arange(rows.shape[1]) < stages[number].batch_spec.labelled
-    batch = Batch(rows[0], views.pop(DEFAULT_VIEW), given, views=views)
-    _, (after, metrics) = jax.jit(loss)(state.params, state, batch, state.key)
-    for field in ('step', 'params', 'opt_state', 'average', 'labels'):
-      chex.assert_trees_all_equal(getattr(after, field), getattr(state, field))
-    assert jnp.array_equal(
-      jax.random.key_data(after.key), jax.random.key_data(state.key)
-    )
-    chex.assert_trees_all_equal_shapes(metrics, jax.tree.map(jnp.mean, metrics))
+    traced = functools.partial(check, stage=stages[number])
+    jax.eval_shape(traced, state, source, rows[0])  # traced, not compiled
+
+
+def loss_of(stage, job, state, source, rows, batch=Batch):
+  """The loss of a stage for one state and the rows of one seed."""
+  read = compiled.read_views(stage, job.program.data, job.program.mesh)
+  views = dict(read(source, rows, state.key, state.memory))
+  given = jnp.arange(len(rows)) < stage.batch_spec.labelled
+  seen = batch(rows, views.pop(DEFAULT_VIEW), given, views=views)
+  return stage.loss(state.params, state, seen, state.key)
 
 
 def test_each_stage_compiles_once_for_all_seeds(name):
@@ -107,27 +124,26 @@ def test_each_stage_compiles_once_for_all_seeds(name):
   assert initial._cache_size() == 1
 
 
-def test_the_truth_of_other_rows_changes_nothing(name, tmp_path, monkeypatch):
-  def train_with(folder, truth):
-    monkeypatch.setattr(tiny, 'truth', lambda: truth)
-    state, _ = fit(folder, name, shared=False)
-    return comparable(state)
-
+def test_the_truth_of_other_rows_changes_nothing(
+  name, whole, tmp_path, monkeypatch
+):
+  folder, known, _ = whole
   truth = tiny.truth()
   given = tiny.make_splits()[0].labels >= 0
   assert given.sum() == 24
   hidden = np.where(given, truth, (truth + 1) % tiny.CLASSES).astype(np.int32)
-  known = train_with(tmp_path / '1', truth)
   # The same split, drawn from a truth that differs wherever it is hidden.
   split = tiny.make_splits()[0]
   monkeypatch.setattr(tiny, 'make_splits', lambda *args, **kwargs: [split])
-  chex.assert_trees_all_equal(train_with(tmp_path / '2', hidden), known)
+  monkeypatch.setattr(tiny, 'truth', lambda: hidden)
+  unknown, _ = fit(tmp_path, name, shared=False)
+  chex.assert_trees_all_equal(comparable(unknown), comparable(known))
   # They serve to measure the pseudo-labels, and for nothing else.
   apart = lambda folder: [
     {k: v for k, v in line.items() if k != 'pseudo_label_accuracy'}
     for line in lines(folder)
   ]
-  assert apart(tmp_path / '1') == apart(tmp_path / '2')
+  assert apart(folder) == apart(tmp_path)
 
 
 # Methods without a target of their own for an unlabelled image.
@@ -139,10 +155,10 @@ NO_QUALITY = {
 
 
 def test_the_quality_of_pseudo_labels_trains_nothing_or_there_is_a_reason(
-  name, tmp_path, monkeypatch
+  name, whole, tmp_path, monkeypatch
 ):
   job = tiny.make_job(name)
-  known, progress = fit(tmp_path / '1', name, job=job)
+  folder, known, progress = whole
   quality = progress.evaluations[-1].get('pseudo_labels')
   has_quality = job.program.method.quality is not None
   assert has_quality == (quality is not None) == (name not in NO_QUALITY)
@@ -156,21 +172,21 @@ def test_the_quality_of_pseudo_labels_trains_nothing_or_there_is_a_reason(
   nothing = np.full_like(data.train_truth, UNLABELLED)
   data = data._replace(train_truth=nothing)
   monkeypatch.setattr(job.program, 'data', data)
-  unknown, progress = fit(tmp_path / '2', name, job=job)
+  unknown, progress = fit(tmp_path, name, job=job)
   chex.assert_trees_all_equal(comparable(known), comparable(unknown))
   for evaluation in progress.evaluations:
     assert 'accuracy' not in evaluation.get('pseudo_labels', {})
   # The other measurements are the same.
-  assert lines(tmp_path / '2') == [
+  assert lines(tmp_path) == [
     {k: v for k, v in line.items() if k != 'pseudo_label_accuracy'}
-    for line in lines(tmp_path / '1')
+    for line in lines(folder)
   ]
 
 
-def test_seeds_vmapped_equal_seeds_apart(name, tmp_path):
+def test_seeds_vmapped_equal_seeds_apart(name, whole, tmp_path):
   together, progress = fit(tmp_path / 'both', name, seeds=(0, 1))
-  for i, seed in enumerate((0, 1)):
-    alone, single = fit(tmp_path / str(seed), name, seeds=(seed,))
+  apart = whole[1:], fit(tmp_path / '1', name, seeds=(1,))
+  for i, (alone, single) in enumerate(apart):
     one = jax.tree.map(lambda x: x[i : i + 1], together)  # noqa: B023
     chex.assert_trees_all_close(
       comparable(one), comparable(alone), rtol=1e-4, atol=1e-5
@@ -179,21 +195,20 @@ def test_seeds_vmapped_equal_seeds_apart(name, tmp_path):
       assert a['last'][i] == b['last'][0]
 
 
-def test_split_over_eight_devices_equals_whole(name, tmp_path):
-  whole, _ = fit(tmp_path / '1', name)
-  split, _ = fit(tmp_path / '8', name, devices=8)
+def test_split_over_eight_devices_equals_whole(name, whole, tmp_path):
+  split, _ = fit(tmp_path, name, devices=8)
   assert len(split.params['Dense_0']['kernel'].sharding.device_set) == 8
   chex.assert_trees_all_close(
-    comparable(split), comparable(whole), rtol=1e-4, atol=1e-5
+    comparable(split), comparable(whole[1]), rtol=1e-4, atol=1e-5
   )
 
 
-def test_many_steps_per_call_equal_one(name, tmp_path):
-  one, _ = fit(tmp_path / '1', name, steps=7)
+def test_many_steps_per_call_equal_one(name, whole, tmp_path):
+  # Stops after 2, 3, 4 and 6 steps: calls of two steps, and of one.
   options = OPTIONS._replace(steps_per_call=2)
-  many, _ = fit(tmp_path / '2', name, steps=7, options=options)
+  many, _ = fit(tmp_path, name, options=options)
   chex.assert_trees_all_close(
-    comparable(one), comparable(many), rtol=1e-5, atol=1e-6
+    comparable(whole[1]), comparable(many), rtol=1e-5, atol=1e-6
   )
 
 
@@ -202,15 +217,15 @@ class StoppedError(Exception):
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(
-  name, tmp_path, monkeypatch
+  name, whole, tmp_path, monkeypatch
 ):
+  folder, state, progress = whole
   always = OPTIONS._replace(checkpoint_seconds=0.0)
-  whole, progress = fit(tmp_path / 'whole', name, options=always)
-  fit_until(6, monkeypatch, tmp_path / 'parts', name, options=always)
-  resumed, again = fit(tmp_path / 'parts', name, options=always)
-  chex.assert_trees_all_equal(comparable(resumed), comparable(whole))
+  fit_until(6, monkeypatch, tmp_path, name, options=always)
+  resumed, again = fit(tmp_path, name, options=always)
+  chex.assert_trees_all_equal(comparable(resumed), comparable(state))
   assert list(again.evaluations) == list(progress.evaluations)
-  assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
+  assert lines(tmp_path) == lines(folder)
 
 
 def fit_until(step, monkeypatch, *args, **options):
@@ -363,13 +378,6 @@ def test_the_supervised_loss_of_every_method_can_be_adjusted(name, monkeypatch):
   state = jax.tree.map(lambda x: x[0], state)
   for number, stage in enumerate(job.program.method.stages):
     source, rows = next(tiny.sources(job, tiny.samplers(job, number), [(0, 1)]))
-    read = compiled.read_views(stage, job.program.data, job.program.mesh)
-
-    def loss(state, stage=stage, read=read, source=source, rows=rows):
-      views = dict(read(source, rows[0], state.key, state.memory))
-      given = jnp.arange(rows.shape[1]) < stage.batch_spec.labelled
-      batch = Adjusting(rows[0], views.pop(DEFAULT_VIEW), given, views=views)
-      return stage.loss(state.params, state, batch, state.key)
-
-    jax.eval_shape(loss, state)  # traced, not compiled
+    loss = functools.partial(loss_of, stage, job, batch=Adjusting)
+    jax.eval_shape(loss, state, source, rows[0])  # traced, not compiled
   assert Adjusting.calls
