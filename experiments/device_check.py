@@ -134,8 +134,7 @@ def act(asked: dict[str, Any]) -> None:
       require(
         name in known, f'`{kind}`={name}: give some of {", ".join(known)}'
       )
-  out = pathlib.Path(asked['out'] or default_out())
-  out = main.as_output_folder('out', out)
+  out = main.as_output_folder('out', asked['out'] or default_out())
   where = asked['data_dir']
   wanted = device_parts.Asked(
     asked['rounds'],

@@ -61,7 +61,7 @@ def fit(
   held, rest = _held_out(dataset.train, given['seed'])
   images, labels = np.asarray(images), np.asarray(labels)
   names = auto.candidates_of(dataset)
-  folder = None if workdir is None else files.as_path('workdir', str(workdir))
+  folder = None if workdir is None else files.as_place('workdir', str(workdir))
   given |= {'steps': steps, 'classes': dataset.classes}
 
   def trained(rows, method: str, share: float, where, **more: Any) -> Model:

@@ -242,10 +242,11 @@ class BucketPath(gpath.PosixGPath):
           blob.delete(**_how())
 
   def rename(self, target: os.PathLike) -> 'BucketPath':
-    """Move everything in the folder, copying it; not at one moment."""
+    """Move the file, or all of the folder, copying it; not at one moment."""
     (bucket, key), (_, new) = self._place, type(self)(target)._place
     with _os_errors(self):
-      for blob in list(self._list()):
+      file = bucket.get_blob(key, **_how())
+      for blob in [*([file] if file else []), *self._list()]:
         name = new + blob.name[len(key) :]
         bucket.copy_blob(blob, bucket, name, **_how())
         blob.delete(**_how())

@@ -166,6 +166,19 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
   sync_folder(path.parent)
 
 
+def move(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Move a file or folder; in a bucket, an interrupted move can be repeated.
+
+  Args:
+    source: what is moved.
+    target: in the same file system or bucket; a file there is replaced.
+  """
+  if in_bucket(source):
+    source.rename(target)
+  else:
+    os.replace(source, target)
+
+
 def sync_folder(folder: str | os.PathLike) -> None:
   """Wait until the names in a folder are on disk, where that is supported."""
   if in_bucket(folder):

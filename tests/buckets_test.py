@@ -30,6 +30,10 @@ def test_a_path_has_the_methods_of_a_local_one(bucket):
   (folder / 'a').rename(folder / 'b')
   assert [p.name for p in (folder / 'b').iterdir()] == ['one.json']
   assert not (folder / 'a').exists()
+  files.move(folder / 'two', folder / 'twelve')
+  assert not (folder / 'two').exists()
+  files.move(folder / 'twelve', folder / 'two')
+  assert (folder / 'two').read_bytes() == b'\x00\xff\r\n'
   (folder / 'two').unlink()
   with pytest.raises(FileNotFoundError) as absent:
     (folder / 'two').read_bytes()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from ssljax import registry, signatures
+from ssljax import files, registry, signatures
 from ssljax.cli import config_flags, main, tool
 from ssljax.errors import require
 from ssljax.experiments.figures import association as association_figures
@@ -199,12 +199,13 @@ def act(asked: dict[str, Any]) -> None:
   if asked['list']:
     print(listing())
     return
-  folders = [main.as_path('run', run) for run in asked['run'] or ()]
+  folders = [files.as_place('run', run) for run in asked['run'] or ()]
   check_flags(asked['figure'], folders)
   draw = FIGURES[asked['figure']].draw
   options = options_of(asked['figure'], asked)
   wanted = folders[0] / 'figures' if asked['out'] is None else asked['out']
-  out = main.as_output_folder('out', wanted)
+  make = files.as_place if files.in_bucket(wanted) else main.as_output_folder
+  out = make('out', str(wanted))
   where = asked['seed'], asked['data_dir'], asked['corrupt']
   runs = [load.load(folder, *where) for folder in folders]
   name = f'{asked["figure"].replace("/", "-")}.seed-{runs[0].split.seed}'

@@ -162,6 +162,7 @@ def tsne(finished, step: int, parts) -> list[np.ndarray]:
     Points `[M, 2]` of each part and, last, `[C, 2]` of the keys.
   """
   from sklearn import manifold  # Slow to import.
+  import threadpoolctl
 
   state, data = finished.after(step), finished.program.data
   feeds = data.train, data.train, data.test
@@ -171,11 +172,14 @@ def tsne(finished, step: int, parts) -> list[np.ndarray]:
   ]
   found.append(np.asarray(state.memory.keys[0]))
   together = np.concatenate(found)
-  xy = manifold.TSNE(
-    init='pca',
-    perplexity=min(PERPLEXITY, (len(together) - 1) / 3),
-    random_state=0,
-  ).fit_transform(together)
+  # The threads of OpenMP would wait for each other, at work, in each of 1,000
+  # short iterations, and the map would depend on their number.
+  with threadpoolctl.threadpool_limits(1, 'openmp'):
+    xy = manifold.TSNE(
+      init='pca',
+      perplexity=min(PERPLEXITY, (len(together) - 1) / 3),
+      random_state=0,
+    ).fit_transform(together)
   return np.split(xy, np.cumsum([len(x) for x in found])[:-1])
 
 

@@ -6,11 +6,13 @@ the centres of two neighbouring images, and y points down.
 
 import contextlib
 import csv
+import io
 import pathlib
 
 import numpy as np
 import PIL.Image
 
+from ssljax import files
 from ssljax.errors import InputError
 
 # Widths are in inches as printed, for pages and columns of a paper.
@@ -89,28 +91,32 @@ def save(stem: pathlib.Path, figure, tables: dict) -> list[pathlib.Path]:
   Returns:
     The paths of all files.
   """
-  paths = [stem.with_name(f'{stem.name}.{kind}') for kind in ('png', 'pdf')]
-  png, pdf = paths
-  save_png(png, figure)
-  figure.savefig(pdf, metadata={'CreationDate': None})  # reproducible
+  pdf, path_of = io.BytesIO(), lambda kind: stem.parent / f'{stem.name}.{kind}'
+  # reproducible
+  figure.savefig(pdf, format='pdf', metadata={'CreationDate': None})
+  content = {'png': as_png(figure), 'pdf': pdf.getvalue()}
   for name, rows in tables.items():
-    paths.append(stem.with_name(f'{stem.name}.{name}.csv'))
-    with open(paths[-1], 'w', newline='', encoding='utf-8') as file:
-      csv.writer(file, lineterminator='\n').writerows(rows)
-  return paths
+    text = io.StringIO(newline='')
+    csv.writer(text, lineterminator='\n').writerows(rows)
+    content[f'{name}.csv'] = text.getvalue().encode()
+  for kind, data in content.items():
+    files.write_atomically(path_of(kind), data)
+  return list(map(path_of, content))
 
 
-def save_png(path: pathlib.Path, figure) -> None:
-  """Write a PNG file, with fewer colours if it is larger than LARGE_PNG.
+def as_png(figure) -> bytes:
+  """Return a PNG file, with fewer colours if it is larger than LARGE_PNG.
 
   The PDF file keeps all colours.
   """
-  figure.savefig(path, pil_kwargs={'optimize': True})
-  with PIL.Image.open(path) as image:
-    whole = image.convert('RGB')
+  file = io.BytesIO()
+  figure.savefig(file, format='png', pil_kwargs={'optimize': True})
+  whole = PIL.Image.open(file).convert('RGB')
   for colours in (256, 64):
-    if path.stat().st_size > LARGE_PNG:
-      whole.quantize(colours).save(path, optimize=True)
+    if len(file.getvalue()) > LARGE_PNG:
+      file = io.BytesIO()
+      whole.quantize(colours).save(file, 'png', optimize=True)
+  return file.getvalue()
 
 
 def some_of_each(labels: np.ndarray, each: int, classes: int) -> np.ndarray:

@@ -283,8 +283,7 @@ class Command:
     Args:
       default: its path if the flag is unset.
     """
-    chosen = pathlib.Path(self.values.folder or default).expanduser()
-    return main.as_output_folder('folder', chosen)
+    return main.as_output_folder('folder', self.values.folder or default)
 
   def act(self) -> None:
     """Do what the flags say."""

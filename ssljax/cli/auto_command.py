@@ -53,7 +53,7 @@ def run(given: Mapping[str, Any]) -> None:
 def _folder(given: Mapping[str, Any]) -> pathlib.Path:
   """Return the folder of the run."""
   if given.get('workdir') is not None:
-    return files.as_path('workdir', given['workdir'])
+    return files.as_place('workdir', given['workdir'])
   name = given.get('images') or given.get('dataset')
   return run_folder.dated(f'auto-{name}')
 

@@ -415,7 +415,7 @@ def as_output(name: str, text: str) -> pathlib.Path:
   return path
 
 
-def as_output_folder(name: str, path: pathlib.Path) -> pathlib.Path:
+def as_output_folder(name: str, path: str | pathlib.Path) -> pathlib.Path:
   """Make a folder to write files in, and return it.
 
   Raises:

@@ -12,7 +12,6 @@ LLP.
 
 from collections.abc import Mapping, Sequence
 import math
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -201,4 +200,4 @@ def keep(
   source = folder / CANDIDATES / (name or record['chosen'])
   for name in run_folder.CONTENT:  # config.json, which makes it a run, is last
     if files.exists(source / name):
-      os.replace(source / name, folder / name)
+      files.move(source / name, folder / name)

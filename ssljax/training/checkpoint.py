@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssljax import files, lazy
 from ssljax.core import Average, TrainState
@@ -70,6 +71,11 @@ class OtherArraysError(Exception):
 
 # The checksum.
 
+# Types of words by the bytes of a number.
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
+_SPREAD = 0x9E3779B1  # separates the places of arrays; 2**32 / golden ratio
+_PART = 2**16  # words that NumPy sums at a time
+
 
 def _plain(state: TrainState) -> TrainState:
   """Return the state with its random key as integers."""
@@ -79,13 +85,16 @@ def _plain(state: TrainState) -> TrainState:
 def examine(state: TrainState) -> tuple[bool, int]:
   """Check a state before it is saved.
 
-  Both results are computed on the devices that hold the arrays and do not
-  depend on the sharding.
+  Both results are computed where the arrays are, and do not depend on the
+  sharding.
 
   Returns:
     True if parameters and memory are finite, and a checksum of all arrays.
   """
-  finite, total = jax.device_get(_compiled_examined()(_plain(state)))
+  plain = _plain(state)
+  if all(map(_is_in_memory, jax.tree.leaves(plain))):
+    return _examined_in_memory(plain)
+  finite, total = jax.device_get(_compiled_examined()(plain))
   return bool(finite), int(total)
 
 
@@ -113,16 +122,45 @@ def _sum(x: jax.Array, number: int) -> jax.Array:
     number: its position among the arrays of the state.
   """
   bits = x.astype(jnp.uint8) if x.dtype == bool else x
-  kinds = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-  words = jax.lax.bitcast_convert_type(bits, kinds[bits.dtype.itemsize])
-  place = jnp.full(words.shape, number, jnp.uint32) * jnp.uint32(0x9E3779B1)
+  words = jax.lax.bitcast_convert_type(bits, _WORDS[bits.dtype.itemsize])
+  place = jnp.full(words.shape, number, jnp.uint32) * jnp.uint32(_SPREAD)
   for axis, length in enumerate(words.shape):
     along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     place = place * jnp.uint32(length) + along
-  # The finaliser of MurmurHash3.
+  return jnp.sum(words.astype(jnp.uint32) * _factors(place))
+
+
+def _factors(place):
+  """Return an odd number for each place, uint32: MurmurHash3's finaliser."""
   for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-    place = (place ^ (place >> shift)) * jnp.uint32(factor)
-  return jnp.sum(words.astype(jnp.uint32) * (place ^ (place >> 16) | 1))
+    place = (place ^ (place >> shift)) * np.uint32(factor)
+  return place ^ (place >> 16) | 1
+
+
+def _is_in_memory(x: jax.Array) -> bool:
+  """Return True if NumPy can read the array where it is: on one CPU."""
+  devices = x.sharding.device_set
+  return len(devices) == 1 and next(iter(devices)).platform == 'cpu'
+
+
+def _examined_in_memory(state: TrainState) -> tuple[bool, int]:
+  """Compute `_examined` in NumPy, which needs no compilation."""
+  numbers = jax.device_get(jax.tree.leaves((state.params, state.memory)))
+  leaves = jax.device_get(jax.tree.leaves(state))
+  total = sum(_sum_in_memory(leaf, i) for i, leaf in enumerate(leaves))
+  return all(bool(np.isfinite(x).all()) for x in numbers), total % 2**32
+
+
+def _sum_in_memory(x: np.ndarray, number: int) -> int:
+  """Compute `_sum` in parts that stay in the cache."""
+  words = np.ascontiguousarray(x).reshape(-1).view(_WORDS[x.dtype.itemsize])
+  first, total = number * _SPREAD * words.size, 0
+  for start in range(0, words.size, _PART):
+    part = words[start : start + _PART]
+    place = np.arange(len(part), dtype=np.uint32)
+    place += np.uint32((first + start) % 2**32)
+    total += int(np.sum(part * _factors(place), dtype=np.uint32))
+  return total
 
 
 def _digest(progress: dict) -> str:

@@ -63,6 +63,23 @@ def test_text_that_is_not_utf8_is_refused(capsys):
   assert r"\xff' is not UTF-8" in binary.refused(capsys, '--workdir=\udcff')
 
 
+@pytest.mark.parametrize(
+  'program, flag',
+  [
+    ('madnn', 'images'),
+    ('label', 'images'),
+    ('label', 'questions'),
+    ('device_check', 'out'),
+  ],
+)
+def test_what_is_only_on_disks_names_the_way_to_mount_a_bucket(
+  program, flag, capsys
+):
+  line = binary.refused(capsys, f'--{flag}=gs://bucket/x', binary=program)
+  assert f'--{flag}=gs://bucket/x: ' in line
+  assert 'mount the bucket (gcsfuse)' in line
+
+
 RUN_FLAGS = {
   'figures': ('--figure=association/3', '--run={}'),
   'html_report': ('--run={}',),

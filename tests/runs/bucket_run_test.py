@@ -18,6 +18,7 @@ import pytest
 import ssljax
 from ssljax.data import datasets
 from ssljax.errors import InputError
+from ssljax.runs import auto
 from ssljax.training import checkpoint
 
 ALWAYS = OPTIONS._replace(checkpoint_seconds=0.0)
@@ -120,6 +121,30 @@ def test_a_report_is_written_beside_the_run(bucket):
   text = (bucket.folder / 'report.html').read_text()
   error = result_of(bucket.folder)['test_error']['last'][0]
   assert f'{error:.2f}' in text and str(bucket.folder) in text
+  drawn = f'--run={bucket.folder}', '--figure=madnn/5'
+  assert binary.run(*drawn, binary='figures') == 0
+  png, pdf, table = (
+    (bucket.folder / 'figures' / f'madnn-5.seed-0.{kind}').read_bytes()
+    for kind in ('png', 'pdf', 'values.csv')
+  )
+  assert png.startswith(b'\x89PNG') and pdf.startswith(b'%PDF')
+  assert table.startswith(b'step,class,0,1,')
+
+
+def test_the_chosen_run_of_a_comparison_becomes_that_of_the_folder(bucket):
+  folder, source = bucket.folder, bucket.folder / 'candidates' / 'madnn'
+  content = {
+    'config.json': b'{}',
+    'metrics.jsonl/000000-000000000000': b'{"step": 1}\n',
+    'checkpoints/madnn/seed-0/4/state/d': bytes(9),
+  }
+  for name, data in content.items():
+    (source / name).write_bytes(data)
+  record = {'chosen': 'madnn', 'compared': []}
+  for _ in range(2):  # an interrupted call is completed by another one
+    auto.keep(folder, record)
+    assert {n: (folder / n).read_bytes() for n in content} == content
+    assert not source.exists() and auto.decided(folder) == record
 
 
 def test_a_damaged_checkpoint_leads_to_the_older_one(bucket, caplog):

@@ -355,3 +355,34 @@ def test_an_unfinished_checkpoint_is_removed_by_the_run_alone(run, clean_up):
   assert checkpoints.steps() == (4, 6)
   checkpoints.close()
   assert unfinished.exists() == (not clean_up)
+
+
+def test_numpy_and_the_compiler_find_the_same_checksum():
+  """Arrays of one CPU are examined by NumPy, others by a compiled program."""
+  rng = np.random.default_rng(0)
+  arrays = {
+    'float32': jnp.asarray(rng.normal(size=(3, 70_000)), jnp.float32),
+    'bfloat16': jnp.asarray(rng.normal(size=(5, 7)), jnp.bfloat16),
+    'bool': jnp.asarray(rng.integers(0, 2, 9), bool),
+    'uint8': jnp.asarray(rng.integers(0, 256, (2, 3, 4)), jnp.uint8),
+    'int32': jnp.asarray(-7, jnp.int32),
+    'none': jnp.zeros((0, 4)),
+  }
+  state = core.TrainState(
+    step=jnp.asarray(5, jnp.int32),
+    key=jax.random.key(3),
+    params=arrays,
+    stats=(),
+    opt_state=(),
+    labels=jnp.arange(11, dtype=jnp.int32),
+    memory=(),
+    images=11,
+  )
+  on_one = jax.device_put(state, jax.devices()[0])
+  mesh = jax.make_mesh((8,), ('data',))
+  on_all = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
+  assert checkpoint.examine(on_one) == checkpoint.examine(on_all)
+  assert checkpoint.examine(on_one)[0]
+  infinite = arrays | {'bfloat16': arrays['bfloat16'].at[2, 3].set(jnp.inf)}
+  for given in (on_one, on_all):
+    assert not checkpoint.examine(given.replace(params=infinite))[0]

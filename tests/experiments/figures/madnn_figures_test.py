@@ -15,6 +15,8 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from sklearn import manifold
+import threadpoolctl
 
 from ssljax.core import UNLABELLED
 from ssljax.data import sampling
@@ -75,6 +77,24 @@ def table(drawn, name):
   path = drawn / f'madnn-{name}.csv'
   with open(path, newline='', encoding='utf-8') as file:
     return list(csv.DictReader(file))
+
+
+def test_the_threads_of_the_map_do_not_wait_for_each_other(finished):
+  seen = []
+
+  class Observed(manifold.TSNE):
+    def fit_transform(self, x):
+      found = threadpoolctl.threadpool_info()
+      seen.extend(n['num_threads'] for n in found if n['user_api'] == 'openmp')
+      return super().fit_transform(x)
+
+  parts, _ = madnn.sample_parts(finished, 5)
+  with (
+    threadpoolctl.threadpool_limits(2, 'openmp'),
+    mock.patch.object(manifold, 'TSNE', Observed),
+  ):
+    assert len(madnn.tsne(finished, 6, parts)) == 4
+  assert set(seen) == {1}
 
 
 @pytest.mark.parametrize('number', '3456')
