@@ -478,8 +478,7 @@ def decode_all(
   digests = digests[kept]
   looks = [one for one, keep in zip(looks, kept, strict=True) if keep]
   groups = near_duplicates.groups(looks, digests)
-  said = near_duplicates.describe(groups, digests, names)
-  if said:
+  for said in near_duplicates.describe(groups, digests, names):
     _LOG.warning('%s: %s', stored.name, said)
   return Decoded(images, source._replace(names=names), digests, groups)
 
