@@ -27,6 +27,10 @@ MAX_PIXELS = 2**26
 PIL.Image.core.set_block_size(2**26)
 # Ratio of the resized shorter side to the crop at its centre, 256 / 224.
 MARGIN = 8 / 7
+# Pillow asks its formats in the order in which they were registered: the common
+# ones first, which saves a tenth of the time for a small JPEG.
+PIL.Image.preinit()
+PIL.Image.init()
 WHITE = 255  # the background of transparent images
 _BILINEAR = PIL.Image.Resampling.BILINEAR
 _ORIENTATION = 0x0112  # an EXIF tag

@@ -20,7 +20,6 @@ chooses labelled images to test on.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent import futures
 import csv
 import functools
 import logging
@@ -108,12 +107,9 @@ def load(
   root = _root(folder)
   check_image_size(image_size)
   found = _listed(folder, root, labels_file, strict)
-  stored = Stored(
-    str(root),
-    'images',
-    lambda path: (root / path).read_bytes(),
-    lambda path: root / path,
-  )
+  within = functools.partial(os.path.join, root)
+  read = lambda path: _content(within(path))
+  stored = Stored(str(root), 'images', read, within)
   decoded = decode_all(stored, found, image_size, crop, resident)
   classes = _classes(folder, labels_file, decoded.images, strict)
   labels = _numbers(decoded.images, classes)
@@ -147,7 +143,7 @@ def to_predict(folder: str, shape: tuple[int, int, int]) -> Images:
     pixels, reasons = np.empty((len(rows), *shape), np.uint8), {}
     for k, row in enumerate(rows):
       try:
-        content = (root / names[row]).read_bytes()
+        content = _content(os.path.join(root, names[row]))
         pixels[k] = decode.centre(content, shape, shape[0])
       except Exception as error:  # codecs and disks raise many kinds
         reasons[row] = _reason(error)
@@ -158,6 +154,12 @@ def to_predict(folder: str, shape: tuple[int, int, int]) -> Images:
 
 
 # Files and labels.
+
+
+def _content(path: str) -> bytes:
+  """Return the bytes of a file; pathlib takes longer than a small file."""
+  with open(path, 'rb', buffering=0) as file:
+    return file.readall()
 
 
 def _root(folder: str) -> pathlib.Path:
@@ -213,7 +215,6 @@ def _has_splits(paths: Sequence[str]) -> bool:
 
 def _walk(root: pathlib.Path) -> Iterable[str]:
   """Yield the relative paths of all files with an image's extension."""
-  PIL.Image.init()  # registers all formats
   known = {e for e, f in PIL.Image.EXTENSION.items() if f in PIL.Image.OPEN}
   for where, folders, names in os.walk(root, followlinks=True):
     folders[:] = sorted(f for f in folders if not _is_system(f))
@@ -496,18 +497,18 @@ def _headers(
 
   Also return the reason for each file that has no such header.
   """
+  looked: dict[str, Any] = {}
 
-  def look(image: StoredImage):
-    try:
-      with PIL.Image.open(stored.open(image.path)) as opened:
-        return *opened.size, opened.mode not in ('1', 'L', 'LA', 'I', 'I;16')
-    except Exception as error:  # Pillow's parsers raise many kinds
-      return _reason(error)
+  def look(rows: slice) -> None:
+    for image in found[rows]:
+      try:
+        with PIL.Image.open(stored.open(image.path)) as opened:
+          has_colours = opened.mode not in ('1', 'L', 'LA', 'I', 'I;16')
+          looked[image.path] = *opened.size, has_colours
+      except Exception as error:  # Pillow's parsers raise many kinds
+        looked[image.path] = _reason(error)
 
-  with futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-    looked = dict(
-      zip((i.path for i in found), pool.map(look, found), strict=True)
-    )
+  records.by_chunk(look, len(found), 'headers')
   headers = {path: x for path, x in looked.items() if not isinstance(x, str)}
   return headers, {path: x for path, x in looked.items() if isinstance(x, str)}
 

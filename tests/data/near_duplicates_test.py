@@ -3,6 +3,7 @@ import io
 import folders
 import numpy as np
 import PIL.Image
+import pytest
 
 from ssljax.data import folder, splits
 from ssljax.data import near_duplicates as near
@@ -40,6 +41,14 @@ def test_scaled_and_recompressed_copies_are_one_group():
     picture(2),
   ]
   assert groups(copies) == [0, 1, 0, 0, 4]
+
+
+def test_the_hash_is_that_of_imagehash():
+  imagehash = pytest.importorskip('imagehash')
+  for seed in range(20):
+    grey = picture(seed, (32, 32))
+    found = near.perceptual_hash(np.asarray(grey))
+    np.testing.assert_array_equal(found, imagehash.phash(grey).hash)
 
 
 def test_flat_and_simple_images_are_no_duplicates():
