@@ -419,7 +419,7 @@ def lines(
 def write(
   predictor: Predictor,
   images: Images,
-  out: pathlib.Path,
+  out: str | os.PathLike[str],
   *,
   key: str = '',
 ) -> dict[str, str]:
@@ -440,6 +440,7 @@ def write(
   Raises:
     InputError: the file cannot be written.
   """
+  out = pathlib.Path(out)
   partial = out.with_name(f'{out.name}.partial')
   note = partial.with_name(f'{partial.name}.json')
   count = len(images.names)

@@ -25,7 +25,7 @@ from ssljax.data import arrays, folder
 from ssljax.experiments.benchmarks import stream_speed, timing
 
 _SIDE = 64  # of the decoded images
-_PREDICTED, _PIXELS = 10_000, 32
+_PREDICTED, _PIXELS, _NETWORK = 10_000, 32, 'digits'
 _FILES, _TIMES = 2_000, (1, 10)  # the peak memory is of so many files, 10 times
 _MEMORY = """
 import sys
@@ -126,7 +126,7 @@ def _predicting(rounds: int, count: int) -> dict[str, list]:
   """Return the times of a file of predictions, and of the forward passes."""
   shape = count, _PIXELS, _PIXELS, 3
   pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-  predictor = _predictor('digits')
+  predictor = _predictor(_NETWORK)
   (model,) = predictor.models
   nowhere = np.full(count, -1, np.int32)
   images = prediction.of_source(predictor, arrays.in_memory(pixels, nowhere))

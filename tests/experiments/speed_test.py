@@ -6,7 +6,11 @@ import jax.numpy as jnp
 import pytest
 
 from ssljax.core import BatchSpec
-from ssljax.experiments.benchmarks import consistency_speed, torch_steps
+from ssljax.experiments.benchmarks import (
+  consistency_speed,
+  folder_speed,
+  torch_steps,
+)
 from ssljax.networks import network, small, wide_resnet
 
 
@@ -62,3 +66,11 @@ def test_the_measured_methods_do_not_augment_their_strong_views(name):
   method = consistency_speed.without_augmentation(name, net, BatchSpec(4, 8))
   views = [view for stage in method.stages for view in stage.views]
   assert all(v.augment is None and v.on_pixels is None for v in views)
+
+
+def test_a_folder_and_predictions_are_measured(monkeypatch, capsys):
+  monkeypatch.setattr(folder_speed, '_NETWORK', 'mlp')  # compiles quickly
+  monkeypatch.setattr(folder_speed, '_TIMES', (2,))
+  folder_speed.part_folder(1, count=4, predicted=8, files=3)
+  shown = capsys.readouterr().out
+  assert shown.count('ratio: ') == 2 and '  6 images ' in shown
