@@ -154,7 +154,7 @@ def test_unreadable_images_have_no_line(run, tmp_path):
   found = folder.to_predict(root, predictor.models[0].shape)
   images = found
   out = tmp_path / 'p.csv'
-  reasons = prediction.write(predictor, images, out)
+  reasons = prediction.write(predictor, images, str(out))
   assert reasons == {'b.png': 'no image that Pillow can read'}
   rows = read(out)
   assert [row['file'] for row in rows] == ['a.png', 'light/c.png']
