@@ -252,7 +252,10 @@ def _read_labels(
       f'{where}: is not UTF-8 text (byte {error.start}); save it as UTF-8'
     ) from error
   except OSError as error:
-    raise InputError(f'{where}: cannot be read ({one_line(error)})') from error
+    reason = error.strerror or one_line(error)
+    raise InputError(
+      f'{where}: cannot be read ({reason}): give a CSV or text file'
+    ) from error
   pairs = _csv_pairs(text, where) if _is_csv(labels_file) else _text_pairs(text)
   known = set(paths)
   given: dict[str, Any] = {}
