@@ -11,8 +11,9 @@ The folder holds
                        preprocessing, with a leading axis [S] of the splits
   classes.txt          a class name per line
   README.md            model card
-  predict.py           an example that needs jax, flatbuffers and NumPy alone
-  predict_onnx.py      an example that needs onnxruntime and NumPy alone
+  predict.py           predicts arrays, and image files where Pillow is there;
+                       it needs jax, flatbuffers and NumPy alone
+  predict_onnx.py      the same with onnxruntime and NumPy alone
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,35 +38,80 @@ from ssljax.runs import run_folder
 PLATFORMS = 'cpu', 'cuda', 'tpu'
 TOLERANCE = 1e-4  # of probabilities, to those of the run
 _CHECKED = 256  # images
-_PROGRAM = '''\
-"""Predict images: python predict.py IMAGES.npy (needs jax, flatbuffers)."""
+# The example programs: the head of a format, how rows are read, and the end.
+_HEADS = {
+  'stablehlo': """\
+\"""Predict {rows}: python predict.py PATH (needs jax and flatbuffers).
+
+{paths}\"""
 import pathlib, sys
 import numpy as np
 from jax import export
 
 here = pathlib.Path(__file__).parent
 model = export.deserialize((here / 'model.stablehlo').read_bytes())
-classes = (here / 'classes.txt').read_text(encoding='utf-8').splitlines()
-images = np.load(sys.argv[1])  # {row}
-for i in range(0, len(images), 256):
-  for p in np.asarray(model.call(images[i : i + 256])):
-    print(classes[p.argmax()], f'{{p.max():.4f}}')
-'''
-_ONNX_PROGRAM = '''\
-"""Predict images: python predict_onnx.py IMAGES.npy (needs onnxruntime)."""
+predict = lambda x: np.asarray(model.call(x))
+""",
+  'onnx': """\
+\"""Predict {rows}: python predict_onnx.py PATH (needs onnxruntime).
+
+{paths}\"""
 import pathlib, sys
 import numpy as np
 import onnxruntime
 
 here = pathlib.Path(__file__).parent
 model = onnxruntime.InferenceSession(str(here / 'model.onnx'))
+predict = lambda x: model.run(None, {{'images': x}})[0]
+""",
+}
+_FROM_ARRAY = """\
+rows = np.load(sys.argv[1])
+names, read = range(len(rows)), rows.__getitem__
+"""
+_FROM_IMAGES = """\
+path, side = pathlib.Path(sys.argv[1]), {side}
+
+def pixels(file):
+  \"""Return an image as the model was trained on it.\"""
+  from PIL import Image, ImageOps
+  with Image.open(file) as image:
+    image.draft('{mode}', (2 * side, 2 * side))
+    image = ImageOps.exif_transpose(image)
+  if image.mode.startswith('I'):  # 16 bits
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  if image.has_transparency_data:
+    image = image.convert('RGBA')
+    white = Image.new('RGB', image.size, 'white')
+    white.paste(image, mask=image.getchannel('A'))
+    image = white
+  size = [max(side, round(s * side / min(image.size))) for s in image.size]
+  left, top = ((s - side) // 2 for s in size)
+  image = image.convert('{mode}').resize(size, Image.Resampling.BILINEAR)
+  return image.crop((left, top, left + side, top + side))
+
+if path.suffix == '.npy':
+  rows = np.load(path)
+  names, read = range(len(rows)), rows.__getitem__
+else:
+  files = path.rglob('[!.]*') if path.is_dir() else [path]
+  names = sorted(file for file in files if file.is_file())
+  read = lambda file: np.asarray(pixels(file)).reshape({shape})
+"""
+_END = """\
 classes = (here / 'classes.txt').read_text(encoding='utf-8').splitlines()
-images = np.load(sys.argv[1])  # {row}
-for i in range(0, len(images), 256):
-  (p,) = model.run(None, {{'images': images[i : i + 256]}})
-  for one in p:
-    print(classes[one.argmax()], f'{{one.max():.4f}}')
-'''
+for i in range(0, len(names), 256):
+  found = {{}}
+  for name in names[i : i + 256]:
+    try:
+      found[name] = read(name)
+    except Exception as error:
+      print(f'{{name}} is left out: {{error}}', file=sys.stderr)
+  chances = predict(np.stack([*found.values()])) if found else ()
+  for name, p in zip(found, chances):
+    print(classes[p.argmax()], f'{{p.max():.4f}}', name, sep='\\t')
+"""
+_PROGRAMS = {'stablehlo': 'predict.py', 'onnx': 'predict_onnx.py'}
 
 
 def check(formats: Sequence[str]) -> None:
@@ -141,9 +187,9 @@ def _files(predictor: Predictor, name: str, model: bytes) -> dict[str, bytes]:
     'classes.txt': '\n'.join(predictor.classes).encode() + b'\n',
     'README.md': _card(predictor, row).encode(),
   }
+  common[_PROGRAMS[name]] = _program(name, shape, row).encode()
   if name == 'onnx':
-    program = {'predict_onnx.py': _ONNX_PROGRAM.format(row=row).encode()}
-    return common | program | {'model.onnx': model}
+    return common | {'model.onnx': model}
   safetensors = _library('safetensors.numpy', 'safetensors', 'export')
   flat = {
     jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(x)
@@ -154,8 +200,26 @@ def _files(predictor: Predictor, name: str, model: bytes) -> dict[str, bytes]:
   return common | {
     'model.stablehlo': model,
     'weights.safetensors': safetensors.save(flat),
-    'predict.py': _PROGRAM.format(row=row).encode(),
   }
+
+
+def _program(name: str, shape: tuple[int, ...], row: str) -> str:
+  """Return the example program of a format.
+
+  Args:
+    name: of the format.
+    shape: (H, W, c) of an image, or (D,).
+    row: type and shape of the arrays it takes.
+  """
+  is_square = len(shape) == 3 and shape[0] == shape[1]
+  paths = f'PATH is an .npy file: {row}'
+  if is_square:
+    paths += ', an image file or a folder of images (needs Pillow)'
+  about = {'rows': 'images' if len(shape) == 3 else 'features', 'paths': paths}
+  mode = 'L' if shape[-1] == 1 else 'RGB'
+  read = _FROM_IMAGES if is_square else _FROM_ARRAY
+  how = {'side': shape[0], 'mode': mode, 'shape': shape}
+  return (_HEADS[name] + read + _END).format(**about, **how)
 
 
 def _library(module: str, package: str, extra: str) -> Any:

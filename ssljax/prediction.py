@@ -210,8 +210,8 @@ def _held_out(
 def choose(found: Sequence[Candidate]) -> tuple[Candidate, str]:
   """Return the candidate to deliver, and why if it is not the first.
 
-  It is the first unless another one has fewer errors on the held-out images by
-  more than the half width of the 95 % interval of the paired difference.
+  It is the first unless another one has fewer errors on the held-out images,
+  and the 95 % interval of the paired difference is above 0.
 
   Args:
     found: candidates; the run's last models come first.
@@ -226,8 +226,7 @@ def choose(found: Sequence[Candidate]) -> tuple[Candidate, str]:
   }
   best = min(found, key=lambda each: wrong[each.name].mean())
   worse = wrong[own.name].astype(float) - wrong[best.name]
-  half = 1.96 * worse.std() / np.sqrt(len(worse))
-  if worse.mean() <= half or best is own:
+  if calibration.paired(worse).low <= 0 or best is own:
     return own, ''
   shown = lambda name: f'{wrong[name].mean():.1%}'
   return best, (
@@ -420,7 +419,7 @@ def lines(
 def write(
   predictor: Predictor,
   images: Images,
-  out: pathlib.Path,
+  out: str | os.PathLike[str],
   *,
   key: str = '',
 ) -> dict[str, str]:
@@ -441,6 +440,7 @@ def write(
   Raises:
     InputError: the file cannot be written.
   """
+  out = pathlib.Path(out)
   partial = out.with_name(f'{out.name}.partial')
   note = partial.with_name(f'{partial.name}.json')
   count = len(images.names)

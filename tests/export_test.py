@@ -1,11 +1,14 @@
 import subprocess
 import sys
 
+import folders
 import numpy as np
+import PIL.Image
 import pytest
 
 from ssljax import api, export, prediction
 from ssljax.data import arrays
+from ssljax.data import folder as data_folder
 from ssljax.errors import InputError
 
 # A process that has neither the library nor this folder.
@@ -68,10 +71,10 @@ def test_the_function_gives_the_votes_probabilities_without_the_library(
   assert np.abs(single - expected).max() > 1e-3
 
 
-def printed(folder, program) -> str:
+def printed(folder, program, path='images.npy') -> str:
   """Return what an example program prints of the images beside it."""
   return subprocess.run(
-    [sys.executable, folder / program, folder / 'images.npy'],
+    [sys.executable, folder / program, folder / path],
     capture_output=True,
     text=True,
     timeout=300,
@@ -89,10 +92,63 @@ def test_the_example_program_predicts(images, tmp_path):
   assert '12, 12, 1' in (tmp_path / 'README.md').read_text()
 
 
+def photographs(root, rng):
+  """Write images of several modes and sizes, and a file that is none."""
+  noise = lambda *shape: PIL.Image.fromarray(
+    rng.integers(0, 256, shape, np.uint8)
+  )
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6  # rotated
+  deep = PIL.Image.fromarray(rng.integers(0, 2**16, (9, 14), np.uint16))
+  folders.write(
+    root,
+    {
+      'cat/alpha.png': noise(20, 31, 4),
+      'cat/grey.png': noise(12, 12),
+      'cat/palette.gif': noise(15, 12, 3).convert('P'),
+      'deep.png': deep,
+      'large.jpg': noise(150, 97, 3),
+      'no.png': b'no',
+      '.hidden.png': b'no',
+      'ink.tif': noise(13, 12, 3).convert('CMYK'),
+    },
+  )
+  noise(16, 30, 3).save(root / 'turned.jpg', exif=exif)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_the_example_program_reads_images_as_the_run_does(channels, tmp_path):
+  rng = np.random.default_rng(0)
+  rows = rng.integers(0, 256, (30, 12, 12, channels), np.uint8)
+  made = predictor('digits', rows, 1.0, seeds=(0,))
+  export.write(made, tmp_path)
+  photographs(tmp_path / 'photos', rng)
+  found = data_folder.to_predict(str(tmp_path / 'photos'), (12, 12, channels))
+  pixels, reasons = found.read(range(len(found.names)))
+  names = [name for k, name in enumerate(found.names) if k not in reasons]
+  assert len(names) == 7 and list(reasons.values())
+  expected = dict(zip(names, made.predict_proba(pixels), strict=True))
+  lines = printed(tmp_path, 'predict.py', 'photos').splitlines()
+  assert len(lines) == 7
+  for line in lines:
+    label, p, name = line.split('\t')
+    own = expected[name.split('/photos/')[1]]
+    assert label == made.classes[own.argmax()]
+    assert float(p) == pytest.approx(own.max(), abs=1e-4)
+  one = printed(tmp_path, 'predict.py', 'photos/cat/grey.png')
+  assert one.splitlines() == [lines[1]]
+  chances = np.array([p.max() for p in expected.values()])
+  assert len(set(chances.round(3).tolist())) > 3  # they depend on the pixels
+
+
 def test_features_are_exported_too(tmp_path):
   rows = np.random.default_rng(1).normal(size=(30, 5)).astype(np.float32)
   made = predictor('mlp', rows, 0.5)
   assert export.write(made, tmp_path)['stablehlo']['difference'] < 1e-5
+  np.save(tmp_path / 'images.npy', rows[:2])
+  shown = printed(tmp_path, 'predict.py').splitlines()
+  best = made.predict_proba(rows[:2]).argmax(axis=1)
+  assert [line.split()[0] for line in shown] == [made.classes[c] for c in best]
 
 
 def test_onnx_runtime_gives_the_votes_probabilities(images, tmp_path):
@@ -106,8 +162,9 @@ def test_onnx_runtime_gives_the_votes_probabilities(images, tmp_path):
   text = printed(tmp_path, 'predict_onnx.py')
   p = made.predict_proba(images[:4])
   shown = [line.split() for line in text.splitlines()]
-  assert [name for name, _ in shown] == [made.classes[c] for c in p.argmax(1)]
-  np.testing.assert_allclose([float(x) for _, x in shown], p.max(1), atol=1e-4)
+  assert [line[0] for line in shown] == [made.classes[c] for c in p.argmax(1)]
+  confidence = [float(line[1]) for line in shown]
+  np.testing.assert_allclose(confidence, p.max(1), atol=1e-4)
 
 
 def test_an_unknown_format_is_refused(images, tmp_path):

@@ -154,7 +154,7 @@ def test_unreadable_images_have_no_line(run, tmp_path):
   found = folder.to_predict(root, predictor.models[0].shape)
   images = found
   out = tmp_path / 'p.csv'
-  reasons = prediction.write(predictor, images, out)
+  reasons = prediction.write(predictor, images, str(out))
   assert reasons == {'b.png': 'no image that Pillow can read'}
   rows = read(out)
   assert [row['file'] for row in rows] == ['a.png', 'light/c.png']
@@ -215,12 +215,13 @@ def candidate(name, wrong, images=100):
 
 def test_models_that_are_worse_than_the_baseline_are_not_delivered():
   own, base = candidate('own', 20), candidate('supervised', 5)
-  # 15 of 100 images: 0.15 against 1.96 · sqrt(0.15 · 0.85 / 100) = 0.07.
+  # 15 of 100 images, and one of each: 15 / 102 against
+  # 1.96 · sqrt((17 / 102 - (15 / 102)²) / 102) = 0.07.
   chosen, reason = prediction.choose([own, base])
   assert chosen is base
   assert 'own has an error of 20.0% on 100 held-out' in reason
   assert 'supervised 5.0%' in reason
-  # 3 of 100 images: 0.03 against 0.0334.
+  # 3 of 100 images: 3 / 102 = 0.029 against 0.043.
   close = candidate('close', 8)
   assert prediction.choose([close, base]) == (close, '')
   assert prediction.choose([base, own]) == (base, '')

@@ -4,26 +4,34 @@ from collections.abc import Callable
 import time
 
 
-def seconds(
+def each_round(
   steps: dict[str, Callable], rounds: int, clock: Callable = time.perf_counter
-) -> dict[str, float]:
-  """Return the shortest time of each function in seconds.
+) -> dict[str, list]:
+  """Return the time of each function in every round.
 
   Args:
     steps: functions without arguments, by name; each is called once before the
       measurements, to compile it.
     rounds: number of measurements; each round calls all functions in turn.
-    clock: returns the time in seconds.
+    clock: returns the time in seconds, or an array of several times.
   """
-  best = dict.fromkeys(steps, float('inf'))
+  found: dict[str, list] = {name: [] for name in steps}
   for step in steps.values():
     step()
   for _ in range(rounds):
     for name, step in steps.items():
       began = clock()
       step()
-      best[name] = min(best[name], clock() - began)
-  return best
+      found[name].append(clock() - began)
+  return found
+
+
+def seconds(
+  steps: dict[str, Callable], rounds: int, clock: Callable = time.perf_counter
+) -> dict[str, float]:
+  """Return the shortest time of each function; see `each_round`."""
+  found = each_round(steps, rounds, clock)
+  return {name: min(times) for name, times in found.items()}
 
 
 def rates(

@@ -153,3 +153,21 @@ def wilson(hits: float, count: float) -> Interval:
   half = math.sqrt(p * (1 - p) * over + over**2 / 4)
   low, high = ((p + over / 2 + sign * half) / (1 + over) for sign in (-1, 1))
   return Interval(max(low, 0.0), min(high, 1.0))
+
+
+def paired(differences: np.ndarray) -> Interval:
+  """Return the 95 % interval of a mean difference of two models' errors.
+
+  Bonett and Price, Adjusted Wald Confidence Interval for a Difference of
+  Binomial Proportions Based on Paired Data, 2012: one image on which each model
+  alone is wrong is added. Without these, it contains the difference in 80 to 90
+  % of cases of 20 images.
+
+  Args:
+    differences: `[M]` in [-1, 1]: errors of the first model on each image less
+      those of the second.
+  """
+  values = np.append(differences, [1.0, -1.0])
+  half = _Z * float(values.std()) / math.sqrt(len(values))
+  mean = float(values.mean())
+  return Interval(mean - half, mean + half)

@@ -15,6 +15,7 @@ from ssljax.runs import (
   auto,
   budget,
   build,
+  choices,
   defaults,
   execute,
   run_folder,
@@ -68,7 +69,8 @@ def _compare(
     if not opened:
       opened['dataset'] = build.load_dataset(train_command.started(config))
     split = build.draw_splits(config, opened['dataset'])[0]
-    return opened['dataset'], defaults.facts_of_split(opened['dataset'], split)
+    opened['facts'] = defaults.facts_of_split(opened['dataset'], split)
+    return opened['dataset'], opened['facts']
 
   own = {'labels': 'all'} | given
   _, dataset, _ = defaults.for_data('supervised', own, load)
@@ -78,24 +80,37 @@ def _compare(
   )
   names = auto.candidates_of(dataset)
   own = auto.hold_out(dataset, given) | own
+  configs, tables = {}, {}
+  for name in names:
+    where = folder / auto.CANDIDATES / name
+    values = own | {'minutes': auto.minutes_of(name, names, minutes)}
+    values['workdir'] = str(where)
+    configs[name], _, _ = defaults.for_data(name, values, load)
+    tables[name] = choices.table(configs[name], dataset, opened['facts'], given)
+  print('\n'.join(summary.aligned(choices.lines(choices.merged(tables)))))
   print(f'comparing {", ".join(names)} for {minutes:g} minutes in all')
   began, found = main.STARTED, []
-  for name in names:
-    part = auto.minutes_of(name, names, minutes)
+  for name, config in configs.items():
     where = folder / auto.CANDIDATES / name
-    values = own | {'minutes': part, 'workdir': str(where)}
-    config, _, _ = defaults.for_data(name, values, load)
     try:
       _train(train_command.with_paths(config), dataset, where, began)
     except budget.TooSmallError as error:
-      needed = 1.1 * error.minutes * minutes / part
-      raise InputError(
-        f'`minutes`={minutes:g}: {name} gets {part:g} of them, and needs '
-        f'{error.minutes:.1f} here: give `minutes`={needed:.0f} or more'
-      ) from error
+      raise _too_small(error, name, config.run.minutes, minutes) from error
     found.append(auto.errors_of(where))
     began = time.monotonic()
   return auto.compare(found)
+
+
+def _too_small(
+  error: budget.TooSmallError, name: str, part: float | None, minutes: float
+) -> InputError:
+  """Return the error for a budget of which a method gets too small a part."""
+  assert part is not None  # every candidate has a budget
+  needed = 1.1 * error.minutes * minutes / part
+  return InputError(
+    f'`minutes`={minutes:g}: {name} gets {part:g} of them, and needs '
+    f'{error.minutes:.1f} here: give `minutes`={needed:.0f} or more'
+  )
 
 
 def _train(

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import gc
 import importlib.util
+import logging as standard_logging
 import os
 import pathlib
 import re
@@ -221,6 +222,7 @@ def run(
 
     if not flags.FLAGS['verbosity'].present:
       quieten_orbax()
+      shorten_warnings()
       # Of large images, which `decode` refuses by a limit of its own.
       warnings.filterwarnings('ignore', module=r'PIL\.Image')
     try:
@@ -326,6 +328,41 @@ def quieten_orbax() -> None:
       unraisable(problem)
 
   threading.excepthook, sys.unraisablehook = unless_orbax, unless_closed
+
+
+class _Short(standard_logging.Formatter):
+  """Formats a log line as 'warning: text', and a traceback after it."""
+
+  def formatMessage(self, record) -> str:  # noqa: N802 (of the base class)
+    return f'{record.levelname.lower()}: {record.message}'
+
+
+class _Once(standard_logging.Filter):
+  """Drops a log line whose text was printed before."""
+
+  def __init__(self):
+    super().__init__()
+    self.seen: set[str] = set()
+
+  def filter(self, record) -> bool:
+    text = record.getMessage()
+    is_new = text not in self.seen
+    self.seen.add(text)
+    return is_new
+
+
+_ONCE = _Once()
+
+
+def shorten_warnings() -> None:
+  """Print each log line once, without its time and the file it comes from.
+
+  A command may read a data set twice, to continue another run for example.
+  """
+  _ONCE.seen.clear()
+  handler = logging.get_absl_handler()
+  handler.setFormatter(_Short())
+  handler.addFilter(_ONCE)
 
 
 def fail(program: str, message: str) -> None:

@@ -105,32 +105,44 @@ def _near(looks: Sequence[Look | None]) -> list[tuple[int, int]]:
   return [(rows[a], rows[b]) for a, b in sorted(found)]
 
 
-def describe(groups: np.ndarray, digests: np.ndarray, names) -> str:
-  """Return a sentence on the near duplicates of a set; '' if there are none.
+def describe(groups: np.ndarray, digests: np.ndarray, names) -> list[str]:
+  """Return a sentence on exact copies and one on near duplicates, if any.
 
   Args:
     groups: `[N]` of `groups`.
     digests: `[N]` of the images' contents.
     names: `[N]` of the images.
   """
-  by_group: dict[int, list[int]] = {}
-  for row, group in enumerate(groups.tolist()):
-    by_group.setdefault(group, []).append(row)
-  several = [
-    rows
-    for rows in by_group.values()
-    if len(rows) > 1 and len(set(digests[rows].tolist())) > 1
+  exact = _several(digests)
+  near = [
+    rows for rows in _several(groups) if len(set(digests[rows].tolist())) > 1
   ]
-  if not several:
-    return ''
-  count = sum(map(len, several))
+  said = []
+  for kind, found in (('exact copies', exact), ('near duplicates', near)):
+    if found:
+      count = sum(map(len, found))
+      said.append(
+        f'{count} images are {kind} of one another, groups: {len(found)} '
+        '(images to test on are held out group by group): '
+        f'{_shown(found, names)}'
+      )
+  return said
+
+
+def _several(keys: np.ndarray) -> list[list[int]]:
+  """Return the rows of each key that several rows have."""
+  by_key: dict[int, list[int]] = {}
+  for row, key in enumerate(keys.tolist()):
+    by_key.setdefault(key, []).append(row)
+  return [rows for rows in by_key.values() if len(rows) > 1]
+
+
+def _shown(found: list[list[int]], names) -> str:
+  """Return the names of the first images of the first groups."""
   shown = '; '.join(
     ', '.join(str(names[row]) for row in rows[:4])
     + (f' and {len(rows) - 4} more' if len(rows) > 4 else '')
-    for rows in several[:_SHOWN]
+    for rows in found[:_SHOWN]
   )
-  more = f'; and {len(several) - _SHOWN} more' if len(several) > _SHOWN else ''
-  return (
-    f'{count} images are near duplicates in {len(several)} groups; images that '
-    f'are held out for testing are taken group by group: {shown}{more}'
-  )
+  more = len(found) - _SHOWN
+  return shown + (f'; and {more} more groups' if more > 0 else '')

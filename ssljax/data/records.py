@@ -23,6 +23,7 @@ from ssljax.errors import InputError, require
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 512  # rows that a thread reads at once, at most
+_SHARES = 4  # slices for each thread, at least
 _CHUNK_BYTES = 2**28  # of pixels that a thread reads at once, if several rows
 _SHOWN = 10  # undecodable images that a message lists
 _OPEN = 32  # files that are looked into at the same time
@@ -260,10 +261,12 @@ def by_chunk(
     unit: of the progress bar.
     size: bytes of a row; slices of large rows are shorter.
   """
-  step = max(1, min(_CHUNK, _CHUNK_BYTES // size))
+  workers = min(32, os.cpu_count() or 1)
+  share = -(-count // (_SHARES * workers))  # so that all threads end together
+  step = max(1, min(_CHUNK, share, _CHUNK_BYTES // size))
   chunks = [slice(i, min(i + step, count)) for i in range(0, count, step)]
   bar = progress.progress(count, 'reading', unit=f' {unit}')
-  with bar, futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+  with bar, futures.ThreadPoolExecutor(workers) as pool:
     for chunk, _ in zip(chunks, pool.map(fill, chunks), strict=True):
       watchdog.reset()
       bar.update(chunk.stop - chunk.start)

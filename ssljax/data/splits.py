@@ -173,7 +173,7 @@ def _refuse_few(
   rarest = int(np.argmin(counts))
   least, beside = int(counts[rarest]), ''
   if held_out:
-    beside = f' beside the {held_out} images of `validation`'
+    beside = f' beside the {held_out} labelled images that are held out'
   require(
     least > 0,
     f"{asked}: class '{names[rarest]}' has no labelled image{beside}; label at "

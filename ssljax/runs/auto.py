@@ -151,7 +151,7 @@ def compare(found: Sequence[Errors]) -> dict[str, Any]:
         'images': len(each.wrong),
         'error': each.rate,
         'interval': list(each.interval),
-        'difference_interval': list(_around(worse)),
+        'difference_interval': list(calibration.paired(worse)),
         'steps': each.steps,
         'seconds': each.seconds,
       }

@@ -1,11 +1,11 @@
 """The table of settings that were chosen for a data set, and the reasons."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ssljax import registry
 from ssljax.config import Config
-from ssljax.data import datasets, folder, splits
+from ssljax.data import datasets, folder, parquet, splits
 from ssljax.runs import defaults
 from ssljax.runs.budget import LENGTHS
 
@@ -47,6 +47,31 @@ def table(
   return [choice for choice in found if choice]
 
 
+def merged(tables: Mapping[str, list[Choice]]) -> list[Choice]:
+  """Return the choices of several methods, those that all share once.
+
+  Args:
+    tables: of `table`, by the name of the method.
+  """
+  found: list[Choice] = []
+  for name in dict.fromkeys(c.setting for t in tables.values() for c in t):
+    own = {
+      method: choice
+      for method, choices in tables.items()
+      for choice in choices
+      if choice.setting == name
+    }
+    first, *others = own.values()
+    if len(own) == len(tables) and all(other == first for other in others):
+      found.append(first)
+    else:
+      found += [
+        choice._replace(setting=f'{name} of {method}')
+        for method, choice in own.items()
+      ]
+  return found
+
+
 def lines(found: list[Choice]) -> list[list[str]]:
   """Return the cells of the table, its title first."""
   return [['setting', 'value', 'why'], *map(list, found)]
@@ -62,7 +87,7 @@ def _size(config, dataset, given) -> Choice:
   if not train.is_images:
     return Choice('features', str(train.row_shape[0]), 'as stored')
   reason = 'as stored'
-  if config.data.images:
+  if config.data.images or parquet.is_parquet(config.data.dataset or ''):
     reason = (
       f'median of the shorter sides, at most {folder.MAX_SIDE}; one colour '
       'channel if all are grey'

@@ -16,7 +16,7 @@ from ssljax import config as config_lib
 from ssljax import registry
 from ssljax.config import Config
 from ssljax.core import UNLABELLED
-from ssljax.data import datasets
+from ssljax.data import datasets, parquet
 from ssljax.data.splits import Split
 from ssljax.runs import build
 
@@ -151,7 +151,8 @@ def for_data(
   first = {'steps': 1, 'augment': (), 'preprocess': 'none'}
   # Where a later stage makes the predictions worse, the earlier one is used.
   first |= {'hold_out': 'auto', 'keep_stages': True, 'stop_early': True}
-  if given.get('images') is not None:
+  is_folder = given.get('images') is not None
+  if is_folder or parquet.is_parquet(given.get('dataset') or ''):
     first |= {'labels': 'all'}
   opened = config_lib.from_values(method, first | _without_alternatives(given))
   dataset, facts = load(opened)
@@ -160,11 +161,11 @@ def for_data(
     own.setdefault('hold_out', opened.split.hold_out)
     own.setdefault('keep_stages', opened.run.keep_stages)
     own.setdefault('stop_early', opened.run.stop_early)
-  if given.get('images') is not None:
+  if is_folder:
     own.setdefault('image_size', dataset.train.shape[0])
   suggested = suggest(method, facts, own.get('network'))
   names = suggested.keys() - own.keys()
-  if given.get('images') is not None:
+  if is_folder:
     own.setdefault('augment', augmentation_for(facts))
   return Chosen(complete(method, own, facts), dataset, frozenset(names))
 

@@ -250,6 +250,7 @@ def refuse_other(folder: pathlib.Path, config: Config) -> None:
     there = read_config(folder, config.method)
     differ = config_lib.differences(_with_splits(there, config), config)
     longer = _only_lengths(there, config)
+    _refuse_fewer_splits(folder, there, config, alone=len(differ) == 1)
   else:  # A user's, which this program does not know.
     differ = [f'`method`={method} there, `method`={config.method} here']
     longer = False
@@ -291,6 +292,26 @@ def _with_splits(there: Config, here: Config) -> Config:
   )
   split = dataclasses.replace(there.split, seeds=now)
   return dataclasses.replace(there, split=split)
+
+
+def _refuse_fewer_splits(
+  folder: pathlib.Path, there: Config, here: Config, alone: bool
+) -> None:
+  """Raise `InputError` if a run has more splits than a config asks for.
+
+  Args:
+    folder: of the run.
+    there: its config.
+    here: of the run to be trained in it.
+    alone: they differ in nothing else.
+  """
+  before, now = there.split.seeds, here.split.seeds
+  require(
+    before <= now or not alone,
+    f'`seeds`={now}: the run in `workdir`={folder} has {before} splits, and '
+    f'none is taken away: give `seeds`={before} for its result, more to add '
+    'splits, or another folder',
+  )
 
 
 def _only_lengths(there: Config, here: Config) -> bool:

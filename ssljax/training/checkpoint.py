@@ -139,8 +139,8 @@ def _factors(place):
 
 def _is_in_memory(x: jax.Array) -> bool:
   """Return True if NumPy can read the array where it is: on one CPU."""
-  devices = x.sharding.device_set
-  return len(devices) == 1 and next(iter(devices)).platform == 'cpu'
+  devices: list[Any] = list(x.sharding.device_set)
+  return len(devices) == 1 and devices[0].platform == 'cpu'
 
 
 def _examined_in_memory(state: TrainState) -> tuple[bool, int]:

@@ -43,8 +43,11 @@ def compare(wrong: np.ndarray, other: np.ndarray) -> Comparison:
   better = int((other & ~wrong).sum())
   both = worse + better
   tail = sum(math.comb(both, k) for k in range(max(worse, better), both + 1))
-  mean = (worse - better) / count
-  half = 1.96 * math.sqrt(max(0.0, both / count - mean**2) / count)
+  # One image on which each model alone is wrong is added, as in
+  # `calibration.paired`.
+  mean = (worse - better) / (count + 2)
+  spread = max(0.0, (both + 2) / (count + 2) - mean**2)
+  half = 1.96 * math.sqrt(spread / (count + 2))
   return Comparison(
     100 * float(wrong.mean()),
     100 * float(other.mean()),

@@ -3,6 +3,8 @@
 import errno
 import os
 import pathlib
+import subprocess
+import sys
 from unittest import mock
 
 import binary
@@ -234,3 +236,18 @@ def test_a_default_run_in_a_folder_that_cannot_be_written_is_one_line(
   (tmp_path / 'runs').touch()  # Also root cannot make a folder here.
   line = binary.refused(capsys, '--steps=1')
   assert str(pathlib.Path('runs')) in line
+
+
+def test_a_warning_is_printed_once_without_time_and_place(tmp_path):
+  program = """
+import logging, sys
+from ssljax.cli import main
+def act():
+  for text in ('a', 'a', 'b'):
+    logging.getLogger('ssljax.data').warning('%s is odd', text)
+main.run('x', act, lambda argv: argv[:1], str)
+"""
+  found = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True
+  )
+  assert found.stderr == 'warning: a is odd\nwarning: b is odd\n'

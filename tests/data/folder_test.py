@@ -85,6 +85,8 @@ def test_labels_of_another_encoding_are_refused(tmp_path):
   with pytest.raises(InputError, match='is not UTF-8 text'):
     labelled(tmp_path, text, encoding='latin-1')()
   assert labelled(tmp_path, text)().classes == ('Fähre', 'bus')
+  with pytest.raises(InputError, match=r'\(No such file or directory\): give'):
+    folder.load(str(tmp_path / 'images'), str(tmp_path / 'none.csv'))
 
 
 def test_unreadable_files_are_listed_once_and_left_out(tmp_path, caplog):

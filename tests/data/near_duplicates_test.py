@@ -69,8 +69,9 @@ def test_near_duplicates_are_named_and_held_out_together(tmp_path, caplog):
   files['cat/again.jpg'] = jpeg(picture(0), 50)
   root = folders.write(tmp_path, files)
   data = folder.load(root, image_size=48)
-  assert '2 images are near duplicates in 1 groups' in caplog.text
-  assert 'cat/0.png, cat/again.jpg' in caplog.text
+  (said,) = [record.getMessage() for record in caplog.records]
+  assert '2 images are near duplicates of one another, groups: 1 ' in said
+  assert said.endswith(': cat/0.png, cat/again.jpg')
   names, hashes = data.train.names.tolist(), data.train.groups()
   pair = [names.index('cat/0.png'), names.index('cat/again.jpg')]
   assert len(set(hashes[pair].tolist())) == 1
@@ -83,3 +84,36 @@ def test_near_duplicates_are_named_and_held_out_together(tmp_path, caplog):
     tested = np.isin(pair, split.test)
     trained = np.isin(pair, split.trained)
     assert not (tested.any() and trained.any())
+
+
+def test_exact_copies_are_named_and_held_out_together(tmp_path, caplog):
+  files = {f'cat/{k}.png': picture(k) for k in range(5)}
+  files |= {f'dog/{k}.png': picture(10 + k) for k in range(5)}
+  root = folders.write(tmp_path, files)
+  for name in ('cat/copy.png', 'unlabelled/copy.png'):
+    folders.write(tmp_path, {name: (tmp_path / 'cat/3.png').read_bytes()})
+  data = folder.load(root, image_size=48)
+  (said,) = [record.getMessage() for record in caplog.records]
+  assert '3 images are exact copies of one another, groups: 1 ' in said
+  assert said.endswith(': cat/3.png, cat/copy.png, unlabelled/copy.png')
+  names, hashes = data.train.names.tolist(), data.train.groups()
+  copies = [names.index(name) for name in names if 'copy' in name]
+  copies.append(names.index('cat/3.png'))
+  tests = 0
+  for seed in range(5):
+    split = splits.draw_split(
+      data.train.labels, 2, per_class=None, seed=seed, test_on=hashes
+    )
+    seen = split.seen(data.unlabelled_from)
+    tested = np.isin(copies, split.test).any()
+    assert not (tested and seen[copies].any())
+    tests += tested
+  assert tests  # of some seed
+
+
+def test_few_names_of_many_groups_are_shown():
+  keys = np.repeat(np.arange(8, dtype=np.uint64), 6)
+  said = near.describe(keys, keys, [f'{row}.png' for row in range(48)])
+  assert len(said) == 1 and '48 images are exact copies' in said[0]
+  assert '0.png, 1.png, 2.png, 3.png and 2 more; 6.png' in said[0]
+  assert said[0].endswith('; and 3 more groups')

@@ -10,6 +10,7 @@ import pytest
 
 from ssljax.data import catalog, datasets
 from ssljax.errors import InputError
+from ssljax.runs import defaults
 
 pa = pytest.importorskip('pyarrow', reason="pip install 'ssljax[parquet]'")
 pq = pytest.importorskip('pyarrow.parquet')
@@ -152,3 +153,15 @@ def test_a_file_without_labels_can_only_be_predicted(tmp_path):
   assert 'no image of train_split=train has a label' in message(path)
   data = datasets.load(path, strict=False)
   assert values(data.train) == [10, 20] and (data.train.labels == -1).all()
+
+
+def test_all_labels_of_a_file_are_used_if_no_number_is_given(tmp_path):
+  labels = [0, 0, 1, 1, *[None] * 8]
+  path = write(tmp_path / 'x.parquet', [20 * n for n in range(12)], labels)
+  made = lambda **given: defaults.for_data(
+    'supervised', {'dataset': path} | given, defaults.load
+  )
+  assert made().config.split.labels == 'all'
+  assert made(labels='1', hold_out='none').config.split.labels == '1'
+  with pytest.raises(InputError, match='or labels=all to use every label'):
+    made(labels='3')

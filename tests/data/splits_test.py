@@ -123,8 +123,8 @@ def test_the_digest_sees_every_field():
     ),
     (
       dict(per_class=20, validation=9),
-      "labels=20: class '.' has 1. labelled images beside the 9 images of "
-      'validation; give',
+      "labels=20: class '.' has 1. labelled images beside the 9 labelled "
+      'images that are held out; give',
     ),
     (dict(per_class=0), 'labels=0: give at least 1 label'),
     (dict(per_class=0, at_most=True), 'labels=up_to:0: give at least 1 label'),

@@ -3,10 +3,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+import PIL.Image
 import pytest
 
 from ssljax.core import BatchSpec
-from ssljax.experiments.benchmarks import consistency_speed, torch_steps
+from ssljax.experiments.benchmarks import (
+  consistency_speed,
+  folder_speed,
+  torch_steps,
+)
 from ssljax.networks import network, small, wide_resnet
 
 
@@ -62,3 +67,19 @@ def test_the_measured_methods_do_not_augment_their_strong_views(name):
   method = consistency_speed.without_augmentation(name, net, BatchSpec(4, 8))
   views = [view for stage in method.stages for view in stage.views]
   assert all(v.augment is None and v.on_pixels is None for v in views)
+
+
+def test_a_folder_and_predictions_are_measured(monkeypatch, capsys, tmp_path):
+  monkeypatch.setattr(folder_speed, '_NETWORK', 'mlp')  # compiles quickly
+
+  def memory(files):  # in this process: another one takes long to start
+    image = PIL.Image.new('RGB', (32, 32))
+    for row in range(files):
+      image.save(tmp_path / f'{row}.png')
+    folder_speed.print_peak(str(tmp_path), 2)
+    return {2 * files: 1.0}
+
+  monkeypatch.setattr(folder_speed, '_memory', memory)
+  folder_speed.part_folder(1, count=4, predicted=8, files=3)
+  shown = capsys.readouterr().out
+  assert shown.count('ratio: ') == 2 and '  6 images ' in shown

@@ -22,10 +22,10 @@ def test_the_least_error_wins_and_the_simplest_of_equal_ones():
   assert record['chosen'] == 'madnn'
   first = record['compared'][0]
   assert first['error'] == pytest.approx(0.1) and first['images'] == 20
-  # Two images are worse, one is better: mean 1/20, square mean 3/20.
-  half = 1.96 * np.sqrt((3 / 20 - (1 / 20) ** 2) / 20)
+  # Two images are worse, one is better, and one of each is added.
+  half = 1.959964 * np.sqrt((5 / 22 - (1 / 22) ** 2) / 22)
   assert first['difference_interval'] == pytest.approx(
-    [0.05 - half, 0.05 + half]
+    [1 / 22 - half, 1 / 22 + half]
   )
   # Wilson's interval of 2 of 20 by hand.
   z = 1.959964

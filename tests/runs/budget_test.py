@@ -13,7 +13,7 @@ import ssljax
 from ssljax import api, config
 from ssljax.errors import InputError
 from ssljax.runs import budget
-from ssljax.training import rehearsal
+from ssljax.training import guard, rehearsal
 from ssljax.training.job import Options
 
 # A step takes 10 ms, an evaluation 1 s, compiling a stage 2 s.
@@ -83,6 +83,16 @@ def test_a_rehearsal_measures_every_stage_and_trains_nothing_longer():
   assert warm.compiling > warm.step and propagation.update > 0
   # 61 rows, of which batches take 8 and 8.
   assert warm.epoch_steps >= 61 // 16
+
+
+def test_a_rehearsal_does_not_warn_of_a_collapse(caplog, monkeypatch):
+  """The few timed steps of a stage say nothing about its end."""
+  always = lambda *_: ['seed 0: 100% of 9 images are predicted as class 3']
+  monkeypatch.setattr(guard, 'collapses', always)
+  job = tiny.make_job('supervised', shared=False)
+  options = Options(evaluate_every=2, record_every=2)
+  rehearsal.measure(job.program, job.splits, options, seconds=0.01)
+  assert not caplog.records
 
 
 def fit(folder, **settings):

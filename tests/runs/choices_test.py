@@ -52,3 +52,18 @@ def test_only_colour_images_of_a_folder_are_mirrored(side, channels, expected):
   # Files of arrays keep the defaults that were measured.
   file = chosen({'dataset': 'x.npz'}, side, channels)['augmentation']
   assert file.value == 'none'
+
+
+def test_choices_that_methods_share_are_listed_once():
+  one = choices.Choice('image size', '8x8x1', 'as stored')
+  lengths = [choices.Choice('lengths', f'steps {n}', 'x') for n in (1, 2)]
+  momentum = choices.Choice('batch-norm momentum', '0.9', 'y')
+  found = choices.merged(
+    {'a': [one, lengths[0]], 'b': [one, lengths[1], momentum]}
+  )
+  assert found == [
+    one,
+    lengths[0]._replace(setting='lengths of a'),
+    lengths[1]._replace(setting='lengths of b'),
+    momentum._replace(setting='batch-norm momentum of b'),
+  ]

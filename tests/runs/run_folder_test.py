@@ -1,5 +1,6 @@
 """The files of a run: written as a whole, read with care."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -189,3 +190,13 @@ def test_a_place_that_cannot_be_used_is_one_line(place, tmp_path):
     )
   assert '\n' not in str(refused.value)
   assert sorted(tmp_path.iterdir()) == before
+
+
+def test_fewer_splits_than_a_run_has_are_refused_with_their_number(run):
+  more = dataclasses.replace(CONFIG.split, seeds=5)
+  there = dataclasses.replace(CONFIG, split=more)
+  run_folder.write_json(run / 'config.json', config.to_json(there))
+  fewer = dataclasses.replace(more, seeds=3)
+  here = dataclasses.replace(CONFIG, split=fewer)
+  with pytest.raises(InputError, match=r'has 5 splits.* give seeds=5 for its'):
+    run_folder.refuse_other(run, here)
