@@ -92,7 +92,7 @@ def save(stem: pathlib.Path, figure, tables: dict) -> list[pathlib.Path]:
     The paths of all files.
   """
   pdf, path_of = io.BytesIO(), lambda kind: stem.parent / f'{stem.name}.{kind}'
-  # reproducible
+  # Without the date the file is reproducible.
   figure.savefig(pdf, format='pdf', metadata={'CreationDate': None})
   content = {'png': as_png(figure), 'pdf': pdf.getvalue()}
   for name, rows in tables.items():
