@@ -24,7 +24,7 @@ def start():
   [
     ((), '--images: give a folder'),
     (('--images={}/none',), '--images={}/none: is no folder'),
-    (('--images={}/images', '--acquire=bald'), '--acquire=bald: give one of'),
+    (('--images={}/images', '--acquire=best'), '--acquire=best: give one of'),
     (('--images={}/images', '--port=70000'), '--port=70000: give 0 to'),
     (('--images={}/images', '--random=1'), '--random=1.0: give a number in'),
     (('--images={}/images', '--every=0'), '--every=0: give a number above 0'),
