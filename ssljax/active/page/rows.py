@@ -92,12 +92,24 @@ class Features:
     parts = 'train', 'test'
     found = _arrays(path, [n for p in parts for n in (p, f'{p}_files')])
     kept = [p for p in parts if {p, f'{p}_files'} <= found.keys()]
+    self._parts = [found[part] for part in kept]
     require(
-      bool(kept) and all(found[part].ndim == 2 for part in kept),
+      bool(kept) and all(x.ndim == 2 for x in self._parts),
       f'`features`={path}: has no features with file names: write it with '
       'ssljax embed --images',
     )
-    self._parts = [found[part] for part in kept]
+    sizes = [(len(found[part]), len(found[f'{part}_files'])) for part in kept]
+    widths = {x.shape[1] for x in self._parts}
+    require(
+      len(widths) == 1 and all(rows == names for rows, names in sizes),
+      f'`features`={path}: rows and file names, or the widths of its parts, '
+      'differ: write it with ssljax embed --images',
+    )
+    require(
+      all(x.dtype.kind == 'f' and np.isfinite(x).all() for x in self._parts),
+      f'`features`={path}: has values that are not finite numbers: write it '
+      'with ssljax embed --images',
+    )
     self._place = {
       str(name): (k, row)
       for k, part in enumerate(kept)

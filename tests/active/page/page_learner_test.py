@@ -261,11 +261,23 @@ def test_bald_needs_dropout(page):
     made.learn()
 
 
-@pytest.mark.parametrize('content', [b'', b'PK', None])
+@pytest.mark.parametrize(
+  'content',
+  [
+    *(b'', b'PK', {'train': np.zeros((2, 3)), 'train_labels': [0, 1]}),
+    {'train': np.zeros((2, 3)), 'train_files': ['a.png']},
+    {'train': np.full((1, 3), np.nan), 'train_files': ['a.png']},
+    {'train': np.array([['x']]), 'train_files': ['a.png']},
+    {
+      **{'train': np.zeros((1, 3)), 'train_files': ['a.png']},
+      **{'test': np.zeros((1, 4)), 'test_files': ['b.png']},
+    },
+  ],
+)
 def test_a_file_without_features_is_named(content, tmp_path):
   path = tmp_path / 'bad.npz'
-  if content is None:
-    np.savez(path, train=np.zeros((2, 3)), train_labels=[0, 1])
+  if isinstance(content, dict):
+    np.savez(path, **content)
   else:
     path.write_bytes(content)
   with pytest.raises(InputError, match=r'features=.*bad\.npz: .*ssljax embed'):
