@@ -58,6 +58,7 @@ def document(title: str, parts: Iterable[str], heading: str = '') -> str:
   """
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n'
     f'<body><h1>{html.escape(heading or title)}</h1>\n'
     f'{"".join(parts)}</body></html>\n'
@@ -98,12 +99,14 @@ def bars(rows: Sequence[tuple[str, int]], header: tuple[str, str]) -> str:
   total = sum(count for _, count in rows) or 1
   lines = ''.join(
     f'<tr><td>{html.escape(name)}</td><td>{count:,}</td>'
-    f'<td>{100 * count / total:.1f} %</td><td><span class="bar" '
-    f'style="width:{18 * count / most:.2f}rem"></span></td></tr>\n'
+    f'<td class="short">{100 * count / total:.1f} %</td><td><span class="bar" '
+    f'style="width:calc({count / most:.3f} * min(18rem, 26vw))"></span></td>'
+    '</tr>\n'
     for name, count in rows
   )
   head = ''.join(f'<th>{html.escape(name)}</th>' for name in (*header, '', ''))
-  return f'<table><tr>{head}</tr>\n{lines}</table>'
+  table = f'<table><tr>{head}</tr>\n{lines}</table>'
+  return f'<div class="wide">{table}</div>'
 
 
 def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
