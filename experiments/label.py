@@ -128,8 +128,16 @@ def features_of(path: str, root: pathlib.Path) -> str:
 
   file = str(files.as_path('features', path).resolve())
   found = rows.Features(file)
+
+  def is_in_folder(name: str) -> bool:
+    if name.startswith('/') or '..' in name.split('/'):
+      return False
+    with contextlib.suppress(OSError):  # a name that is too long
+      return (root / name).is_file()
+    return False
+
   require(
-    any((root / name).is_file() for name in found.names),
+    any(map(is_in_folder, found.names)),
     f'`features`={path}: names no image of {root}: give the file that ssljax '
     'embed wrote for this folder',
   )

@@ -247,9 +247,11 @@ class Learner:
 
   def learn(self) -> None:
     """Train on the labels so far, and publish predictions."""
-    began, labels = time.monotonic(), self._labels()
+    began, labels = time.monotonic(), self._readable(self._labels())
     self._done, given = self._given, set(labels.values())
-    if len(given) < 2:  # the others are of files that have changed
+    if len(given) < 2:  # the others have changed, or cannot be read
+      kind = 'pixels' if self.settings.features is None else 'features'
+      self._say_once(f'waiting for labels of two classes on images with {kind}')
       return
     self.round += 1
     self.say('training', labels=len(labels))
@@ -275,6 +277,19 @@ class Learner:
       seconds=round(seconds, 1),
       message='waiting for answers',
     )
+
+  def _readable(self, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels of files that have a row to learn from."""
+    assert self.rows is not None
+    found, paths = {}, list(labels)
+    for start in range(0, len(paths), _CHUNK):
+      part = paths[start : start + _CHUNK]
+      entries = [e for path in part if (e := self.index.find(path))]
+      _, good = self.rows.read(entries)
+      for entry, ok in zip(entries, good, strict=True):
+        if ok:
+          found[entry.path] = labels[entry.path]
+    return found
 
   def _held_out(self, labels: Mapping[str, str]) -> set[str]:
     """Return the labelled files that this round does not learn from."""
@@ -305,15 +320,17 @@ class Learner:
     count = sum(y != UNLABELLED for y in known)
     old = self.model
     given: dict[str, Any] = {}
-    if old is not None and list(old.classes) == classes:
-      old.save(self.folder / 'model')
-      given['init_from'] = str(self.folder / 'model')
-    if old is not None and self.settings.run is not None:
-      given |= {'network': old.config.network.network}
+    same_classes = old is not None and list(old.classes) == classes
     if self.settings.network:
       given['network'] = self.settings.network
-    elif self.settings.acquire == 'bald' and self.settings.features:
-      given.setdefault('network', 'mlp')  # the usual one has no dropout
+    elif old is not None and (same_classes or self.settings.run is not None):
+      given['network'] = old.config.network.network
+    if self._needs_mlp(old if 'network' in given else None):
+      given['network'] = 'mlp'  # the usual one has no dropout
+    kept = given.get('network')
+    if old and same_classes and kept == old.config.network.network:
+      old.save(self.folder / 'model')
+      given['init_from'] = str(self.folder / 'model')
     default = 'madnn' if self.settings.features is None else 'laplacenet'
     method = self.settings.method or (
       old.config.method if self.settings.run and old else default
@@ -337,9 +354,25 @@ class Learner:
       f'`acquire`=bald: `network`={model.config.network.network} has no '
       'dropout, which it needs: give another of them',
     )
-    if 'init_from' in given and old is not None:
+    continues = 'init_from' in given
+    if old and continues and _computes_as(model.config, old.config):
       model.share_compiled(old)
     return model
+
+  def _needs_mlp(self, old) -> bool:
+    """Return True if features need another network than the usual one.
+
+    Args:
+      old: the model whose network is used otherwise; None for the usual one.
+    """
+    from ssljax.runs import build
+
+    asked = self.settings
+    if asked.network or not asked.features or asked.acquire != 'bald':
+      return False
+    if old is None:
+      return True
+    return asked.run is None and not build.dropout_rate(old.config)
 
   def _pool(self, labels: Mapping[str, str]) -> tuple[np.ndarray, list[str]]:
     """Return images to train on, and their paths: always as many."""
@@ -493,6 +526,14 @@ class Learner:
       writer.abandon()
       raise
     self.say('waiting', message='waiting for labels of two classes')
+
+
+def _computes_as(config, other) -> bool:
+  """Return True if models of two configs share compiled functions."""
+  return (
+    config.network == other.network
+    and config.augmentation.preprocess == other.augmentation.preprocess
+  )
 
 
 class _Part(NamedTuple):

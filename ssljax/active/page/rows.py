@@ -93,22 +93,29 @@ class Features:
     found = _arrays(path, [n for p in parts for n in (p, f'{p}_files')])
     kept = [p for p in parts if {p, f'{p}_files'} <= found.keys()]
     self._parts = [found[part] for part in kept]
+    pairs = list(zip(kept, self._parts, strict=True))
     require(
-      bool(kept) and all(x.ndim == 2 for x in self._parts),
+      bool(kept)
+      and all(x.ndim == 2 and x.shape[1] for x in self._parts)
+      and all(found[f'{part}_files'].dtype.kind == 'U' for part in kept),
       f'`features`={path}: has no features with file names: write it with '
       'ssljax embed --images',
     )
-    sizes = [(len(found[part]), len(found[f'{part}_files'])) for part in kept]
+    sizes = [(x.shape[:1], found[f'{p}_files'].shape) for p, x in pairs]
     widths = {x.shape[1] for x in self._parts}
     require(
       len(widths) == 1 and all(rows == names for rows, names in sizes),
       f'`features`={path}: rows and file names, or the widths of its parts, '
       'differ: write it with ssljax embed --images',
     )
+    largest = np.finfo(np.float32).max
     require(
-      all(x.dtype.kind == 'f' and np.isfinite(x).all() for x in self._parts),
-      f'`features`={path}: has values that are not finite numbers: write it '
-      'with ssljax embed --images',
+      all(
+        x.dtype.kind == 'f' and (np.abs(x) <= largest).all()
+        for x in self._parts
+      ),
+      f'`features`={path}: has values that are not finite float32 numbers: '
+      'write it with ssljax embed --images',
     )
     self._place = {
       str(name): (k, row)

@@ -252,6 +252,44 @@ def test_a_round_learns_from_features_by_file_name(page):
 
 
 @pytest.mark.usefixtures('small')
+def test_labels_without_features_wait(page):
+  path, names = write_features(page)
+  made = learner.Learner(settings(page, features=path))
+  made._begin()
+  entries = page.images.index.after(0, 1000)
+  (lost,) = {e.path for e in entries} - {*names, 'broken.png'}
+
+  def give(file, label):
+    page.answer('ada', [{'file': file, 'label': label}], '')
+    made._next = 0.0
+    made._read_store()
+    made.learn()
+
+  give(lost, 'never')
+  give(names[0], truth(names[0]))
+  said = service.status(page.store.folder).read_text()
+  assert made.round == 0 and 'two classes on images with features' in said
+  give(names[1], truth(names[1]))
+  assert set(made.model.classes) == {'dark', 'bright'}
+
+
+@pytest.mark.usefixtures('small')
+def test_another_network_begins_from_new_weights(page):
+  path, _ = write_features(page)
+  asked = settings(page, features=path)
+  answer(page, 12)
+  for network, acquire, used in (
+    ('linear', 'entropy', 'linear'),
+    (None, 'bald', 'mlp'),
+    (None, 'entropy', 'mlp'),
+  ):
+    made = learner.Learner(asked._replace(network=network, acquire=acquire))
+    made._begin()
+    made.learn()
+    assert made.model.config.network.network == used
+
+
+@pytest.mark.usefixtures('small')
 def test_bald_needs_dropout(page):
   made = learner.Learner(settings(page, acquire='bald'))
   made._begin()
@@ -268,6 +306,10 @@ def test_bald_needs_dropout(page):
     {'train': np.zeros((2, 3)), 'train_files': ['a.png']},
     {'train': np.full((1, 3), np.nan), 'train_files': ['a.png']},
     {'train': np.array([['x']]), 'train_files': ['a.png']},
+    {'train': np.zeros((1, 3)), 'train_files': 'a.png'},
+    {'train': np.zeros((1, 3)), 'train_files': [b'a.png']},
+    {'train': np.zeros((1, 0)), 'train_files': ['a.png']},
+    {'train': np.full((1, 3), 1e300), 'train_files': ['a.png']},
     {
       **{'train': np.zeros((1, 3)), 'train_files': ['a.png']},
       **{'test': np.zeros((1, 4)), 'test_files': ['b.png']},
