@@ -141,7 +141,7 @@ def features_of(path: str, root: pathlib.Path) -> str:
     f'`features`={path}: names no image of {root}: give the file that ssljax '
     'embed wrote for this folder',
   )
-  say(f'learning from features of {len(found.names)} images')
+  say(f'learning from {len(found.names)} rows of features')
   return file
 
 
@@ -175,6 +175,10 @@ def act(asked: dict[str, Any]) -> None:
     classes = classes or classes_of(run)
   moved = asked['store'] is not None
   answers = store.Store(folder, str(root), classes, moved=moved)
+  for name in classes:
+    present = answers.state.current_name(name)
+    if present != name:
+      say(f'the class {name} is called {present} in {folder}')
   try:
     found = images.Images(root, folder)
     if asked['labels_file'] is not None:

@@ -252,7 +252,7 @@ class Model:
     )
     rows = rows.reshape(len(rows), *self._row_shape)
     found = []
-    for start in range(0, len(rows), _BATCH):
+    for start in range(0, max(1, len(rows)), _BATCH):
       chunk = rows[start : start + _BATCH]
       padded = np.resize(chunk, (_BATCH, *chunk.shape[1:]))
       outputs = infer(self._params, self._stats, self._fitted, padded)

@@ -320,15 +320,13 @@ class Learner:
     count = sum(y != UNLABELLED for y in known)
     old = self.model
     given: dict[str, Any] = {}
-    same_classes = old is not None and list(old.classes) == classes
-    if self.settings.network:
-      given['network'] = self.settings.network
-    elif old is not None and (same_classes or self.settings.run is not None):
-      given['network'] = old.config.network.network
-    if self._needs_mlp(old if 'network' in given else None):
-      given['network'] = 'mlp'  # the usual one has no dropout
-    kept = given.get('network')
-    if old and same_classes and kept == old.config.network.network:
+    network = self._network(classes)
+    if network is not None:
+      given['network'] = network
+    if old is not None and (list(old.classes), network) == (
+      classes,
+      old.config.network.network,
+    ):
       old.save(self.folder / 'model')
       given['init_from'] = str(self.folder / 'model')
     default = 'madnn' if self.settings.features is None else 'laplacenet'
@@ -359,20 +357,25 @@ class Learner:
       model.share_compiled(old)
     return model
 
-  def _needs_mlp(self, old) -> bool:
-    """Return True if features need another network than the usual one.
+  def _network(self, classes: Sequence[str]) -> str | None:
+    """Return the network of a round; None for the usual one.
 
-    Args:
-      old: the model whose network is used otherwise; None for the usual one.
+    It is the one that was asked for, else that of the last round.
     """
     from ssljax.runs import build
 
-    asked = self.settings
-    if asked.network or not asked.features or asked.acquire != 'bald':
-      return False
-    if old is None:
-      return True
-    return asked.run is None and not build.dropout_rate(old.config)
+    asked, old = self.settings, self.model
+    if asked.network:
+      return asked.network
+    needs_dropout = asked.acquire == 'bald' and asked.features is not None
+    if old is not None:
+      network = old.config.network.network
+      if asked.run is not None:
+        return network
+      has_dropout = build.dropout_rate(old.config) > 0
+      if list(old.classes) == list(classes) and has_dropout >= needs_dropout:
+        return network
+    return 'mlp' if needs_dropout else None  # the usual one has no dropout
 
   def _pool(self, labels: Mapping[str, str]) -> tuple[np.ndarray, list[str]]:
     """Return images to train on, and their paths: always as many."""
@@ -431,8 +434,9 @@ class Learner:
         for path, label, share in zip(paths, best, confidence, strict=True):
           if path in held:
             self.unseen[path] = classes[label], float(share)
-      self._compare(writer, sample, labels)
-      self._place(writer, sample.paths, sample.embedding)
+      if sample.paths:
+        self._compare(writer, sample, labels)
+        self._place(writer, sample.paths, sample.embedding)
       kept = [(p, *v) for p, v in self.unseen.items() if p in labels]
       writer.unseen(kept)
       writer.publish(
@@ -634,8 +638,12 @@ def principal(values: np.ndarray, count: int) -> np.ndarray:
   """Return the first principal components `[M, count]` of rows `[M, D]`."""
   centred = np.asarray(values, np.float64) - values.mean(axis=0)
   count = min(count, *centred.shape)
-  _, vectors = np.linalg.eigh(centred.T @ centred)
-  found = centred @ vectors[:, ::-1][:, :count]
+  if centred.shape[1] > centred.shape[0]:  # the smaller matrix
+    squares, vectors = np.linalg.eigh(centred @ centred.T)
+    found = (vectors * np.sqrt(np.maximum(squares, 0)))[:, ::-1][:, :count]
+  else:
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    found = centred @ vectors[:, ::-1][:, :count]
   return np.pad(found, ((0, 0), (0, max(0, 2 - count))))
 
 

@@ -150,6 +150,7 @@ def import_labels(
   from ssljax.active.page import exchange
 
   fill(found, say)
+  before = set(answers.state.classes)
   try:
     count = exchange.add(answers, found, path)
   except store.SaveError as error:
@@ -157,3 +158,6 @@ def import_labels(
       f'`store`={answers.folder}: cannot be written ({error}): make room'
     ) from error
   say(f'{count} new labels from {path}')
+  new = [name for name in answers.state.classes if name not in before]
+  if new:
+    say(f'{len(new)} new classes from {path}: {", ".join(new)}')

@@ -122,6 +122,11 @@ class Features:
       for k, part in enumerate(kept)
       for row, name in enumerate(found[f'{part}_files'])
     }
+    require(
+      len(self._place) == sum(map(len, self._parts)),
+      f'`features`={path}: names a file twice: write it with ssljax embed '
+      '--images',
+    )
     self.shape = self._parts[0].shape[1:]
 
   @property

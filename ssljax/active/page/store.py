@@ -467,7 +467,9 @@ class Store:
       if images != known:
         line = {'kind': 'store', 'version': 1, 'id': uuid.uuid4().hex}
         self._save(line | {'images': images})
-      self.add_classes(classes)
+      # A class that was renamed or merged is there under its present name.
+      known_as = self.state.current_name
+      self.add_classes(c for c in classes if known_as(c) is None)
     except SaveError as error:
       self._log.close()
       raise InputError(

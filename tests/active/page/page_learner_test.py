@@ -305,6 +305,7 @@ def test_bald_needs_dropout(page):
     *(b'', b'PK', {'train': np.zeros((2, 3)), 'train_labels': [0, 1]}),
     {'train': np.zeros((2, 3)), 'train_files': ['a.png']},
     {'train': np.full((1, 3), np.nan), 'train_files': ['a.png']},
+    {'train': np.zeros((2, 3)), 'train_files': ['a.png', 'a.png']},
     {'train': np.array([['x']]), 'train_files': ['a.png']},
     {'train': np.zeros((1, 3)), 'train_files': 'a.png'},
     {'train': np.zeros((1, 3)), 'train_files': [b'a.png']},
@@ -360,6 +361,12 @@ def test_the_map_shows_the_two_principal_components():
   wanted = centred @ vectors[:2].T
   np.testing.assert_allclose(abs(found), abs(wanted), atol=1e-8)
   assert learner.principal(np.ones((3, 1)), 2).shape == (3, 2)
+  # More columns than rows: the same by a smaller matrix.
+  wide = np.concatenate([values[:20], np.zeros((20, 30))], axis=1)
+  narrow = learner.principal(values[:20], 2)
+  np.testing.assert_allclose(
+    abs(learner.principal(wide, 2)), abs(narrow), atol=1e-6
+  )
 
 
 def test_a_store_that_vanishes_does_not_look_like_new_answers(page):

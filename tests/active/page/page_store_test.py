@@ -163,6 +163,18 @@ def test_an_answer_that_does_not_fit_on_the_disk_is_not_acknowledged(tmp_path):
   assert found == ['File too large', True, {}, {'a': 'cat'}]
 
 
+def test_the_same_command_does_not_bring_a_renamed_class_back(tmp_path):
+  given = ['cat', 'dog', 'car', 'auto']
+  answers = store.Store(tmp_path / 'store', '/images', given)
+  answers.rename_class('cat', 'lion')
+  answers.merge_class('auto', 'car')
+  answers.close()
+  again = store.Store(tmp_path / 'store', '/images', [*given, 'cow'])
+  assert again.state.classes == ['lion', 'dog', 'car', 'cow']
+  again.add_class('cat')  # on the page it can be added
+  again.close()
+
+
 def test_classes_are_renamed_and_merged_in_all_answers(tmp_path):
   made = open_store(tmp_path)
   made.set_guideline('cat', 'has whiskers')
