@@ -82,7 +82,7 @@ def dropout(x, rate: float, *, train: bool, active: bool) -> jax.Array:
   """
   shared = () if train else (0,)
   # The same random bits, in loops of two axes, which LLVM compiles faster.
-  rows = x.reshape(len(x), -1)
+  rows = x.reshape(x.shape[0], -1)  # the batch may be symbolic
   drop = nn.Dropout(rate, shared, deterministic=not active)
   return drop(rows).reshape(x.shape)
 
