@@ -173,6 +173,8 @@ def act(asked: dict[str, Any]) -> None:
     require(run.is_dir(), f'`run`={run}: is no folder: give a finished run')
     asked = asked | {'run': str(run.resolve())}
     classes = classes or classes_of(run)
+  if asked['features'] is not None:
+    asked = asked | {'features': features_of(asked['features'], root)}
   moved = asked['store'] is not None
   answers = store.Store(folder, str(root), classes, moved=moved)
   for name in classes:
@@ -184,8 +186,6 @@ def act(asked: dict[str, Any]) -> None:
     if asked['labels_file'] is not None:
       path = files.as_path('labels_file', asked['labels_file'])
       program.import_labels(answers, found, path, say)
-    if asked['features'] is not None:
-      asked = asked | {'features': features_of(asked['features'], root)}
     names = 'acquire', 'method', 'network', 'steps', 'every', 'image_size'
     names = *names, 'run', 'features', 'seed'
     settings = {name: asked[name] for name in names}

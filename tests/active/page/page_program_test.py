@@ -6,6 +6,7 @@ import signal
 import time
 
 import binary
+import numpy as np
 import page_process
 import pages
 import pytest
@@ -31,6 +32,7 @@ def start():
     (('--images={}/images', '--format=x'), '--format=x: give one of'),
     (('--images={}/images', '--classes=a,A'), '--classes: there is a class'),
     (('--images={}/images', '--run={}/none'), '--run={}/none: is no folder'),
+    (('--images={}/images', '--features={}/x.npz'), '--features={}/x.npz'),
     (('--images={}/images', '--export={}/x.csv'), 'holds no labels.jsonl'),
     (('--images={}/images', '--labels_file={}/x'), 'cannot be read'),
     (('--images={}/images', '--questions={}/images'), '--questions={}/images'),
@@ -44,6 +46,16 @@ def test_wrong_use_is_one_line(given, message, tmp_path, capsys, monkeypatch):
   words = [word.format(tmp_path) for word in given]
   line = binary.refused(capsys, *words, binary='label')
   assert message.format(tmp_path) in line
+
+
+def test_features_of_another_folder_leave_no_store(tmp_path, capsys):
+  pages.draw(tmp_path / 'images', 2)
+  path, where = tmp_path / 'x.npz', tmp_path / 'store'
+  names = ['none.png', 'y' * 5000, '/etc/passwd', '../images/000.png']
+  np.savez(path, train=np.zeros((4, 2)), train_files=names)
+  args = f'--images={tmp_path}/images', f'--features={path}', f'--store={where}'
+  assert 'names no image' in binary.refused(capsys, *args, binary='label')
+  assert not where.exists()
 
 
 def test_labels_are_imported_shown_and_exported(start, tmp_path, capsys):

@@ -752,7 +752,7 @@ function learning() {
 
 function curve() {
   const points = state.curve, w = 560, h = 230, left = 46, bottom = 34;
-  if (!points.length) return el('p', {class: 'soft'}, 'After 20 random images.');
+  if (!points.length) return el('p', {class: 'soft'}, 'The curve begins after 20 random images, labelled after the first round.');
   const most = Math.max(10, ...points.map((p) => p.labels)) * 1.05;
   const top = Math.min(1, Math.max(0.1, ...points.map((p) => p.high)));
   const x = (n) => left + n / most * (w - left - 8), y = (v) => 8 + (1 - v / top) * (h - bottom - 8);
@@ -804,7 +804,7 @@ function classes() {
           options([['', 'merge into …'], ...state.classes.filter((o) => o !== c).map((o) => [o.name, o.name])], '',
             (to) => to && confirm(`Make all ${c.count} labels "${c.name}" those of "${to}"?`) &&
               change({op: 'merge', name: c.name, to}), {'aria-label': `Merge ${c.name}`}),
-          el('span', {class: 'soft'}, `${c.count} labels`)),
+          el('span', {class: 'soft'}, `${c.count} label${c.count === 1 ? '' : 's'}`)),
         text);
     })));
 }
