@@ -186,8 +186,10 @@ def act(asked: dict[str, Any]) -> None:
     if asked['labels_file'] is not None:
       path = files.as_path('labels_file', asked['labels_file'])
       program.import_labels(answers, found, path, say)
-    names = 'acquire', 'method', 'network', 'steps', 'every', 'image_size'
-    names = *names, 'run', 'features', 'seed'
+    names = (
+      *('acquire', 'method', 'network', 'steps', 'every', 'image_size'),
+      *('run', 'features', 'seed'),
+    )
     settings = {name: asked[name] for name in names}
     asked = asked | {'learn': asked['learn'] and not is_asked}
     settings |= {'store': str(folder.resolve()), 'images': str(root)}

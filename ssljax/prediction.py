@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssljax import api, files, progress
+from ssljax import api, files, intervals, progress
 from ssljax.analysis import calibration
 from ssljax.core import UNLABELLED
 from ssljax.data import datasets
@@ -226,7 +226,7 @@ def choose(found: Sequence[Candidate]) -> tuple[Candidate, str]:
   }
   best = min(found, key=lambda each: wrong[each.name].mean())
   worse = wrong[own.name].astype(float) - wrong[best.name]
-  if calibration.paired(worse).low <= 0 or best is own:
+  if intervals.paired(worse).low <= 0 or best is own:
     return own, ''
   shown = lambda name: f'{wrong[name].mean():.1%}'
   return best, (
@@ -311,13 +311,13 @@ def measure(
   return {
     'images': count,
     'accuracy': right / count,
-    'accuracy_interval': list(calibration.wilson(right, count)),
+    'accuracy_interval': list(intervals.wilson(right, count)),
     'calibrated': calibrated,
     'calibration_error_before': calibration.calibration_error(plain, labels),
     'calibration_error_after': calibration.calibration_error(p, labels),
     'coverage_asked': coverage,
     'coverage': inside / count,
-    'coverage_interval': list(calibration.wilson(inside, count)),
+    'coverage_interval': list(intervals.wilson(inside, count)),
     'mean_set_size': float(sets.sum() / count),
   }
 

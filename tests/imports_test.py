@@ -12,7 +12,7 @@ import ssljax
 ROOT = pathlib.Path(ssljax.__file__).parent
 GROUND = {
   *('core', 'errors', 'files', 'losses', 'optimizers', 'neighbours'),
-  *('buckets', 'lazy', 'progress', 'signatures'),
+  *('buckets', 'intervals', 'lazy', 'progress', 'signatures'),
 }
 REGISTRY = {'registry', 'config'}
 TRAINING = {'training', 'active', 'data', 'distributed', 'networks', 'augment'}

@@ -11,6 +11,7 @@ import argparse
 import collections
 import http.client
 import json
+import logging
 import pathlib
 import random
 import sys
@@ -176,10 +177,33 @@ def attack(
   }
 
 
+def report(result: dict, tracebacks, clients: int, spent: float, lines) -> None:
+  """Print what an attack has found.
+
+  Args:
+    result: of `attack`.
+    tracebacks: logged records that have one.
+    clients: number of threads.
+    spent: seconds of the attack.
+    lines: number of lines in the store.
+  """
+  seconds = result['seconds']
+  print(f'{len(seconds)} requests, {clients} clients, {spent:.0f} s')
+  print('statuses:', dict(sorted(result['statuses'].items())))
+  print(
+    f'latency: median {1000 * seconds[len(seconds) // 2]:.0f} ms, '
+    f'p95 {1000 * seconds[int(0.95 * len(seconds))]:.0f} ms'
+  )
+  print(f'lines in the store: {lines}, all whole')
+  print(f'failures: {len(result["failures"])}, tracebacks: {len(tracebacks)}')
+  for failure in result['failures'][:5]:
+    print(failure)
+  for record in tracebacks[:3]:
+    print(logging.Formatter().format(record))
+
+
 def main() -> None:
   """Attack a server of our own, and print what happened."""
-  import logging
-
   import PIL.Image
 
   from ssljax.active.page import images, server, service, store
@@ -232,20 +256,8 @@ def main() -> None:
     answers.close()
     lines = len(store.read_lines(where / store.NAME)[0])
     store.read(where)
-  seconds = result['seconds']
   tracebacks = [record for record in logged if record.exc_info]
-  print(f'{len(seconds)} requests, {asked.clients} clients, {spent:.0f} s')
-  print('statuses:', dict(sorted(result['statuses'].items())))
-  print(
-    f'latency: median {1000 * seconds[len(seconds) // 2]:.0f} ms, '
-    f'p95 {1000 * seconds[int(0.95 * len(seconds))]:.0f} ms'
-  )
-  print(f'lines in the store: {lines}, all whole')
-  print(f'failures: {len(result["failures"])}, tracebacks: {len(tracebacks)}')
-  for failure in result['failures'][:5]:
-    print(failure)
-  for record in tracebacks[:3]:
-    print(logging.Formatter().format(record))
+  report(result, tracebacks, asked.clients, spent, lines)
   sys.exit(bool(result['failures'] or tracebacks))
 
 

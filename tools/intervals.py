@@ -16,7 +16,7 @@ import argparse
 
 import numpy as np
 
-from ssljax import prediction
+from ssljax import intervals, prediction
 from ssljax.analysis import calibration, classification
 
 IMAGES, ACCURACIES = (20, 60, 500), (0.6, 0.85, 0.97)
@@ -27,7 +27,7 @@ _CLASSES, _SCALE, _SURE = 5, 2.0, 2.5  # overconfident by this factor
 
 def wilson(n: int, accuracy: float, repeats: int, rng) -> float:
   """Return the share of intervals over n images that contain the accuracy."""
-  ends = np.array([calibration.wilson(hits, n) for hits in range(n + 1)])
+  ends = np.array([intervals.wilson(hits, n) for hits in range(n + 1)])
   low, high = ends[rng.binomial(n, accuracy, repeats)].T
   return float(np.mean((low <= accuracy) & (accuracy <= high)))
 
@@ -53,7 +53,7 @@ def difference(n: int, accuracy: float, repeats: int, rng) -> float:
   for _ in range(repeats):
     right = rng.random(n) < accuracy
     other = rng.random(n) < np.where(right, 1 - lost, won)
-    low, high = calibration.paired(right.astype(float) - other)
+    low, high = intervals.paired(right.astype(float) - other)
     inside.append(low <= true <= high)
   return float(np.mean(inside))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ssljax.analysis.calibration import Interval, wilson
+from ssljax.intervals import Interval, wilson
 
 
 def report(counts, images: int | None = None) -> dict[str, Any]:

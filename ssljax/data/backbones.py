@@ -7,6 +7,7 @@ PyTorch. Both are optional. Letters: B images of a batch, D features.
 from collections.abc import Callable, Sequence
 import hashlib
 import importlib
+import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -186,6 +187,26 @@ class _Input(NamedTuple):
   channels: int
 
 
+def _session(where: str, path: pathlib.Path) -> Any:
+  """Return ONNX Runtime's session of a file."""
+  runtime = _library(
+    'onnxruntime', "pip install 'ssljax[embed]'", 'an ONNX file'
+  )
+  options = runtime.SessionOptions()
+  options.log_severity_level = 4
+  # Waiting threads would take the cores that decode the images.
+  options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+  try:
+    return runtime.InferenceSession(
+      str(path), options, providers=runtime.get_available_providers()
+    )
+  except Exception as error:  # ONNX Runtime raises kinds of its own
+    raise InputError(
+      f'{where}: is no ONNX file that ONNX Runtime can load '
+      f'({one_line(error):.150}); export the network again'
+    ) from error
+
+
 def _onnx(name: str, asked: Asked) -> Backbone:
   """Return the backbone of an ONNX file."""
   where = f'`backbone`={name}'
@@ -199,22 +220,7 @@ def _onnx(name: str, asked: Asked) -> Backbone:
     files.is_regular(path),
     f'{where}: there is no such file; give an ONNX file',
   )
-  runtime = _library(
-    'onnxruntime', "pip install 'ssljax[embed]'", 'an ONNX file'
-  )
-  options = runtime.SessionOptions()
-  options.log_severity_level = 4
-  # Waiting threads would take the cores that decode the images.
-  options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-  try:
-    session = runtime.InferenceSession(
-      str(path), options, providers=runtime.get_available_providers()
-    )
-  except Exception as error:  # ONNX Runtime raises kinds of its own
-    raise InputError(
-      f'{where}: is no ONNX file that ONNX Runtime can load '
-      f'({one_line(error):.150}); export the network again'
-    ) from error
+  session = _session(where, path)
   given = _input(where, session.get_inputs())
   output = _output(where, session.get_outputs(), asked.output)
   require(

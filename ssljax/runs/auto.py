@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssljax import files
-from ssljax.analysis import calibration
+from ssljax import files, intervals
 from ssljax.core import UNLABELLED
 from ssljax.data import datasets, splits
 from ssljax.errors import require
@@ -51,7 +50,7 @@ class Errors(NamedTuple):
     """95 % interval of the error: Wilson's if each row has one prediction."""
     values = np.array(list(self.wrong.values()))
     if np.isin(values, (0, 1)).all():
-      low, high = calibration.wilson(int(values.sum()), len(values))
+      low, high = intervals.wilson(int(values.sum()), len(values))
       return low, high
     return _around(values)
 
@@ -151,7 +150,7 @@ def compare(found: Sequence[Errors]) -> dict[str, Any]:
         'images': len(each.wrong),
         'error': each.rate,
         'interval': list(each.interval),
-        'difference_interval': list(calibration.paired(worse)),
+        'difference_interval': list(intervals.paired(worse)),
         'steps': each.steps,
         'seconds': each.seconds,
       }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssljax import intervals
 from ssljax.core import UNLABELLED
 from ssljax.data.splits import Split
 from ssljax.training.evaluate import Predicted
@@ -38,21 +39,16 @@ def compare(wrong: np.ndarray, other: np.ndarray) -> Comparison:
     wrong: `[M]` bool, images that the first model gets wrong.
     other: `[M]` bool, those of the second.
   """
-  count = len(wrong)
   worse = int((wrong & ~other).sum())
   better = int((other & ~wrong).sum())
   both = worse + better
   tail = sum(math.comb(both, k) for k in range(max(worse, better), both + 1))
-  # One image on which each model alone is wrong is added, as in
-  # `calibration.paired`.
-  mean = (worse - better) / (count + 2)
-  spread = max(0.0, (both + 2) / (count + 2) - mean**2)
-  half = 1.96 * math.sqrt(spread / (count + 2))
+  low, high = intervals.paired(wrong.astype(float) - other)
   return Comparison(
     100 * float(wrong.mean()),
     100 * float(other.mean()),
-    100 * (mean - half),
-    100 * (mean + half),
+    100 * low,
+    100 * high,
     min(1.0, 2 * tail / 2**both),
   )
 

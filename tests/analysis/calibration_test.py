@@ -82,23 +82,3 @@ def test_too_few_images_give_the_set_of_all_classes():
 def test_a_set_has_at_least_one_class():
   sets = calibration.prediction_sets(np.array([[0.4, 0.6]]), 0.9)
   assert sets.tolist() == [[False, True]]
-
-
-def test_wilson_by_its_formula():
-  low, high = calibration.wilson(8, 10)
-  z, n, share = 1.959964, 10, 0.8
-  centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-  half = (
-    z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-  )
-  assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-6)
-  assert calibration.wilson(0, 0) == (0, 1)
-
-
-def test_the_interval_contains_the_true_share_as_often_as_it_says():
-  rng = np.random.default_rng(0)
-  inside = []
-  for hits in rng.binomial(60, 0.85, size=2000):
-    low, high = calibration.wilson(hits, 60)
-    inside.append(low <= 0.85 <= high)
-  assert 0.93 < np.mean(inside) < 0.98

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from ssljax.analysis import calibration, classification
+from ssljax import intervals
+from ssljax.analysis import classification
 from ssljax.training import evaluate
 
 RNG = np.random.default_rng(0)
@@ -50,7 +51,7 @@ def test_intervals_are_wilsons_and_absent_where_no_image_is():
       if not counts[c]:
         assert interval is None and found[name][c] is None
       else:
-        assert interval == list(calibration.wilson(right[c], counts[c]))
+        assert interval == list(intervals.wilson(right[c], counts[c]))
   assert COUNTS[1, 2] == 0 < COUNTS[2, 2]  # has predictions and no image
   assert found['precision'][2] == 0
 

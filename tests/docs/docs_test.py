@@ -125,8 +125,6 @@ def test_every_flag_that_a_page_names_exists():
   for program in {*registry.METHODS, *commands.TOOLS, *called_files}:
     if program not in PLACEHOLDERS:
       known |= known_flags(program)
-  for tool in (ROOT / 'tools').glob('*.py'):
-    known |= set(re.findall(r"add_argument\(\s*'--(\w+)'", tool.read_text()))
   for here, text in WRITTEN.items():
     text = site.FENCE.sub('', text)
     inline = ' '.join(re.findall(r'`([^`\n]+)`', text))

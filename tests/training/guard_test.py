@@ -31,7 +31,7 @@ def test_a_comparison_by_hand():
   assert found.p == pytest.approx(14 / 64)
   # Differences: five times 1, once -1, four times 0; and one of each.
   each = np.array([1] * 6 + [-1] * 2 + [0] * 4)
-  half = 1.96 * each.std() / np.sqrt(12)
+  half = 1.959964 * each.std() / np.sqrt(12)
   assert found.low == pytest.approx(100 * (4 / 12 - half))
   assert found.high == pytest.approx(100 * (4 / 12 + half))
   assert guard.compare(first, first).p == 1

@@ -128,9 +128,10 @@ class Learner:
 
     placement.configure_cpu()
     _keep_compiled(self.folder / 'compiled')
-    self.model, self.rows = self._first_model(), self._rows()
-    if self.model is not None and self.model.shape != self.rows.shape:
-      self.model = None  # earlier rounds saw pixels, this one features
+    features = self.settings.features
+    known = None if features is None else rows_lib.Features(features)
+    self.model = self._first_model(None if known is None else known.shape)
+    self.rows = known or self._pixels()
     earlier = suggestions.Suggestions(self.folder)
     earlier.refresh()
     self.round = int(earlier.meta.get('round') or 0)
@@ -146,42 +147,42 @@ class Learner:
       return
     self.say('waiting', message='waiting for answers')
 
-  def _rows(self) -> rows_lib.Pixels | rows_lib.Features:
-    """Return the values of the images: features, or pixels."""
-    if self.settings.features is not None:
-      return rows_lib.Features(self.settings.features)
-    if self.model is not None and len(self.model.shape) == 3:
+  def _pixels(self) -> rows_lib.Pixels:
+    """Return the decoded images."""
+    if self.model is not None:
       shape = self.model.shape
     else:
       first = self.index.after(0, 100)
       shape = rows_lib.shape_of(self.root, first, self.settings.image_size)
     return rows_lib.Pixels(self.folder, self.root, shape)
 
-  def _first_model(self):
-    """Return the model of the last round, or of the run; None without one."""
+  def _first_model(self, features: tuple[int, ...] | None):
+    """Return the model of the last round, or of the run; None without one.
+
+    Args:
+      features: shape of a row of features; None for images.
+    """
     from ssljax import api
+
+    def suits(shape: tuple[int, ...]) -> bool:
+      is_square = len(shape) == 3 and shape[0] == shape[1]
+      return is_square if features is None else shape == features
 
     if (self.folder / 'model').is_dir():
       try:
-        return api.load(self.folder / 'model')
+        model = api.load(self.folder / 'model')
+        if suits(model.shape):  # else it saw pixels, and these are features
+          return model
       except InputError:  # of another version, or cut by a kill
         pass
     if self.settings.run is None:
       return None
     model = api.load(self.settings.run)
-    if self.settings.features is not None:
-      width = rows_lib.Features(self.settings.features).shape
-      require(
-        model.shape == width,
-        f'`run`={self.settings.run}: was trained on rows of shape '
-        f'{model.shape}, `features`={self.settings.features} has {width}: '
-        'give a run on these features, or none',
-      )
-      return model
+    wanted = 'square images' if features is None else f'features {features}'
     require(
-      len(model.shape) == 3 and model.shape[0] == model.shape[1],
+      suits(model.shape),
       f'`run`={self.settings.run}: was trained on rows of shape {model.shape}, '
-      'not on square images: give another run, or none',
+      f'not on {wanted}: give another run, or none',
     )
     return model
 
@@ -247,7 +248,10 @@ class Learner:
 
   def learn(self) -> None:
     """Train on the labels so far, and publish predictions."""
-    began, labels = time.monotonic(), self._readable(self._labels())
+    began, known = time.monotonic(), self._labels()
+    values, paths = self._pool(known)
+    # Labels of files that have no row, or cannot be decoded, teach nothing.
+    labels = {path: known[path] for path in paths if path in known}
     self._done, given = self._given, set(labels.values())
     if len(given) < 2:  # the others have changed, or cannot be read
       kind = 'pixels' if self.settings.features is None else 'features'
@@ -263,7 +267,10 @@ class Learner:
       if set(self.model.classes) == given:
         classes = list(self.model.classes)
     held = self._held_out(labels)
-    model = self._train(labels, classes, held)
+    seen = {path: y for path, y in labels.items() if path not in held}
+    number = {name: k for k, name in enumerate(classes)}
+    rows = [number[seen[p]] if p in seen else UNLABELLED for p in paths]
+    model = self._train(values, np.array(rows), classes)
     trained = time.monotonic() - began
     self.say('predicting', labels=len(labels), training=round(trained, 1))
     self.publish(model, classes, labels, held)
@@ -277,19 +284,6 @@ class Learner:
       seconds=round(seconds, 1),
       message='waiting for answers',
     )
-
-  def _readable(self, labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the labels of files that have a row to learn from."""
-    assert self.rows is not None
-    found, paths = {}, list(labels)
-    for start in range(0, len(paths), _CHUNK):
-      part = paths[start : start + _CHUNK]
-      entries = [e for path in part if (e := self.index.find(path))]
-      _, good = self.rows.read(entries)
-      for entry, ok in zip(entries, good, strict=True):
-        if ok:
-          found[entry.path] = labels[entry.path]
-    return found
 
   def _held_out(self, labels: Mapping[str, str]) -> set[str]:
     """Return the labelled files that this round does not learn from."""
@@ -306,55 +300,56 @@ class Learner:
         held.add(path)
     return held
 
-  def _train(self, labels: Mapping[str, str], classes, held: set[str]):
-    """Return the model of a round."""
+  def _train(self, values: np.ndarray, known: np.ndarray, classes: list[str]):
+    """Return the model of a round.
+
+    Args:
+      values: `[N, ...]` of the images to train on.
+      known: `[N]` their classes, or `UNLABELLED`.
+      classes: names.
+    """
     from ssljax import api
     from ssljax.runs import build
 
-    number = {name: k for k, name in enumerate(classes)}
-    images, rows = self._pool(labels)
-    known = [
-      UNLABELLED if path in held or path not in labels else number[labels[path]]
-      for path in rows
-    ]
-    count = sum(y != UNLABELLED for y in known)
-    old = self.model
+    asked, old = self.settings, self.model
     given: dict[str, Any] = {}
     network = self._network(classes)
     if network is not None:
       given['network'] = network
-    if old is not None and (list(old.classes), network) == (
+    continued = old
+    if old is None or (list(old.classes), old.config.network.network) != (
       classes,
-      old.config.network.network,
+      network,
     ):
-      old.save(self.folder / 'model')
+      continued = None  # begins from new weights
+    if continued is not None:
+      continued.save(self.folder / 'model')
       given['init_from'] = str(self.folder / 'model')
-    default = 'madnn' if self.settings.features is None else 'laplacenet'
-    method = self.settings.method or (
-      old.config.method if self.settings.run and old else default
-    )
+    default = 'madnn' if asked.features is None else 'laplacenet'
+    if asked.run is not None and old is not None:
+      default = old.config.method
     # Few sizes, so that compiled programs are used again.
+    count = int((known != UNLABELLED).sum())
     given['batch_labelled'] = next(
       size for size in (32, 16, 8, 4, 2, 1) if size <= count
     )
     model = api.fit(
-      images,
-      np.array(known),
-      method=method,
-      seed=self.settings.seed + self.round,
+      values,
+      known,
+      method=asked.method or default,
+      seed=asked.seed + self.round,
       classes=classes,
-      steps=self.settings.steps,
+      steps=asked.steps,
       progress=False,
       **given,
     )
     require(
-      self.settings.acquire != 'bald' or build.dropout_rate(model.config) > 0,
+      asked.acquire != 'bald' or build.dropout_rate(model.config) > 0,
       f'`acquire`=bald: `network`={model.config.network.network} has no '
       'dropout, which it needs: give another of them',
     )
-    continues = 'init_from' in given
-    if old and continues and _computes_as(model.config, old.config):
-      model.share_compiled(old)
+    if continued and _computes_as(model.config, continued.config):
+      model.share_compiled(continued)
     return model
 
   def _network(self, classes: Sequence[str]) -> str | None:

@@ -8,12 +8,12 @@ label, is compared with the answer.
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import itertools
 import json
-import math
 import pathlib
 import random
 import time
 from typing import Any
 
+from ssljax import intervals
 from ssljax.active.page import images as images_lib
 from ssljax.active.page import store as store_lib
 from ssljax.active.page import suggestions as suggestions_lib
@@ -27,19 +27,6 @@ _WINDOW = 100  # random answers of the estimate
 _FLAT = 0.02  # change of the lower bound that counts as none
 _RESERVED = 60.0  # seconds for which an image is shown to one annotator
 _TRIES = 200  # draws of a random file before all files are listed
-_Z = 1.959964  # of a 95 % interval
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-  """Return Wilson's 95 % interval of a share (Wilson 1927)."""
-  if not count:
-    return 0.0, 1.0
-  share, z = hits / count, _Z**2 / count
-  middle = share + z / 2
-  half = _Z * math.sqrt(share * (1 - share) / count + z / (4 * count))
-  return max(0.0, (middle - half) / (1 + z)), min(
-    1.0, (middle + half) / (1 + z)
-  )
 
 
 class Service:
@@ -364,7 +351,7 @@ class Service:
     if not last:
       return None
     wrong = sum(w for _, w in last)
-    low, high = wilson(wrong, len(last))
+    low, high = intervals.wilson(wrong, len(last))
     return {
       'error': wrong / len(last),
       'low': low,
@@ -378,7 +365,7 @@ class Service:
     for start in range(0, len(answers) - _BLOCK + 1, _BLOCK):
       block = answers[start : start + _BLOCK]
       wrong = sum(w for _, w in block)
-      low, high = wilson(wrong, _BLOCK)
+      low, high = intervals.wilson(wrong, _BLOCK)
       labels = sum(n for n, _ in block) // _BLOCK
       points.append(
         {'labels': labels, 'error': wrong / _BLOCK, 'low': low, 'high': high}

@@ -3,8 +3,8 @@
 import pages
 import pytest
 
+from ssljax import intervals
 from ssljax.active.page import service
-from ssljax.analysis import calibration
 from ssljax.errors import InputError
 
 
@@ -101,15 +101,9 @@ def test_the_error_is_of_blind_random_answers_alone(page):
     give(page, 'ada', {file: label}, shown=shown)
   error = page.progress()['error']
   assert error['images'] == 8 and error['error'] == 0.5
-  low, high = calibration.wilson(4, 8)
+  low, high = intervals.wilson(4, 8)
   assert error['low'] == pytest.approx(low, abs=1e-6)
   assert error['high'] == pytest.approx(high, abs=1e-6)
-
-
-@pytest.mark.parametrize(('hits', 'count'), [(0, 20), (1, 20), (7, 9), (5, 5)])
-def test_the_interval_is_wilsons(hits, count):
-  wanted = calibration.wilson(hits, count)
-  assert service.wilson(hits, count) == pytest.approx(tuple(wanted), abs=1e-6)
 
 
 def test_the_hint_comes_when_the_lower_bound_stops_moving():
