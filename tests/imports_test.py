@@ -117,7 +117,8 @@ def printed(code: str) -> str:
 
 def test_the_labelling_page_starts_without_jax():
   code = (
-    'import sys, ssljax.active.page.program, ssljax.active.page.exchange; '
+    'import sys, ssljax.experiments.label; from ssljax.active.page import '
+    'exchange, images, program, questions, store; '
     "print('jax' in sys.modules)"
   )
   assert printed(code).strip() == 'False'

@@ -11,7 +11,6 @@ import io
 import pathlib
 
 from ssljax import files
-from ssljax.active import oracle
 from ssljax.active.page import store as store_lib
 from ssljax.errors import InputError, require
 
@@ -53,6 +52,8 @@ def fill_in(root: pathlib.Path, state: store_lib.State) -> list[str]:
 
   A batch that a person has begun to fill in by hand is left alone.
   """
+  from ssljax.active import oracle  # it imports JAX, which takes seconds
+
   filled = []
   for path in batches(root):
     try:
