@@ -10,7 +10,7 @@ seed, answers its questions with the true class (or, with the probability
 `mistakes`, another one), and stores for each round the number of labels, the
 error of the round's model on test images, the page's own estimate of the error,
 and the seconds of the round. The same command resumes after the last finished
-simulation.
+simulation; other settings need another `--out`.
 
   digits    scikit-learn's digits, the last 497 as test images
   mnist     MNIST at 14x14, 2,000 training images, 2,000 test images
@@ -29,7 +29,7 @@ import shutil
 import sys
 import tempfile
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from page_speed import Program
@@ -167,6 +167,37 @@ def describe(name: str, row: dict) -> str:
 _ESTIMATE = 'error', 'low', 'high'
 
 
+SETTINGS = 'every', 'labels', 'mistakes', 'steps', 'method', 'network'
+
+
+def stored_in(record: pathlib.Path, asked) -> dict[str, list[dict]]:
+  """Return the finished simulations; end if their settings were others."""
+  if not record.exists():
+    return {}
+  found = json.loads(record.read_text())
+  for name, value in settings_of(asked).items():
+    if found['settings'][name] != value:
+      sys.exit(
+        f'{record}: simulated with {name}={found["settings"][name]}, not '
+        f'{value}: give another --out'
+      )
+  return found['simulations']
+
+
+def settings_of(asked) -> dict[str, Any]:
+  """Return what all simulations of a record have in common."""
+  own = {name: getattr(asked, name) for name in SETTINGS}
+  return own | {'features': asked.features is not None}
+
+
+def keep(record: pathlib.Path, stored: dict[str, list[dict]], asked) -> None:
+  """Write the finished simulations."""
+  partial = record.with_suffix('.partial')
+  found = {'settings': settings_of(asked), 'simulations': stored}
+  partial.write_text(json.dumps(found, indent=1))
+  os.replace(partial, record)
+
+
 def by_function(stored: dict[str, list[dict]]) -> dict[str, list[list[dict]]]:
   """Return the simulations of each acquisition function."""
   found: dict[str, list[list[dict]]] = {}
@@ -241,9 +272,11 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path, default='runs/annotator')
   parser.add_argument('--figure', type=pathlib.Path)
   asked = parser.parse_args()
+  if asked.every < 2:
+    parser.error(f'--every={asked.every}: a round needs two classes, give 2')
   asked.out.mkdir(parents=True, exist_ok=True)
   record = asked.out / f'{asked.set}.json'
-  stored = json.loads(record.read_text()) if record.exists() else {}
+  stored = stored_in(record, asked)
   with tempfile.TemporaryDirectory() as name:
     folder, task = pathlib.Path(name), None
     for seed in range(asked.seeds):
@@ -255,9 +288,7 @@ def main() -> None:
         stored[key] = simulate(folder, task, acquire, seed, asked)
         for row in stored[key]:
           print(describe(key, row), flush=True)
-        partial = record.with_suffix('.partial')
-        partial.write_text(json.dumps(stored, indent=1))
-        os.replace(partial, record)
+        keep(record, stored, asked)
   print(table(stored))
   if asked.figure:
     plot(stored, TITLES[asked.set], asked.figure)
