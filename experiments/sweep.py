@@ -110,7 +110,7 @@ def _refuse_name(name: str, method: str, parts, known, axes) -> None:
     f'`grid`: {name} is decided by sweep.py for every run: leave it out',
   )
   try:
-    require(name in known, config_lib.unknown_setting(name, method, known))
+    config_lib.require_known(name, method, known)
   except InputError as error:
     raise InputError(f'`grid`: {error}') from error
   shared = {n for part in SHARED_PARTS for n in parts[part]}

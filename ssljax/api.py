@@ -226,7 +226,7 @@ def _refuse_unknown(method: str, given: Mapping[str, Any]) -> None:
     *('replay', 'compile_cache'),  # of programs
   }
   for name in given:
-    require(name in known, config_lib.unknown_setting(name, method, known))
+    config_lib.require_known(name, method, known)
     require(
       name not in decided,
       f'`{name}`: is no setting of a run on arrays: leave it out',

@@ -6,7 +6,7 @@ one name over all parts, its flag's name. The default of a method's or of the
 optimiser's hyper-parameter is that of its factory's signature.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import difflib
 import inspect
@@ -459,7 +459,7 @@ def from_values(
   parts = schema(method)
   known = {name: s for found in parts.values() for name, s in found.items()}
   for name in values:
-    require(name in known, unknown_setting(name, method, known))
+    require_known(name, method, known)
   checked = {
     name: check(s, values[name]) if name in values else s.default
     for name, s in known.items()
@@ -490,11 +490,13 @@ def with_momentum(config: Config, steps: int | None = None) -> Config:
   return dataclasses.replace(config, network=network)
 
 
-def unknown_setting(name: str, method: str, known: Iterable[str]) -> str:
-  """Return the message for a setting that does not exist."""
+def require_known(name: str, method: str, known: Collection[str]) -> None:
+  """Raise `InputError` with near names if there is no such setting."""
+  if name in known:
+    return
   near = difflib.get_close_matches(name, known, 3)
   hint = f'did you mean {" or ".join(near)}?' if near else 'leave it out'
-  return f'`{name}`: {method} has no such setting: {hint}'
+  raise InputError(f'`{name}`: {method} has no such setting: {hint}')
 
 
 def _assembled(
@@ -781,11 +783,12 @@ def from_flags(
       continue
     name, _, text = line.strip().lstrip('-').partition('=')
     if '=' in line:
-      require(name in known, unknown_setting(name, method, known))
+      require_known(name, method, known)
       values[name] = parse(known[name], text)
     else:
       positive_name = name if name in known else name.removeprefix('no')
-      require(positive_name in known, unknown_setting(name, method, known))
+      if positive_name not in known:
+        require_known(name, method, known)
       values[positive_name] = name in known
   if recorded:
     _as_recorded(values)
