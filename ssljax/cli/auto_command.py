@@ -1,6 +1,7 @@
 """Compares methods on held-out labels, and keeps the best run: `runs.auto`."""
 
 from collections.abc import Mapping
+import math
 import pathlib
 import time
 from typing import Any
@@ -21,6 +22,8 @@ from ssljax.runs import (
   run_folder,
   summary,
 )
+
+_MARGIN = 1.1  # a budget is this times what was measured to be needed
 
 
 def run(given: Mapping[str, Any]) -> None:
@@ -89,38 +92,85 @@ def _compare(
     tables[name] = choices.table(configs[name], dataset, opened['facts'], given)
   print('\n'.join(summary.aligned(choices.lines(choices.merged(tables)))))
   print(f'comparing {", ".join(names)} for {minutes:g} minutes in all')
-  began, found = main.STARTED, []
-  for name, config in configs.items():
-    where = folder / auto.CANDIDATES / name
+  return auto.compare(_trained(configs, dataset, minutes))
+
+
+def _trained(
+  configs: dict[str, Config], dataset: datasets.Dataset, minutes: float
+) -> list[auto.Errors]:
+  """Train the candidates; return their errors.
+
+  The first one, the baseline, gets more than its part if it needs more, at most
+  half of the budget. Others that do not fit into their part are left out.
+
+  Args:
+    configs: of the candidates by name, each with its part of the budget.
+    dataset: of all.
+    minutes: the budget.
+  """
+  began, found = main.STARTED, list[auto.Errors]()
+  first, *others = configs
+  for name in configs:
     try:
-      _train(train_command.with_paths(config), dataset, where, began)
+      _train(configs[name], dataset, began)
     except budget.TooSmallError as error:
-      raise _too_small(error, name, config.run.minutes, minutes) from error
-    found.append(auto.errors_of(where))
+      if name != first:
+        print(
+          f'{name} is left out: it gets {_part(configs[name]):.2g} of '
+          f'{minutes:g} minutes, and needs {error.minutes:.1f} here'
+        )
+        continue
+      more = _MARGIN * error.minutes
+      if more > minutes / 2:
+        raise _too_small(error, configs[name], minutes) from error
+      print(
+        f'{name} gets {more:.2g} of {minutes:g} minutes, since it needs them'
+      )
+      configs[name] = configs[name].replace(minutes=more)
+      _train(configs[name], dataset, time.monotonic())
+    if name == first:  # the others share the rest
+      rest = (minutes - _part(_recorded(configs[name]))) / len(others)
+      for other in others:
+        part = min(rest, _part(configs[other]))
+        configs[other] = configs[other].replace(minutes=part)
+    found.append(auto.errors_of(_folder_of(configs[name])))
     began = time.monotonic()
-  return auto.compare(found)
+  return found
+
+
+def _folder_of(config: Config) -> pathlib.Path:
+  assert config.run.workdir is not None  # every candidate has a folder
+  return files.as_place('workdir', config.run.workdir)
+
+
+def _part(config: Config) -> float:
+  assert config.run.minutes is not None  # every candidate has a budget
+  return config.run.minutes
+
+
+def _recorded(config: Config) -> Config:
+  """Return the config of a candidate that has been trained."""
+  return run_folder.read_config(_folder_of(config), config.method)
 
 
 def _too_small(
-  error: budget.TooSmallError, name: str, part: float | None, minutes: float
+  error: budget.TooSmallError, config: Config, minutes: float
 ) -> InputError:
-  """Return the error for a budget of which a method gets too small a part."""
-  assert part is not None  # every candidate has a budget
-  needed = 1.1 * error.minutes * minutes / part
+  """Return the error for a budget that is too small for the baseline."""
+  needed = 2 * _MARGIN * error.minutes
   return InputError(
-    f'`minutes`={minutes:g}: {name} gets {part:g} of them, and needs '
-    f'{error.minutes:.1f} here: give `minutes`={needed:.0f} or more'
+    f'`minutes`={minutes:g}: {config.method} gets at most half of them, and '
+    f'needs {error.minutes:.1f} here: give `minutes`={math.ceil(needed)} or '
+    'more, or a method'
   )
 
 
-def _train(
-  config: Config,
-  dataset: datasets.Dataset,
-  folder: pathlib.Path,
-  began: float,
-) -> None:
+def _train(config: Config, dataset: datasets.Dataset, began: float) -> None:
   """Train a candidate in its folder, for its part of the budget."""
+  config, folder = train_command.with_paths(config), _folder_of(config)
   is_new = not run_folder.is_run(folder)
+  if not is_new:  # it may have got more than its part
+    config = config.replace(minutes=_part(_recorded(config)))
   config = budget.recorded(config, folder)
 
   def make() -> build.Run:

@@ -370,7 +370,7 @@ class Program:
         sets[name] = data.train, rows, data.train_truth[rows]
     found = {}
     for name, (feed, rows, truth) in sets.items():
-      mapped = self.map_dataset(self._predict, feed)(state, rows)
+      mapped = self.map_dataset(self._predict, feed)(state, rows, even=True)
       found[name] = evaluate.Predicted(
         truth,
         {
@@ -391,7 +391,7 @@ class Program:
     assert quality is not None  # a method without it has no pseudo-labels
     mapped = self.map_dataset(quality, self.data.train, by_row=True)
     cut = lambda x: x[:, : len(rows)]
-    return jax.tree.map(cut, multihost.fetch(mapped(state, rows)))
+    return jax.tree.map(cut, multihost.fetch(mapped(state, rows, even=True)))
 
   def measure_quality(
     self, state: TrainState, splits: Sequence[Split]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from ssljax.distributed import placement, watchdog
 from ssljax.networks.cpu import conv
 
 _MAP = 0x73776570  # folded into the random keys of a pass over a data set
+_EVEN = 32  # a batch of even size is a multiple of it
 
 
 def row_writer(mesh) -> tuple[Callable, Callable]:
@@ -44,6 +46,19 @@ def row_writer(mesh) -> tuple[Callable, Callable]:
   return empty, write
 
 
+def even_batch(rows: int, most: int, devices: int) -> int:
+  """Return the size of the fewest batches of equal size for some rows.
+
+  Args:
+    rows: at least 1.
+    most: rows of a batch.
+    devices: that share a batch.
+  """
+  batches = math.ceil(rows / most)
+  multiple = math.lcm(_EVEN, devices)
+  return min(most, rounded_up(math.ceil(rows / batches), multiple))
+
+
 def make_map(
   per_example: PerExample | Quality,
   feed: Feed,
@@ -69,11 +84,13 @@ def make_map(
     by_row: the function is a `Quality`, which takes row numbers and no key.
 
   Returns:
-    `(state, fitted, rows [M], in_place=False, before=None) -> outputs`, a tree
-    of `[S, M, ...]` with M padded to a multiple of `placement.row_multiple` and
-    zeros in the padding. `in_place` returns `[S, N, ...]` instead, padded
-    likewise, with the output of a row at its row number and zeros in all other
-    rows. `before()` is called before each batch; if it raises, the pass ends.
+    `(state, fitted, rows [M], in_place=False, before=None, even=False) ->
+    outputs`, a tree of `[S, M, ...]` with M padded to a multiple of
+    `placement.row_multiple` and zeros in the padding. `in_place` returns
+    `[S, N, ...]` instead, padded likewise, with the output of a row at its row
+    number and zeros in all other rows. `before()` is called before each batch;
+    if it raises, the pass ends. `even` takes smaller batches of equal size,
+    instead of computing much padding, and compiles for each size.
   """
 
   def one(state, source, rows):
@@ -93,14 +110,17 @@ def make_map(
   )
   empty, write = row_writer(mesh)
 
-  def map_rows(state, fitted, rows: np.ndarray, in_place=False, before=None):
-    padded = np.resize(rows, rounded_up(len(rows), batch)).astype(np.int32)
-    chunks = padded.reshape(-1, batch)
+  def map_rows(
+    state, fitted, rows: np.ndarray, in_place=False, before=None, even=False
+  ):
+    each = even_batch(len(rows), batch, mesh.size) if even else batch
+    padded = np.resize(rows, rounded_up(len(rows), each)).astype(np.int32)
+    chunks = padded.reshape(-1, each)
     count = feed.size if in_place else len(rows)
     size = rounded_up(count, placement.row_multiple(mesh))
     number = np.arange(padded.size, dtype=np.int32)
     places = padded if in_place else number
-    places = np.where(number < len(rows), places, size).reshape(-1, batch)
+    places = np.where(number < len(rows), places, size).reshape(-1, each)
     whole = None
     fed = feed.batches(lambda i: chunks[i], range(len(chunks)))
     for (pixels, chunk), here in zip(fed, places, strict=True):

@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from ssljax.distributed import placement
+from ssljax.training import map_dataset
 
 BATCH = 8  # of the programs of `tiny`
 
@@ -49,6 +50,25 @@ def test_outputs_have_the_order_of_the_rows_and_zeros_after_them(
   assert found.shape == (1, count + padding)
   np.testing.assert_allclose(found[0, :count], sums()[rows], rtol=1e-5)
   assert (found[0, count:] == 0).all()
+
+
+def test_batches_of_equal_size_hold_little_padding():
+  size = map_dataset.even_batch
+  assert size(12, 512, devices=1) == 32
+  assert size(541, 512, devices=1) == 288  # 2 batches, not 2 of 512
+  assert size(541, 512, devices=64) == 320
+  assert size(500, 512, devices=8) == size(513 * 512, 512, devices=8) == 512
+
+
+@pytest.mark.parametrize('count', [1, 9, 61])
+def test_batches_of_equal_size_change_no_output(
+  job, initial, count, monkeypatch
+):
+  monkeypatch.setattr(map_dataset, '_EVEN', 2)
+  rows = np.random.default_rng(count).permutation(tiny.ROWS)[:count]
+  mapped = job.program.map_dataset(brightness, job.program.data.train)
+  usual, even = (mapped(initial, rows, even=even) for even in (False, True))
+  np.testing.assert_array_equal(even['sum'], usual['sum'])
 
 
 @pytest.mark.parametrize('count', [1, 9, 61])
