@@ -270,8 +270,8 @@ def resized(
     return sources
   require(
     all(source.is_images for source in sources.values()),
-    f'`image_size`={size}: `dataset`={name} holds features, not images; leave '
-    'it out',
+    f'`image_size`={size}: `dataset`={name} holds features, not images; give '
+    'images, or features to a run on features without this size',
   )
   return {split: _resized(source, size) for split, source in sources.items()}
 
