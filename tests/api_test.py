@@ -278,6 +278,7 @@ def test_a_workdir_of_other_settings_or_images_is_refused(tmp_path):
     ssljax.fit(X[::-1], few(Y), workdir=folder, **QUICK)
 
 
+@pytest.mark.slow
 def test_an_optimiser_of_optax_trains():
   calls = []
 
@@ -452,6 +453,7 @@ def test_bad_input_of_a_model_is_refused(model, call, expected):
     call(model)
 
 
+@pytest.mark.slow
 def test_a_fit_in_another_thread_trains():
   """Signals can be listened to in the main thread alone."""
   code = (

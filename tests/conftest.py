@@ -91,14 +91,21 @@ gc.set_threshold(50_000, 20, 100)
 # length, what quicker tests say: of another method that has nothing of its own
 # there, of a whole run, of a larger network: `python -m pytest -m slow`.
 # A whole test is marked where it stands, and here what depends on a parameter.
+_ON_FEATURES = r'.*\[(supervised|madnn|temporal_ensembling)\]'
+_RANKED = r'.*\[(entropy|k_centre|typiclust)\]'
 _QUICK = r'association\.digits-mnist|deepbass\.digits'  # of the presets
 _SAME_ENGINE = r'\[(supervised|association|adaptation)\]'  # no state of images
-# Of the consistency methods, resuming and sharding are tested in the default
-# run: their state is nothing that the other tests of the engine look at.
+# Of the consistency methods, the default run tests resuming and sharding only
+# for those whose state is of another kind: a table of images, a teacher, counts
+# of images, a graph.
 _CONSISTENCY = (
   r'\[(pseudo_label|pi_model|temporal_ensembling|mean_teacher|vat|ict|mixmatch'
   r'|uda|fixmatch|fixmatch_cta|flexmatch|freematch|softmatch|laplacenet'
   r'|madnn_strong|llp_fixmatch|r2d2_fixmatch)\]'
+)
+_NO_OWN_STATE = (
+  r'\[(pseudo_label|pi_model|vat|ict|mixmatch|uda|fixmatch|fixmatch_cta'
+  r'|freematch|softmatch|madnn_strong|llp_fixmatch|r2d2_fixmatch)\]'
 )
 SLOW = (
   rf'contract_test.py::test_seeds_vmapped_.*{_SAME_ENGINE}',
@@ -111,9 +118,14 @@ SLOW = (
   rf'contract_test.py::test_(the_stream_feed|the_truth)_.*{_CONSISTENCY}',
   rf'active_loop_test.py::.*{_CONSISTENCY}',
   r'contract_test.py::test_split_over_.*\[(supervised|adaptation)\]',
+  rf'contract_test.py::test_(split_over|interrupted_and)_.*{_NO_OWN_STATE}',
+  rf'contract_test.py::test_the_quality_of_.*{_NO_OWN_STATE}',
+  # two_hundred_steps_test.py has the first steps of each.
+  rf'contract_test.py::test_training_learns{_NO_OWN_STATE}',
+  r'contract_test.py::test_training_learns\[(temporal_.*|flexmatch)\]',
   # CTAugment's 18 operations compile slowly; views_test.py has quicker ones.
-  r'contract_test.py::test_(split|the_loss|training)_.*\[fixmatch_cta\]',
-  r'contract_test.py::test_a_checkpoint_of_eight.*\[(r2d2-1|llp-4)\]',
+  r'contract_test.py::test_the_loss_.*\[fixmatch_cta\]',
+  r'contract_test.py::test_a_checkpoint_of_eight.*\[(r2d2|llp-4)',
   r'contract_test.py::test_a_checkpoint_of_longer.*\[(320-r2d2|64-llp)\]',
   r'contract_test.py::test_a_checkpoint_of_longer.*-deepbass\]',
   (
@@ -130,7 +142,19 @@ SLOW = (
   r'loop_test.py::test_a_preempted_run.*\[deepbass',
   r'catalogue_test.py::.*\[association/2\]',
   rf'presets_test.py::test_every_preset_takes.*\[(?!({_QUICK})\])',
-  r'standard_test.py::test_a_row_does_not_depend.*\[(lba_stl10|madnn)\]',
+  r'standard_test.py::test_a_row_does_not_depend.*\[(lba_stl10|madnn|te)\]',
+  rf'api_test.py::test_every_method_learns_from_features(?!{_ON_FEATURES})',
+  r'contributing_test.py::test_a_recipe_trains.*\[my_',
+  r'deepbass_figures_test.py::test_a_figure_is_a_picture.*\[1\]',
+  r'catalogue_test.py::test_a_figure_is_a_picture.*\[association/3\]',
+  r'(r2d2_figures|probe)_test.py::test_a_figure_is_a_picture.*\[2a?\]',
+  r'madnn_figures_test.py::test_a_figure_is_a_picture.*\[3\]',
+  r'train_test.py::test_it_is_the_program.*\[madnn\]',
+  r'export_test.py::test_the_example_program_reads.*\[1\]',
+  r'network_test.py::test_an_nnx_network_trains.*\[madnn\]',
+  rf'prediction_test.py::test_every_strategy(?!{_RANKED})',
+  r'wide_resnet_test.py::test_training_outputs.*\[wide\]',
+  r'compute_dtype_test.py::test_layers.*\[(resnet50v2|shakeshake)\]',
 )
 
 

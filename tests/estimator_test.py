@@ -89,6 +89,7 @@ def test_a_fitted_classifier_is_pickled():
   np.testing.assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
 
 
+@pytest.mark.slow
 def test_a_grid_search_over_a_hyper_parameter_of_the_method():
   search = GridSearchCV(
     make_pipeline(StandardScaler(), ssljax.Classifier(**QUICK)),

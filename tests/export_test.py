@@ -141,6 +141,7 @@ def test_the_example_program_reads_images_as_the_run_does(channels, tmp_path):
   assert len(set(chances.round(3).tolist())) > 3  # they depend on the pixels
 
 
+@pytest.mark.slow
 def test_features_are_exported_too(tmp_path):
   rows = np.random.default_rng(1).normal(size=(30, 5)).astype(np.float32)
   made = predictor('mlp', rows, 0.5)

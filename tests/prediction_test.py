@@ -229,6 +229,7 @@ def test_models_that_are_worse_than_the_baseline_are_not_delivered():
   assert prediction.choose([alone, base]) == (alone, '')
 
 
+@pytest.mark.slow
 def test_ends_of_stages_and_baselines_are_candidates(run, tmp_path):
   settings = dict(pretrain=12, steps=4, repeat=4, interval=2, finetune=2)
   settings |= dict(keep_stages=True, seeds=1, cutout=0, pretrain_batch=4)
@@ -304,6 +305,7 @@ def test_a_ranking_that_cannot_be_made_is_refused(run):
     ranking.rank(single, 'bald', 2)
 
 
+@pytest.mark.slow
 def test_labels_that_a_run_did_not_get_are_not_given_ones(tmp_path):
   """Digits have all labels; the run gets two of each class."""
   config = from_values(

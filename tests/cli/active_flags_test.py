@@ -20,6 +20,7 @@ def content(folder):
   return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_person_is_asked_answers_and_the_run_goes_on_to_its_end(
   tmp_path, capsys
 ):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import binary
+import pytest
 
 FLAGS = (
   *('--network=mlp', '--steps=4', '--nobaseline', '--seeds=1', '--labels=2'),
@@ -33,6 +34,7 @@ def ran(devices, *command):
   ).stdout
 
 
+@pytest.mark.slow
 def test_one_device_loads_what_eight_have_written(tmp_path):
   folder = tmp_path / 'run'
   script = binary.EXPERIMENTS / 'r2d2.py'  # it has a memory with sharded rows

@@ -180,6 +180,7 @@ def test_convlarge_takes_a_step_from_the_command_line(
   assert status == 0, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_both_feeds_train_alike_from_the_command_line(sets, tmp_path):
   losses = []
   for feed in ('resident', 'stream'):

@@ -178,6 +178,7 @@ def asked(tmp_path):
   return ask
 
 
+@pytest.mark.slow
 def test_a_benchmark_tunes_tests_and_keeps_every_method(asked, capsys):
   with pytest.raises(InputError, match=r'^pi_model: failed'):
     asked()

@@ -116,6 +116,7 @@ def test_a_program_that_fails_is_named(asked):
     asked('--methods=madnn', asked.data, '--steps=0')
 
 
+@pytest.mark.slow
 def test_runs_on_changed_data_are_not_averaged(asked, tmp_path):
   given = '--methods=madnn', asked.data, '--labels=4', '--steps=2'
   asked(*given, '--seeds=1')
@@ -157,6 +158,7 @@ def test_a_folder_without_a_name_is_one_for_each_set_of_flags(
   assert one == paired.as_name(['--labels=3', '--data_dir=/there', '--eta=0.1'])
 
 
+@pytest.mark.slow
 def test_splits_with_the_same_labels_are_said_to_be(asked):
   given = '--methods=madnn', asked.data, '--steps=2', '--batch_unlabelled=8'
   # The batch is of labelled images too: all images have a label.
@@ -169,6 +171,7 @@ def test_splits_with_the_same_labels_are_said_to_be(asked):
   assert compare.SAME_LABELS not in other.read_text()
 
 
+@pytest.mark.slow
 def test_splits_of_one_run_have_the_errors_of_runs_of_their_own(asked):
   given = '--methods=madnn', asked.data, '--steps=2', '--labels=4'
   asked(*given)

@@ -98,6 +98,7 @@ def finished(folder):
     return load.load(folder)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_checkpoints_it_is_asked_to(finished):
   assert list(finished.kept) == KEPT
 

@@ -89,6 +89,7 @@ def test_without_a_file_it_compares_on_digits_and_says_so(capsys):
   assert len(numbers) == 6 and min(numbers) > 40  # 10 by chance
 
 
+@pytest.mark.slow
 def test_the_papers_numbers_stand_beside_its_protocol(
   tmp_path, capsys, monkeypatch
 ):

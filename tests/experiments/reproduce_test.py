@@ -645,6 +645,7 @@ def test_a_fifo_among_the_stored_results_is_refused(asked, tmp_path, name):
     asked('--pages')
 
 
+@pytest.mark.slow
 def test_a_claim_is_tested_by_paired_runs(asked, capsys):
   asked('--claims')
   out = capsys.readouterr().out

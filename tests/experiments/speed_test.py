@@ -69,6 +69,7 @@ def test_the_measured_methods_do_not_augment_their_strong_views(name):
   assert all(v.augment is None and v.on_pixels is None for v in views)
 
 
+@pytest.mark.slow
 def test_a_folder_and_predictions_are_measured(monkeypatch, capsys, tmp_path):
   monkeypatch.setattr(folder_speed, '_NETWORK', 'mlp')  # compiles quickly
 

@@ -328,6 +328,7 @@ def test_a_run_is_as_if_images_that_it_does_not_admit_were_absent(warm_loss):
     chex.assert_trees_all_equal(getattr(bank, name), getattr(other, name))
 
 
+@pytest.mark.slow
 def test_a_bank_of_some_images_is_sharded_and_has_an_axis_of_seeds(tmp_path):
   job = tiny.make_job('llp', seeds=(0, 1), validation=9)
   whole, _ = contract_test.fit(tmp_path / '1', 'llp', job=job)

@@ -347,6 +347,7 @@ def test_weights_start_as_the_authors_do(started):
   assert abs(dense['bias']).max() <= 32**-0.5
 
 
+@pytest.mark.slow
 def test_inference_is_that_of_slow_numpy(trained):
   params, stats, _ = trained
   image = noise(3, 6, 5, 1, seed=1)

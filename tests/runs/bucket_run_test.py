@@ -183,6 +183,7 @@ def expires_after_a_checkpoint(bucket, answer):
   return fault
 
 
+@pytest.mark.slow
 def test_a_token_that_expires_stops_the_run_at_a_checkpoint(
   bucket, tmp_path, capsys
 ):
@@ -198,6 +199,7 @@ def test_a_token_that_expires_stops_the_run_at_a_checkpoint(
   assert found == whole(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_a_token_that_is_renewed_in_time_stops_nothing(bucket, tmp_path):
   began = []
 

@@ -80,6 +80,7 @@ def fit(folder, stop=None):
   return model.result
 
 
+@pytest.mark.slow
 def test_the_result_names_the_steps_without_metrics(tmp_path):
   with contextlib.suppress(KeyboardInterrupt):
     fit(tmp_path / 'run', stop=6)

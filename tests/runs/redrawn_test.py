@@ -35,6 +35,7 @@ def folders(tmp_path_factory):
   return base
 
 
+@pytest.mark.slow
 def test_a_seed_has_the_same_points_and_results_in_any_run(folders):
   both, alone = (load.load(folders / n, seed=1) for n in ('both', 'second'))
   want = datasets.load('yin-yang-redrawn', seed=1)

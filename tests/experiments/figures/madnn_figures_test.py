@@ -79,6 +79,7 @@ def table(drawn, name):
     return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_threads_of_the_map_do_not_wait_for_each_other(finished):
   seen = []
 
