@@ -152,6 +152,7 @@ def test_features_are_exported_too(tmp_path):
   assert [line.split()[0] for line in shown] == [made.classes[c] for c in best]
 
 
+@pytest.mark.slow
 def test_onnx_runtime_gives_the_votes_probabilities(images, tmp_path):
   pytest.importorskip('jax2onnx', reason="pip install 'ssljax[onnx]'")
   pytest.importorskip('onnxruntime', reason="pip install 'ssljax[onnx]'")

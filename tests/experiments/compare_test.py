@@ -127,6 +127,7 @@ def test_runs_on_changed_data_are_not_averaged(asked, tmp_path):
     asked(*given)
 
 
+@pytest.mark.slow
 def test_a_refused_command_does_not_claim_its_folder(asked):
   with pytest.raises(InputError, match='status 2'):
     asked('--methods=madnn', asked.data, '--steps=0')

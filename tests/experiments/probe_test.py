@@ -103,6 +103,7 @@ def test_a_run_keeps_the_checkpoints_it_is_asked_to(finished):
   assert list(finished.kept) == KEPT
 
 
+@pytest.mark.slow
 def test_the_embeddings_are_of_all_images_but_those_held_out(probed, folder):
   result, arrays = probed
   split = json.loads((folder / 'split.json').read_text())['splits'][0]
@@ -241,6 +242,7 @@ def table(folder: pathlib.Path, name):
     return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FIGURES)
 def test_a_figure_is_a_picture_of_two_kinds(name, drawn):
   stem = drawn / f'llp-{name}.seed-0'

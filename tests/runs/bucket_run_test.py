@@ -147,6 +147,7 @@ def test_the_chosen_run_of_a_comparison_becomes_that_of_the_folder(bucket):
     assert not source.exists() and auto.decided(folder) == record
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_leads_to_the_older_one(bucket, caplog):
   first, _ = fit(bucket.folder, 'madnn', ALWAYS)
   last, where = comparable(first), bucket.folder / 'checkpoints'

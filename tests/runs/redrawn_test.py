@@ -57,6 +57,7 @@ def test_a_seed_has_the_same_points_and_results_in_any_run(folders):
   assert (known[0] != UNLABELLED).sum() > 8
 
 
+@pytest.mark.slow
 def test_a_figure_of_a_seed_shows_its_own_points(folders):
   first, second = (load.load(folders / 'both', seed=seed) for seed in (0, 1))
   one, other = (

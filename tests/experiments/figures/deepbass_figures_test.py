@@ -66,6 +66,7 @@ def table(out, name):
     return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['1', '3'])
 def test_a_figure_is_a_picture_of_two_kinds(name, out):
   stem = out / f'deepbass-{name}.seed-1'

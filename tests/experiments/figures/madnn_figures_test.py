@@ -98,6 +98,7 @@ def test_the_threads_of_the_map_do_not_wait_for_each_other(finished):
   assert set(seen) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', '3456')
 def test_a_figure_is_a_picture_of_two_kinds(number, drawn):
   stem = drawn / f'madnn-{number}.seed-0'

@@ -73,6 +73,7 @@ def table(folder, name):
     return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['2', 'theorems'])
 def test_a_figure_is_a_picture_of_two_kinds(name, folder):
   stem = folder / f'figures/r2d2-{name}.seed-0'
