@@ -98,6 +98,12 @@ def test_the_cells_are_ranked_by_validation_errors_alone(asked, monkeypatch):
   assert len(called) == 4
   asked(*given, '--grid', 'weight=0.5 eta=0.1,0.3,0.4')
   assert len(called) == 6
+  record = json.loads((asked.folder / 'sweep.json').read_text())
+  means = [
+    float(np.mean(list(cell['validation_error'].values())))
+    for cell in record['cells']
+  ]
+  assert len(means) == 3 and means == sorted(means)
 
 
 def outcome(*errors):
