@@ -120,7 +120,7 @@ def _trained(
           f'{minutes:g} minutes, and needs {error.minutes:.1f} here'
         )
         continue
-      more = _MARGIN * error.minutes
+      more = round(_MARGIN * error.minutes, 2)
       if more > minutes / 2:
         raise _too_small(error, configs[name], minutes) from error
       print(
