@@ -115,9 +115,11 @@ def _trained(
       _train(configs[name], dataset, began)
     except budget.TooSmallError as error:
       if name != first:
+        enough = _MARGIN * error.minutes * minutes / _part(configs[name])
         print(
           f'{name} is left out: it gets {_part(configs[name]):.2g} of '
-          f'{minutes:g} minutes, and needs {error.minutes:.1f} here'
+          f'{minutes:g} minutes, and needs {error.minutes:.1f} here; '
+          f'--minutes={math.ceil(enough)} would do'
         )
         continue
       more = round(_MARGIN * error.minutes, 2)

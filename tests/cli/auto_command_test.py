@@ -56,7 +56,11 @@ def test_a_candidate_that_does_not_fit_is_left_out(trained, capsys):
   calls, compared = trained({'supervised': 0.9, 'madnn': 1.9, 'r2d2': 2.8}, 5)
   assert calls == [('supervised', 1.0), ('madnn', 2.0)]
   assert compared == ['supervised', 'madnn']
-  said = 'r2d2 is left out: it gets 2 of 5 minutes, and needs 2.8 here'
+  # 1.1 times 2.8 minutes are 3.08, of which 5 minutes give 2: 7.7 in all.
+  said = (
+    'r2d2 is left out: it gets 2 of 5 minutes, and needs 2.8 here; '
+    '--minutes=8 would do'
+  )
   assert said in capsys.readouterr().out
 
 
