@@ -44,6 +44,11 @@ def run(given: Mapping[str, Any]) -> None:
   folder = _folder(given)
   record = auto.decided(folder)
   if record is None:
+    require(
+      not run_folder.is_run(folder),
+      f'`workdir`={folder}: holds a run that `method`=auto has not made: give '
+      'another `workdir`',
+    )
     record = _compare(given, folder, minutes)
   auto.keep(folder, record)
   images = record['compared'][0]['images']

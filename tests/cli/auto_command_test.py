@@ -76,3 +76,16 @@ def test_the_baseline_gets_what_it_needs_and_the_others_the_rest(
 def test_a_budget_below_twice_the_need_of_the_baseline_is_refused(trained):
   with pytest.raises(InputError, match=r'needs 2\.4 here: give minutes=6 or'):
     trained({'supervised': 2.4, 'madnn': 1.0, 'r2d2': 1.0}, 5)
+
+
+def test_a_run_of_another_command_is_kept(tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  (tmp_path / 'result.json').write_text('{"method": "madnn"}')
+  given = {'images': str(tmp_path), 'workdir': str(tmp_path)}
+  with pytest.raises(InputError, match='has not made: give another'):
+    auto_command.run(given)
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    'config.json',
+    'result.json',
+  ]
+  assert (tmp_path / 'result.json').read_text() == '{"method": "madnn"}'
