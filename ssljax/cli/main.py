@@ -244,6 +244,10 @@ def run(
       _print_error(program, preempted)
       # Nothing is wrong; but Ctrl-C ends a shell's loop, too.
       sys.exit(130 if preempted.signal == 'SIGINT' else 0)
+    except KeyboardInterrupt:  # where there is no step to save
+      said = 'interrupted (SIGINT): run the same command again'
+      _print_error(program, InputError(said))
+      sys.exit(130)
 
   app.run(begin, flags_parser=parse_or_fail)
 

@@ -9,7 +9,7 @@ from unittest import mock
 import binary
 import pytest
 
-from ssljax.cli import commands
+from ssljax.cli import commands, tool
 
 PROGRAMS = commands.programs()
 
@@ -94,3 +94,13 @@ def test_a_program_runs_in_any_folder(words, tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'association/3' in done.stdout
   assert not list(pathlib.Path(tmp_path).iterdir())
+
+
+def test_ctrl_c_is_one_line(capsys, monkeypatch):
+  def interrupted(folder):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(tool, 'finished_run', interrupted)
+  assert binary.run('--run=x', binary='predict') == 130
+  said = 'predict: interrupted (SIGINT): run the same command again\n'
+  assert capsys.readouterr().err == said
