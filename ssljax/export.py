@@ -138,11 +138,17 @@ def write(
     between its probabilities and the run's on up to 256 training images}.
 
   Raises:
-    InputError: a library is missing, the network cannot be exported, or its
-      probabilities differ.
+    InputError: a library is missing, the network cannot be exported, its
+      probabilities differ, or a file is there that no export has written.
   """
   check(formats)
   where = files.as_path('out', str(folder))
+  for name in ('README.md', 'predict.py'):
+    require(
+      not (where / name).exists() or (where / 'classes.txt').exists(),
+      f'`out`={where}: has a {name} that no export has written: give another '
+      'folder',
+    )
   content: dict[str, bytes] = {}
   found: dict[str, dict[str, Any]] = {}
   for name in dict.fromkeys(formats):

@@ -205,3 +205,11 @@ def test_a_missing_library_is_named(images, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
   with pytest.raises(InputError, match=r"pip install 'ssljax\[onnx\]'"):
     export.write(made, tmp_path, ['onnx'])
+
+
+@pytest.mark.parametrize('name', ['README.md', 'predict.py'])
+def test_a_file_of_the_users_own_is_kept(name, tmp_path):
+  (tmp_path / name).write_text('own')
+  with pytest.raises(InputError, match=f'has a {name} that no export'):
+    export.write(None, tmp_path)
+  assert (tmp_path / name).read_text() == 'own'
