@@ -98,15 +98,12 @@ _SAME_ENGINE = r'\[(supervised|association|adaptation)\]'  # no state of images
 # Of the consistency methods, the default run tests resuming and sharding only
 # for those whose state is of another kind: a table of images, a teacher, counts
 # of images, a graph.
-_CONSISTENCY = (
-  r'\[(pseudo_label|pi_model|temporal_ensembling|mean_teacher|vat|ict|mixmatch'
-  r'|uda|fixmatch|fixmatch_cta|flexmatch|freematch|softmatch|laplacenet'
-  r'|madnn_strong|llp_fixmatch|r2d2_fixmatch)\]'
-)
+_OWN_STATE = 'temporal_ensembling|mean_teacher|flexmatch|laplacenet'
 _NO_OWN_STATE = (
-  r'\[(pseudo_label|pi_model|vat|ict|mixmatch|uda|fixmatch|fixmatch_cta'
-  r'|freematch|softmatch|madnn_strong|llp_fixmatch|r2d2_fixmatch)\]'
+  'pseudo_label|pi_model|vat|ict|mixmatch|uda|fixmatch|fixmatch_cta|freematch'
+  '|softmatch|madnn_strong|llp_fixmatch|r2d2_fixmatch'
 )
+_CONSISTENCY = rf'\[({_OWN_STATE}|{_NO_OWN_STATE})\]'
 SLOW = (
   rf'contract_test.py::test_seeds_vmapped_.*{_SAME_ENGINE}',
   rf'contract_test.py::test_many_steps_.*{_SAME_ENGINE}',
@@ -118,10 +115,10 @@ SLOW = (
   rf'contract_test.py::test_(the_stream_feed|the_truth)_.*{_CONSISTENCY}',
   rf'active_loop_test.py::.*{_CONSISTENCY}',
   r'contract_test.py::test_split_over_.*\[(supervised|adaptation)\]',
-  rf'contract_test.py::test_(split_over|interrupted_and)_.*{_NO_OWN_STATE}',
-  rf'contract_test.py::test_(structure|the_quality_of)_.*{_NO_OWN_STATE}',
+  rf'contract_test.py::test_(split_over|interrupted_and)_.*\[({_NO_OWN_STATE})\]',
+  rf'contract_test.py::test_(structure|the_quality_of)_.*\[({_NO_OWN_STATE})\]',
   # two_hundred_steps_test.py has the first steps of each.
-  rf'contract_test.py::test_training_learns{_NO_OWN_STATE}',
+  rf'contract_test.py::test_training_learns\[({_NO_OWN_STATE})\]',
   r'contract_test.py::test_training_learns\[(temporal_.*|flexmatch)\]',
   # CTAugment's 18 operations compile slowly; views_test.py has quicker ones.
   r'contract_test.py::test_the_loss_.*\[fixmatch_cta\]',
