@@ -393,12 +393,12 @@ def lines(
   text, classes = io.StringIO(), predictor.classes
   writer = csv.writer(text, lineterminator='\n')
   order = np.argsort(-p, axis=-1, kind='stable')
-  # Python's numbers are much faster, one by one, than NumPy's.
-  ranked = order[:, : None if predictor.held_out else 3].tolist()
-  confidences = np.take_along_axis(p, order[:, :3], axis=-1).tolist()
   sizes = np.zeros(len(p), int)
   if predictor.held_out is not None:  # a set has the most probable classes
     sizes = calibration.prediction_sets(p, predictor.threshold).sum(axis=-1)
+  # Python's numbers are much faster, one by one, than NumPy's.
+  ranked = order[:, : max(3, sizes.max(initial=0))].tolist()
+  confidences = np.take_along_axis(p, order[:, :3], axis=-1).tolist()
   for row, best, share, size in zip(
     rows, ranked, confidences, sizes.tolist(), strict=True
   ):

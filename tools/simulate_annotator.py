@@ -22,7 +22,6 @@ simulation; other settings need another `--out`.
 
 import argparse
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -36,6 +35,7 @@ from page_speed import Program
 import PIL.Image
 
 import ssljax
+from ssljax import files
 from ssljax.data import datasets, npz
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
@@ -192,10 +192,8 @@ def settings_of(asked) -> dict[str, Any]:
 
 def keep(record: pathlib.Path, stored: dict[str, list[dict]], asked) -> None:
   """Write the finished simulations."""
-  partial = record.with_suffix('.partial')
   found = {'settings': settings_of(asked), 'simulations': stored}
-  partial.write_text(json.dumps(found, indent=1))
-  os.replace(partial, record)
+  files.write_atomically(record, json.dumps(found, indent=1))
 
 
 def by_function(stored: dict[str, list[dict]]) -> dict[str, list[list[dict]]]:
